@@ -1,0 +1,318 @@
+"""The verbs: parsing and a call. Heavy imports wait until a verb needs them."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Dict
+
+from dist_train import __version__
+from dist_train.config import (
+    Config,
+    EmbedConfig,
+    ImageTraining,
+    IndexConfig,
+    MatchConfig,
+    TextTraining,
+)
+from shards.errors import BadInput, NoGPU, Stopped
+from shards.options import PackOptions
+
+Flat = Parameter(name="*")
+app = App(
+    name="dist-train",
+    help="Find which postings of a catalogue are the same product.",
+    help_epilogue="Every verb takes --config FILE.yaml for any of its options.",
+    version=__version__,
+)
+train_app = App(name="train", help="Fine-tune an encoder on the products of a shard set.")
+app.command(train_app)
+
+
+@app.command
+def demo(*, out: Path = Path("demo"), items: int = 2000) -> None:
+    """A generated catalogue through every stage.
+
+    Parameters
+    ----------
+    out
+        Folder for the catalogue and all stages.
+    items
+        Postings to generate.
+    """
+    from dist_train.demo.road import demo_config
+
+    _run(demo_config(out, items))
+
+
+@app.command
+def generate(
+    *, items: int, out: Path, seed: int = 1, photos: bool = True, workers: int = 1
+) -> None:
+    """Write a generated catalogue (version 1).
+
+    Parameters
+    ----------
+    items
+        Postings.
+    out
+        Folder for catalogue.csv and images/.
+    seed
+        Another seed, another catalogue.
+    photos
+        Paint a photo for each posting.
+    workers
+        Processes.
+    """
+    from dist_train.demo import catalogue
+
+    catalogue.generate(out, items, seed=seed, photos=photos, workers=workers)
+
+
+@app.command
+def pack(
+    catalogue: Path, /, *, out: Path, images: Path | None = None, columns: str = "",
+    options: Annotated[PackOptions, Flat] = PackOptions(),  # noqa: B008
+) -> None:  # fmt: skip
+    """Pack a catalogue and its photos into a shard set.
+
+    Parameters
+    ----------
+    catalogue
+        CSV, TSV, Parquet or JSON Lines with posting_id, image, title, label_group.
+    out
+        Folder for the shard set.
+    images
+        Folder that the catalogue's photo paths start from.
+    columns
+        Other names for the columns: posting_id=sku,title=name.
+    """
+    from shards import packer
+
+    counts = packer.pack(catalogue, images, out, options, _columns(columns))
+    print(
+        f"{counts['packed']} postings packed, {counts['rejected']} rejected, "
+        f"{counts['with_reason']} with a remark (column reason of {out / 'items.parquet'}); "
+        f"{counts['classes']} products to train on"
+    )
+
+
+@app.command
+def verify(shards: Path, /) -> None:
+    """Compare every byte of a shard set with what was packed."""
+    from shards.verify import verify as faults_of
+
+    faults = faults_of(shards)
+    if faults:
+        raise BadInput("\n".join(faults))
+    print(f"{shards}: whole")
+
+
+@train_app.command
+def image(
+    *,
+    shards: Path,
+    out: Path,
+    options: Annotated[ImageTraining, Flat] = ImageTraining(),  # noqa: B008
+) -> None:
+    """Train the image encoder.
+
+    Parameters
+    ----------
+    shards
+        A shard set.
+    out
+        Folder for the run; the same command goes on where it stopped.
+    """
+    from dist_train.training.loop import train
+
+    train("image", shards, out, options)
+
+
+@train_app.command
+def text(
+    *,
+    shards: Path,
+    out: Path,
+    options: Annotated[TextTraining, Flat] = TextTraining(),  # noqa: B008
+) -> None:
+    """Train the text encoder.
+
+    Parameters
+    ----------
+    shards
+        A shard set.
+    out
+        Folder for the run; the same command goes on where it stopped.
+    """
+    from dist_train.training.loop import train
+
+    train("text", shards, out, options)
+
+
+@app.command
+def embed(
+    *, shards: Path, out: Path, image: Path | None = None, text: Path | None = None,
+    options: Annotated[EmbedConfig, Flat] = EmbedConfig(),  # noqa: B008
+) -> None:  # fmt: skip
+    """Turn every item of a shard set into vectors.
+
+    Parameters
+    ----------
+    shards
+        A shard set.
+    out
+        Folder for the embedding set.
+    image
+        Run of an image encoder.
+    text
+        Run of a text encoder.
+    """
+    from dist_train.embedding import embed as stage
+
+    stage.embed(shards, out, options, image, text)
+
+
+@app.command
+def index(
+    embeddings: Path,
+    /,
+    *,
+    out: Path,
+    options: Annotated[IndexConfig, Flat] = IndexConfig(),  # noqa: B008
+) -> None:
+    """Build the sharded FAISS index over an embedding set.
+
+    Parameters
+    ----------
+    embeddings
+        An embedding set.
+    out
+        Folder for the index.
+    """
+    from dist_train.matching.index import build_index
+
+    build_index(embeddings, out, options)
+
+
+@app.command
+def match(
+    embeddings: Path, /, *, index: Path, out: Path,
+    options: Annotated[MatchConfig, Flat] = MatchConfig(),  # noqa: B008
+) -> None:  # fmt: skip
+    """Find every pair over the threshold, and the threshold.
+
+    Parameters
+    ----------
+    embeddings
+        An embedding set.
+    index
+        Its index.
+    out
+        Folder for the matches.
+    """
+    from dist_train.decisions import match as stage
+
+    stage.match(embeddings, index, out, options)
+
+
+@app.command
+def evaluate(matches: Path, /, *, compare: tuple[Path, ...] = ()) -> None:
+    """Score matches on the test products, beside their floors.
+
+    Parameters
+    ----------
+    matches
+        A match directory.
+    compare
+        Other embedding sets over the same shards, scored beside it.
+    """
+    from dist_train.decisions import score
+    from dist_train.evaluation.table import score_table
+
+    print(score_table(score.evaluate(matches, {path.name: path for path in compare})))
+
+
+@app.command
+def report(matches: Path, /) -> None:
+    """Write report.html into a match directory."""
+    from dist_train.report.html import write_report
+
+    print(write_report(matches))
+
+
+@app.command
+def run(*, config: Annotated[Config, Flat]) -> None:
+    """Take a catalogue through every stage on this machine: dist-train run CONFIG.yaml."""
+    _run(config)
+
+
+@app.meta.default
+def _with_config(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Path | None = None,
+) -> None:
+    if tokens[:1] == ("run",) and len(tokens) > 1 and not tokens[1].startswith("-"):
+        config, tokens = Path(tokens[1]), ("run", *tokens[2:])
+    if config is not None:
+        app.config = (_options_of(config, tokens),)
+    app(tokens, exit_on_error=False, print_error=False)
+
+
+def main() -> None:
+    """Parse, call, and end with the exit code of the outcome."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("dist_train", "shards"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        app.meta(exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _end(" ".join(str(error).split()), 2)
+    except Stopped as stopped:
+        # A launcher takes any code but 0 for a crash; status.json tells the difference.
+        _end(str(stopped), 0 if "RANK" in os.environ else stopped.exit_code)
+    except (BadInput, NoGPU) as error:
+        _end(str(error), error.exit_code)
+
+
+def _options_of(config: Path, tokens: tuple[str, ...]) -> Dict:
+    """The file's options as those of the verb; cyclopts names file and key of a wrong one."""
+    try:
+        options = yaml.safe_load(config.read_text()) or {}
+    except OSError:
+        raise BadInput(f"{config}: no such config file") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"{config}: not YAML ({' '.join(str(error).split())})") from None
+    # Nested under the verb's name: at the top level cyclopts would drop, without a word, keys
+    # that are verbs as well (pack, embed, index, match).
+    for verb in reversed(app.parse_commands(tokens)[0]):
+        options = {verb: options}
+    return Dict(options, source=str(config))
+
+
+def _end(message: str, code: int) -> None:
+    rank = os.environ.get("RANK")
+    print(f"dist-train{f' [rank {rank}]' if rank else ''}: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _run(config: Config) -> None:
+    from dist_train import pipeline
+    from dist_train.evaluation.table import score_table
+
+    scores = pipeline.run(config)
+    if scores is not None:
+        print(score_table(scores))
+    print(f"report: {config.out / 'matches' / 'report.html'}")
+
+
+def _columns(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",") if pair]
+    for ours, equals, theirs in pairs:
+        if not (ours and equals and theirs):
+            raise BadInput(f"--columns {text}: write posting_id=sku,title=name")
+    return {ours: theirs for ours, _, theirs in pairs}

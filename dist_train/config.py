@@ -1,0 +1,259 @@
+"""One tree of options: defaults, units and checks. YAML and the command line fill it alike."""
+
+import os
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from shards.errors import BadInput
+from shards.options import HOW_NOT_WHAT, PackOptions
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "bf16", "fp32"]
+View = Literal["image", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderOptions:
+    """The image encoder: a timm model, pooled to one vector and normalised."""
+
+    model: str = "vit_base_patch16_224"
+    """timm name, or a local folder with config.json and model.safetensors."""
+    pretrained: bool = True
+    """Start from the model's published weights; false starts from random ones."""
+    pooling: Literal["auto", "cls", "mean", "gem"] = "auto"
+    """auto: the class token where the model has one, else the mean."""
+    image_size: int = 224
+    """Pixels of the square that the model sees."""
+    neck: bool = True
+    """Batch normalisation (statistics over all ranks) before the vector is normalised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderOptions:
+    """The text encoder: a transformers model, pooled to one vector and normalised."""
+
+    model: str = "cahya/bert-base-indonesian-522M"
+    """Hub name, or a local folder with the model and its tokenizer."""
+    pretrained: bool = True
+    """Start from the model's published weights; false starts from random ones."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """Mean over the tokens of the title, or the first token."""
+    max_length: int = 64
+    """Tokens; the rest of a longer title is not seen."""
+    dropout: float = 0.0
+    """Probability; above 0 the weights depend on the number of processes."""
+    neck: bool = True
+    """Batch normalisation (statistics over all ranks) before the vector is normalised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOptions:
+    """The margin softmax over the training products, its classes sharded across ranks."""
+
+    loss: Literal["arcface", "cosface"] = "arcface"
+    """Where the margin sits: on the angle (arcface) or on the cosine (cosface)."""
+    margin: float = 0.5
+    """Radians for arcface, cosine for cosface."""
+    scale: float = 32.0
+    """Logits are scale * cosine; at most 64."""
+    ramp: float = 0.3
+    """Share of the training over which the margin grows from 0."""
+    lr: float = 5e-3
+    """Learning rate of the class centres; ten or more times the encoder's."""
+    chunk: int = field(default=8_192, metadata=HOW_NOT_WHAT)
+    """Classes whose logits exist at one time."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "scale", "lr", "chunk")
+        if self.scale > 64:
+            raise BadInput(f"head.scale: {self.scale}, at most 64 (the softmax runs without a max)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What both trainings share."""
+
+    epochs: float = 10.0
+    """Times every training item is seen; 0 exports the encoder untrained."""
+    batch_size: int = 64
+    """Items a step over all processes."""
+    accumulation: int = 1
+    """Forward passes a step; batch_size is the sum over them."""
+    lr: float = 4e-5
+    """Peak learning rate of the encoder."""
+    weight_decay: float = 0.01
+    """AdamW's, for encoder matrices and class centres."""
+    clip: float = 5.0
+    """Largest gradient norm of the encoder, and of the head."""
+    warmup: float = 0.1
+    """Share of the training over which the learning rates rise; then a cosine to 0."""
+    head: HeadOptions = field(default_factory=HeadOptions)
+    precision: Precision = "auto"
+    """auto: bf16 where the device multiplies it natively, else fp32."""
+    checkpoint_every: int = field(default=500, metadata=HOW_NOT_WHAT)
+    """Steps between checkpoints."""
+    keep: int = field(default=2, metadata=HOW_NOT_WHAT)
+    """Checkpoints that stay."""
+    validate_every: float = field(default=1.0, metadata=HOW_NOT_WHAT)
+    """Epochs between validations; 0: only at the end."""
+    log_every: int = field(default=10, metadata=HOW_NOT_WHAT)
+    """Steps between rows of metrics.jsonl."""
+    workers: int = field(default=4, metadata=HOW_NOT_WHAT)
+    """Processes that read and decode, for each rank."""
+    seed: int = 0
+    """Of weights, order and augmentation."""
+    device: Device = field(default="auto", metadata=HOW_NOT_WHAT)
+    """auto: a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "batch_size", "accumulation", "lr", "checkpoint_every", "keep", "log_every")
+        if self.epochs < 0 or self.workers < 0:
+            raise BadInput("epochs and workers: must not be negative")
+        if self.batch_size % self.accumulation:
+            raise BadInput(
+                f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTraining(TrainingConfig):
+    """Training of the image encoder."""
+
+    encoder: ImageEncoderOptions = field(default_factory=ImageEncoderOptions)
+    min_crop: float = 0.5
+    """Least share of a photo's area that a training crop shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTraining(TrainingConfig):
+    """Training of the text encoder."""
+
+    encoder: TextEncoderOptions = field(default_factory=TextEncoderOptions)
+    lr: float = 2e-5
+    """Peak learning rate of the encoder."""
+
+
+TrainingOptions = ImageTraining | TextTraining
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """How items become vectors."""
+
+    dtype: Literal["float16", "float32"] = "float16"
+    """Of the stored vectors."""
+    precision: Precision = "auto"
+    """auto: bf16 where the device multiplies it natively, else fp32."""
+    batch_size: int = 64
+    """Items a forward pass."""
+    workers: int = field(default=4, metadata=HOW_NOT_WHAT)
+    """Processes that read and decode, for each rank."""
+    device: Device = field(default="auto", metadata=HOW_NOT_WHAT)
+    """auto: a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """What the index holds."""
+
+    view: Literal["auto", "image", "text", "both"] = "auto"
+    """auto: both parts where the embedding set has both."""
+    image_weight: float = 0.5
+    """Weight of the image part in a score over both; the text part has the rest."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.image_weight < 1:
+            raise BadInput(f"image_weight: {self.image_weight}, must lie between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchConfig:
+    """How vectors become matches."""
+
+    engine: Literal["auto", "faiss", "gemm"] = "auto"
+    """faiss searches the saved index; gemm multiplies the stored rows (GPU or CPU)."""
+    threshold: float | None = None
+    """Score from which two items match; not given: the best mean F1 on the val products."""
+    threshold_from: Path | None = None
+    """A threshold.json of another match directory."""
+    pairs_per_item: float = 100.0
+    """Budget that sets the floor of the kept pairs (estimated from a sample)."""
+    neighbours: int = 5
+    """Nearest items kept of every item, whatever their score."""
+    device: Device = field(default="auto", metadata=HOW_NOT_WHAT)
+    """Of the engine gemm."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "pairs_per_item", "neighbours")
+        if self.threshold is not None and self.threshold_from is not None:
+            raise BadInput("threshold and threshold_from: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole road on one catalogue."""
+
+    catalogue: Path
+    """CSV, TSV, Parquet or JSON Lines."""
+    out: Path
+    """Folder that takes the stage directories."""
+    images: Path | None = None
+    """Folder that the catalogue's photo paths start from."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our column names to the catalogue's: posting_id, image, title, label_group."""
+    encoders: tuple[View, ...] = ("image", "text")
+    """Which encoders to train and match with."""
+    compare: tuple[Literal["untrained", "random"], ...] = ()
+    """The same encoders without training, scored beside ours."""
+    pack: PackOptions = field(default_factory=PackOptions)
+    image: ImageTraining = field(default_factory=ImageTraining)
+    text: TextTraining = field(default_factory=TextTraining)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    match: MatchConfig = field(default_factory=MatchConfig)
+
+    def __post_init__(self) -> None:
+        if not self.encoders:
+            raise BadInput("encoders: name image, text or both")
+
+
+def result_options(options: Any) -> dict[str, Any]:
+    """The options that a result depends on, as JSON values; those that only say how stay out."""
+    how = {f.name for f in fields(options) if f.metadata.get("how")}
+    kept = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in how}
+    return {k: result_options(v) if is_dataclass(v) else _plain(v) for k, v in kept.items()}
+
+
+def all_options(options: Any) -> dict[str, Any]:
+    """Every option as JSON values."""
+    return {name: _plain(value) for name, value in asdict(options).items()}
+
+
+def local_path(text: str) -> Path | None:
+    """The folder that a model option names (variables expanded); None when it is a hub name."""
+    expanded = os.path.expandvars(os.path.expanduser(text))
+    if "$" in expanded:
+        raise BadInput(f"model {text}: the variable is not set in the environment")
+    if Path(expanded).is_dir():
+        return Path(expanded)
+    if expanded != text or expanded.startswith((".", os.sep)):
+        raise BadInput(f"model {text}: no such folder ({expanded})")
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _positive(options: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(options, name) > 0:
+            raise BadInput(f"{name}: {getattr(options, name)}, must be above 0")

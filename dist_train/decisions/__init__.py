@@ -1,0 +1,1 @@
+"""Scored pairs to matches: fusion, threshold, groups, scores on the test products."""

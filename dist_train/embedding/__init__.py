@@ -1,0 +1,1 @@
+"""Run encoders over a shard set: exactly one row an item."""

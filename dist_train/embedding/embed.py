@@ -1,0 +1,127 @@
+"""The stage embed: encoders over a shard set, exactly one row an item.
+
+A part (a block of rows, a function of the number of items alone) is the unit of work, commit and
+resume; ranks take parts in turn and never talk before the end.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from dist_train import stage
+from dist_train.config import EmbedConfig, View, result_options
+from dist_train.embedding.store import VIEWS, part_path
+from dist_train.embedding.vectors import unit_vectors
+from dist_train.encoders.folder import load_encoder
+from dist_train.runtime import Runtime, row_blocks
+from shards import stage_files
+from shards.errors import BadInput, Stopped
+from shards.files import atomic_path, write_parquet
+from shards.reader import ItemReader, ShardSet
+
+COLUMNS = ["row", "posting_id", "label_group", "split", "title", "has_image", "has_text",
+           "status", "sha256", "phash"]  # fmt: skip
+log = logging.getLogger(__name__)
+
+
+def embed(
+    shards: Path, out: Path, config: EmbedConfig, image: Path | None, text: Path | None
+) -> dict[str, Any]:
+    """Embed every item of `shards` with the runs given; the counts of the embedding set.
+
+    Raises BadInput when no run is given, one is unfinished, or `out` holds something else.
+    """
+    given: dict[View, Path | None] = {"image": image, "text": text}
+    runs = {view: run for view, run in given.items() if run is not None}
+    if not runs:
+        raise BadInput("embed: name at least one run, --image RUN or --text RUN")
+    runtime = Runtime(config.device)
+    shard_set = ShardSet(shards)
+    parents = stage.parents_for(out, shards=shards, **runs)
+    with runtime.stage(out, stage.EMBEDDING, result_options(config), parents) as done:
+        if not done:
+            _embed_parts(shard_set, runs, out, config, runtime)
+            _finish(shard_set, out, runtime)
+    return stage_files.open_finished(out, stage.EMBEDDING)["counts"]
+
+
+def _embed_parts(
+    shard_set: ShardSet, runs: dict[View, Path], out: Path, config: EmbedConfig, runtime: Runtime
+) -> None:
+    reader, packed = shard_set.reader(), shard_set.packed
+    parts = list(enumerate(row_blocks(len(packed))))
+    for view, run in runs.items():
+        encoder = load_encoder(run / "encoder", view).to(runtime.device)
+        here = packed[f"has_{view}"].to_numpy()
+        mine = tqdm(
+            runtime.share(parts), desc=f"embed {view}", unit="part", disable=_quiet(runtime)
+        )
+        for part, rows in mine:
+            if runtime.stop_asked():
+                break
+            if not part_path(out, view, part).exists():
+                vectors = _part(encoder, reader, rows, here, config, runtime.device)
+                _save_part(part_path(out, view, part), vectors.astype(config.dtype))
+    if runtime.anyone_asked_to_stop():
+        raise Stopped(f"{out}: stopped by a signal; the same command goes on")
+
+
+def _quiet(runtime: Runtime) -> bool | None:
+    return None if runtime.is_main else True
+
+
+def _part(
+    encoder: Any, reader: ItemReader, rows: range, here: np.ndarray, config: EmbedConfig,
+    device: torch.device,
+) -> np.ndarray:  # fmt: skip
+    """Vectors (len(rows), D) float32 of consecutive items, a zero row where the part is missing."""
+    vectors = np.zeros((len(rows), encoder.width), np.float32)
+    present = np.asarray(rows)[here[rows.start : rows.stop]]
+    if len(present):
+        vectors[present - rows.start] = unit_vectors(
+            encoder, encoder.inputs(), reader, present, batch_size=config.batch_size,
+            precision=config.precision, workers=config.workers, device=device,
+        )  # fmt: skip
+    return vectors
+
+
+def _save_part(path: Path, vectors: np.ndarray) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, vectors, allow_pickle=False)
+
+
+def _finish(shard_set: ShardSet, out: Path, runtime: Runtime) -> None:
+    runtime.barrier()
+    if runtime.is_main:
+        table = _table(shard_set)
+        write_parquet(out / "items.parquet", table)
+        parts = [path for view in VIEWS for path in out.glob(f"{view}-*.npy")]
+        items = int((table.row >= 0).sum())
+        _check_rows(out, items)
+        counts = {"postings": len(table), "items": items}
+        stage_files.finish(out, counts, [*parts, out / "items.parquet"])
+        log.info("%s: %d items embedded", out, items)
+    runtime.barrier()
+
+
+def _table(shard_set: ShardSet) -> pd.DataFrame:
+    row_of = pd.Series(np.arange(len(shard_set.packed)), index=shard_set.packed.posting_id)
+    items = shard_set.items
+    row = items.posting_id.map(row_of).fillna(-1).astype(np.int64)
+    status = items.status.where(items.status == "rejected", "embedded")
+    return items.assign(row=row, status=status)[COLUMNS]
+
+
+def _check_rows(out: Path, items: int) -> None:
+    for view in VIEWS:
+        parts = sorted(out.glob(f"{view}-*.npy"))
+        rows = sum(len(np.load(part, mmap_mode="r")) for part in parts)
+        if parts and rows != items:
+            raise BadInput(
+                f"{out}: {rows} {view} rows for {items} items; remove it and start again"
+            )

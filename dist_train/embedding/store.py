@@ -1,0 +1,82 @@
+"""An embedding set on disk: parts of unit rows beside the table of the catalogue's postings."""
+
+import bisect
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dist_train.config import View
+from dist_train.stage import EMBEDDING
+from shards import stage_files
+
+VIEWS: tuple[View, ...] = ("image", "text")
+
+
+class Rows:
+    """The rows of a view over several memory-mapped parts."""
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = list(parts)
+        self.ends = np.cumsum([len(part) for part in self.parts]).tolist()
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.parts[0].shape[1]
+
+    def block(self, rows: range) -> np.ndarray:
+        """float32 (len(rows), D) of consecutive rows."""
+        first, last = bisect.bisect(self.ends, rows.start), bisect.bisect_left(self.ends, rows.stop)
+        pieces = []
+        for number in range(first, last + 1):
+            start = self.ends[number] - len(self.parts[number])
+            piece = self.parts[number][max(rows.start - start, 0) : rows.stop - start]
+            pieces.append(np.asarray(piece, np.float32))
+        return np.concatenate(pieces)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The stored values of any rows (n,), to float64 (n, D): exact for every stored dtype."""
+        out = np.empty((len(rows), self.width), np.float64)
+        part_of = np.searchsorted(self.ends, rows, side="right")
+        for number in np.unique(part_of):
+            mine = part_of == number
+            start = self.ends[number] - len(self.parts[number])
+            out[mine] = self.parts[number][rows[mine] - start]
+        return out
+
+
+class EmbeddingSet:
+    """A finished embedding set."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`; raises BadInput when it is not a finished embedding set."""
+        self.path = path
+        self.manifest = stage_files.open_finished(path, EMBEDDING)
+        self.views = [view for view in VIEWS if f"{view}-00000.npy" in self.manifest["files"]]
+
+    @cached_property
+    def postings(self) -> pd.DataFrame:
+        """items.parquet: one row a catalogue posting; `row` is -1 for a rejected one."""
+        return pd.read_parquet(self.path / "items.parquet")
+
+    @cached_property
+    def items(self) -> pd.DataFrame:
+        """The embedded items, table row r being vector row r."""
+        packed = self.postings[self.postings.row >= 0]
+        return packed.sort_values("row").reset_index(drop=True)
+
+    def rows(self, view: str) -> Rows:
+        """The vectors of a view, memory-mapped."""
+        names = sorted(n for n in self.manifest["files"] if n.startswith(f"{view}-"))
+        return Rows([np.load(self.path / name, mmap_mode="r") for name in names])
+
+
+def part_path(out: Path, view: str, part: int) -> Path:
+    """Where a part lies."""
+    return out / f"{view}-{part:05d}.npy"

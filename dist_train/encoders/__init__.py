@@ -1,0 +1,1 @@
+"""Image and text encoders: from pixels and titles to one vector an item."""

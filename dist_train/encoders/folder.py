@@ -1,0 +1,63 @@
+"""An encoder as a folder: save, load, and the untrained start of one.
+
+The folder opens with plain timm or transformers; what is ours stands beside their files:
+neck.safetensors and dist_train.json.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from dist_train.config import ImageEncoderOptions, TextEncoderOptions, View, result_options
+from dist_train.encoders.image import ImageEncoder
+from dist_train.encoders.text import TextEncoder
+from shards.decode import RECIPE
+from shards.errors import BadInput
+from shards.files import atomic_path, read_json, write_atomic, write_json
+
+FORMAT = 1
+Encoder = ImageEncoder | TextEncoder
+OPTIONS = {"image": ImageEncoderOptions, "text": TextEncoderOptions}
+
+
+def new_encoder(view: View, options: Any, seed: int) -> Encoder:
+    """The encoder before training; its random parts are a function of the seed alone."""
+    torch.manual_seed(seed)
+    return ImageEncoder(options) if view == "image" else TextEncoder(options)
+
+
+def save_encoder(encoder: Encoder, folder: Path, card: str) -> list[Path]:
+    """Write the encoder's folder with `card` as its README; the files written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.save_library_files(folder)
+    _save_tensors(folder / "model.safetensors", encoder.backbone.state_dict())
+    _save_tensors(folder / "neck.safetensors", encoder.neck.state_dict())
+    view = "image" if isinstance(encoder, ImageEncoder) else "text"
+    ours = {"format": FORMAT, "view": view, "width": encoder.width}
+    write_json(folder / "dist_train.json", ours | {"options": result_options(encoder.options)})
+    recipe = encoder.preprocessing() | ({"decode": RECIPE} if view == "image" else {})
+    write_json(folder / "preprocessing.json", recipe)
+    write_atomic(folder / "README.md", card.encode())
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def load_encoder(folder: Path, view: View) -> Encoder:
+    """Load an encoder folder in eval mode; BadInput when it is not one of `view`."""
+    ours = read_json(folder / "dist_train.json")
+    if ours["format"] != FORMAT:
+        raise BadInput(f"{folder}: encoder format {ours['format']}, this version reads {FORMAT}")
+    if ours["view"] != view:
+        raise BadInput(f"{folder}: an encoder of {ours['view']}, wanted {view}")
+    local = ours["options"] | {"model": str(folder), "pretrained": True}
+    options: Any = OPTIONS[view](**local)
+    encoder = ImageEncoder(options) if view == "image" else TextEncoder(options)
+    encoder.neck.load_state_dict(load_file(folder / "neck.safetensors"))
+    return encoder.eval()
+
+
+def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(plain, temporary, metadata={"format": "pt"})

@@ -1,0 +1,139 @@
+"""The image encoder: photos to vectors, by a timm model."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import create_transform
+from torch import nn
+
+from dist_train.config import ImageEncoderOptions, local_path
+from dist_train.encoders.pooling import Neck, generalised_mean
+from dist_train.encoders.sources import no_weights
+from shards.decode import decode_photo
+from shards.errors import BadInput
+from shards.files import read_json, write_json
+from shards.reader import Item
+
+
+class ImageEncoder(nn.Module):
+    """A timm backbone, pooling and neck: pixels (b, 3, S, S) to vectors (b, D), not normalised."""
+
+    def __init__(self, options: ImageEncoderOptions) -> None:
+        """Build from a timm name or a local folder; BadInput when its weights cannot be had."""
+        super().__init__()
+        self.options = options
+        self.backbone: Any = _backbone(options)
+        self.width: int = _width(self.backbone)
+        self.neck = Neck(self.width) if options.neck else nn.Identity()
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """pixels (b, 3, S, S) float32, normalised, to float32 (b, D)."""
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return self.neck(self._pooled(pixels).float())
+
+    def train(self, mode: bool = True) -> "ImageEncoder":
+        """Training mode, but a pretrained backbone keeps its batch statistics.
+
+        Those of a small batch on one rank are noise, and would make the weights depend on W.
+        """
+        super().train(mode)
+        if self.options.pretrained:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def inputs(self, min_crop: float | None = None) -> "ImageInputs":
+        """What makes this encoder's inputs of items; with `min_crop`, augmented for training."""
+        return ImageInputs(**self.preprocessing(), min_crop=min_crop)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to a stored photo before the model sees it."""
+        cfg = self.backbone.pretrained_cfg
+        size = self.options.image_size
+        return {"image_size": size, "mean": list(cfg["mean"]), "std": list(cfg["std"])}
+
+    def save_library_files(self, folder: Path) -> None:
+        """config.json after timm's layout, so that timm itself opens the folder."""
+        cfg = {k: v for k, v in self.backbone.pretrained_cfg.items() if k not in ("file", "source")}
+        arguments = getattr(self.backbone, "_model_args", {})
+        config = {"architecture": cfg["architecture"], "pretrained_cfg": cfg}
+        write_json(folder / "config.json", config | {"model_args": arguments})
+
+    def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self.options.pooling == "auto":
+            return self.backbone(pixels)
+        features = self.backbone.forward_features(pixels)
+        prefix = getattr(self.backbone, "num_prefix_tokens", 0)
+        if features.ndim == 4:
+            features = features.flatten(2).transpose(1, 2)
+        if self.options.pooling == "cls":
+            if not prefix:
+                raise BadInput(f"encoder.pooling cls: {self.options.model} has no class token")
+            return features[:, 0]
+        places = features[:, prefix:]
+        return places.mean(1) if self.options.pooling == "mean" else generalised_mean(places)
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """From items that have a photo to pixels; a plain value, so that workers can hold it."""
+
+    image_size: int
+    mean: list[float]
+    std: list[float]
+    min_crop: float | None
+
+    def __call__(self, items: list[Item], seeds: list[int]) -> tuple[torch.Tensor, ...]:
+        """Pixels (b, 3, S, S) float32; `seeds` (b,) make the augmentation a function of them."""
+        augmented = self.min_crop is not None
+        decoded_size = round(self.image_size * 1.15) if augmented else self.image_size
+        view = self._transform()
+        rows = []
+        for item, seed in zip(items, seeds, strict=True):
+            if augmented:
+                # timm's transforms draw from the global generators.
+                random.seed(seed)
+                torch.manual_seed(seed)
+            rows.append(view(decode_photo(item.photo or b"", decoded_size)))
+        return (torch.stack(rows),)
+
+    def _transform(self) -> Any:
+        common = {"input_size": self.image_size, "mean": self.mean, "std": self.std}
+        if self.min_crop is None:
+            return create_transform(**common, crop_pct=1.0, interpolation="bicubic")
+        scale = (self.min_crop, 1.0)
+        return create_transform(
+            **common, is_training=True, scale=scale, color_jitter=0.2, interpolation="bilinear"
+        )
+
+
+def _backbone(options: ImageEncoderOptions) -> nn.Module:
+    folder = local_path(options.model)
+    name = f"local-dir:{folder}" if folder else options.model
+    try:
+        fixed = {"img_size": options.image_size} if _has_fixed_size(folder, name) else {}
+        return timm.create_model(name, pretrained=options.pretrained, num_classes=0, **fixed)
+    except RuntimeError as error:
+        raise BadInput(f"encoder.model {options.model}: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        # The hub's client raises many kinds; the remedy is one.
+        raise no_weights(options.model, error) from None
+
+
+def _width(backbone: Any) -> int:
+    return getattr(backbone, "head_hidden_size", backbone.num_features)
+
+
+def _has_fixed_size(folder: Path | None, name: str) -> bool:
+    if folder is not None:
+        config = read_json(folder / "config.json")
+        cfg = config.get("pretrained_cfg", config)
+        known = timm.get_pretrained_cfg(config["architecture"], allow_unregistered=True)
+        return bool(cfg.get("fixed_input_size", known and known.fixed_input_size))
+    cfg = timm.get_pretrained_cfg(name)
+    return bool(cfg and cfg.fixed_input_size)

@@ -1,0 +1,46 @@
+"""From the outputs of a backbone to one vector an item."""
+
+import torch
+from torch import nn
+
+from dist_train.runtime import sum_over_ranks
+
+
+def mean_of_tokens(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the tokens that are there: tokens (b, T, D), mask (b, T) 0 or 1, to (b, D)."""
+    weights = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def generalised_mean(tokens: torch.Tensor, power: float = 3.0) -> torch.Tensor:
+    """GeM over places: tokens (b, T, D) to (b, D). Radenovic et al. (2018)."""
+    return tokens.clamp(min=1e-6).pow(power).mean(1).pow(1 / power)
+
+
+class Neck(nn.Module):
+    """Batch normalisation without a bias, its statistics taken over all ranks (Luo et al., 2019).
+
+    Input and output (b, D). In eval mode, and before any training, it uses the running
+    statistics: at the start mean 0 and variance 1, the identity.
+    """
+
+    def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+        self.momentum, self.eps = momentum, eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise by the batch's statistics in training, else by the running ones."""
+        x = x.float()
+        if not self.training:
+            return (x - self.mean) * (self.variance + self.eps).rsqrt() * self.weight
+        sums = sum_over_ranks(torch.stack([x.sum(0), torch.full_like(x[0], len(x))]))
+        mean = sums[0] / sums[1]
+        # A second sum, about the mean: the difference of two large sums would lose the digits.
+        variance = sum_over_ranks((x - mean).square().sum(0)) / sums[1]
+        with torch.no_grad():
+            self.mean.lerp_(mean, self.momentum)
+            self.variance.lerp_(variance, self.momentum)
+        return (x - mean) * (variance + self.eps).rsqrt() * self.weight

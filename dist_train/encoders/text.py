@@ -1,0 +1,88 @@
+"""The text encoder: titles to vectors, by a transformers model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from dist_train.config import TextEncoderOptions, local_path
+from dist_train.encoders.pooling import Neck, mean_of_tokens
+from dist_train.encoders.sources import no_weights
+from dist_train.evaluation.titles import decode_escapes
+from shards.reader import Item
+
+
+class TextEncoder(nn.Module):
+    """A transformers backbone, pooling and neck: tokens (b, T) to vectors (b, D)."""
+
+    def __init__(self, options: TextEncoderOptions) -> None:
+        """Build from a hub name or a local folder; BadInput when its weights cannot be had."""
+        super().__init__()
+        self.options = options
+        backbone, self.tokenizer = _backbone(options)
+        self.backbone: Any = backbone
+        self.width: int = backbone.config.hidden_size
+        self.neck = Neck(self.width) if options.neck else nn.Identity()
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """tokens and mask (b, T) int64, mask 1 on real tokens, to float32 (b, D)."""
+        states = self.backbone(input_ids=tokens, attention_mask=mask).last_hidden_state
+        pooled = states[:, 0] if self.options.pooling == "cls" else mean_of_tokens(states, mask)
+        return self.neck(pooled.float())
+
+    def inputs(self, min_crop: float | None = None) -> "TextInputs":
+        """What makes this encoder's inputs of items; titles are not augmented."""
+        return TextInputs(self.tokenizer, self.options.max_length)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to a title before the model sees it."""
+        return {"max_length": self.options.max_length, "escapes": "decoded"}
+
+    def save_library_files(self, folder: Path) -> None:
+        """config.json and the tokenizer after transformers' layout."""
+        self.backbone.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class TextInputs:
+    """From items that have a title to tokens; a plain value, so that workers can hold it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    def __call__(self, items: list[Item], seeds: list[int]) -> tuple[torch.Tensor, ...]:
+        """Tokens and mask (b, T), T the longest title of the batch, at most max_length."""
+        titles = [decode_escapes(item.title) for item in items]
+        batch = self.tokenizer(
+            titles, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
+        )
+        return batch["input_ids"], batch["attention_mask"]
+
+
+def _backbone(options: TextEncoderOptions) -> tuple[Any, PreTrainedTokenizerBase]:
+    source = str(local_path(options.model) or options.model)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        for name in vars(config):
+            if name.endswith(("dropout", "dropout_prob")) and "classifier" not in name:
+                setattr(config, name, options.dropout)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        if options.pretrained:
+            backbone = AutoModel.from_pretrained(source, config=config, dtype=torch.float32)
+        else:
+            backbone = AutoModel.from_config(config)
+    except (OSError, ValueError) as error:
+        raise no_weights(options.model, error) from None
+    _freeze_unused(backbone)
+    return backbone.train(), tokenizer
+
+
+def _freeze_unused(backbone: nn.Module) -> None:
+    # The pooler after the last layer takes no part in the vector; DDP waits for its gradient.
+    pooler = getattr(backbone, "pooler", None)
+    if pooler is not None:
+        pooler.requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Metrics, the F1 curve, floors and leaks: pure functions of arrays and tables."""

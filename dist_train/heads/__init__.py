@@ -1,0 +1,1 @@
+"""Margin losses over product classes, the classes sharded across ranks."""

@@ -1,0 +1,1 @@
+"""Vectors to scored pairs: the FAISS index, the join over a threshold, nearest neighbours."""

@@ -1,0 +1,117 @@
+"""The vectors that are searched, and the one score that decides.
+
+The score of two items is w_i cos_image + w_t cos_text over the parts that both have, the weights
+of these summing to one: two items that share only a title are scored by their titles alone.
+
+An index over both parts holds (sqrt(w_i) image, sqrt(w_t) text). An item with both parts asks with
+the same row; an item with one part asks with that part divided by sqrt(w), which gives the cosine
+of that part against every row. So each pair is found whole by at least one of its two items.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dist_train.config import View
+from dist_train.embedding.store import EmbeddingSet, Rows
+
+EXACT_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class ViewPart:
+    """One part of the vectors: its rows, which of them are there, its weight."""
+
+    rows: Rows
+    present: np.ndarray
+    weight: float
+
+
+class Views:
+    """N items seen through one part or through both."""
+
+    def __init__(self, parts: dict[str, ViewPart]) -> None:
+        """`parts` by name (image, text), their weights summing to one."""
+        self.parts = parts
+        self.complete = np.logical_and.reduce([part.present for part in parts.values()])
+        self.some = np.logical_or.reduce([part.present for part in parts.values()])
+
+    def __len__(self) -> int:
+        return len(self.complete)
+
+    @property
+    def width(self) -> int:
+        """D of the rows that an index holds."""
+        return sum(part.rows.width for part in self.parts.values())
+
+    def database(self, rows: range) -> np.ndarray:
+        """Rows as an index holds them: float32 (n, D)."""
+        return np.hstack([
+            part.rows.block(rows) * np.float32(np.sqrt(part.weight))
+            for part in self.parts.values()
+        ])  # fmt: skip
+
+    def queries(self, rows: range) -> np.ndarray:
+        """Rows as items ask with them: float32 (n, D)."""
+        complete = self.complete[rows.start : rows.stop, None]
+        columns = []
+        for part in self.parts.values():
+            scale = np.where(complete, np.sqrt(part.weight), 1 / np.sqrt(part.weight))
+            columns.append(part.rows.block(rows) * scale.astype(np.float32))
+        return np.hstack(columns)
+
+    def scores(self, i: np.ndarray, j: np.ndarray) -> dict[str, np.ndarray]:
+        """The scores that decide, float32 (P,): `score`, `score_image`, `score_text`.
+
+        Dot products of the stored rows summed in float64 and rounded once; NaN for a part that
+        one of the two lacks, and for the score of a pair without a common part.
+        """
+        out = {f"score_{name}": np.full(len(i), np.nan, np.float32) for name in ("image", "text")}
+        total, weights = np.zeros(len(i)), np.zeros(len(i))
+        for name, part in self.parts.items():
+            both = part.present[i] & part.present[j]
+            dots = _dots(part.rows, i[both], j[both])
+            out[f"score_{name}"][both] = dots
+            total[both] += part.weight * dots
+            weights[both] += part.weight
+        with np.errstate(invalid="ignore"):
+            return {"score": (total / weights).astype(np.float32)} | out
+
+
+def subset(views: Views, rows: np.ndarray) -> Views:
+    """Some rows (n,) of the views, in memory."""
+    parts = {
+        name: ViewPart(
+            Rows([part.rows.take(rows).astype(np.float32)]), part.present[rows], part.weight
+        )
+        for name, part in views.parts.items()
+    }
+    return Views(parts)
+
+
+def open_views(embeddings: EmbeddingSet, names: Sequence[View], image_weight: float) -> Views:
+    """The views `names` of an embedding set; one view alone has weight one."""
+    items = embeddings.items
+    weights = {"image": image_weight, "text": 1 - image_weight}
+    return Views({
+        name: ViewPart(
+            embeddings.rows(name),
+            items[f"has_{name}"].to_numpy(),
+            weights[name] if len(names) > 1 else 1.0,
+        )
+        for name in names
+    })  # fmt: skip
+
+
+def views_of_array(vectors: np.ndarray) -> Views:
+    """One view over unit vectors (N, D) in memory."""
+    return Views({"image": ViewPart(Rows([vectors]), np.ones(len(vectors), bool), 1.0)})
+
+
+def _dots(rows: Rows, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    out = np.empty(len(i))
+    for start in range(0, len(i), EXACT_ROWS):
+        cut = slice(start, start + EXACT_ROWS)
+        out[cut] = np.einsum("pd,pd->p", rows.take(i[cut]), rows.take(j[cut]))
+    return out

@@ -1,0 +1,69 @@
+"""One HTML file a person opens from disk: what was matched, how well, and which pairs."""
+
+from pathlib import Path
+
+import jinja2
+
+from dist_train.report import charts
+from dist_train.report.data import ReportData
+from dist_train.report.gather import Photos, gather
+from shards.files import write_atomic
+
+
+def write_report(matches: Path, shard_set: Photos | None = None) -> Path:
+    """Write MATCHES/report.html and return its path. Errors as in `gather`."""
+    target = matches / "report.html"
+    write_atomic(target, render(gather(matches, shard_set)).encode())
+    return target
+
+
+def render(data: ReportData) -> str:
+    """The page, with everything it needs inside. Text of the catalogue is always escaped."""
+    threshold = data.threshold["threshold"]
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            data=data,
+            box=charts,
+            curve=charts.curve_chart(data.curve, threshold) if data.curve else None,
+            histogram=charts.histogram_chart(data.histogram, threshold) if data.histogram else None,
+            ours=_ours(data.metrics),
+            floor=_best_floor(data.metrics),
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dist_train", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": lambda n: f"{n:,}", "fixed": _fixed, "band": _band}
+    return environment
+
+
+def _fixed(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def _band(row: dict) -> str:
+    """A range of group sizes; the last one may have no end."""
+    start, end = row["size_from"], row["size_to"]
+    if end is None:
+        return f"{start}+"
+    return f"{start}" if start == end else f"{start}–{end}"
+
+
+def _ours(metrics: dict | None) -> dict | None:
+    rows = metrics["rows"] if metrics else []
+    return next((row for row in rows if row["kind"] == "ours"), None)
+
+
+def _best_floor(metrics: dict | None) -> dict | None:
+    """The trivial matcher to beat."""
+    floors = [row for row in metrics["rows"] if row["kind"] == "floor"] if metrics else []
+    return max(floors, key=lambda row: float(row["f1"])) if floors else None

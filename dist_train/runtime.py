@@ -1,0 +1,242 @@
+"""Who runs where: process group, device, rank-0 logging, stop signals, shares of the work."""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+from shards import stage_files
+from shards.errors import BadInput, NoGPU, Stopped
+
+TIMEOUT = timedelta(minutes=5)
+Work = TypeVar("Work")
+log = logging.getLogger("dist_train")
+
+
+class Runtime:
+    """This process among the others: `rank` of `world`, on `device`."""
+
+    def __init__(self, device: str = "auto") -> None:
+        """Join the process group that the launcher meant; W = 1 without a launcher.
+
+        Raises NoGPU when `device` is cuda and there is none, and BadInput when the group has
+        another size than the launcher's WORLD_SIZE (separate copies would train in silence).
+        """
+        cpu = _on_cpu(device)
+        state = _join(cpu)
+        self.rank, self.world = state.process_index, state.num_processes
+        self.device: torch.device = torch.device("cpu") if cpu else _device_of(state)
+        _check_world(self.world)
+        _log_on_rank_0(self.rank)
+        self._stop = _StopFlag()
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0: it alone writes shared files."""
+        return self.rank == 0
+
+    def share(self, work: Sequence[Work]) -> Sequence[Work]:
+        """This rank's part of a list of independent pieces that no rank may skip or repeat."""
+        return work[self.rank :: self.world]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+    def total(self, value: float) -> float:
+        """Sum of `value` over ranks."""
+        if self.world == 1:
+            return value
+        box = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(box)
+        return box.item()
+
+    def tell_all(self, value: Any) -> Any:
+        """Rank 0's `value` on every rank (JSON-like values)."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+    def stop_asked(self) -> bool:
+        """A signal has reached this rank; to be looked at between pieces of work."""
+        return self._stop.asked
+
+    def anyone_asked_to_stop(self) -> bool:
+        """A signal has reached some rank; every rank must call it at the same point."""
+        return self.total(float(self._stop.asked)) > 0
+
+    @contextmanager
+    def stage(
+        self, out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any]
+    ) -> Iterator[bool]:
+        """Claim `out` on rank 0 and keep its status true; yields whether it is already done.
+
+        Every rank leaves it with the same outcome: a refusal is raised on all of them.
+        """
+        done = self._begin(out, kind, config, parents)
+        try:
+            yield done
+        except Stopped as stopped:
+            self._write_status(out, "preempted", str(stopped))
+            raise
+        except BaseException as error:
+            # Any rank may be the one that fails, and the others may be stuck: it writes itself.
+            reason = f"rank {self.rank}: {type(error).__name__}: {error}"
+            stage_files.write_status(out, "failed", reason)
+            raise
+
+    def _begin(self, out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any]) -> bool:
+        answer: tuple[bool, str] = (False, "")
+        if self.is_main:
+            try:
+                answer = (stage_files.begin(out, kind, config, parents), "")
+            except BadInput as refused:
+                answer = (False, str(refused))
+        done, refusal = self.tell_all(answer)
+        if refusal:
+            raise BadInput(refusal)
+        return done
+
+    def _write_status(self, out: Path, state: str, reason: str) -> None:
+        if self.is_main:
+            stage_files.write_status(out, state, reason)
+
+
+class _StopFlag:
+    """SIGTERM and SIGUSR1 ask for a stop; SIGTERM again after some seconds ends the process.
+
+    Not at once: a launcher that is told to stop passes the signal on to workers that have it.
+    """
+
+    GRACE = 20.0
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._asked_at = 0.0
+        self._pid = os.getpid()
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # A loader's worker inherits the handler; it goes when its loader lets it go.
+            if number == signal.SIGTERM:
+                os._exit(0)
+            return
+        if number == signal.SIGTERM and self.asked and self._age() > self.GRACE:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(self._pid, signal.SIGTERM)
+        self._asked_at = self._asked_at or time.monotonic()
+        self.asked = True
+
+    def _age(self) -> float:
+        return time.monotonic() - self._asked_at
+
+
+def row_blocks(rows: int, smallest: int = 256, largest: int = 65_536) -> list[range]:
+    """Cut `rows` into the blocks that are the unit of work, of commit and of resume.
+
+    A function of the number of rows alone, about 64 blocks where that fits the bounds.
+    """
+    size = min(largest, max(smallest, -(-rows // 64)))
+    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def under_launcher() -> bool:
+    """This process was started by torchrun or accelerate launch."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """The device multiplies bfloat16 natively."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The autocast context of a precision option."""
+    enabled = precision == "bf16" or (precision == "auto" and bf16_pays(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor over ranks; its gradient is summed over ranks too."""
+    return _SumOverRanks.apply(values) if dist.is_initialized() else values
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        total = grads[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _on_cpu(device: str) -> bool:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise NoGPU("--device cuda: no GPU answers (driver missing, or a CPU build of torch)")
+    return device == "cpu" or not torch.cuda.is_available()
+
+
+def _join(cpu: bool) -> PartialState:
+    if not cpu:
+        return PartialState(timeout=TIMEOUT)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        # use_cpu would drop DeepSpeed without a word.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        return PartialState(backend="gloo", timeout=TIMEOUT)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    return PartialState(cpu=True, backend="gloo" if under_launcher() else None, timeout=TIMEOUT)
+
+
+def _device_of(state: PartialState) -> torch.device:
+    assert state.device is not None
+    return state.device
+
+
+def _check_world(world: int) -> None:
+    meant = int(os.environ.get("WORLD_SIZE", "1"))
+    grouped = dist.get_world_size() if dist.is_initialized() else 1
+    if not meant == world == grouped:
+        raise BadInput(
+            f"the launcher meant {meant} processes, accelerate sees {world} and the process group "
+            f"has {grouped}; start with: accelerate launch --num_processes {meant} -m dist_train"
+        )
+
+
+def _log_on_rank_0(rank: int) -> None:
+    level = logging.INFO if rank == 0 else logging.WARNING
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    for name in ("dist_train", "shards"):
+        logging.getLogger(name).setLevel(level)
+
+
+class Clock:
+    """Seconds since it was made, for rates and reports."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self._start

@@ -1,0 +1,65 @@
+"""Optimizers of encoder and head, their learning rates and the margin, as functions of the step."""
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from dist_train.config import HeadOptions, TrainingOptions
+from dist_train.heads.class_parallel import MarginHead
+
+
+def encoder_optimizer(encoder: nn.Module, config: TrainingOptions) -> AdamW:
+    """AdamW over the encoder's trainable weights; biases and norms do not decay."""
+    groups = param_groups_weight_decay(encoder, config.weight_decay)
+    return AdamW([group for group in groups if group["params"]], lr=config.lr)
+
+
+def head_optimizer(head: MarginHead, config: TrainingOptions) -> AdamW:
+    """AdamW over this rank's class centres."""
+    return AdamW([head.weight], lr=config.head.lr, weight_decay=config.weight_decay)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rates and margin in closed form: resuming needs the step alone."""
+
+    schedulers: tuple[CosineLRScheduler, ...]
+    head: HeadOptions
+    steps: int
+
+    def apply(self, step: int) -> float:
+        """Set the learning rates of `step`; the margin of that step."""
+        for scheduler in self.schedulers:
+            scheduler.step_update(step)
+        ramp = self.head.ramp * self.steps
+        return self.head.margin * min(1.0, (step + 1) / ramp if ramp else 1.0)
+
+
+def make_schedule(optimizers: list[Optimizer], config: TrainingOptions, steps: int) -> Schedule:
+    """Warm-up and cosine to 0 for each optimizer, the margin's ramp beside them."""
+    warmup = round(config.warmup * steps)
+    made = [
+        CosineLRScheduler(
+            optimizer, t_initial=max(steps - warmup, 1), warmup_t=warmup, warmup_prefix=True,
+            t_in_epochs=False,
+        )
+        for optimizer in optimizers
+    ]  # fmt: skip
+    return Schedule(tuple(made), config.head, steps)
+
+
+def clip_head(head: MarginHead, limit: float) -> float:
+    """Scale the head's gradient to norm `limit` over all ranks; its norm before."""
+    grad = head.weight.grad
+    assert grad is not None
+    square = grad.square().sum()
+    if dist.is_initialized():
+        dist.all_reduce(square)
+    norm = square.sqrt().item()
+    if norm > limit:
+        grad.mul_(limit / norm)
+    return norm

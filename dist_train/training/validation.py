@@ -1,0 +1,81 @@
+"""How good the encoder is on products it has not seen: F1 at the best threshold, by validation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from dist_train.config import TrainingOptions, View
+from dist_train.embedding.vectors import unit_vectors
+from dist_train.encoders.folder import Encoder
+from dist_train.evaluation.f1_curve import f1_curve
+from dist_train.evaluation.metrics import recall_at_1
+from dist_train.matching.join import pairs_in_memory
+from dist_train.matching.views import views_of_array
+from dist_train.runtime import Runtime, row_blocks
+from shards.reader import ItemReader, ShardSet
+
+PAIRS_PER_ITEM = 100.0
+
+
+@dataclass(frozen=True)
+class ValidationItems:
+    """Val-split items that have the part, with their label groups (n,)."""
+
+    reader: ItemReader
+    numbers: np.ndarray
+    groups: np.ndarray
+
+    def score(
+        self, encoder: Encoder, config: TrainingOptions, runtime: Runtime
+    ) -> dict[str, float]:
+        """f1, its threshold, recall_at_1 and the floor, equal on all ranks; empty without items."""
+        if not len(self.numbers):
+            return {}
+        encoder.eval()
+        vectors = self._vectors(encoder, config, runtime)
+        encoder.train()
+        scores = self._score(vectors, runtime.device) if runtime.is_main else {}
+        return runtime.tell_all(scores)
+
+    def _score(self, vectors: np.ndarray, device: torch.device) -> dict[str, float]:
+        pairs = pairs_in_memory(views_of_array(vectors), device, PAIRS_PER_ITEM)
+        curve = f1_curve(self.groups, pairs.i, pairs.j, pairs.score)
+        threshold, f1 = curve.best()
+        recall = recall_at_1(self.groups, _nearest(pairs.i, pairs.j, pairs.score, len(vectors)))
+        return {
+            "f1": f1, "threshold": float(threshold), "recall_at_1": recall,
+            "f1_itself_only": curve.base, "items": len(vectors),
+        }  # fmt: skip
+
+    def _vectors(self, encoder: Encoder, config: TrainingOptions, runtime: Runtime) -> np.ndarray:
+        """Unit vectors (n, D) of all items; each rank computes its blocks, each item once."""
+        out = np.zeros((len(self.numbers), encoder.width), np.float32)
+        for rows in runtime.share(row_blocks(len(self.numbers), smallest=config.batch_size)):
+            out[rows.start : rows.stop] = unit_vectors(
+                encoder, encoder.inputs(), self.reader, self.numbers[rows.start : rows.stop],
+                batch_size=config.batch_size, precision=config.precision,
+                workers=config.workers, device=runtime.device,
+            )  # fmt: skip
+        if runtime.world > 1:
+            box = torch.from_numpy(out).to(runtime.device)
+            dist.all_reduce(box)  # every row is zero on all ranks but one
+            out = box.cpu().numpy()
+        return out
+
+
+def validation_items(shards: ShardSet, view: View) -> ValidationItems:
+    """The val items of a shard set that have `view`."""
+    table = shards.packed
+    val = table[(table.split == "val") & table[f"has_{view}"]]
+    return ValidationItems(shards.reader(), val.index.to_numpy(), val.label_group.to_numpy(str))
+
+
+def _nearest(i: np.ndarray, j: np.ndarray, score: np.ndarray, items: int) -> np.ndarray:
+    asking, other = np.concatenate([i, j]), np.concatenate([j, i])
+    order = np.lexsort((other, -np.concatenate([score, score]), asking))
+    found, first = np.unique(asking[order], return_index=True)
+    nearest = np.full(items, -1, np.int64)
+    nearest[found] = other[order][first]
+    return nearest

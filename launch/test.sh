@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Set up, then every check and test: bash launch/test.sh [--full] [options of pytest]
+#
+# Plain, random trials are few; --full adds the long ones, the quality runs and the benchmarks.
+# A check that fails does not keep the next from running. Exits 0 only if all of them passed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+which=(-m "not full")
+if [[ ${1:-} == --full ]]; then
+    which=()
+    shift
+fi
+
+failed=()
+part() {
+    local name=$1 start=$SECONDS
+    shift
+    echo "== $name"
+    "$@" || failed+=("$name")
+    echo "== $name: $((SECONDS - start)) s"
+}
+
+part setup bash launch/setup.sh test
+if ((${#failed[@]})); then exit 1; fi
+source launch/environment.sh
+part lint ruff check .
+part format ruff format --check .
+part types pyrefly check
+part layers lint-imports
+if ((${#failed[@]})); then echo "== failed so far: ${failed[*]}"; fi
+
+echo "== tests"
+pytest "${which[@]}" "$@" || failed+=(tests) # says itself how long it took
+((${#failed[@]} == 0))

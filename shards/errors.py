@@ -1,0 +1,27 @@
+"""The ways a verb can end other than well, each with its exit code."""
+
+
+class BadInput(Exception):
+    """The input or an option is wrong; the message names file, row or key and the remedy."""
+
+    exit_code = 2
+
+
+class Unfinished(BadInput):
+    """A stage directory without its manifest was given to a reader."""
+
+
+class Corrupt(BadInput):
+    """Stored bytes do not match their checksum, count or form; the message names the file."""
+
+
+class Stopped(Exception):
+    """A signal asked for a stop; what was done is kept and the same command goes on."""
+
+    exit_code = 3
+
+
+class NoGPU(Exception):
+    """A GPU was asked for by name and there is none."""
+
+    exit_code = 4

@@ -1,0 +1,115 @@
+"""Per-item scores against sets written out by hand, and intervals that cover."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_train.evaluation.metrics import (
+    bootstrap_interval,
+    per_item_f1,
+    precision_recall,
+    recall_at_1,
+)
+
+
+@st.composite
+def labelled_pairs(draw):
+    """Groups of up to 9 items (so also one group, and all alone), and some of their pairs."""
+    items = draw(st.integers(1, 9))
+    groups = draw(st.lists(st.integers(0, 4), min_size=items, max_size=items))
+    every = [(a, b) for a in range(items) for b in range(a + 1, items)]
+    chosen = [pair for pair in every if draw(st.booleans())]
+    i = np.array([a for a, _ in chosen], dtype=np.int64)
+    j = np.array([b for _, b in chosen], dtype=np.int64)
+    return np.array(groups), i, j
+
+
+def sets_of(groups, i, j):
+    """For each item: what is predicted, what is right; both with itself."""
+    predicted = [{k} for k in range(len(groups))]
+    for a, b in zip(i, j, strict=True):
+        predicted[a].add(b)
+        predicted[b].add(a)
+    true = [set(np.flatnonzero(groups == group)) for group in groups]
+    return predicted, true
+
+
+@given(labelled_pairs())
+def test_f1_precision_and_recall_equal_sets(case):
+    groups, i, j = case
+    predicted, true = sets_of(groups, i, j)
+    right = np.array([len(p & t) for p, t in zip(predicted, true, strict=True)])
+    sizes = np.array([len(t) for t in true])
+    asked = np.array([len(p) for p in predicted])
+    np.testing.assert_allclose(per_item_f1(groups, i, j), 2 * right / (asked + sizes))
+    precision, recall = precision_recall(groups, i, j)
+    assert precision == pytest.approx(np.mean(right / asked))
+    assert recall == pytest.approx(np.mean(right / sizes))
+
+
+@given(labelled_pairs())
+def test_names_of_groups_do_not_matter(case):
+    groups, i, j = case
+    names = np.array([f"group {code}" for code in groups], dtype=object)
+    np.testing.assert_array_equal(per_item_f1(groups, i, j), per_item_f1(names, j, i))
+
+
+@pytest.mark.parametrize("missing", [None, "", float("nan")])
+def test_an_item_without_a_group_is_refused(missing):
+    groups = np.array(["a", "b", missing, "b"], dtype=object)
+    with pytest.raises(ValueError, match="row 2"):
+        per_item_f1(groups, np.array([0]), np.array([1]))
+
+
+def test_recall_at_1_asks_only_items_with_a_partner():
+    groups = np.array([7, 7, 7, 8, 9, 9])
+    nearest = np.array([1, 3, -1, 0, 5, 4])
+    assert recall_at_1(groups, nearest) == pytest.approx(3 / 5)
+    assert np.isnan(recall_at_1(np.arange(3), np.array([1, 0, 0])))
+
+
+def test_no_neighbour_is_never_a_hit():
+    """-1 must not be read as the last row."""
+    assert recall_at_1(np.array([1, 1]), np.array([-1, -1])) == 0.0
+
+
+def test_interval_draws_groups_not_items():
+    """50 groups of 20 equal items carry the information of 50 values, not of 1,000."""
+    rng = np.random.default_rng(3)
+    of_group = rng.random(50)
+    groups = np.repeat(np.arange(50), 20)
+    low, high = bootstrap_interval(of_group[groups], groups, rounds=4000, seed=1)
+    expected = 2 * 1.96 * of_group.std() / np.sqrt(50)
+    assert high - low == pytest.approx(expected, rel=0.1)
+    assert low < of_group.mean() < high
+
+
+def test_interval_weighs_groups_by_their_items():
+    groups = np.array([0] * 30 + [1])
+    values = np.array([0.0] * 30 + [1.0])
+    low, high = bootstrap_interval(values, groups, rounds=2000, level=0.4)
+    # a quarter of the draws has only group 0, half has both, a quarter only group 1
+    assert low == high == pytest.approx(1 / 31)
+
+
+def test_interval_repeats_with_its_seed_and_does_not_depend_on_chunks(monkeypatch):
+    rng = np.random.default_rng(0)
+    values, groups = rng.random(60), rng.integers(0, 20, 60)
+    once = bootstrap_interval(values, groups, seed=5)
+    monkeypatch.setattr("dist_train.evaluation.metrics.WEIGHTS_AT_ONCE", 64)
+    assert bootstrap_interval(values, groups, seed=5) == once
+    assert bootstrap_interval(values, groups, seed=6) != once
+
+
+@given(labelled_pairs())
+def test_interval_of_a_constant_is_the_constant(case):
+    groups = case[0]
+    low, high = bootstrap_interval(np.full(len(groups), 0.25), groups, rounds=20)
+    assert low == pytest.approx(0.25)
+    assert high == pytest.approx(0.25)
+
+
+def test_interval_without_items_is_refused():
+    with pytest.raises(ValueError, match="no items"):
+        bootstrap_interval(np.empty(0), np.empty(0, dtype=int))
