@@ -35,14 +35,14 @@ def demo_config(out: Path, items: int) -> Config:
         compare=("untrained",),
         pack=PackOptions(size=192, workers=workers),
         image=ImageTraining(
-            epochs=6, batch_size=32, lr=4e-4, workers=1, head=HeadOptions(margin=0.3),
-            encoder=ImageEncoderOptions(model=f"${WEIGHTS}/mobilenetv2_100", image_size=128),
-            validate_every=3,
+            epochs=3, batch_size=32, lr=4e-4, workers=1, head=HeadOptions(margin=0.3),
+            encoder=ImageEncoderOptions(model=f"${WEIGHTS}/mobilenetv2_100", image_size=112),
+            validate_every=0,
         ),
         text=TextTraining(
-            epochs=6, batch_size=64, lr=1e-4, workers=0, head=HeadOptions(margin=0.3),
-            encoder=TextEncoderOptions(model=f"${WEIGHTS}/all-minilm-l6-v2", max_length=48),
-            validate_every=3,
+            epochs=3, batch_size=32, lr=1e-4, workers=0, head=HeadOptions(margin=0.3),
+            encoder=TextEncoderOptions(model=f"${WEIGHTS}/all-minilm-l6-v2", max_length=32),
+            validate_every=0,
         ),
         embed=EmbedConfig(workers=1),
     )  # fmt: skip

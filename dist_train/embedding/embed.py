@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from dist_train import stage
 from dist_train.config import EmbedConfig, View, result_options
 from dist_train.embedding.store import VIEWS, part_path
-from dist_train.embedding.vectors import unit_vectors
+from dist_train.embedding.vectors import plan_batches, unit_vectors
+from dist_train.encoders.batches import load
 from dist_train.encoders.folder import load_encoder
 from dist_train.runtime import Runtime, row_blocks
 from shards import stage_files
 from shards.errors import BadInput, Stopped
 from shards.files import atomic_path, write_parquet
-from shards.reader import ItemReader, ShardSet
+from shards.reader import ShardSet
 
 COLUMNS = ["row", "posting_id", "label_group", "split", "title", "has_image", "has_text",
            "status", "sha256", "phash"]  # fmt: skip
@@ -54,40 +54,29 @@ def _embed_parts(
     shard_set: ShardSet, runs: dict[View, Path], out: Path, config: EmbedConfig, runtime: Runtime
 ) -> None:
     reader, packed = shard_set.reader(), shard_set.packed
-    parts = list(enumerate(row_blocks(len(packed))))
+    mine = runtime.share(list(enumerate(row_blocks(len(packed)))))
     for view, run in runs.items():
         encoder = load_encoder(run / "encoder", view).to(runtime.device)
         here = packed[f"has_{view}"].to_numpy()
-        mine = tqdm(
-            runtime.share(parts), desc=f"embed {view}", unit="part", disable=_quiet(runtime)
-        )
-        for part, rows in mine:
+        todo = {
+            part: (rows, plan_batches(reader, np.asarray(rows)[here[rows]], config.batch_size))
+            for part, rows in mine
+            if not part_path(out, view, part).exists()
+        }
+        # One loader for all parts: its workers start once.
+        ahead = [plan for _, plans in todo.values() for plan in plans]
+        batches = load(reader, encoder.inputs(), ahead, config.workers)
+        quiet = None if runtime.is_main else True
+        for part, (rows, plans) in tqdm(todo.items(), f"embed {view}", unit="part", disable=quiet):
             if runtime.stop_asked():
                 break
-            if not part_path(out, view, part).exists():
-                vectors = _part(encoder, reader, rows, here, config, runtime.device)
-                _save_part(part_path(out, view, part), vectors.astype(config.dtype))
+            vectors = np.zeros((len(rows), encoder.width), config.dtype)
+            found = unit_vectors(encoder, batches, plans, config.precision, runtime.device)
+            for items, unit in found:
+                vectors[items - rows.start] = unit
+            _save_part(part_path(out, view, part), vectors)
     if runtime.anyone_asked_to_stop():
         raise Stopped(f"{out}: stopped by a signal; the same command goes on")
-
-
-def _quiet(runtime: Runtime) -> bool | None:
-    return None if runtime.is_main else True
-
-
-def _part(
-    encoder: Any, reader: ItemReader, rows: range, here: np.ndarray, config: EmbedConfig,
-    device: torch.device,
-) -> np.ndarray:  # fmt: skip
-    """Vectors (len(rows), D) float32 of consecutive items, a zero row where the part is missing."""
-    vectors = np.zeros((len(rows), encoder.width), np.float32)
-    present = np.asarray(rows)[here[rows.start : rows.stop]]
-    if len(present):
-        vectors[present - rows.start] = unit_vectors(
-            encoder, encoder.inputs(), reader, present, batch_size=config.batch_size,
-            precision=config.precision, workers=config.workers, device=device,
-        )  # fmt: skip
-    return vectors
 
 
 def _save_part(path: Path, vectors: np.ndarray) -> None:

@@ -61,7 +61,7 @@ class _Loop:
         """Every step that is left; the scores of the last validation."""
         start = self.checkpoints.load_newest(self.training)
         self.metrics = Metrics(self.out, start) if self.runtime.is_main else None
-        if start == 0:
+        if start == 0 < self.items.steps:
             self._validate(0)
         self._steps(start, self.items.steps)
         scores = self._validate(self.items.steps)
@@ -81,7 +81,8 @@ class _Loop:
             if (step + 1) % self.config.log_every == 0 or step + 1 == steps:
                 self._log(step + 1, values, (step + 1 - logged) / clock.seconds())
                 clock, logged = Clock(), step + 1
-            self._after(step + 1)
+            if self._pause(step + 1):
+                clock, logged = Clock(), step + 1
 
     def _step(self, step: int, batches: Any) -> dict[str, float]:
         """One optimizer step over the global batch; what is logged of it."""
@@ -122,16 +123,19 @@ class _Loop:
         if self.metrics is not None:
             self.metrics.write(step, "train", values | {"samples_per_second": rate})
 
-    def _after(self, step: int) -> None:
-        """What happens between two steps: stop, checkpoint, validation."""
+    def _pause(self, step: int) -> bool:
+        """Checkpoint, stop and validation between two steps; whether anything took time."""
         stopping = self.runtime.anyone_asked_to_stop()
-        if stopping or step % self.config.checkpoint_every == 0 or step == self.items.steps:
+        saving = stopping or step % self.config.checkpoint_every == 0 or step == self.items.steps
+        if saving:
             self.checkpoints.save(self.training, step)
         if stopping:
             raise Stopped(f"{self.out}: stopped by a signal after step {step}, checkpoint written")
         every = self.config.validate_every * self.items.epoch_steps
-        if every and step < self.items.steps and step // every > (step - 1) // every:
+        validating = every > 0 and step < self.items.steps and step // every > (step - 1) // every
+        if validating:
             self._validate(step)
+        return saving or validating
 
     def _validate(self, step: int) -> dict[str, float]:
         scores = self.validation.score(self.training.encoder, self.config, self.runtime)

@@ -38,7 +38,8 @@ def set_up(view: View, config: TrainingOptions, items: TrainingItems, runtime: R
     """Build everything before the first step, the same for every number of ranks."""
     accelerator = _accelerator(config, runtime)
     encoder = new_encoder(view, config.encoder, config.seed).to(runtime.device)
-    if view == "image":
+    if view == "image" and accelerator.state.deepspeed_plugin is None:
+        # DeepSpeed broadcasts weights as rows of bytes and cannot take this layout.
         encoder.to(memory_format=torch.channels_last)
     bare_optimizer = encoder_optimizer(encoder, config)
     # The head stays outside: DDP would overwrite its shards, ZeRO has no place for them.
@@ -71,6 +72,7 @@ def _accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
     if plugin is not None:
         share = config.batch_size // (config.accumulation * runtime.world)
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = share
+        plugin.deepspeed_config["gradient_accumulation_steps"] = config.accumulation
         plugin.deepspeed_config["gradient_clipping"] = config.clip
     return accelerator
 

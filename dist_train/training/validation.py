@@ -7,13 +7,14 @@ import torch
 import torch.distributed as dist
 
 from dist_train.config import TrainingOptions, View
-from dist_train.embedding.vectors import unit_vectors
+from dist_train.embedding.vectors import plan_batches, unit_vectors
+from dist_train.encoders.batches import load
 from dist_train.encoders.folder import Encoder
 from dist_train.evaluation.f1_curve import f1_curve
 from dist_train.evaluation.metrics import recall_at_1
 from dist_train.matching.join import pairs_in_memory
 from dist_train.matching.views import views_of_array
-from dist_train.runtime import Runtime, row_blocks
+from dist_train.runtime import Runtime
 from shards.reader import ItemReader, ShardSet
 
 PAIRS_PER_ITEM = 100.0
@@ -21,7 +22,7 @@ PAIRS_PER_ITEM = 100.0
 
 @dataclass(frozen=True)
 class ValidationItems:
-    """Val-split items that have the part, with their label groups (n,)."""
+    """Val-split items that have the part, by ascending number, with their label groups (n,)."""
 
     reader: ItemReader
     numbers: np.ndarray
@@ -50,14 +51,12 @@ class ValidationItems:
         }  # fmt: skip
 
     def _vectors(self, encoder: Encoder, config: TrainingOptions, runtime: Runtime) -> np.ndarray:
-        """Unit vectors (n, D) of all items; each rank computes its blocks, each item once."""
+        """Unit vectors (n, D) of all items; each rank computes its batches, each item once."""
         out = np.zeros((len(self.numbers), encoder.width), np.float32)
-        for rows in runtime.share(row_blocks(len(self.numbers), smallest=config.batch_size)):
-            out[rows.start : rows.stop] = unit_vectors(
-                encoder, encoder.inputs(), self.reader, self.numbers[rows.start : rows.stop],
-                batch_size=config.batch_size, precision=config.precision,
-                workers=config.workers, device=runtime.device,
-            )  # fmt: skip
+        plans = runtime.share(plan_batches(self.reader, self.numbers, config.batch_size))
+        batches = load(self.reader, encoder.inputs(), plans, config.workers)
+        for items, unit in unit_vectors(encoder, batches, plans, config.precision, runtime.device):
+            out[np.searchsorted(self.numbers, items)] = unit
         if runtime.world > 1:
             box = torch.from_numpy(out).to(runtime.device)
             dist.all_reduce(box)  # every row is zero on all ranks but one

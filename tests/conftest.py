@@ -1,0 +1,77 @@
+"""What the tests share: tiny models that are built and saved here, a small generated catalogue."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from dist_train.demo.catalogue import generate
+from shards.options import PackOptions
+from shards.packer import pack
+
+TINY_VIT = {
+    "architecture": "vit_tiny_patch16_224",
+    "model_args": {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    "pretrained_cfg": {
+        "input_size": [3, 32, 32], "fixed_input_size": True, "mean": [0.5] * 3, "std": [0.5] * 3,
+        "num_classes": 0, "first_conv": "patch_embed.proj", "classifier": "head",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _offline() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a ViT of 32 x 32 pixels and D = 32, as timm saves one."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("tiny-vit")
+    (folder / "config.json").write_text(json.dumps(TINY_VIT))
+    torch.manual_seed(0)
+    model = timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0)
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a BERT of D = 32 over single characters, as transformers saves one."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    letters = [chr(code) for code in range(33, 127)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=128,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a generated catalogue of 300 postings: catalogue.csv and images/."""
+    folder = tmp_path_factory.mktemp("catalogue")
+    generate(folder, 300)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shard_set(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated catalogue as a shard set of small photos."""
+    out = tmp_path_factory.mktemp("packed") / "shards"
+    pack(catalogue / "catalogue.csv", catalogue / "images", out, PackOptions(size=48))
+    return out

@@ -1,0 +1,229 @@
+"""The sharded margin softmax equals the plain one; margins, centres and class ranges by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dist_train.heads.class_parallel import MarginHead, class_range, initial_centres
+from dist_train.heads.margins import arcface, cosface
+
+LOSSES = ("arcface", "cosface")
+
+
+def plain_loss(embeddings, weight, labels, loss: str, scale: float, margin: float):
+    """The B x C softmax of the papers, by autograd."""
+    cosine = F.normalize(embeddings, dim=1) @ F.normalize(weight, dim=1).T
+    rows = torch.arange(len(labels))
+    own = cosine[rows, labels]
+    if loss == "cosface":
+        moved = own - margin
+    else:
+        theta = torch.acos(own.clamp(-1 + 1e-7, 1 - 1e-7))
+        moved = torch.where(
+            theta < math.pi - margin, torch.cos(theta + margin), own - margin * math.sin(margin)
+        )
+    onto = torch.zeros_like(cosine).index_put((rows, labels), moved - own)
+    return F.cross_entropy(scale * (cosine + onto), labels)
+
+
+def ours(head: MarginHead, embeddings, labels, margin: float):
+    """Loss, gradient of the embeddings, gradient of the centres."""
+    at = embeddings.clone().requires_grad_()
+    head.weight.grad = None
+    value = head(at, labels, margin)
+    value.backward()
+    return value.detach(), at.grad, head.weight.grad.clone()
+
+
+def plain(head: MarginHead, embeddings, labels, loss: str, margin: float):
+    at = embeddings.clone().requires_grad_()
+    weight = head.weight.detach().clone().requires_grad_()
+    value = plain_loss(at, weight, labels, loss, head.scale, margin)
+    value.backward()
+    return value.detach(), at.grad, weight.grad
+
+
+def make_head(loss: str, C: int, D: int, scale: float, chunk: int, seed: int = 0) -> MarginHead:
+    return MarginHead(classes=C, width=D, loss=loss, scale=scale, chunk=chunk, seed=seed)
+
+
+@st.composite
+def problems(draw):
+    C, D, B = draw(st.integers(2, 70)), draw(st.integers(3, 24)), draw(st.integers(1, 24))
+    # One chunk, one class a chunk, chunks that do not divide C.
+    chunk = draw(st.one_of(st.just(1), st.integers(2, 9), st.just(C), st.just(10 * C)))
+    head = make_head(
+        draw(st.sampled_from(LOSSES)), C, D, draw(st.floats(1, 64)), chunk, draw(st.integers(0, 99))
+    )
+    torch.manual_seed(draw(st.integers(0, 10_000)))
+    few = draw(st.integers(1, C))  # few classes: the same label many times in a batch
+    labels = torch.randint(0, few, (B,))
+    return head.double(), torch.randn(B, D).double() * 3, labels, draw(st.floats(0, 0.9))
+
+
+@settings(max_examples=80, deadline=None)
+@given(problems())
+def test_float64_loss_and_gradients_equal_the_plain_softmax(problem):
+    head, embeddings, labels, margin = problem
+    loss = "arcface" if head.margin_of is arcface else "cosface"
+    truth = plain(head, embeddings, labels, loss, margin)
+    for mine, theirs in zip(ours(head, embeddings, labels, margin), truth, strict=True):
+        bound = 1e-10 * max(1.0, theirs.abs().max().item())
+        assert (mine - theirs).abs().max().item() <= bound
+
+
+def test_chunks_change_nothing_but_rounding():
+    torch.manual_seed(3)
+    embeddings, labels = torch.randn(12, 8).double(), torch.randint(0, 37, (12,))
+    answers = [
+        ours(make_head("arcface", 37, 8, 64.0, chunk).double(), embeddings, labels, 0.5)
+        for chunk in (1, 5, 36, 37, 1000)
+    ]
+    for answer in answers[1:]:
+        for mine, theirs in zip(answer, answers[0], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_the_gradient_follows_the_loss_that_is_made_of_it():
+    torch.manual_seed(4)
+    head = make_head("arcface", 9, 6, 30.0, 4).double()
+    embeddings, labels = torch.randn(5, 6).double(), torch.randint(0, 9, (5,))
+    _, d_embeddings, d_weight = ours(head, embeddings, labels, 0.3)
+    at = embeddings.clone().requires_grad_()
+    head.weight.grad = None
+    (head(at, labels, 0.3) * 2.5 + at.sum()).backward()
+    torch.testing.assert_close(at.grad, 2.5 * d_embeddings + 1)
+    torch.testing.assert_close(head.weight.grad, 2.5 * d_weight)
+
+
+def float32_errors(loss: str, scale: float, near: float) -> tuple[list[float], list[float]]:
+    """Summed errors of (loss, d embeddings, d centres) to float64: ours and the plain float32's.
+
+    `near` 0: random embeddings; towards 1: embeddings at their own centres.
+    """
+    mine, theirs = [0.0] * 3, [0.0] * 3
+    for seed in range(12):
+        head = make_head(loss, 300, 32, scale, 77, seed)
+        torch.manual_seed(seed)
+        labels = torch.randint(0, 300, (48,))
+        towards = F.normalize(head.weight.detach()[labels], dim=1)
+        embeddings = near * towards + (1 - near) * F.normalize(torch.randn(48, 32), dim=1)
+        margin = 0.9 * seed / 11
+        got = ours(head, embeddings, labels, margin)
+        same = plain(head, embeddings, labels, loss, margin)
+        truth = plain(head.double(), embeddings.double(), labels, loss, margin)
+        for kind in range(3):
+            mine[kind] += (got[kind].double() - truth[kind]).norm().item()
+            theirs[kind] += (same[kind].double() - truth[kind]).norm().item()
+    return mine, theirs
+
+
+@pytest.mark.parametrize("near", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("scale", [16.0, 64.0])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_float32_is_about_as_exact_as_the_plain_softmax(loss, scale, near):
+    mine, theirs = float32_errors(loss, scale, near)
+    for kind in range(3):
+        assert mine[kind] <= 2 * theirs[kind] + 1e-7, ("loss", "embeddings", "centres")[kind]
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_are_finite_for_adversarial_embeddings(loss, margin):
+    head = make_head(loss, 50, 16, 64.0, 7)
+    torch.manual_seed(0)
+    labels = torch.randint(0, 50, (1000,))
+    own = head.weight.detach()[labels]
+    size = torch.logspace(-6, 6, 1000).unsqueeze(1)
+    kinds = torch.arange(1000) % 4
+    aligned, opposite = own * size, -own * size
+    choices = torch.stack([aligned, opposite, torch.zeros_like(own), own])
+    value, d_embeddings, d_weight = ours(head, choices[kinds, torch.arange(1000)], labels, margin)
+    assert torch.isfinite(value)
+    assert torch.isfinite(d_embeddings).all()
+    assert torch.isfinite(d_weight).all()
+
+
+def test_weights_of_half_precision_embeddings_get_float32_gradients():
+    head = make_head("arcface", 20, 8, 64.0, 6)
+    torch.manual_seed(1)
+    vectors = torch.randn(6, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = head(vectors, torch.arange(6), 0.5)
+    assert inside.dtype == torch.float32
+    assert inside.item() == head(vectors, torch.arange(6), 0.5).item()
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1, 0.5, 0.9, math.pi / 2])
+def test_arcface_falls_with_the_angle_all_the_way(margin):
+    theta = torch.linspace(0, math.pi, 20_001, dtype=torch.float64)
+    value = arcface(theta.cos(), margin)
+    assert (value.diff() <= 1e-12).all()
+    assert value[0] - value[-1] >= 2 - 1e-2 - margin
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1, 0.5, 0.9])
+def test_arcface_is_the_turned_angle_below_pi_minus_the_margin(margin):
+    theta = torch.linspace(0, math.pi - margin, 20_001, dtype=torch.float64)[:-1]
+    wrong = (arcface(theta.cos(), margin) - (theta + margin).cos()).abs()
+    assert wrong.max() <= 1e-3  # the pole itself is rounded off, so that the slope stays finite
+    assert wrong[(theta > 2e-3) & (theta < math.pi - 2e-3)].max() <= 1e-10
+
+
+def test_cosface_moves_the_cosine():
+    cosine = torch.linspace(-1, 1, 101, dtype=torch.float64)
+    torch.testing.assert_close(cosface(cosine, 0.35), cosine - 0.35)
+
+
+@pytest.mark.parametrize("function", [arcface, cosface])
+@pytest.mark.parametrize("margin", [0.0, 0.2, 0.5, 0.9])
+def test_slopes_equal_finite_differences(function, margin):
+    step = 1e-6
+    cosine = torch.linspace(-0.999, 0.999, 999, dtype=torch.float64).requires_grad_()
+    (slope,) = torch.autograd.grad(function(cosine, margin).sum(), cosine)
+    at = cosine.detach()
+    by_hand = (function(at + step, margin) - function(at - step, margin)) / (2 * step)
+    smooth = (at + math.cos(margin)).abs() > 2 * step  # the corner where the line begins
+    torch.testing.assert_close(slope[smooth], by_hand[smooth], rtol=1e-6, atol=1e-7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_initial_centres_do_not_depend_on_the_cut(data):
+    C, seed = data.draw(st.integers(1, 1200)), data.draw(st.integers(0, 2**31 - 1))
+    cuts = sorted({0, C, *data.draw(st.lists(st.integers(0, C), max_size=5))})
+    parts = [initial_centres(a, b, 5, seed) for a, b in zip(cuts, cuts[1:], strict=False)]
+    whole = initial_centres(0, C, 5, seed)
+    assert whole.shape == (C, 5)
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(initial_centres(0, C + 300, 5, seed)[:C], whole)
+    assert len(torch.unique(whole, dim=0)) == C
+
+
+def test_initial_centres_differ_by_seed_and_may_be_none():
+    assert not torch.equal(initial_centres(0, 4, 3, 0), initial_centres(0, 4, 3, 1))
+    for nothing in (0, 7, 256):
+        assert initial_centres(nothing, nothing, 3, 0).shape == (0, 3)
+
+
+@given(st.integers(0, 5000), st.integers(1, 40))
+def test_class_ranges_cover_in_order_and_balanced(classes, world):
+    ranges = [class_range(classes, rank, world) for rank in range(world)]
+    assert [c for first, last in ranges for c in range(first, last)] == list(range(classes))
+    sizes = [last - first for first, last in ranges]
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_rank_without_classes_makes_an_empty_head():
+    parts = [
+        MarginHead(classes=2, width=4, loss="arcface", scale=8, chunk=3, seed=0, rank=r, world=3)
+        for r in range(3)
+    ]
+    assert [len(part.weight) for part in parts] == [1, 1, 0]
+    whole = make_head("arcface", 2, 4, 8, 3)
+    assert torch.equal(torch.cat([part.weight for part in parts]), whole.weight)
