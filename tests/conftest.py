@@ -9,6 +9,7 @@ import pytest
 from dist_train.demo.catalogue import generate
 from shards.options import PackOptions
 from shards.packer import pack
+from tests.distributed.launching import run
 
 TINY_VIT = {
     "architecture": "vit_tiny_patch16_224",
@@ -74,4 +75,31 @@ def shard_set(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The generated catalogue as a shard set of small photos."""
     out = tmp_path_factory.mktemp("packed") / "shards"
     pack(catalogue / "catalogue.csv", catalogue / "images", out, PackOptions(size=48))
+    return out
+
+
+@pytest.fixture(scope="session")
+def image_options(tiny_vit: Path, shard_set: Path) -> list[object]:
+    """A training of some steps in float32: the same options for every number of processes."""
+    return [
+        "--shards", shard_set, "--encoder.model", tiny_vit, "--encoder.image-size", 32,
+        "--batch-size", 24, "--accumulation", 2, "--epochs", 0.8, "--lr", 1e-4,
+        "--precision", "fp32", "--workers", 0, "--log-every", 1, "--checkpoint-every", 3,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def image_run(image_options: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training on one process, undisturbed."""
+    out = tmp_path_factory.mktemp("image") / "run"
+    run(1, "train", "image", *image_options, "--out", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def text_run(tiny_bert: Path, shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short training of the text encoder on two processes."""
+    out = tmp_path_factory.mktemp("text") / "run"
+    run(2, "train", "text", "--shards", shard_set, "--encoder.model", tiny_bert, "--out", out,
+        "--batch-size", 16, "--epochs", 0.5, "--workers", 0, "--precision", "fp32")  # fmt: skip
     return out

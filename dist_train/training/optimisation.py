@@ -12,15 +12,20 @@ from dist_train.config import HeadOptions, TrainingOptions
 from dist_train.heads.class_parallel import MarginHead
 
 
+EPS = 1e-6
+"""AdamW's, as BERT was trained with. At 1e-8 rounding in gradients that are zero (a bias before
+batch normalisation, the bias of attention keys) becomes steps of full size, which differ with W."""
+
+
 def encoder_optimizer(encoder: nn.Module, config: TrainingOptions) -> AdamW:
     """AdamW over the encoder's trainable weights; biases and norms do not decay."""
     groups = param_groups_weight_decay(encoder, config.weight_decay)
-    return AdamW([group for group in groups if group["params"]], lr=config.lr)
+    return AdamW([group for group in groups if group["params"]], lr=config.lr, eps=EPS)
 
 
 def head_optimizer(head: MarginHead, config: TrainingOptions) -> AdamW:
     """AdamW over this rank's class centres."""
-    return AdamW([head.weight], lr=config.head.lr, weight_decay=config.weight_decay)
+    return AdamW([head.weight], lr=config.head.lr, weight_decay=config.weight_decay, eps=EPS)
 
 
 @dataclass(frozen=True)

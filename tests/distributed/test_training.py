@@ -1,0 +1,50 @@
+"""The same training on one, two and three processes, under DDP and ZeRO."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.comparing import largest_difference, losses, vectors
+from tests.distributed.launching import CPU, run
+
+pytestmark = pytest.mark.timeout(200)
+
+
+@pytest.mark.parametrize(
+    ("world", "launcher"),
+    [(2, CPU), (3, CPU), (2, "deepspeed_zero1.yaml"), (2, "deepspeed_zero2.yaml")],
+)
+def test_weights_do_not_depend_on_the_processes(
+    world: int, launcher: str, image_options: list[object], image_run: Path, shard_set: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    out = tmp_path / "run"
+    run(world, "train", "image", *image_options, "--out", out, launcher=launcher)
+    assert losses(out) == pytest.approx(losses(image_run), rel=1e-5)
+    assert largest_difference(out, image_run) < 1e-5
+    moved = (vectors(out, shard_set) - vectors(image_run, shard_set)).abs().max().item()
+    assert moved < 1e-4
+    assert json.loads((out / "status.json").read_text())["status"] == "done"
+
+
+def test_head_shards_cover_the_classes(
+    image_options: list[object], shard_set: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run(2, "train", "image", *image_options, "--out", out)
+    newest = max((out / "checkpoints").iterdir())
+    ranges = sorted(
+        tuple(int(n) for n in path.stem.split("-")[1:]) for path in newest.glob("head-*")
+    )
+    classes = json.loads((shard_set / "manifest.json").read_text())["counts"]["classes"]
+    assert len(ranges) == 2
+    assert ranges[0][0] == 0
+    assert ranges[0][1] == ranges[1][0]
+    assert ranges[1][1] == classes
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(image_options: list[object], tmp_path: Path) -> None:
+    options = [26 if option == 24 else option for option in image_options]
+    with pytest.raises(AssertionError, match="batch_size 26 does not divide among 3 processes"):
+        run(3, "train", "image", *options, "--out", tmp_path / "run")

@@ -1,0 +1,299 @@
+"""A pack that is killed at any moment and started again ends in the same bytes."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shards import stage_files
+from shards.errors import Corrupt
+from shards.options import PackOptions
+from shards.packer import pack
+from shards.reader import ShardSet
+from shards.verify import verify
+
+OPTIONS = PackOptions(size=24, shard_items=6)
+
+
+def command(catalogue: Path, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "dist_train", "pack", str(catalogue),
+        "--images", str(catalogue.parent / "images"), "--out", str(out),
+        "--size", "24", "--shard-items", "6", *more,
+    ]  # fmt: skip
+
+
+def tree(out: Path) -> dict[str, str]:
+    """sha256 of every file, but for the two that tell the time."""
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name not in ("stage.json", "status.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def few(catalogue: Path) -> Path:
+    """The first postings of the generated catalogue, beside its photos."""
+    lines = (catalogue / "catalogue.csv").read_text().splitlines(keepends=True)
+    (catalogue / "few.csv").write_text("".join(lines[:61]))
+    return catalogue / "few.csv"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(few: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("undisturbed") / "s"
+    pack(few, few.parent / "images", out, OPTIONS)
+    return tree(out)
+
+
+def finish(few: Path, out: Path) -> dict[str, str]:
+    pack(few, few.parent / "images", out, OPTIONS)
+    assert verify(out) == []
+    return tree(out)
+
+
+# ── a real process, at random moments
+
+
+@pytest.mark.parametrize(
+    "trial", [*range(3), *(pytest.param(n, marks=pytest.mark.full) for n in range(3, 40))]
+)
+def test_killed_at_a_random_moment(
+    few: Path, undisturbed: dict[str, str], tmp_path: Path, trial: int
+) -> None:
+    out, draw = tmp_path / "s", random.Random(trial)
+    workers = ["--workers", str(1 + trial % 2)]
+    process = subprocess.Popen(
+        command(few, out, *workers), stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "stage.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(draw.uniform(0, 0.3 if workers[1] == "1" else 2.0))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (out / "stage.json").exists()
+    assert finish(few, out) == undisturbed
+
+
+# ── at every rename: what is on disk changes there and nowhere else
+
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from shards import files, packer
+from shards.options import PackOptions
+
+catalogue, folder = Path(sys.argv[1]), Path(sys.argv[2])
+replace = os.replace
+
+def pack(out):
+    packer.pack(catalogue, catalogue.parent / "images", out, PackOptions(size=24, shard_items=6))
+
+def killed_at(number, after):
+    count = 0
+    def counted(old, new):
+        nonlocal count
+        if count == number and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(old, new)
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+    os.replace = counted
+    pack(folder / f"{number}-{after:d}")
+
+number, after = 0, False
+while True:
+    child = os.fork()
+    if not child:
+        try:
+            killed_at(number, after)
+        finally:
+            os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break  # it ended by itself: there is no such rename
+    number, after = (number + 1, False) if after else (number, True)
+print(number)
+"""
+
+
+def test_killed_before_and_after_every_rename(
+    few: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(few), str(tmp_path)],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    renames = int(done.stdout)
+    shards = sum(name.endswith(".tar") for name in undisturbed)
+    assert renames == 3 * shards + 5  # tar, facts, idx; stage, status, items, manifest, status
+    failed = {}
+    for number in range(renames):
+        for after in (0, 1):
+            out = tmp_path / f"{number}-{after}"
+            try:
+                if (found := finish(few, out)) != undisturbed:
+                    failed[out.name] = sorted(set(found.items()) ^ set(undisturbed.items()))
+            except Exception as error:
+                failed[out.name] = repr(error)
+    assert failed == {}
+
+
+# ── what a kill can leave
+
+
+def test_a_folder_claimed_only_by_a_temporary_file_is_taken(
+    few: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "s"
+    out.mkdir()
+    (out / f".stage.json.tmp-{os.uname().nodename}-1").write_text("{")
+    assert finish(few, out) == undisturbed
+
+
+def test_temporary_files_of_a_killed_pack_do_not_stay(
+    few: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "s"
+    pack(few, few.parent / "images", out, OPTIONS)
+    (out / "manifest.json").unlink()
+    (out / "train" / "000000.idx").unlink()
+    (out / "train" / ".000000.tar.tmp-host-1").write_bytes(bytes(10_000))
+    assert finish(few, out) == undisturbed
+
+
+def test_shards_that_are_marked_are_not_built_again(few: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    command_ = command(few, out)
+    process = subprocess.Popen(command_, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("*/*.idx"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not (out / "manifest.json").exists()
+    marked = {index.with_suffix(".tar") for index in out.glob("*/*.idx")}
+    before = {tar: tar.stat().st_ino for tar in marked}
+    finish(few, out)
+    assert len(before) >= 2
+    assert {tar: tar.stat().st_ino for tar in marked} == before
+
+
+@pytest.mark.parametrize("damage", ["truncated tar", "no tar", "damaged idx", "no facts"])
+def test_a_damaged_shard_of_an_unfinished_set_is_built_again(
+    few: Path, undisturbed: dict[str, str], tmp_path: Path, damage: str
+) -> None:
+    out = tmp_path / "s"
+    process = subprocess.Popen(command(few, out), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("test/*.idx")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not (out / "manifest.json").exists()
+    tar = sorted(out.glob("test/*.idx"))[0].with_suffix(".tar")
+    match damage:
+        case "truncated tar":
+            tar.write_bytes(tar.read_bytes()[:-512])
+        case "no tar":
+            tar.unlink()
+        case "damaged idx":
+            tar.with_suffix(".idx").write_bytes(b"DTSHARD1" + bytes(40))
+        case "no facts":
+            (out / ".pack" / f"test-{tar.stem}.parquet").unlink()
+    assert finish(few, out) == undisturbed
+
+
+def test_a_reader_says_that_a_killed_pack_is_unfinished(few: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    stage_files.begin(out, "shard set", {}, {})
+    from shards.errors import Unfinished
+
+    with pytest.raises(Unfinished, match="run the same command again"):
+        ShardSet(out)
+
+
+# ── signals
+
+
+def test_sigterm_ends_as_stopped_and_resumable(
+    few: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "s"
+    process = subprocess.Popen(command(few, out), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("*/*.idx")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    status = json.loads((out / "status.json").read_text())["status"]
+    assert finish(few, out) == undisturbed
+    assert (process.returncode, status) == (3, "preempted"), said
+
+
+def test_workers_of_a_killed_pack_do_not_stay(few: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    process = subprocess.Popen(
+        command(few, out, "--workers", "2"), stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("*/*.tar")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        left, deadline = _members(process.pid), time.monotonic() + 10
+        while left and time.monotonic() < deadline:
+            time.sleep(0.1)
+            left = _members(process.pid)
+        assert left == []
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def _members(group: int) -> list[str]:
+    """Command lines of the processes of a group that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append((stat.parent / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+# ── a disk that gives other bytes back
+
+
+def test_a_shard_that_reads_back_otherwise_is_never_marked(tmp_path: Path) -> None:
+    from shards.tar import write_shard
+
+    tar = tmp_path / "000000.tar"
+
+    def samples():
+        yield 0, -1, {"json": b"{}"}
+        # Whatever was written so far is overwritten under the writer's hands.
+        temporary = next(tmp_path.glob(".*"))
+        with temporary.open("r+b") as file:
+            file.seek(512)
+            file.write(b"XX")
+        yield 1, -1, {"json": b"{}" * 20_000}
+
+    with pytest.raises(Corrupt, match=r"slot 0, member json"):
+        write_shard(tar, samples(), before_mark=lambda: None)
+    assert list(tmp_path.iterdir()) == []

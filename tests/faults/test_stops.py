@@ -1,0 +1,144 @@
+"""Killed, told to stop, or broken: what is started again goes on, and nothing hangs."""
+
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+
+from tests.distributed.comparing import largest_difference, losses, weights
+from tests.distributed.launching import command, environment, run
+
+pytestmark = pytest.mark.timeout(250)
+
+
+def start(world: int, *verb: object) -> subprocess.Popen:
+    """A verb, running."""
+    return subprocess.Popen(
+        command(world, *verb), env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 90) -> None:
+    """Until the condition holds; fails when the process ends first or time runs out."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            raise AssertionError(f"ended too early:\n{process.communicate()[0]}")
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.02)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to the process and all below it (a launcher's ranks have sessions of their own)."""
+    parent = psutil.Process(process.pid)
+    for one in [parent, *parent.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.communicate()
+
+
+def rows_of(run_folder: Path) -> int:
+    """Rows of metrics.jsonl so far."""
+    path = run_folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(8, marks=pytest.mark.full)])
+def test_killed_training_ends_with_the_same_bits(
+    kills: int, image_options: list[object], image_run: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    out = tmp_path / "run"
+    verb = ["train", "image", *image_options, "--out", out]
+    moments = random.Random(kills)
+    for _ in range(kills):
+        process = start(1, *verb)
+        seen = moments.randint(2, 6)
+        wait_for(lambda seen=seen: rows_of(out) >= seen, process)
+        time.sleep(moments.random() * 0.2)
+        kill(process)
+    run(1, *verb)
+    assert losses(out) == losses(image_run)
+    ours, theirs = weights(out), weights(image_run)
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_two_processes_killed_go_on_as_one(
+    image_options: list[object], image_run: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    out = tmp_path / "run"
+    verb = ["train", "image", *image_options, "--out", out]
+    process = start(2, *verb)
+    wait_for(lambda: any((out / "checkpoints").glob("step-*")), process)
+    kill(process)
+    assert "going on from step" in run(1, *verb)
+    assert losses(out) == pytest.approx(losses(image_run), rel=1e-5)
+    assert largest_difference(out, image_run) < 1e-5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_with_a_checkpoint(
+    number: signal.Signals, image_options: list[object], image_run: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    out = tmp_path / "run"
+    verb = ["train", "image", *image_options, "--out", out]
+    process = start(1, *verb)
+    wait_for(lambda: rows_of(out) >= 2, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, output
+    assert json.loads((out / "status.json").read_text())["status"] == "preempted"
+    run(1, *verb)
+    assert losses(out) == losses(image_run)
+
+
+def test_a_broken_tar_stops_all_ranks_and_is_named(
+    image_options: list[object], shard_set: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    shards = tmp_path / "shards"
+    subprocess.run(["cp", "-r", str(shard_set), str(shards)], check=True)
+    tar = shards / "train" / "000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[600:9000:7] = bytes(255 - value for value in data[600:9000:7])
+    tar.write_bytes(bytes(data))
+    options = [shards if option == shard_set else option for option in image_options]
+    process = start(2, "train", "image", *options, "--out", tmp_path / "run")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "000001.tar: slot" in output
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["status"] == "failed"
+
+
+def test_killed_embedding_index_and_match_finish(
+    shard_set: Path,
+    image_run: Path,
+    tmp_path: Path,
+) -> None:
+    embedding, index, matches = (tmp_path / name for name in ("embedding", "index", "matches"))
+    steps = [
+        (embedding, "image-00000.npy", ["embed", "--shards", shard_set, "--image", image_run,
+                                        "--out", embedding, "--workers", 0]),
+        (index, "shard-00000.faiss", ["index", embedding, "--out", index]),
+        (matches, "pairs/00000.parquet", ["match", embedding, "--index", index, "--out", matches]),
+    ]  # fmt: skip
+    for folder, first, verb in steps:
+        process = start(1, *verb)
+        wait_for((folder / first).exists, process)
+        kill(process)
+        run(1, *verb)
+        assert json.loads((folder / "status.json").read_text())["status"] == "done"
+    undisturbed = tmp_path / "again"
+    run(1, "match", embedding, "--index", index, "--out", undisturbed)
+    a, b = (pd.read_parquet(folder / "matches.parquet") for folder in (matches, undisturbed))
+    assert a.posting_id.tolist() == b.posting_id.tolist()
+    assert [list(m) for m in a.matches] == [list(m) for m in b.matches]
+    assert np.isfinite(np.concatenate(list(a.scores))).all()

@@ -1,0 +1,199 @@
+"""The embedding set: one row an item, zero rows for missing parts, resumed to the same bytes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dist_train.config import (
+    EmbedConfig,
+    ImageEncoderOptions,
+    ImageTraining,
+    TextEncoderOptions,
+    TextTraining,
+)
+from dist_train.embedding.embed import embed
+from dist_train.embedding.store import EmbeddingSet, Rows
+from dist_train.encoders.folder import load_encoder
+from dist_train.runtime import row_blocks
+from dist_train.training.loop import train
+from shards.errors import BadInput, Unfinished
+from shards.options import PackOptions
+from shards.packer import pack
+from shards.reader import ShardSet
+
+COMMON = {"epochs": 0, "batch_size": 16, "workers": 0, "device": "cpu", "precision": "fp32"}
+CONFIG = EmbedConfig(batch_size=32, workers=0, device="cpu", precision="fp32")
+NO_PHOTO, NO_TITLE, NOTHING = range(0, 300, 7), range(3, 300, 11), (1, 150)
+
+
+@pytest.fixture(scope="module")
+def holed(catalogue: Path, tmp_path_factory) -> Path:
+    """The generated catalogue, photos and titles missing here and there, as a shard set."""
+    out = tmp_path_factory.mktemp("holed")
+    table = pd.read_csv(catalogue / "catalogue.csv", dtype=str, keep_default_na=False)
+    table.loc[[*NO_PHOTO, *NOTHING], "image"] = ""
+    table.loc[[*NO_TITLE, *NOTHING], "title"] = ""
+    table.to_csv(out / "catalogue.csv", index=False)
+    pack(out / "catalogue.csv", catalogue / "images", out / "shards", PackOptions(size=48))
+    return out / "shards"
+
+
+@pytest.fixture(scope="module")
+def runs(holed: Path, tiny_vit: Path, tiny_bert: Path, tmp_path_factory) -> dict[str, Path]:
+    """Real runs of no step: the tiny encoders as they were given."""
+    out = tmp_path_factory.mktemp("runs")
+    vit = ImageEncoderOptions(model=str(tiny_vit), image_size=32)
+    bert = TextEncoderOptions(model=str(tiny_bert))
+    train("image", holed, out / "image", ImageTraining(encoder=vit, **COMMON))
+    train("text", holed, out / "text", TextTraining(encoder=bert, **COMMON))
+    return {"image": out / "image", "text": out / "text"}
+
+
+@pytest.fixture(scope="module")
+def embedded(holed: Path, runs, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("embedded") / "emb"
+    embed(holed, out, CONFIG, **runs)
+    return out
+
+
+def npy(folder: Path, view: str) -> np.ndarray:
+    return np.concatenate([np.load(path) for path in sorted(folder.glob(f"{view}-*.npy"))])
+
+
+def test_every_posting_is_counted_once(holed, embedded, catalogue):
+    written = pd.read_csv(catalogue / "catalogue.csv", dtype=str).posting_id
+    postings = EmbeddingSet(embedded).postings
+    assert postings.posting_id.tolist() == written.tolist()
+    lost = set(NOTHING) | set(NO_PHOTO) & set(NO_TITLE)
+    rejected = postings.row == -1
+    assert set(np.flatnonzero(rejected)) == lost
+    assert set(postings.status[rejected]) == {"rejected"}
+    assert set(postings.status[~rejected]) == {"embedded"}
+    assert sorted(postings.row[~rejected]) == list(range(300 - len(lost)))
+    counts = json.loads((embedded / "manifest.json").read_text())["counts"]
+    assert (counts["postings"], counts["items"]) == (300, 300 - len(lost))
+    for column in ("row", "posting_id", "label_group", "split", "title", "has_image", "has_text",
+                   "status"):  # fmt: skip
+        assert column in postings
+    packed = ShardSet(holed).packed
+    items = EmbeddingSet(embedded).items
+    assert items.posting_id.tolist() == packed.posting_id.tolist()
+    for column in ("label_group", "split", "title", "has_image", "has_text"):
+        assert items[column].tolist() == packed[column].tolist()
+
+
+@pytest.mark.parametrize("view", ["image", "text"])
+def test_rows_are_unit_or_zero_where_the_part_is_missing(embedded, view):
+    items, vectors = EmbeddingSet(embedded).items, npy(embedded, view)
+    assert vectors.shape == (len(items), 32)
+    assert vectors.dtype == np.float16
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    here = items[f"has_{view}"].to_numpy()
+    assert 0 < here.sum() < len(here)
+    np.testing.assert_allclose(norms[here], 1, atol=2e-3)
+    assert not vectors[~here].any()
+
+
+def test_parts_have_the_bounds_that_the_number_of_items_gives(embedded):
+    items = len(EmbeddingSet(embedded).items)
+    wanted = [len(block) for block in row_blocks(items)]
+    assert len(wanted) == 2
+    for view in ("image", "text"):
+        parts = [embedded / f"{view}-{number:05d}.npy" for number in range(len(wanted))]
+        assert sorted(embedded.glob(f"{view}-*.npy")) == parts
+        assert [len(np.load(part)) for part in parts] == wanted
+
+
+@pytest.mark.parametrize("view", ["image", "text"])
+def test_every_row_is_that_item_encoded_alone(holed, runs, embedded, view):
+    encoder = load_encoder(runs[view] / "encoder", view)
+    reader, inputs = ShardSet(holed).reader(), encoder.inputs()
+    items, vectors = EmbeddingSet(embedded).items, npy(embedded, view)
+    for row in np.flatnonzero(items[f"has_{view}"])[::3]:
+        with torch.inference_mode():
+            alone = encoder(*inputs([reader[int(row)]], [0]))[0]
+        assert reader[int(row)].posting_id == items.posting_id[row]
+        np.testing.assert_allclose(vectors[row], alone / alone.norm(), atol=1e-3)
+
+
+def test_a_cut_off_set_is_completed_to_the_same_bytes(holed, runs, embedded, tmp_path):
+    out = embedded.with_name("resumed")
+    shutil.copytree(embedded, out)
+    for name in ("manifest.json", "items.parquet", "image-00001.npy", "text-00000.npy"):
+        (out / name).unlink()
+    kept = (out / "image-00000.npy").stat().st_mtime_ns
+    with pytest.raises(Unfinished, match="resumed"):
+        EmbeddingSet(out)
+    embed(holed, out, CONFIG, **runs)
+    assert (out / "image-00000.npy").stat().st_mtime_ns == kept
+    for path in [*sorted(embedded.glob("*.npy")), embedded / "items.parquet"]:
+        assert (out / path.name).read_bytes() == path.read_bytes(), path.name
+    first, second = (json.loads((p / "manifest.json").read_text()) for p in (embedded, out))
+    assert first["fingerprint"] == second["fingerprint"]
+
+
+def test_a_finished_set_is_left_as_it_is(holed, runs, embedded):
+    before = {path: path.stat().st_mtime_ns for path in embedded.iterdir()}
+    again = embed(holed, embedded, CONFIG, **runs)
+    assert again == json.loads((embedded / "manifest.json").read_text())["counts"]
+    assert {path: path.stat().st_mtime_ns for path in embedded.iterdir()} == before
+
+
+def test_another_config_or_other_runs_are_refused(holed, runs, embedded):
+    other = EmbedConfig(dtype="float32", batch_size=32, workers=0, device="cpu", precision="fp32")
+    with pytest.raises(BadInput, match="dtype 'float16' there, 'float32' asked"):
+        embed(holed, embedded, other, **runs)
+    with pytest.raises(BadInput, match="parents differs"):
+        embed(holed, embedded, CONFIG, image=runs["image"], text=None)
+    assert json.loads((embedded / "status.json").read_text())["status"] == "done"
+
+
+def test_how_the_work_is_done_may_change(holed, runs, embedded):
+    more = EmbedConfig(batch_size=32, workers=2, device="auto", precision="fp32")
+    assert embed(holed, embedded, more, **runs)["items"] > 0
+
+
+def test_one_view_as_float32(holed, runs, embedded, tmp_path):
+    out = tmp_path / "one"
+    config = EmbedConfig(dtype="float32", batch_size=7, workers=0, device="cpu", precision="fp32")
+    embed(holed, out, config, image=None, text=runs["text"])
+    single = EmbeddingSet(out)
+    assert single.views == ["text"]
+    assert npy(out, "text").dtype == np.float32
+    # Another batch size pads otherwise; no more than that.
+    np.testing.assert_allclose(npy(out, "text"), npy(embedded, "text"), atol=1e-3)
+    assert not list(out.glob("image-*"))
+
+
+def test_what_cannot_be_embedded_is_refused_by_name(holed, runs, tmp_path):
+    with pytest.raises(BadInput, match="--image RUN or --text RUN"):
+        embed(holed, tmp_path / "a", CONFIG, None, None)
+    with pytest.raises(BadInput, match="wanted image"):
+        embed(holed, tmp_path / "b", CONFIG, runs["text"], None)
+    with pytest.raises(BadInput, match="not a run directory"):
+        embed(holed, tmp_path / "c", CONFIG, holed / "train", None)
+    with pytest.raises(BadInput, match="wanted run"):
+        embed(holed, tmp_path / "d", CONFIG, holed, None)
+    assert not (tmp_path / "a").exists()
+
+
+def test_rows_over_several_parts():
+    rng = np.random.default_rng(0)
+    whole = rng.standard_normal((23, 4)).astype(np.float16)
+    rows = Rows([whole[:5], whole[5:6], whole[6:20], whole[20:]])
+    assert (len(rows), rows.width) == (23, 4)
+    for start in range(23):
+        for stop in range(start + 1, 24):
+            block = rows.block(range(start, stop))
+            assert block.dtype == np.float32
+            np.testing.assert_array_equal(block, whole[start:stop].astype(np.float32))
+    some = rng.integers(0, 23, 50)
+    taken = rows.take(some)
+    assert taken.dtype == np.float64
+    np.testing.assert_array_equal(taken, whole[some].astype(np.float64))
+    assert rows.take(np.zeros(0, np.int64)).shape == (0, 4)

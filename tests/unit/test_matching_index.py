@@ -1,0 +1,161 @@
+"""The index on disk: plain FAISS files over global row numbers, whole or refused by name."""
+
+import json
+
+import faiss
+import numpy as np
+import pandas as pd
+import pytest
+
+from dist_train.config import IndexConfig
+from dist_train.embedding.store import EmbeddingSet, part_path
+from dist_train.matching.index import build_index, index_shards, indexed_views
+from dist_train.stage import EMBEDDING
+from shards import stage_files
+from shards.errors import BadInput, Corrupt, Unfinished
+from shards.files import write_parquet
+
+N, D = 1100, 6
+
+
+def write_set(out, names=("image", "text"), seed: int = 0):
+    """An embedding set made by hand: unit rows, every fifth without a photo."""
+    rng = np.random.default_rng(seed)
+    stage_files.begin(out, EMBEDDING, {"by": "hand", "seed": seed}, {})
+    vectors, files = {}, [out / "items.parquet"]
+    for name in names:
+        rows = rng.standard_normal((N, D))
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        if name == "image":
+            rows[::5] = 0
+        vectors[name] = rows.astype(np.float16)
+        for part, start in enumerate(range(0, N, 256)):
+            files.append(part_path(out, name, part))
+            np.save(files[-1], vectors[name][start : start + 256])
+    has = {n: vectors[n].any(1) if n in vectors else np.zeros(N, bool) for n in ("image", "text")}
+    items = pd.DataFrame({"row": np.arange(N), "posting_id": [f"p{n}" for n in range(N)]})
+    write_parquet(files[0], items.assign(has_image=has["image"], has_text=has["text"]))
+    stage_files.finish(out, {"items": N}, files)
+    return vectors
+
+
+@pytest.fixture
+def built(tmp_path):
+    vectors = write_set(tmp_path / "emb")
+    about = build_index(tmp_path / "emb", tmp_path / "index", IndexConfig(image_weight=0.3))
+    return tmp_path, vectors, about
+
+
+def test_shards_are_plain_faiss_files_with_global_row_numbers(built):
+    folder, vectors, about = built
+    halves = [vectors["image"] * np.sqrt(0.3), vectors["text"] * np.sqrt(0.7)]
+    expected = np.hstack(halves).astype(np.float32)
+    ids = []
+    for path in index_shards(folder / "index"):
+        shard = faiss.read_index(str(path))
+        assert (shard.d, shard.metric_type) == (2 * D, faiss.METRIC_INNER_PRODUCT)
+        here = faiss.vector_to_array(shard.id_map)
+        rows = np.stack([shard.reconstruct(int(n)) for n in here])
+        np.testing.assert_allclose(rows, expected[here], atol=1e-3)
+        ids += here.tolist()
+    assert ids == list(range(N))
+    assert len(index_shards(folder / "index")) == 2
+    assert about["views"] == ["image", "text"]
+    assert (about["items"], about["width"], about["image_weight"]) == (N, 2 * D, 0.3)
+
+
+def test_a_stranger_finds_an_item_by_itself(built):
+    folder, vectors, _ = built
+    text = vectors["text"][1055].astype(np.float32)
+    asking = np.concatenate([np.zeros(D, np.float32), text / np.float32(np.sqrt(0.7))])
+    best = []
+    for path in index_shards(folder / "index"):
+        scores, ids = faiss.read_index(str(path)).search(asking[None], 1)
+        best.append((scores[0, 0], ids[0, 0]))
+    score, row = max(best)
+    assert row == 1055
+    assert score == pytest.approx(1, abs=2e-3)
+
+
+def test_the_views_of_an_index_have_its_weights(built):
+    folder, _, _ = built
+    views = indexed_views(folder / "index", EmbeddingSet(folder / "emb"))
+    assert {name: part.weight for name, part in views.parts.items()} == {"image": 0.3, "text": 0.7}
+    np.testing.assert_array_equal(views.parts["image"].present, np.arange(N) % 5 != 0)
+    assert len(views) == N
+
+
+@pytest.mark.parametrize("view", ["image", "text"])
+def test_an_index_over_one_view_ignores_the_weight(tmp_path, view):
+    vectors = write_set(tmp_path / "emb")
+    config = IndexConfig(view=view, image_weight=0.3)
+    about = build_index(tmp_path / "emb", tmp_path / "index", config)
+    assert (about["views"], about["width"]) == ([view], D)
+    first = faiss.read_index(str(index_shards(tmp_path / "index")[0]))
+    np.testing.assert_array_equal(first.reconstruct(7), vectors[view][7].astype(np.float32))
+    views = indexed_views(tmp_path / "index", EmbeddingSet(tmp_path / "emb"))
+    assert [part.weight for part in views.parts.values()] == [1.0]
+
+
+def test_auto_takes_what_there_is_and_a_missing_view_is_refused(tmp_path):
+    write_set(tmp_path / "emb", ("text",))
+    assert build_index(tmp_path / "emb", tmp_path / "auto", IndexConfig())["views"] == ["text"]
+    for view in ("image", "both"):
+        with pytest.raises(BadInput, match="emb: holds no image vectors"):
+            build_index(tmp_path / "emb", tmp_path / view, IndexConfig(view=view))
+        assert not (tmp_path / view).exists()
+
+
+def test_a_second_call_changes_nothing(built):
+    folder, _, about = built
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (folder / "index").iterdir()}
+    again = build_index(folder / "emb", folder / "index", IndexConfig(image_weight=0.3))
+    assert again == about
+    after = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (folder / "index").iterdir()}
+    assert after == before
+
+
+def test_a_cut_off_index_is_completed_to_the_same_bytes(built):
+    folder, _, about = built
+    lost = folder / "index/shard-00001.faiss"
+    wanted = lost.read_bytes()
+    for path in (lost, folder / "index/manifest.json", folder / "index/index.json"):
+        path.unlink()
+    with pytest.raises(Unfinished, match="index"):
+        index_shards(folder / "index")
+    again = build_index(folder / "emb", folder / "index", IndexConfig(image_weight=0.3))
+    assert again == about
+    assert lost.read_bytes() == wanted
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_a_damaged_shard_is_refused_by_name(built, damage):
+    path = built[0] / "index/shard-00001.faiss"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data if damage == "flipped" else data[: len(data) // 3])
+    if damage == "missing":
+        path.unlink()
+    with pytest.raises(Corrupt, match=r"shard-00001\.faiss"):
+        index_shards(built[0] / "index")
+
+
+def test_another_config_another_set_and_another_format_are_refused(built):
+    folder, _, _ = built
+    with pytest.raises(BadInput, match=r"image_weight 0\.3 there, 0\.5 asked"):
+        build_index(folder / "emb", folder / "index", IndexConfig())
+    write_set(folder / "other", seed=1)
+    with pytest.raises(BadInput, match="parents differs"):
+        build_index(folder / "other", folder / "index", IndexConfig(image_weight=0.3))
+    about = json.loads((folder / "index/index.json").read_text())
+    (folder / "index/index.json").write_text(json.dumps(about | {"format": 7}))
+    with pytest.raises(BadInput, match="index format 7"):
+        indexed_views(folder / "index", EmbeddingSet(folder / "emb"))
+
+
+def test_an_unfinished_set_is_refused(built):
+    (built[0] / "emb/manifest.json").unlink()
+    with pytest.raises(Unfinished, match="emb: unfinished"):
+        build_index(built[0] / "emb", built[0] / "new", IndexConfig())
+    with pytest.raises(BadInput, match="holds index, wanted embedding set"):
+        build_index(built[0] / "index", built[0] / "new", IndexConfig())

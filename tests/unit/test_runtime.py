@@ -1,0 +1,214 @@
+"""One process among none: blocks of work, stop signals, the status of a stage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_train.runtime import Runtime, autocast, row_blocks, sum_over_ranks, under_launcher
+from shards import stage_files
+from shards.errors import BadInput, NoGPU, Stopped
+
+
+@pytest.fixture
+def runtime():
+    """A runtime whose signal handlers go when the test ends."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield Runtime("cpu")
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+# Blocks
+
+
+@given(st.integers(0, 10**7), st.integers(1, 500), st.integers(0, 10**6))
+def test_row_blocks_cover_exactly_within_their_bounds(rows, smallest, more):
+    blocks = row_blocks(rows, smallest, smallest + more)
+    assert [block.start for block in blocks] == [0, *(block.stop for block in blocks)][
+        : len(blocks)
+    ]
+    assert (blocks[-1].stop if blocks else 0) == rows
+    assert all(len(block) > 0 for block in blocks)
+    sizes = {len(block) for block in blocks[:-1]}
+    assert len(sizes) <= 1
+    assert all(smallest <= size <= smallest + more for size in sizes)
+
+
+def test_about_64_blocks_where_the_bounds_let_it():
+    assert len(row_blocks(1_000_000)) == 64
+    assert len(row_blocks(100)) == 1
+    assert len(row_blocks(10**8)) == -(-(10**8) // 65_536)
+
+
+# One process
+
+
+def test_a_runtime_alone(runtime):
+    assert (runtime.rank, runtime.world, runtime.is_main) == (0, 1, True)
+    assert runtime.device == torch.device("cpu")
+    assert runtime.share([1, 2, 3]) == [1, 2, 3]
+    assert runtime.total(2.5) == 2.5
+    assert runtime.tell_all({"a": [1]}) == {"a": [1]}
+    runtime.barrier()
+    values = torch.ones(3, requires_grad=True)
+    sum_over_ranks(values).sum().backward()
+    assert values.grad.tolist() == [1, 1, 1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_without_a_gpu_is_refused():
+    with pytest.raises(NoGPU, match="--device cuda"):
+        Runtime("cuda")
+
+
+def test_autocast_follows_the_option():
+    cpu = torch.device("cpu")
+    x = torch.ones(2, 2)
+    with autocast("bf16", cpu):
+        assert (x @ x).dtype == torch.bfloat16
+        with autocast("fp32", cpu):
+            assert (x @ x).dtype == torch.float32
+
+
+def test_under_launcher_reads_what_launchers_set(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not under_launcher()
+    monkeypatch.setenv("RANK", "0")
+    assert under_launcher()
+
+
+# Stage
+
+
+def test_a_stage_tells_how_it_ended(runtime, tmp_path):
+    def status() -> tuple[str, str]:
+        told = json.loads((tmp_path / "out/status.json").read_text())
+        return told["status"], told["reason"]
+
+    def enter():
+        return runtime.stage(tmp_path / "out", "run", {"a": 1}, {})
+
+    with pytest.raises(Stopped), enter() as done:
+        assert done is False
+        assert status() == ("running", "")
+        raise Stopped("after step 4")
+    assert status() == ("preempted", "after step 4")
+    with pytest.raises(ZeroDivisionError), enter():
+        _ = 1 / 0
+    assert status() == ("failed", "rank 0: ZeroDivisionError: division by zero")
+    with pytest.raises(KeyboardInterrupt), enter():
+        raise KeyboardInterrupt
+    assert status()[0] == "failed"
+    with enter() as done:
+        assert not done
+        (tmp_path / "out/x").write_text("x")
+        stage_files.finish(tmp_path / "out", {}, [tmp_path / "out/x"])
+    assert status() == ("done", "")
+    with enter() as done:
+        assert done is True
+    assert status() == ("done", "")
+
+
+def test_a_stage_refuses_a_foreign_folder_without_a_trace(runtime, tmp_path):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(BadInput, match="something else"), runtime.stage(tmp_path, "run", {}, {}):
+        pytest.fail("must not begin")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_asks_for_a_stop(runtime, number):
+    assert not runtime.stop_asked()
+    assert not runtime.anyone_asked_to_stop()
+    os.kill(os.getpid(), number)
+    assert runtime.stop_asked()
+    assert runtime.anyone_asked_to_stop()
+    os.kill(os.getpid(), number)  # at once again: a launcher passing it on
+    assert runtime.stop_asked()
+
+
+def test_a_child_process_does_not_catch_the_stop(runtime):
+    """A loader's worker ends on SIGTERM and goes on after SIGUSR1."""
+    child = os.fork()
+    if not child:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os._exit(0 if runtime.stop_asked() else 7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    child = os.fork()
+    if not child:
+        time.sleep(30)
+        os._exit(9)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, -signal.SIGTERM)
+    assert not runtime.stop_asked()
+
+
+def python(code: str, **env: str) -> subprocess.Popen:
+    """A fresh interpreter, without what a launcher would have left in the environment."""
+    left = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    clean = {name: value for name, value in os.environ.items() if name not in left}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=clean | env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+STUBBORN = """
+import time
+from dist_train import runtime
+runtime._StopFlag.GRACE = 1.0
+mine = runtime.Runtime("cpu")
+print("ready", flush=True)
+told = False
+while True:
+    time.sleep(0.01)
+    if mine.stop_asked() and not told:
+        print("asked", flush=True)
+        told = True
+"""
+
+
+def test_a_second_term_ends_a_process_only_after_the_grace():
+    process = python(STUBBORN)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.9)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_fewer_processes_than_the_launcher_meant_are_refused():
+    code = """
+from dist_train.runtime import Runtime
+from shards.errors import BadInput
+try:
+    Runtime("cpu")
+except BadInput as refused:
+    print(refused)
+"""
+    said, _ = python(code, WORLD_SIZE="2").communicate(timeout=120)
+    assert "meant 2 processes, accelerate sees 1" in said
+    assert "accelerate launch --num_processes 2" in said

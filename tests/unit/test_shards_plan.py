@@ -1,0 +1,150 @@
+"""Splits, classes and places of postings: pure functions of the catalogue."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.options import PackOptions
+from shards.plan import make_plan, shard_size
+from shards.split import SPLITS, split_of
+
+
+def table_of(groups: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "posting_id": [f"p{n}" for n in range(len(groups))],
+            "image": "",
+            "title": "a title",
+            "label_group": groups,
+        }
+    )
+
+
+FROZEN = {
+    "a": "train",
+    "b": "train",
+    "c": "train",
+    "d": "val",
+    "e": "train",
+    "f": "train",
+    "g": "train",
+    "h": "train",
+    "i": "test",
+    "j": "train",
+}
+
+
+# ── split
+
+
+def test_products_split_60_20_20() -> None:
+    counts = Counter(split_of(f"group {n}") for n in range(20_000))
+    for split, share in (("train", 0.6), ("val", 0.2), ("test", 0.2)):
+        assert abs(counts[split] / 20_000 - share) < 0.015
+    assert counts["unlabelled"] == 0
+
+
+def test_postings_without_a_label_are_unlabelled() -> None:
+    assert split_of("") == "unlabelled"
+
+
+def test_split_is_frozen() -> None:
+    # Another function would move products between splits of sets that are packed already.
+    letters = {c: split_of(c) for c in "abcdefghij"}
+    assert letters == FROZEN
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(min_size=1, max_size=20))
+def test_any_text_has_one_split(group: str) -> None:
+    assert split_of(group) == split_of(group) != "unlabelled"
+
+
+# ── plan
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(["", *"abcdefghijklmnop"]), min_size=1, max_size=60))
+def test_class_ids_count_train_groups_by_first_appearance(groups: list[str]) -> None:
+    plan = make_plan(table_of(groups), PackOptions())
+    expected: dict[str, int] = {}
+    for group in groups:
+        if group and split_of(group) == "train":
+            expected.setdefault(group, len(expected))
+    assert plan.class_id.tolist() == [expected.get(group, -1) for group in groups]
+    assert plan.split.tolist() == [split_of(group) for group in groups]
+
+
+def test_classes_are_numbered_by_appearance_and_not_by_name() -> None:
+    train = [g for g in map(str, range(60)) if split_of(g) == "train"]
+    backwards = sorted(train, reverse=True)
+    plan = make_plan(table_of(backwards + train), PackOptions())
+    assert plan.class_id.tolist()[: len(train)] == list(range(len(train)))
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 700])
+@pytest.mark.parametrize("shard_items", [1, 50, 5000])
+def test_places_fill_shards_without_gap_or_repeat(count: int, shard_items: int) -> None:
+    options = PackOptions(shard_items=shard_items)
+    plan = make_plan(table_of([f"g{n // 2}" for n in range(count)]), options)
+    for _, rows in plan.groupby("split"):
+        size = shard_size(len(rows), options)
+        places = np.sort(rows.shard.to_numpy() * size + rows.slot.to_numpy())
+        assert places.tolist() == list(range(len(rows)))
+        assert rows.slot.max() < size <= shard_items
+
+
+def test_a_split_has_eight_shards_where_each_keeps_64_items() -> None:
+    assert shard_size(8 * 64, PackOptions()) == 64
+    assert shard_size(100, PackOptions()) == 64
+    assert shard_size(8_000, PackOptions()) == 1_000
+    assert shard_size(10**6, PackOptions()) == 5_000
+
+
+def test_plan_does_not_depend_on_the_order_of_the_rows_but_for_classes() -> None:
+    table = table_of([f"g{n % 40}" for n in range(300)])
+    mixed = table.sample(frac=1, random_state=1).reset_index(drop=True)
+    one, other = (make_plan(t, PackOptions()).set_index("posting_id") for t in (table, mixed))
+    placed = ["split", "shard", "slot"]
+    assert one[placed].equals(other.loc[one.index, placed])
+
+
+def test_another_seed_gives_another_order_in_the_same_splits() -> None:
+    table = table_of([f"g{n % 40}" for n in range(300)])
+    one, other = (make_plan(table, PackOptions(seed=seed)) for seed in (0, 1))
+    assert one.split.equals(other.split)
+    assert one.class_id.equals(other.class_id)
+    assert (one.slot != other.slot).mean() > 0.5
+
+
+def test_items_do_not_lie_in_the_catalogues_order() -> None:
+    plan = make_plan(table_of([""] * 500), PackOptions(shard_items=5000))
+    place = plan.shard * shard_size(500, PackOptions()) + plan.slot
+    assert abs(np.corrcoef(np.arange(500), place)[0, 1]) < 0.25
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.sampled_from(["", *"abcdefgh"]), min_size=1, max_size=30),
+    st.lists(st.sampled_from(["", *"abcdefghijkl"]), max_size=30),
+)
+def test_appending_postings_never_moves_a_product_or_renumbers_a_class(
+    before: list[str], added: list[str]
+) -> None:
+    old = make_plan(table_of(before), PackOptions())
+    new = make_plan(table_of(before + added), PackOptions()).iloc[: len(before)]
+    assert new.split.tolist() == old.split.tolist()
+    assert new.class_id.tolist() == old.class_id.tolist()
+
+
+@pytest.mark.parametrize("group", ["a\0", "\0", "a ", " a", "nan", "None", "é", "e\u0301", "🏷"])
+def test_odd_label_groups_keep_split_and_class(group: str) -> None:
+    # NumPy's fixed-width text drops trailing NULs, pandas takes some words for missing values.
+    plan = make_plan(table_of(["x", group, "a", group]), PackOptions())
+    assert plan.split.iloc[1] == plan.split.iloc[3] == split_of(group)
+    assert plan.class_id.iloc[1] == plan.class_id.iloc[3]
+    assert set(plan.split) <= set(SPLITS)

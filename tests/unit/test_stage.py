@@ -1,0 +1,124 @@
+"""The chain of stage directories: from what each was made, what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dist_train import stage
+from shards import stage_files
+from shards.errors import BadInput, Unfinished
+
+
+def make(path: Path, kind: str, content: str = "x", parents: dict | None = None) -> Path:
+    """A finished stage directory of one file."""
+    stage_files.begin(path, kind, {"content": content}, parents or {})
+    (path / "file.txt").write_text(content)
+    stage_files.finish(path, {"files": 1}, [path / "file.txt"])
+    return path
+
+
+@pytest.fixture
+def chain(tmp_path):
+    """A shard set and a run made from it."""
+    shards = make(tmp_path / "a/shards", "shard set")
+    run = tmp_path / "b/run"
+    return shards, make(run, stage.RUN, parents=stage.parents_for(run, shards=shards))
+
+
+def test_parents_are_relative_paths_with_fingerprints(chain):
+    shards, run = chain
+    told = json.loads((run / "stage.json").read_text())["parents"]
+    fingerprint = json.loads((shards / "manifest.json").read_text())["fingerprint"]
+    assert told == {"shards": {"path": "../../a/shards", "fingerprint": fingerprint}}
+    assert stage.parent(run, "shards") == shards.resolve()
+    assert stage.config_of(run) == {"content": "x"}
+
+
+def test_a_parent_not_given_is_not_told(chain):
+    shards, run = chain
+    assert set(stage.parents_for(run, shards=shards, image=None)) == {"shards"}
+
+
+def test_paths_may_be_relative_to_where_one_stands(chain, tmp_path, monkeypatch):
+    shards, run = chain
+    monkeypatch.chdir(tmp_path / "b")
+    assert stage.parents_for(Path("run"), shards=Path("../a/shards")) == stage.parents_for(
+        run, shards=shards
+    )
+    assert stage.parent(Path("run"), "shards") == shards.resolve()
+
+
+def test_the_whole_chain_may_be_moved_together(chain, tmp_path):
+    (tmp_path / "moved").mkdir()
+    for name in ("a", "b"):
+        shutil.move(tmp_path / name, tmp_path / "moved" / name)
+    found = stage.parent(tmp_path / "moved/b/run", "shards")
+    assert found == (tmp_path / "moved/a/shards").resolve()
+
+
+def test_a_parent_that_changed_is_refused(chain):
+    shards, run = chain
+    shutil.rmtree(shards)
+    make(shards, "shard set", content="y")
+    with pytest.raises(BadInput, match="was made from another shards than now lies at"):
+        stage.parent(run, "shards")
+
+
+def test_a_parent_that_is_gone_unfinished_or_foreign_is_refused(chain):
+    shards, run = chain
+    with pytest.raises(BadInput, match="was not made from any image"):
+        stage.parent(run, "image")
+    (shards / "manifest.json").unlink()
+    with pytest.raises(Unfinished, match="shards: unfinished"):
+        stage.parent(run, "shards")
+    shutil.rmtree(shards)
+    with pytest.raises(BadInput, match="shards: not a shard set directory"):
+        stage.parent(run, "shards")
+    make(shards, stage.RUN)
+    with pytest.raises(BadInput, match="holds run, wanted shard set"):
+        stage.parent(run, "shards")
+
+
+def test_parents_must_be_finished_and_of_their_kind(chain, tmp_path):
+    shards, run = chain
+    with pytest.raises(BadInput, match="holds shard set, wanted run"):
+        stage.parents_for(tmp_path / "emb", shards=shards, image=shards)
+    with pytest.raises(BadInput, match="nowhere: not a shard set directory"):
+        stage.parents_for(tmp_path / "emb", shards=tmp_path / "nowhere")
+    (run / "manifest.json").unlink()
+    with pytest.raises(Unfinished, match="run: unfinished"):
+        stage.parents_for(tmp_path / "emb", shards=shards, image=run)
+
+
+def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(BadInput, match="mine: holds files of something else"):
+        stage_files.begin(tmp_path / "mine", stage.RUN, {}, {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="file: holds files of something else"):
+        stage_files.begin(tmp_path / "file", stage.RUN, {}, {})
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_another_stage_config_or_parent_in_a_folder_is_refused_and_named(chain):
+    _, run = chain
+    told = json.loads((run / "stage.json").read_text())
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(BadInput, match="already holds run"):
+        stage_files.begin(run, stage.INDEX, told["config"], told["parents"])
+    with pytest.raises(BadInput, match="content 'x' there, 'z' asked"):
+        stage_files.begin(run, stage.RUN, {"content": "z"}, told["parents"])
+    other = {"shards": told["parents"]["shards"] | {"fingerprint": "0"}}
+    with pytest.raises(BadInput, match=r"shards\.fingerprint"):
+        stage_files.begin(run, stage.RUN, told["config"], other)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    assert stage_files.begin(run, stage.RUN, told["config"], told["parents"]) is True
+
+
+def test_an_unfinished_stage_goes_on(tmp_path):
+    for _ in range(2):
+        assert stage_files.begin(tmp_path / "run", stage.RUN, {"a": 1}, {}) is False
+        assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "running"

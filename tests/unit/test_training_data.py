@@ -1,0 +1,206 @@
+"""The order of training items, and learning rates and margin as functions of the step."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dist_train.config import HeadOptions, ImageTraining, TextTraining
+from dist_train.heads.class_parallel import MarginHead
+from dist_train.training.data import TrainingItems, training_items
+from dist_train.training.optimisation import (
+    clip_head,
+    encoder_optimizer,
+    head_optimizer,
+    make_schedule,
+)
+from shards.errors import BadInput
+from shards.reader import ShardSet
+
+WORLDS = (1, 2, 4)
+
+
+def items_of(N: int, batch: int, accumulation: int = 1, seed: int = 0, epochs: float = 1.0):
+    """Items numbered with gaps, as where some postings lack the part."""
+    config = ImageTraining(
+        batch_size=batch, accumulation=accumulation, seed=seed, epochs=epochs
+    )  # fmt: skip
+    return TrainingItems(None, np.arange(N) * 3 + 1, 5, config)  # ty: the reader is not asked
+
+
+def global_passes(items: TrainingItems, first: int, last: int, world: int):
+    """Each forward pass over all ranks, in rank order: item numbers and seeds."""
+    ranks = [items.plans(first, last, rank, world) for rank in range(world)]
+    return [
+        tuple(np.concatenate([getattr(p, what) for p in passes]) for what in ("items", "seeds"))
+        for passes in zip(*ranks, strict=True)
+    ]
+
+
+def flat(passes, what: int = 0) -> np.ndarray:
+    return np.concatenate([one[what] for one in passes])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 200), st.integers(0, 99), st.integers(0, 5))
+def test_every_pass_is_the_same_for_any_world(N, seed, first):
+    for accumulation in (1, 2):
+        items = items_of(N, 16, accumulation, seed)
+        one, two, four = (global_passes(items, first, first + 4, world) for world in WORLDS)
+        assert len(one) == 4 * accumulation
+        for a, b, c in zip(one, two, four, strict=True):
+            for what in (0, 1):
+                np.testing.assert_array_equal(a[what], b[what])
+                np.testing.assert_array_equal(a[what], c[what])
+
+
+@given(st.integers(3, 100), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_accumulation_only_cuts_a_step(N, seed):
+    whole = global_passes(items_of(N, 16, 1, seed), 0, 5, 1)
+    halves = global_passes(items_of(N, 16, 2, seed), 0, 5, 1)
+    for what in (0, 1):
+        np.testing.assert_array_equal(flat(whole, what), flat(halves, what))
+    assert {len(p[0]) for p in halves} == {8}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 120), st.integers(0, 99), st.sampled_from(WORLDS))
+def test_every_item_once_an_epoch_and_the_tail_carried(N, seed, world):
+    items = items_of(N, 8, 1, seed)
+    steps = -(-3 * N // 8)
+    taken = flat(global_passes(items, 0, steps, world))
+    for epoch in range(3):
+        assert sorted(taken[epoch * N : (epoch + 1) * N]) == items.numbers.tolist()
+    assert set(taken) <= set(items.numbers)
+
+
+def test_epochs_are_shuffled_apart_and_by_the_seed():
+    first = flat(global_passes(items_of(64, 8), 0, 16, 1))
+    assert first[:64].tolist() != first[64:].tolist()
+    assert first[:64].tolist() != sorted(first[:64])
+    assert first.tolist() != flat(global_passes(items_of(64, 8, seed=1), 0, 16, 1)).tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_plans_of_some_steps_are_a_slice_of_all(data):
+    accumulation = data.draw(st.sampled_from([1, 2]))
+    items = items_of(data.draw(st.integers(2, 90)), 8, accumulation)
+    first = data.draw(st.integers(0, 20))
+    last = data.draw(st.integers(first, 20))
+    for rank in range(2):
+        whole = items.plans(0, 20, rank, 2)[first * accumulation : last * accumulation]
+        some = items.plans(first, last, rank, 2)
+        assert len(some) == len(whole)
+        for a, b in zip(some, whole, strict=True):
+            np.testing.assert_array_equal(a.items, b.items)
+            np.testing.assert_array_equal(a.seeds, b.seeds)
+
+
+def test_augmentation_seeds_belong_to_the_position():
+    seeds = flat(global_passes(items_of(50, 10), 0, 50, 1), 1)
+    assert len(np.unique(seeds)) == len(seeds)
+    assert seeds.min() >= 0
+    assert seeds.max() < 2**32
+
+
+@given(st.integers(1, 500), st.floats(0, 20), st.sampled_from([1, 7, 64]))
+def test_steps_cover_the_epochs(N, epochs, batch):
+    items = items_of(N, batch, epochs=epochs)
+    wanted = round(epochs * N)
+    assert items.steps * batch >= wanted > (items.steps - 1) * batch or items.steps == wanted == 0
+    assert items.epoch_steps == N / batch
+
+
+def test_a_batch_that_does_not_divide_is_refused(shard_set):
+    shards = ShardSet(shard_set)
+    for world, accumulation, batch in ((3, 1, 16), (4, 2, 12)):
+        config = ImageTraining(batch_size=batch, accumulation=accumulation)
+        with pytest.raises(BadInput, match=f"batch_size {batch} does not divide"):
+            training_items(shards, "image", config, world)
+    with pytest.raises(BadInput, match="no multiple of accumulation"):
+        ImageTraining(batch_size=10, accumulation=4)
+
+
+@pytest.mark.parametrize(("view", "config"), [("image", ImageTraining()), ("text", TextTraining())])
+def test_training_items_are_those_of_the_train_split(shard_set, view, config):
+    shards = ShardSet(shard_set)
+    items = training_items(shards, view, config, 1)
+    table = shards.packed
+    assert items.numbers.tolist() == np.flatnonzero(table.split == "train").tolist()
+    assert items.classes == table.label_group[table.split == "train"].nunique()
+    some = items.reader[int(items.numbers[3])]
+    assert some.posting_id == table.posting_id[items.numbers[3]]
+    assert some.class_id == table.class_id[items.numbers[3]] >= 0
+
+
+# Schedule
+
+
+def schedule_of(steps: int, **options):
+    config = ImageTraining(head=HeadOptions(ramp=options.pop("ramp", 0.3)), **options)
+    linear = torch.nn.Linear(3, 3)
+    head = MarginHead(classes=4, width=3, loss="arcface", scale=8, chunk=4, seed=0)
+    optimizers = [encoder_optimizer(linear, config), head_optimizer(head, config)]
+    return make_schedule(optimizers, config, steps), optimizers, config
+
+
+def rates(optimizers) -> list[float]:
+    return [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.floats(0, 1), st.floats(0, 1))
+def test_a_step_needs_no_steps_before_it(steps, warmup, ramp):
+    walked, walked_optimizers, _ = schedule_of(steps, warmup=warmup, ramp=ramp)
+    for step in range(steps):
+        margin = walked.apply(step)
+        jumped, jumped_optimizers, _ = schedule_of(steps, warmup=warmup, ramp=ramp)
+        assert jumped.apply(step) == margin
+        assert rates(jumped_optimizers) == rates(walked_optimizers)
+
+
+def test_rates_rise_to_the_peak_and_fall_in_a_cosine():
+    schedule, optimizers, config = schedule_of(100, warmup=0.1)
+    seen = []
+    for step in range(100):
+        schedule.apply(step)
+        seen.append(optimizers[0].param_groups[0]["lr"])
+        head_lr = optimizers[1].param_groups[0]["lr"]
+        assert head_lr == pytest.approx(seen[-1] * config.head.lr / config.lr)
+    assert max(seen) == pytest.approx(config.lr) == seen[10]
+    assert (np.diff(seen[:11]) > 0).all()
+    assert (np.diff(seen[10:]) < 0).all()
+    for step in range(10, 100):
+        expected = config.lr * (1 + math.cos(math.pi * (step - 10) / 90)) / 2
+        assert seen[step] == pytest.approx(expected)
+
+
+def test_every_group_of_weights_follows():
+    schedule, optimizers, config = schedule_of(10, warmup=0.0)
+    assert {group["weight_decay"] for group in optimizers[0].param_groups} == {0, 0.01}
+    schedule.apply(0)
+    assert rates(optimizers) == [config.lr, config.lr, config.head.lr]
+
+
+def test_the_margin_grows_over_its_ramp_and_stays():
+    schedule, _, config = schedule_of(100, ramp=0.3)
+    margins = [schedule.apply(step) for step in range(100)]
+    np.testing.assert_allclose(margins[:30], config.head.margin * np.arange(1, 31) / 30)
+    assert margins[30:] == [config.head.margin] * 70
+    at_once, _, _ = schedule_of(100, ramp=0.0)
+    assert at_once.apply(0) == config.head.margin
+
+
+@pytest.mark.parametrize("limit", [0.5, 1e9])
+def test_the_head_gradient_is_cut_to_the_limit(limit):
+    head = MarginHead(classes=6, width=3, loss="arcface", scale=8, chunk=4, seed=0)
+    grad = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)) * 10
+    head.weight.grad = grad.clone()
+    assert clip_head(head, limit) == pytest.approx(grad.norm().item())
+    wanted = grad * min(1.0, limit / grad.norm().item())
+    torch.testing.assert_close(head.weight.grad, wanted)
