@@ -11,7 +11,6 @@ from torch.optim import AdamW, Optimizer
 from dist_train.config import HeadOptions, TrainingOptions
 from dist_train.heads.class_parallel import MarginHead
 
-
 EPS = 1e-6
 """AdamW's, as BERT was trained with. At 1e-8 rounding in gradients that are zero (a bias before
 batch normalisation, the bias of attention keys) becomes steps of full size, which differ with W."""

@@ -53,11 +53,13 @@ def _zero_moments(trained: list[tuple[str, nn.Parameter]], zero: Any) -> dict[st
     from deepspeed.utils import safe_get_full_optimizer_state
 
     _link(zero)
-    return {
-        f"{kind}/{name}": safe_get_full_optimizer_state(parameter, kind)
-        for name, parameter in trained
-        for kind in NAMES
-    }
+    found = {}
+    for name, parameter in trained:
+        for kind in NAMES:
+            value = safe_get_full_optimizer_state(parameter, kind)
+            assert value is not None  # every trained parameter was linked
+            found[f"{kind}/{name}"] = value
+    return found
 
 
 def _load_zero_moments(

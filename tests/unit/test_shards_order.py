@@ -29,10 +29,10 @@ def test_bijection_for_any_size_seed_and_epoch(items: int, seed: int, number: in
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("items", range(1, 1100))
-def test_bijection_for_every_small_size(items: int) -> None:
-    for number in range(3):
-        assert np.array_equal(np.sort(epoch(items, items, number)), np.arange(items))
+def test_bijection_for_every_small_size() -> None:
+    for items in range(1, 1100):
+        for number in range(3):
+            assert np.array_equal(np.sort(epoch(items, items, number)), np.arange(items)), items
 
 
 @pytest.mark.parametrize("items", [64, 127, 1000, 10007])
@@ -51,12 +51,12 @@ def test_shuffled_order_shows_no_trend() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 500), st.integers(0, 99), st.integers(0, 1500), st.integers(0, 400))
+@given(st.integers(3, 500), st.integers(0, 99), st.integers(0, 500), st.integers(0, 200))
 def test_any_slice_of_positions_equals_the_whole(
     items: int, seed: int, start: int, length: int
 ) -> None:
     order = Order(items, seed)
-    whole = order.at(np.arange(2000))
+    whole = order.at(np.arange(700))
     assert np.array_equal(order.at(np.arange(start, start + length)), whole[start:][:length])
 
 

@@ -5,6 +5,8 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dist_train.config import (
     ImageEncoderOptions,
@@ -260,16 +263,17 @@ def test_the_curves_of_a_resumed_run_do_not_fork(cut_off, finished, tiny_vit, sh
     assert without_rate(cut_off) == without_rate(finished)
 
 
-def test_a_signal_stops_a_text_run_and_the_same_command_ends_bit_equal(
-    shard_set, tiny_bert, tmp_path
-):
+@pytest.fixture(scope="module")
+def stopped(shard_set, tiny_bert, tmp_path_factory) -> dict[str, Path]:
+    """A text run in one life, and the same stopped by a signal and started again."""
+    out = tmp_path_factory.mktemp("stopped")
     encoder = TextEncoderOptions(model=str(tiny_bert), max_length=24, dropout=0.1)
     full = {"epochs": 2, "checkpoint_every": 1, "keep": 2, "validate_every": 0, "lr": 1e-3}
     config = TextTraining(encoder=encoder, accumulation=2, **COMMON | full)
-    train("text", shard_set, tmp_path / "whole", config)
+    train("text", shard_set, out / "whole", config)
 
     def stop_soon() -> None:
-        begun = tmp_path / "stopped/checkpoints/step-00000002"
+        begun = out / "stopped/checkpoints/step-00000002"
         while not begun.exists() and threading.main_thread().is_alive():
             time.sleep(0.002)
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -277,18 +281,51 @@ def test_a_signal_stops_a_text_run_and_the_same_command_ends_bit_equal(
     watcher = threading.Thread(target=stop_soon, daemon=True)
     watcher.start()
     with pytest.raises(Stopped, match=r"after step \d+, checkpoint written"):
-        train("text", shard_set, tmp_path / "stopped", config)
+        train("text", shard_set, out / "stopped", config)
     watcher.join()
-    status = json.loads((tmp_path / "stopped/status.json").read_text())
+    status = json.loads((out / "stopped/status.json").read_text())
     assert status["status"] == "preempted"
-    newest = max((tmp_path / "stopped/checkpoints").glob("step-*"))
+    newest = max((out / "stopped/checkpoints").glob("step-*"))
     assert _fault(newest) == ""
     assert 2 <= int(newest.name[5:]) < 23
-    train("text", shard_set, tmp_path / "stopped", config)
+    train("text", shard_set, out / "stopped", config)
+    return {"whole": out / "whole", "stopped": out / "stopped"}
+
+
+def test_a_run_stopped_by_a_signal_ends_bit_equal(stopped):
     for name in ("model.safetensors", "neck.safetensors"):
-        whole, stopped = (tmp_path / run / "encoder" / name for run in ("whole", "stopped"))
-        assert whole.read_bytes() == stopped.read_bytes()
-    assert json.loads((tmp_path / "stopped/status.json").read_text())["status"] == "done"
+        whole, again = (run / "encoder" / name for run in stopped.values())
+        assert whole.read_bytes() == again.read_bytes()
+    assert json.loads((stopped["stopped"] / "status.json").read_text())["status"] == "done"
+    assert without_rate(stopped["stopped"]) == without_rate(stopped["whole"])
+
+
+def test_a_stopped_process_leaves_every_row_on_disk(shard_set, tiny_vit, tmp_path):
+    run = tmp_path / "run"
+    options = {
+        "--shards": shard_set, "--out": run, "--encoder.model": tiny_vit, "--workers": 0,
+        "--encoder.image-size": 32, "--epochs": 100, "--batch-size": 16, "--device": "cpu",
+        "--precision": "fp32", "--log-every": 1, "--checkpoint-every": 5, "--validate-every": 0,
+    }  # fmt: skip
+    words = [str(word) for pair in options.items() for word in pair]
+    command = [sys.executable, "-m", "dist_train", "train", "image", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        while not checkpoint(run, 5).exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 3, said
+    assert json.loads((run / "status.json").read_text())["status"] == "preempted"
+    step = int(max((run / "checkpoints").glob("step-*")).name[5:])
+    written = [row["step"] for row in read_metrics(run) if "train/loss" in row]
+    assert written == list(range(1, step + 1))
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    assert "train/loss" in board.Tags()["scalars"]
+    assert [event.step for event in board.Scalars("train/loss")] == written
 
 
 def test_a_finished_run_is_left_as_it_is(finished, tiny_vit, shard_set):

@@ -28,7 +28,7 @@ def items_of(N: int, batch: int, accumulation: int = 1, seed: int = 0, epochs: f
     config = ImageTraining(
         batch_size=batch, accumulation=accumulation, seed=seed, epochs=epochs
     )  # fmt: skip
-    return TrainingItems(None, np.arange(N) * 3 + 1, 5, config)  # ty: the reader is not asked
+    return TrainingItems(None, np.arange(N) * 3 + 1, 5, config)  # plans need no reader
 
 
 def global_passes(items: TrainingItems, first: int, last: int, world: int):
