@@ -285,7 +285,7 @@ def _options_of(config: Path, tokens: tuple[str, ...]) -> Dict:
         options = yaml.safe_load(config.read_text()) or {}
     except OSError:
         raise BadInput(f"{config}: no such config file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{config}: not YAML ({' '.join(str(error).split())})") from None
     # Nested under the verb's name: at the top level cyclopts would drop, without a word, keys
     # that are verbs as well (pack, embed, index, match).

@@ -1,5 +1,6 @@
 """One tree of options: defaults, units and checks. YAML and the command line fill it alike."""
 
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ class ImageEncoderOptions:
     neck: bool = True
     """Batch normalisation (statistics over all ranks) before the vector is normalised."""
 
+    def __post_init__(self) -> None:
+        _positive(self, "image_size")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderOptions:
@@ -45,6 +49,10 @@ class TextEncoderOptions:
     """Probability; above 0 the weights depend on the number of processes."""
     neck: bool = True
     """Batch normalisation (statistics over all ranks) before the vector is normalised."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_length")
+        _within(self, 0, 1, "dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,8 @@ class HeadOptions:
 
     def __post_init__(self) -> None:
         _positive(self, "scale", "lr", "chunk")
+        _within(self, 0, 1, "ramp")
+        _within(self, 0, 1.5, "margin")
         if self.scale > 64:
             raise BadInput(f"head.scale: {self.scale}, at most 64 (the softmax runs without a max)")
 
@@ -108,8 +118,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "batch_size", "accumulation", "lr", "checkpoint_every", "keep", "log_every")
-        if self.epochs < 0 or self.workers < 0:
-            raise BadInput("epochs and workers: must not be negative")
+        _positive(self, "clip")
+        _within(self, 0, 1, "warmup")
+        _within(self, 0, math.inf, "epochs", "workers", "validate_every", "weight_decay")
         if self.batch_size % self.accumulation:
             raise BadInput(
                 f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}"
@@ -123,6 +134,11 @@ class ImageTraining(TrainingConfig):
     encoder: ImageEncoderOptions = field(default_factory=ImageEncoderOptions)
     min_crop: float = 0.5
     """Least share of a photo's area that a training crop shows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "min_crop")
+        _within(self, 0, 1, "min_crop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +170,7 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "batch_size")
+        _within(self, 0, math.inf, "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +206,8 @@ class MatchConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "pairs_per_item", "neighbours")
+        if self.threshold is not None:
+            _within(self, -1, 1, "threshold")
         if self.threshold is not None and self.threshold_from is not None:
             raise BadInput("threshold and threshold_from: give one of them")
 
@@ -251,6 +270,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _within(options: Any, low: float, high: float, *names: str) -> None:
+    for name in names:
+        # Written so that not-a-number is refused as well.
+        if not low <= getattr(options, name) <= high:
+            raise BadInput(f"{name}: {getattr(options, name)}, must lie in {low} to {high}")
 
 
 def _positive(options: Any, *names: str) -> None:

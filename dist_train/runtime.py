@@ -199,6 +199,8 @@ def _on_cpu(device: str) -> bool:
 
 
 def _join(cpu: bool) -> PartialState:
+    if not under_launcher():
+        _check_world(1)  # before accelerate fails on the half of a launcher's variables
     if not cpu:
         return PartialState(timeout=TIMEOUT)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":

@@ -10,7 +10,7 @@ import torch
 from dist_train import stage
 from dist_train.config import MatchConfig, result_options
 from dist_train.decisions.tables import groups_table, matches_table, submission_table
-from dist_train.decisions.threshold import decide_threshold
+from dist_train.decisions.threshold import check_threshold, decide_threshold
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.matching.engines import Engine, GemmEngine, floor_of_sample
 from dist_train.matching.index import index_shards, indexed_views
@@ -34,6 +34,7 @@ def match(embeddings: Path, index: Path, out: Path, config: MatchConfig) -> dict
     embedding_set = EmbeddingSet(embeddings)
     if stage.parent(index, "embedding").resolve() != embeddings.resolve():
         raise BadInput(f"{index}: is over another embedding set than {embeddings}")
+    check_threshold(embedding_set.items, config)
     options = result_options(config)
     if config.threshold_from is not None:
         options["threshold"] = read_json(config.threshold_from)["threshold"]

@@ -25,11 +25,8 @@ def decide_threshold(
     curve = _curve(items, rows, pairs) if len(rows) else None
     source, threshold = _given(config)
     if threshold is None:
-        if curve is None:
-            raise BadInput(
-                "no val posting has a label_group to choose the threshold on; "
-                "give one: --threshold T or --threshold-from FILE"
-            )
+        check_threshold(items, config)
+        assert curve is not None
         source, threshold = "chosen", curve.best()[0]
     return {
         "format": FORMAT,
@@ -44,6 +41,15 @@ def decide_threshold(
         "at_floor": bool(curve and source == "chosen" and _at_floor(curve, threshold)),
         "curve": curve.thinned().as_json() if curve else None,
     }
+
+
+def check_threshold(items: pd.DataFrame, config: MatchConfig) -> None:
+    """Raise BadInput when a threshold must be chosen and no val posting has a label."""
+    if _given(config)[1] is None and not len(labelled_rows(items, "val")):
+        raise BadInput(
+            "no val posting has a label_group to choose the threshold on; "
+            "give one: --threshold T or --threshold-from FILE"
+        )
 
 
 def _given(config: MatchConfig) -> tuple[str, float | None]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from dist_train.config import ImageEncoderOptions, local_path
 from dist_train.encoders.pooling import Neck, generalised_mean
-from dist_train.encoders.sources import no_weights
+from dist_train.encoders.sources import no_model, no_weights
 from shards.decode import decode_photo
 from shards.errors import BadInput
 from shards.files import read_json, write_json
@@ -119,7 +119,7 @@ def _backbone(options: ImageEncoderOptions) -> nn.Module:
         fixed = {"img_size": options.image_size} if _has_fixed_size(folder, name) else {}
         return timm.create_model(name, pretrained=options.pretrained, num_classes=0, **fixed)
     except RuntimeError as error:
-        raise BadInput(f"encoder.model {options.model}: {str(error).splitlines()[0]}") from None
+        raise no_model(options.model, str(error).splitlines()[0]) from None
     except Exception as error:
         # The hub's client raises many kinds; the remedy is one.
         raise no_weights(options.model, error) from None

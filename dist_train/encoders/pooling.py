@@ -42,5 +42,6 @@ class Neck(nn.Module):
         variance = sum_over_ranks((x - mean).square().sum(0)) / sums[1]
         with torch.no_grad():
             self.mean.lerp_(mean, self.momentum)
-            self.variance.lerp_(variance, self.momentum)
+            unbiased = variance * sums[1] / (sums[1] - 1).clamp(min=1)
+            self.variance.lerp_(unbiased, self.momentum)
         return (x - mean) * (variance + self.eps).rsqrt() * self.weight

@@ -89,18 +89,20 @@ class _ShardedMarginSoftmax(torch.autograd.Function):
             sums[0] += logits.exp_().sum(1)
         sums[1, mine] = head.scale * with_margin
         _sum_in_place(sums)
-        target_logit = sums[1]
-        lse = (sums[0] + target_logit.exp()).log()
-        ctx.save_for_backward(everyone, weight, lse, target_logit, mine, own, slope)
+        # log(other classes / own class): from it the loss of a well-classified item keeps its
+        # digits, which lse - target would lose.
+        rest = sums[0].log() - sums[1]
+        lse = torch.logaddexp(sums[0].log(), sums[1])
+        ctx.save_for_backward(everyone, weight, lse, rest, mine, own, slope)
         ctx.head, ctx.local = head, len(unit)
-        return (lse - target_logit).mean()
+        return torch.logaddexp(rest, torch.zeros_like(rest)).mean()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        everyone, weight, lse, target_logit, mine, own, slope = ctx.saved_tensors
+        everyone, weight, lse, rest, mine, own, slope = ctx.saved_tensors
         head = ctx.head
         each = grads[0] * head.scale / len(everyone)
-        target_grad = ((target_logit - lse).exp() - 1)[mine] * slope
+        target_grad = -torch.sigmoid(rest)[mine] * slope
         d_everyone, d_weight = torch.zeros_like(everyone), torch.empty_like(weight)
         for columns in _chunks(weight, head.chunk):
             rows = weight[columns]

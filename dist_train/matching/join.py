@@ -52,10 +52,10 @@ def join(
 def join_block(
     views: Views, engine: Engine, rows: range, floor: float, neighbours: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The pairs that the asking `rows` report (i, j, score, ...), and their nearest rows."""
+    """The pairs i < j of the asking `rows` i (score, score_image, ...), and their nearest rows."""
     found = engine.search(rows, floor, neighbours)
-    asking, other = _reported(views, found.asking, found.found)
-    pairs = _scored(views, np.minimum(asking, other), np.maximum(asking, other))
+    lower = found.asking < found.found  # its other item finds the pair too
+    pairs = _scored(views, found.asking[lower], found.found[lower])
     pairs = pairs[pairs.score >= np.float32(floor)].sort_values(["i", "j"], ignore_index=True)
     item = np.repeat(np.asarray(rows, np.int64), found.nearest.shape[1])
     near = found.nearest.ravel()
@@ -65,10 +65,7 @@ def join_block(
 
 
 def nearest_table(out: Path) -> pd.DataFrame:
-    """The nearest rows of every item: i, j, score, score_image, score_text.
-
-    An item with both parts asks for items with both; one with a single part asks for all.
-    """
+    """The nearest rows of every item: i, j, score, score_image, score_text."""
     files = sorted((out / WORK).glob("nearest-*.parquet"))
     return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
 
@@ -86,16 +83,6 @@ def pairs_in_memory(views: Views, device: torch.device, pairs_per_item: float) -
     blocks = [join_block(views, engine, rows, floor, 1)[0] for rows in row_blocks(len(views))]
     table = pd.concat(blocks, ignore_index=True)
     return Pairs(table.i.to_numpy(), table.j.to_numpy(), table.score.to_numpy())
-
-
-def _reported(views: Views, asking: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # A pair is reported by its item with a missing part, whose question is scored whole; where
-    # neither or both lack one, by the lower row.
-    whole_asks, whole_other = views.complete[asking], views.complete[other]
-    lower = asking < other
-    mine = np.where(whole_asks == whole_other, lower, ~whole_asks)
-    keep = mine & (asking != other) & views.some[asking] & views.some[other]
-    return asking[keep], other[keep]
 
 
 def _scored(views: Views, i: np.ndarray, j: np.ndarray) -> pd.DataFrame:

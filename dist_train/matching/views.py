@@ -3,13 +3,15 @@
 The score of two items is w_i cos_image + w_t cos_text over the parts that both have, the weights
 of these summing to one: two items that share only a title are scored by their titles alone.
 
-An index over both parts holds (sqrt(w_i) image, sqrt(w_t) text). An item with both parts asks with
-the same row; an item with one part asks with that part divided by sqrt(w), which gives the cosine
-of that part against every row. So each pair is found whole by at least one of its two items.
+An index over both parts holds (sqrt(w_i) image, sqrt(w_t) text). So that every inner product is the
+score, an item asks with another scale for each kind of row: of the complete rows with the same
+row, or, where it has one part itself, with that part divided by sqrt(w); of the rows with one part
+with that part alone, divided by sqrt(w).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -52,14 +54,28 @@ class Views:
             for part in self.parts.values()
         ])  # fmt: skip
 
-    def queries(self, rows: range) -> np.ndarray:
-        """Rows as items ask with them: float32 (n, D)."""
-        complete = self.complete[rows.start : rows.stop, None]
-        columns = []
-        for part in self.parts.values():
-            scale = np.where(complete, np.sqrt(part.weight), 1 / np.sqrt(part.weight))
-            columns.append(part.rows.block(rows) * scale.astype(np.float32))
-        return np.hstack(columns)
+    @cached_property
+    def kinds(self) -> dict[str, np.ndarray]:
+        """Masks (N,) of the kinds of rows: complete, and with one part only if any."""
+        single = {name: part.present & ~self.complete for name, part in self.parts.items()}
+        return {"complete": self.complete} | {n: mask for n, mask in single.items() if mask.any()}
+
+    def queries(self, rows: range, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        """How items ask for the rows of a kind: float32 (n, D), and who can ask (n,)."""
+        if kind != "complete":
+            asks = self.parts[kind].present[rows.start : rows.stop]
+            scales = {name: float(name == kind) for name in self.parts}
+            shares = {name: scale / np.sqrt(self.parts[name].weight)
+                      for name, scale in scales.items()}  # fmt: skip
+        else:
+            asks = self.some[rows.start : rows.stop]
+            whole = self.complete[rows.start : rows.stop, None]
+            shares = {name: np.where(whole, np.sqrt(p.weight), 1 / np.sqrt(p.weight))
+                      for name, p in self.parts.items()}  # fmt: skip
+        columns = [
+            part.rows.block(rows) * np.float32(shares[name]) for name, part in self.parts.items()
+        ]
+        return np.hstack(columns), asks
 
     def scores(self, i: np.ndarray, j: np.ndarray) -> dict[str, np.ndarray]:
         """The scores that decide, float32 (P,): `score`, `score_image`, `score_text`.

@@ -44,3 +44,11 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return rows
+
+
+def scores_at(run: Path, step: int) -> dict[str, float]:
+    """The validation scores that a run has already written for `step`; empty when none."""
+    for row in read_metrics(run):
+        if row["step"] == step and "val/f1" in row:
+            return {name[4:]: value for name, value in row.items() if name.startswith("val/")}
+    return {}

@@ -13,11 +13,11 @@ from dist_train.evaluation.titles import decode_escapes
 from dist_train.report import galleries, tables
 from dist_train.report.data import Gallery, Histogram, PairCard, Posting, ReportData
 from dist_train.report.photos import thumbnail
-from dist_train.stage import parent
+from dist_train.stage import MATCHES, parent
 from shards.errors import BadInput
 from shards.files import read_json
 from shards.reader import ShardSet
-from shards.stage_files import STAGE
+from shards.stage_files import STAGE, open_finished
 
 # Products that no weight was fitted to; the second also chose the threshold.
 SHOWN_SPLITS = ("test", "val")
@@ -37,6 +37,7 @@ def gather(matches: Path, shard_set: Photos | None = None) -> ReportData:
     shard_set: where the photos are; by default the one the embeddings were made from.
     Raises BadInput for a missing file, Corrupt for one that does not fit the others.
     """
+    open_finished(matches, MATCHES)
     embedding = parent(matches, "embedding")
     items = tables.embedded_items(embedding / "items.parquet")
     split, shown = _shown(items)

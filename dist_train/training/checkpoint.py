@@ -22,7 +22,7 @@ from dist_train.heads.class_parallel import MarginHead
 from dist_train.runtime import Runtime
 from dist_train.training.optimizer_state import load_moments, moments
 from shards.errors import BadInput, Corrupt
-from shards.files import atomic_path, read_json, sha256_file, write_json
+from shards.files import atomic_path, read_json, sha256_file, sync, write_json
 
 FORMAT = 1
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -55,6 +55,7 @@ class Checkpoints:
         if self.runtime.is_main:
             _seal(temporary)
             os.replace(temporary, final)
+            sync(self.folder)
             self._remove_old()
         self.runtime.barrier()
 
@@ -64,11 +65,15 @@ class Checkpoints:
             fault = self.runtime.tell_all(_fault(folder) if self.runtime.is_main else "")
             if not fault:
                 return _load(folder, training)
-            log.warning("%s: %s; going back to the one before", folder, fault)
+            log.warning("%s: %s; it is removed, going back to the one before", folder, fault)
+            self.runtime.barrier()
+            if self.runtime.is_main:
+                shutil.rmtree(folder)
         return 0
 
     def _remove_old(self) -> None:
-        for folder in sorted(self.folder.glob("step-*"))[: -self.keep]:
+        unfinished = self.folder.glob(".step-*.tmp")
+        for folder in [*sorted(self.folder.glob("step-*"))[: -self.keep], *unfinished]:
             shutil.rmtree(folder)
 
 

@@ -67,5 +67,6 @@ def training_items(
     if classes < 2:
         raise BadInput(f"{shards.path}: {classes} label groups to train on; there must be two")
     if not len(train):
-        raise BadInput(f"{shards.path}: no training item has a {view}; train the other encoder")
+        part = {"image": "an image", "text": "a title"}[view]
+        raise BadInput(f"{shards.path}: no training item has {part}; train the other encoder")
     return TrainingItems(shards.reader(), train.index.to_numpy(), classes, config)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from dist_train import stage
 from dist_train.config import TrainingOptions, View, result_options
 from dist_train.encoders.batches import Batch, load
-from dist_train.monitor.metrics import Metrics
+from dist_train.monitor.metrics import Metrics, scores_at
 from dist_train.runtime import Clock, Runtime, autocast
 from dist_train.training.card import model_card
 from dist_train.training.checkpoint import Checkpoints
@@ -61,13 +61,14 @@ class _Loop:
         """Every step that is left; the scores of the last validation."""
         start = self.checkpoints.load_newest(self.training)
         self.metrics = Metrics(self.out, start) if self.runtime.is_main else None
-        if start == 0 < self.items.steps:
-            self._validate(0)
-        self._steps(start, self.items.steps)
-        scores = self._validate(self.items.steps)
-        if self.metrics is not None:
-            self.metrics.close()
-        return scores
+        try:
+            if start == 0 < self.items.steps:
+                self._validate(0)
+            self._steps(start, self.items.steps)
+            return self._validate(self.items.steps)
+        finally:
+            if self.metrics is not None:
+                self.metrics.close()
 
     def _steps(self, start: int, steps: int) -> None:
         plans = self.items.plans(start, steps, self.runtime.rank, self.runtime.world)
@@ -138,6 +139,9 @@ class _Loop:
         return saving or validating
 
     def _validate(self, step: int) -> dict[str, float]:
+        known = scores_at(self.out, step) if self.runtime.is_main else {}
+        if known := self.runtime.tell_all(known):
+            return known  # a run that was cut off after its last validation
         scores = self.validation.score(self.training.encoder, self.config, self.runtime)
         if scores:
             log.info(

@@ -49,6 +49,7 @@ def make_schedule(optimizers: list[Optimizer], config: TrainingOptions, steps: i
     made = [
         CosineLRScheduler(
             optimizer, t_initial=max(steps - warmup, 1), warmup_t=warmup, warmup_prefix=True,
+            warmup_lr_init=optimizer.param_groups[0]["lr"] / (warmup + 1),
             t_in_epochs=False,
         )
         for optimizer in optimizers

@@ -138,7 +138,7 @@ def test_without_labels_a_threshold_is_asked_for(made, tmp_path):
     build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
     with pytest.raises(BadInput, match="--threshold"):
         match(tmp_path / "emb", tmp_path / "index", tmp_path / "m", MatchConfig(engine="faiss"))
-    assert json.loads(read(tmp_path / "m", "status.json"))["status"] == "failed"
+    assert not (tmp_path / "m").exists()  # refused before anything is claimed
     given = MatchConfig(engine="faiss", threshold=0.7)
     assert match(tmp_path / "emb", tmp_path / "index", tmp_path / "n", given)["curve"] is None
 
