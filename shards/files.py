@@ -25,6 +25,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a file has the name that `atomic_path` gives while it writes."""
+    return path.match(".*.tmp-*")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files below `folder` that killed processes of this host left there."""
+    for path in folder.rglob(f".*.tmp-{os.uname().nodename}-*"):
+        pid = path.name.rpartition("-")[2]
+        if pid.isdigit() and not _is_writing(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _is_writing(pid: int) -> bool:
+    # This process holds none open here; 1 was one in a container that is gone, and else is init.
+    if pid in (1, os.getpid()):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it runs, for another user
+    return True
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` so that a reader sees the old file or the new one, never a part."""
     with atomic_path(path) as temporary:

@@ -6,10 +6,10 @@ index last as its mark. A pack started again after any kill skips the shards tha
 
 import json
 import logging
+import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, fields
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ import pandas as pd
 from tqdm import tqdm
 
 from shards import stage_files
-from shards.catalogue import COLUMNS, read_catalogue
-from shards.errors import BadInput, Corrupt
-from shards.files import sha256_file, write_parquet
+from shards.catalogue import COLUMNS, read_catalogue, set_aside
+from shards.errors import BadInput, Corrupt, Stopped
+from shards.files import remove_abandoned, sha256_file, write_parquet
 from shards.index import read_index
 from shards.options import PackOptions
 from shards.photo import Photo, PhotoRefused, load_photo
 from shards.plan import make_plan
 from shards.split import SPLITS
 from shards.tar import write_shard
+from shards.workers import each, sigterm_interrupts
 
 KIND = "shard set"
 WORK = ".pack"
@@ -43,23 +44,30 @@ def pack(
 ) -> dict[str, Any]:
     """Pack `catalogue` with the photos below `images` into the shard set `out`; its counts.
 
-    Raises BadInput for a catalogue that cannot be read or an `out` that holds something else.
+    Raises BadInput for a catalogue that cannot be read or an `out` that holds something else,
+    Stopped on SIGTERM and Ctrl-C: what is packed by then is kept.
     A photo that cannot be used never stops the pack: its posting keeps the title and the reason.
     """
-    table = _own_names(read_catalogue(catalogue, columns))
+    # A carried column must not take the name of one of ours.
+    table = set_aside(read_catalogue(catalogue, columns), OWN)
     if images is None and (table.image != "").any():
         raise BadInput(f"{catalogue}: names photos; say where they lie with --images DIR")
     if images is not None and not images.is_dir():
         raise BadInput(f"{images}: no such folder of photos")
-    parents = {"catalogue": {"path": str(catalogue), "sha256": sha256_file(catalogue)}}
+    parents = _parents(catalogue, images, out)
     config = _result_options(options) | {"columns": columns or {}}
     if stage_files.begin(out, KIND, config, parents):
         log.info("%s: already packed", out)
+        _clean_up(out)
         return stage_files.open_finished(out, KIND)["counts"]
     try:
-        plan = make_plan(table, options)
-        _build_shards(plan, images, out, options)
-        return _seal(plan, out)
+        with sigterm_interrupts():
+            plan = make_plan(table, options)
+            _build_shards(plan, images, out, options)
+            return _seal(plan, out)
+    except KeyboardInterrupt:
+        stage_files.write_status(out, "preempted", "stopped by a signal")
+        raise Stopped(f"{out}: stopped by a signal; the same command goes on") from None
     except BaseException as error:
         stage_files.write_status(out, "failed", f"{type(error).__name__}: {error}")
         raise
@@ -70,9 +78,12 @@ def _result_options(options: PackOptions) -> dict[str, Any]:
     return {name: value for name, value in asdict(options).items() if name not in how}
 
 
-def _own_names(table: pd.DataFrame) -> pd.DataFrame:
-    # A carried column must not take the name of one of ours.
-    return table.rename(columns={name: f"catalogue_{name}" for name in OWN if name in table})
+def _parents(catalogue: Path, images: Path | None, out: Path) -> dict[str, Any]:
+    def beside(path: Path) -> str:
+        return os.path.relpath(path.resolve(), out.resolve())
+
+    parents = {"catalogue": {"path": beside(catalogue), "sha256": sha256_file(catalogue)}}
+    return parents if images is None else parents | {"images": {"path": beside(images)}}
 
 
 def _build_shards(plan: pd.DataFrame, images: Path | None, out: Path, options: PackOptions) -> None:
@@ -80,15 +91,9 @@ def _build_shards(plan: pd.DataFrame, images: Path | None, out: Path, options: P
     shards = [rows for _, rows in plan[wanted].groupby(["split", "shard"], sort=True)]
     jobs = [(rows, images, out, options) for rows in shards]
     bar = tqdm(total=len(plan), desc="pack", unit="posting", disable=None)
-    if options.workers == 1:
-        for job in jobs:
-            bar.update(_build_shard(*job))
-    else:
-        # spawn: a forked child would inherit whatever threads the parent has started.
-        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            for done in pool.map(_build_shard, *zip(*jobs, strict=True)):
-                bar.update(done)
-    bar.close()
+    with bar, closing(each(_build_shard, jobs, options.workers)) as built:
+        for done in built:
+            bar.update(done)
 
 
 def _build_shard(rows: pd.DataFrame, images: Path | None, out: Path, options: PackOptions) -> int:
@@ -178,8 +183,13 @@ def _seal(plan: pd.DataFrame, out: Path) -> dict[str, Any]:
     # The mark of a finished pack is the manifest; the facts are needed until it stands.
     files = [p for s in SPLITS for p in (out / s).glob("[0-9]*")] + [out / "items.parquet"]
     stage_files.finish(out, counts, files)
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    _clean_up(out)
     return counts
+
+
+def _clean_up(out: Path) -> None:
+    remove_abandoned(out)
+    shutil.rmtree(out / WORK, ignore_errors=True)
 
 
 def _counts(items: pd.DataFrame) -> dict[str, Any]:

@@ -2,17 +2,21 @@
 
 import hashlib
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from scipy.fft import dctn
 
 from shards.options import PackOptions
 
 MAX_BYTES = 256 * 2**20
+ORIENTATION = 0x0112
+# Named, since others start programs on untrusted bytes: EPS runs Ghostscript. MPO is a JPEG here.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 
 
 class PhotoRefused(Exception):
@@ -38,16 +42,29 @@ def load_photo(root: Path, name: str, options: PackOptions) -> Photo:
             raise PhotoRefused(f"file larger than {MAX_BYTES} bytes")
         return prepare_photo(path.read_bytes(), options)
     except OSError as error:
-        raise PhotoRefused(f"cannot be read: {error.strerror or error}") from None
+        raise PhotoRefused(f"cannot be read: {error.strerror}") from None
 
 
 def prepare_photo(data: bytes, options: PackOptions) -> Photo:
     """Decode, turn, convert to sRGB, reduce to the short side `options.size` and encode."""
     if not data:
         raise PhotoRefused("file of zero bytes")
+    try:
+        # Pillow warns of broken EXIF, of palettes, of sizes: none of it stops a photo.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _prepare(data, options)
+    except PhotoRefused:
+        raise
+    except Exception as error:
+        # Pillow's plugins raise nearly anything on hostile bytes.
+        raise PhotoRefused(f"not a readable photo: {_told(error)}") from None
+
+
+def _prepare(data: bytes, options: PackOptions) -> Photo:
     image = _decode(data, options)
     kept = options.keep and image.format == "JPEG" and not _needs_change(image)
-    upright = _to_srgb(ImageOps.exif_transpose(image))
+    upright = _to_srgb(_upright(image))
     small = upright if kept else _reduce(upright, options.size)
     stored = data if kept else _encode(small, options.quality)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -63,52 +80,75 @@ def perceptual_hash(image: Image.Image) -> str:
     return bits.tobytes().hex()
 
 
+def _told(error: Exception) -> str:
+    # The reason is stored in the tar: no address, which differs from run to run, may be in it.
+    if isinstance(error, UnidentifiedImageError):
+        return f"none of {', '.join(FORMATS)}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(error) or type(error).__name__)
+
+
 def _inside(root: Path, name: str) -> Path:
-    path = (root / name).resolve()
-    if not path.is_relative_to(root.resolve()):
+    try:
+        path = (root / name).resolve()
+        inside, is_file = path.is_relative_to(root.resolve()), path.is_file()
+    except (ValueError, OSError, RuntimeError):
+        # A NUL, half a surrogate pair, a name too long, links in a circle.
+        raise PhotoRefused("path cannot be used") from None
+    if not inside:
         raise PhotoRefused("path leads out of the image folder")
-    if not path.is_file():
+    if not is_file:
         raise PhotoRefused("file not found")
     return path
 
 
 def _decode(data: bytes, options: PackOptions) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image = Image.open(io.BytesIO(data))
-            if image.width * image.height > options.max_pixels:
-                raise PhotoRefused(f"{image.width} x {image.height} pixels, over max_pixels")
-            if not options.keep:
-                # A JPEG decoded at 1/2, 1/4, ... of its size is 2-4 times faster; twice the
-                # target keeps about 48 dB.
-                image.draft("RGB", (2 * options.size, 2 * options.size))
-            image.load()
-        except PhotoRefused:
-            raise
-        except Exception as error:
-            # Pillow's plugins raise nearly anything on hostile bytes.
-            raise PhotoRefused(f"not a readable photo: {error}") from None
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > options.max_pixels:
+        raise PhotoRefused(f"{image.width} x {image.height} pixels, over max_pixels")
+    if not options.keep:
+        # A JPEG decoded at 1/2, 1/4, ... of its size is 2-4 times faster; twice the
+        # target keeps about 48 dB.
+        image.draft("RGB", (2 * options.size, 2 * options.size))
+    image.load()
     return image
 
 
 def _needs_change(image: Image.Image) -> bool:
-    turned = image.getexif().get(0x0112, 1) != 1
-    return turned or image.mode != "RGB" or bool(image.info.get("icc_profile"))
+    if image.mode != "RGB" or image.info.get("icc_profile"):
+        return True
+    try:
+        return image.getexif().get(ORIENTATION, 1) != 1
+    except Exception:
+        return True  # broken EXIF, which another reader may take otherwise
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image  # broken EXIF, raising nearly anything: the photo is taken as it lies
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.new("RGBA", layer.size, "white")
-        image.alpha_composite(layer)
-    elif image.mode.startswith("I"):
+    if image.mode.startswith("I"):
         # 16-bit greys: Pillow's own convert clips at 255.
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype("uint8"))
-    elif profile and image.mode in ("RGB", "CMYK"):
+        grey = (np.asarray(image, np.float64) / 257).clip(0, 255).astype("uint8")
+        return Image.fromarray(grey).convert("RGB")
+    profile, alpha = image.info.get("icc_profile"), None
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    if image.mode != "CMYK":
+        image = image.convert("RGB")
+    if profile:
         image = _through_profile(image, profile)
-    return image.convert("RGB")
+    return _on_white(image.convert("RGB"), alpha)
+
+
+def _on_white(image: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    if alpha is None:
+        return image
+    return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
 
 
 def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:

@@ -18,12 +18,12 @@ def make_plan(table: pd.DataFrame, options: PackOptions) -> pd.DataFrame:
     is -1 elsewhere. Inside a split the items lie in the order of a keyed hash of posting_id.
     """
     plan = table.copy()
-    groups, first = np.unique(plan.label_group.to_numpy(str), return_index=True)
-    split_by_group = {group: split_of(group) for group in groups}
-    plan["split"] = plan.label_group.map(split_by_group)
-    in_order = [g for g in groups[np.argsort(first)] if split_by_group[g] == "train"]
-    class_by_group = {group: number for number, group in enumerate(in_order)}
-    plan["class_id"] = plan.label_group.map(class_by_group).fillna(-1).astype(np.int32)
+    # A dictionary and no array of text: NumPy drops a NUL at the end of a group.
+    split_by_group = {group: split_of(group) for group in dict.fromkeys(plan.label_group)}
+    trained = [group for group, split in split_by_group.items() if split == "train"]
+    class_by_group = {group: number for number, group in enumerate(trained)}
+    plan["split"] = [split_by_group[group] for group in plan.label_group]
+    plan["class_id"] = np.array([class_by_group.get(g, -1) for g in plan.label_group], np.int32)
     plan["shard"] = np.zeros(len(plan), np.int32)
     plan["slot"] = np.zeros(len(plan), np.int32)
     for split in SPLITS:

@@ -48,8 +48,8 @@ class ShardSet:
         """The packed rows in the order of `reader(SPLITS)`: by split, shard and slot."""
         rank = {split: number for number, split in enumerate(SPLITS)}
         packed = self.items[self.items.status == "packed"]
-        order = packed.assign(rank=packed.split.map(rank)).sort_values(["rank", "shard", "slot"])
-        return order.drop(columns="rank").reset_index(drop=True)
+        order = np.lexsort((packed.slot, packed.shard, packed.split.map(rank)))
+        return packed.iloc[order].reset_index(drop=True)
 
     def reader(self, splits: Sequence[str] = SPLITS) -> "ItemReader":
         """The items of `splits` by position, in the order split, shard, slot."""

@@ -23,7 +23,8 @@ def verify(path: Path) -> list[str]:
         elif sha256_file(file) != facts["sha256"]:
             faults.append(f"{file}: content differs from what was packed{_where(file)}")
     known = set(manifest["files"])
-    extra = {str(p.relative_to(path)) for p in path.glob("*/*.tar")} - known
+    found = [p for kind in ("tar", "idx") for p in path.glob(f"*/*.{kind}")]
+    extra = {str(p.relative_to(path)) for p in found} - known
     return faults + [f"{path / name}: not part of this shard set" for name in sorted(extra)]
 
 

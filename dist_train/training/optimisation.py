@@ -46,9 +46,10 @@ class Schedule:
 def make_schedule(optimizers: list[Optimizer], config: TrainingOptions, steps: int) -> Schedule:
     """Warm-up and cosine to 0 for each optimizer, the margin's ramp beside them."""
     warmup = round(config.warmup * steps)
+    # At least two steps of cosine: timm warns of one that has no effect.
     made = [
         CosineLRScheduler(
-            optimizer, t_initial=max(steps - warmup, 1), warmup_t=warmup, warmup_prefix=True,
+            optimizer, t_initial=max(steps - warmup, 2), warmup_t=warmup, warmup_prefix=True,
             warmup_lr_init=optimizer.param_groups[0]["lr"] / (warmup + 1),
             t_in_epochs=False,
         )

@@ -1,0 +1,60 @@
+"""Processes that do one job each after another, and end when they are told or left alone."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+def each(function: Callable[..., Any], jobs: list[tuple], workers: int) -> Generator[Any]:
+    """Yield `function(*job)` of every job in their order; in this process when `workers` is 1."""
+    if workers == 1:
+        yield from (function(*job) for job in jobs)
+        return
+    # spawn: a forked child would inherit whatever threads the parent has started.
+    context = get_context("spawn")
+    watched, held = context.Pipe(duplex=False)
+    with watched, held, ProcessPoolExecutor(workers, context, _end_with, (watched,)) as pool:
+        try:
+            for future in [pool.submit(function, *job) for job in jobs]:
+                yield future.result()
+        except BaseException:
+            held.close()  # what is half done is done again: a stop does not wait for it
+            raise
+
+
+def _end_with(watched: Connection) -> None:
+    """End this worker as soon as the other end is closed, be it that its owner was killed."""
+    # A signal to the whole group is the owner's to answer.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+    def watch() -> None:
+        watched.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Within it SIGTERM raises KeyboardInterrupt, as Ctrl-C does; in the main thread only."""
+    # No Exception: what catches those of a broken photo would swallow the stop.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not disturb the ending
+    raise KeyboardInterrupt
