@@ -19,7 +19,7 @@ from dist_train.config import (
     MatchConfig,
     TextTraining,
 )
-from shards.errors import BadInput, NoGPU, Stopped
+from shards.errors import BadInput, Failed, NoGPU, Stopped
 from shards.options import PackOptions
 
 Flat = Parameter(name="*")
@@ -275,7 +275,7 @@ def main() -> None:
     except Stopped as stopped:
         # A launcher takes any code but 0 for a crash; status.json tells the difference.
         _end(str(stopped), 0 if "RANK" in os.environ else stopped.exit_code)
-    except (BadInput, NoGPU) as error:
+    except (BadInput, Failed, NoGPU) as error:
         _end(str(error), error.exit_code)
 
 

@@ -15,6 +15,12 @@ class Corrupt(BadInput):
     """Stored bytes do not match their checksum, count or form; the message names the file."""
 
 
+class Failed(Exception):
+    """The work itself went wrong; the message says where and what to do."""
+
+    exit_code = 1
+
+
 class Stopped(Exception):
     """A signal asked for a stop; what was done is kept and the same command goes on."""
 

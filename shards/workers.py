@@ -3,16 +3,20 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
 
-def each(function: Callable[..., Any], jobs: list[tuple], workers: int) -> Generator[Any]:
-    """Yield `function(*job)` of every job in their order; in this process when `workers` is 1."""
+def each(function: Callable[..., Any], jobs: Iterable[tuple], workers: int) -> Generator[Any]:
+    """Yield `function(*job)` of every job in their order; in this process when `workers` is 1.
+
+    Few jobs are held at a time, so that their number costs no memory.
+    """
     if workers == 1:
         yield from (function(*job) for job in jobs)
         return
@@ -21,8 +25,13 @@ def each(function: Callable[..., Any], jobs: list[tuple], workers: int) -> Gener
     watched, held = context.Pipe(duplex=False)
     with watched, held, ProcessPoolExecutor(workers, context, _end_with, (watched,)) as pool:
         try:
-            for future in [pool.submit(function, *job) for job in jobs]:
-                yield future.result()
+            running: deque[Future] = deque()
+            for job in jobs:
+                running.append(pool.submit(function, *job))
+                if len(running) > 2 * workers:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
         except BaseException:
             held.close()  # what is half done is done again: a stop does not wait for it
             raise

@@ -3,22 +3,19 @@
 import csv
 import io
 import json
-import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from dist_train.demo.photos import photo_number, photograph
 from dist_train.demo.products import BLOCK, Product, products_of_block
 from dist_train.demo.randomness import VERSION, Dice
 from dist_train.demo.titles import title_of
 from shards.errors import BadInput
+from shards.files import atomic_path, is_temporary, sync, write_json
+from shards.workers import each
 
 COLUMNS = ("posting_id", "image", "title", "label_group")
 _FACTS, _TABLE, _IMAGES, _PARTIAL = "generated.json", "catalogue.csv", "images", ".partial"
@@ -75,10 +72,11 @@ def generate(
     if (plan.out / _TABLE).exists():
         return
     blocks = range(-(-items // BLOCK))
-    with _written(plan.out / _TABLE) as table:
+    with atomic_path(plan.out / _TABLE) as temporary, temporary.open("wb") as table:
         table.write(_csv([COLUMNS]))
-        for lines in _in_order(partial(_make_block, plan), blocks, workers):
-            table.write(lines)
+        with closing(each(_make_block, ((plan, block) for block in blocks), workers)) as made:
+            for lines in made:
+                table.write(lines)
 
 
 def postings_of_block(seed: int, block: int) -> list[Posting]:
@@ -97,14 +95,13 @@ def _claim(plan: Plan) -> None:
     if facts.exists():
         _compare(plan, facts)
         return
-    foreign = sorted(p.name for p in plan.out.iterdir() if p.name != _FACTS + _PARTIAL)
+    foreign = sorted(p.name for p in plan.out.iterdir() if not is_temporary(p))
     if foreign:
         raise BadInput(
             f"{plan.out} already holds something else ({foreign[0]}); "
             "give another --out, or empty this one"
         )
-    with _written(facts) as file:
-        file.write(json.dumps(plan.facts(), indent=1).encode() + b"\n")
+    write_json(facts, plan.facts())
 
 
 def _compare(plan: Plan, facts: Path) -> None:
@@ -151,9 +148,9 @@ def _write_photos(folder: Path, postings: list[Posting]) -> None:
         (partial_folder / f"{posting.posting_id}.jpg").write_bytes(photo)
     # Synced after all are written: by then most have reached the disk, and no call waits long.
     for path in [*partial_folder.iterdir(), partial_folder]:
-        _sync(path)
+        sync(path)
     partial_folder.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def _photographed(postings: list[Posting]) -> Iterator[tuple[Posting, bytes]]:
@@ -165,42 +162,3 @@ def _photographed(postings: list[Posting]) -> Iterator[tuple[Posting, bytes]]:
             taken = {k: photo for k, photo in taken.items() if k[0] == key[0]}
             taken[key] = photograph(posting.product, key[1])
         yield posting, taken[key]
-
-
-def _in_order(job: Callable[[int], bytes], blocks: range, workers: int) -> Iterator[bytes]:
-    """The job's results in the order of the blocks, with few of them in memory at a time."""
-    if workers == 1:
-        yield from map(job, blocks)
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"))
-    running: deque = deque()
-    try:
-        for block in blocks:
-            running.append(pool.submit(job, block))
-            if len(running) > 2 * workers:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    finally:
-        # After a failure or a Ctrl-C nobody should wait for blocks that are not begun.
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name only once it is whole and on the disk."""
-    unfinished = path.with_name(path.name + _PARTIAL)
-    with unfinished.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,6 +1,6 @@
 """Batches of items, read and prepared in worker processes, in exactly the order of a plan."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,7 +53,7 @@ class _Batches(Dataset):
 
 
 def load(
-    reader: ItemReader, inputs: Inputs, plans: Sequence[BatchPlan], workers: int
+    reader: ItemReader, inputs: Inputs, plans: Iterable[BatchPlan], workers: int
 ) -> Iterator[Batch]:
     """The batches of `plans` in their order, whatever the number of `workers`."""
     loader = DataLoader(

@@ -20,7 +20,7 @@ from dist_train.training.export import export
 from dist_train.training.optimisation import clip_head
 from dist_train.training.setup import Training, set_up
 from dist_train.training.validation import ValidationItems, validation_items
-from shards.errors import BadInput, Stopped
+from shards.errors import Failed, Stopped
 from shards.reader import ShardSet
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,9 @@ class _Loop:
                 self.metrics.close()
 
     def _steps(self, start: int, steps: int) -> None:
-        plans = self.items.plans(start, steps, self.runtime.rank, self.runtime.world)
+        rank, world = self.runtime.rank, self.runtime.world
+        # Step by step: the start costs the same at any position.
+        plans = (p for t in range(start, steps) for p in self.items.plans(t, t + 1, rank, world))
         inputs = self.training.encoder.inputs(getattr(self.config, "min_crop", None))
         batches = load(self.items.reader, inputs, plans, self.config.workers)
         clock, logged = Clock(), start
@@ -100,7 +102,7 @@ class _Loop:
                 labels = batch.class_ids.to(self.runtime.device)
                 loss = training.head(vectors, labels, margin)
                 if not math.isfinite(value := loss.item()):
-                    raise BadInput(_not_finite(step, value, batch.posting_ids))
+                    raise Failed(_not_finite(step, value, batch.posting_ids))
                 training.accelerator.backward(loss)
                 total += value / config.accumulation
                 if training.accelerator.sync_gradients:

@@ -1,6 +1,7 @@
 """The same training on one, two and three processes, under DDP and ZeRO."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,22 @@ def test_a_batch_that_cannot_be_cut_is_refused(image_options: list[object], tmp_
     options = [26 if option == 24 else option for option in image_options]
     with pytest.raises(AssertionError, match="batch_size 26 does not divide among 3 processes"):
         run(3, "train", "image", *options, "--out", tmp_path / "run")
+
+
+def test_a_zero_checkpoint_goes_on_under_zero_and_alone(
+    image_options: list[object], image_run: Path, tmp_path: Path
+) -> None:
+    """Step 3 of ZeRO-2 on two ranks, continued under ZeRO-1 on two and without on one."""
+    first = tmp_path / "zero-2"
+    verb = ["train", "image", *image_options, "--keep", 9, "--out"]
+    run(2, *verb, first, launcher="deepspeed_zero2.yaml")
+    for world, launcher in ((2, "deepspeed_zero1.yaml"), (1, CPU)):
+        out = tmp_path / launcher
+        shutil.copytree(first, out)
+        for later in (out / "checkpoints").glob("step-*"):
+            if later.name != "step-00000003":
+                shutil.rmtree(later)
+        (out / "manifest.json").unlink()
+        assert "going on from step 3" in run(world, *verb, out, launcher=launcher)
+        assert losses(out) == pytest.approx(losses(image_run), rel=1e-5)
+        assert largest_difference(out, image_run) < 1e-5

@@ -241,7 +241,7 @@ def test_a_run_after_a_kill_finishes_with_the_same_bytes(tmp_path, monkeypatch, 
 
 
 def test_a_kill_before_the_first_file_has_its_name_is_no_foreign_folder(tmp_path):
-    (tmp_path / "generated.json.partial").write_text('{"ver')
+    (tmp_path / ".generated.json.tmp-host-123").write_text('{"ver')
     generate(tmp_path, 5, photos=False)
     assert len(rows_of(tmp_path)) == 5
 
