@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from dist_train.config import TextEncoderOptions, local_path
 from dist_train.encoders.pooling import Neck, mean_of_tokens
 from dist_train.encoders.sources import no_weights
 from dist_train.evaluation.titles import decode_escapes
 from shards.reader import Item
+
+disable_progress_bar()  # of loading weights: it would write on every rank, into every log
 
 
 class TextEncoder(nn.Module):
