@@ -234,7 +234,7 @@ def evaluate(matches: Path, /, *, compare: tuple[Path, ...] = ()) -> None:
     from dist_train.decisions import score
     from dist_train.evaluation.table import score_table
 
-    print(score_table(score.evaluate(matches, {path.name: path for path in compare})))
+    print(score_table(score.evaluate(matches, {str(path): path for path in compare})))
 
 
 @app.command

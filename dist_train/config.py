@@ -23,7 +23,7 @@ class ImageEncoderOptions:
     pretrained: bool = True
     """Start from the model's published weights; false starts from random ones."""
     pooling: Literal["auto", "cls", "mean", "gem"] = "auto"
-    """auto: the class token where the model has one, else the mean."""
+    """auto: the model's own (the class token of a ViT, the mean of a CNN)."""
     image_size: int = 224
     """Pixels of the square that the model sees."""
     neck: bool = True

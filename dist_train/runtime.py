@@ -18,7 +18,9 @@ from accelerate import PartialState
 from shards import stage_files
 from shards.errors import BadInput, NoGPU, Stopped
 
-TIMEOUT = timedelta(minutes=5)
+TIMEOUT = timedelta(hours=12)
+"""Of collectives. Long: between them one rank may have a block more to do, or rank 0 a file to
+hash. A rank that dies is seen at once by the launcher, which ends the others."""
 Work = TypeVar("Work")
 log = logging.getLogger("dist_train")
 
@@ -34,6 +36,8 @@ class Runtime:
         """
         cpu = _on_cpu(device)
         state = _join(cpu)
+        if not cpu and _device_of(state).type == "cpu":
+            raise BadInput(f"device {device}: this process has begun on the CPU; start another")
         self.rank, self.world = state.process_index, state.num_processes
         self.device: torch.device = torch.device("cpu") if cpu else _device_of(state)
         _check_world(self.world)
@@ -136,10 +140,11 @@ class _StopFlag:
             if number == signal.SIGTERM:
                 os._exit(0)
             return
-        if number == signal.SIGTERM and self.asked and self._age() > self.GRACE:
+        if number == signal.SIGTERM and self._asked_at and self._age() > self.GRACE:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(self._pid, signal.SIGTERM)
-        self._asked_at = self._asked_at or time.monotonic()
+        if number == signal.SIGTERM:
+            self._asked_at = self._asked_at or time.monotonic()
         self.asked = True
 
     def _age(self) -> float:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up, then every check and test: bash launch/test.sh [--full] [options of pytest]
 #
-# Plain, random trials are few; --full adds the long ones, the quality runs and the benchmarks.
+# Plain, random trials are few; --full adds the long ones and the quality runs.
 # A check that fails does not keep the next from running. Exits 0 only if all of them passed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -50,7 +50,9 @@ def _made(out: Path) -> set[str]:
 
 def _came_to_nothing(out: Path) -> bool:
     """A stage that failed before it made anything (a mistyped option): the folder is free again."""
-    failed = (out / STATUS).exists() and _read_ours(out / STATUS)["status"] == "failed"
+    if not (out / STATUS).exists():
+        return _made(out) == {STAGE}
+    failed = _read_ours(out / STATUS)["status"] == "failed"
     return failed and _made(out) == {STAGE, STATUS}
 
 

@@ -73,10 +73,11 @@ def evaluate(matches: Path, compare: dict[str, Path] | None = None) -> dict[str,
     threshold = read_json(matches / "threshold.json")
     i, j = _decided(matches, embeddings, bench)
     ours = bench.row(_name_of(list(threshold["weights"])), "ours", i, j, threshold["threshold"])
-    rows = [*_floors(bench), *_branches(bench, embeddings, "", "branch")]
+    weight = threshold["weights"].get("image", 0.5) if len(threshold["weights"]) > 1 else 0.5
+    rows = [*_floors(bench), *_branches(bench, embeddings, "", "branch", weight)]
     if len(bench.rows["val"]):
         for name, path in (compare or {}).items():
-            rows += _branches(bench, _same_items(path, embeddings), f"{name}: ", "compare")
+            rows += _branches(bench, _same_items(path, embeddings), f"{name}: ", "compare", weight)
     metrics = {
         "format": FORMAT,
         "split": "test",
@@ -113,7 +114,7 @@ def _floors(bench: _Bench) -> Iterator[dict[str, Any]]:
 
 
 def _branches(
-    bench: _Bench, embeddings: EmbeddingSet, prefix: str, kind: str
+    bench: _Bench, embeddings: EmbeddingSet, prefix: str, kind: str, image_weight: float
 ) -> Iterator[dict[str, Any]]:
     """Each view alone; of encoders to compare with, both together too."""
     if not len(bench.rows["val"]):
@@ -124,7 +125,7 @@ def _branches(
     if kind == "branch" and len(choices) == 1:
         return
     for names in choices:
-        views = open_views(embeddings, names, 0.5)
+        views = open_views(embeddings, names, image_weight)
         scored = []
         for split in ("val", "test"):
             few = subset(views, bench.rows[split])

@@ -20,7 +20,7 @@ from dist_train.encoders.batches import load
 from dist_train.encoders.folder import load_encoder
 from dist_train.runtime import Runtime, row_blocks
 from shards import stage_files
-from shards.errors import BadInput, Stopped
+from shards.errors import BadInput, Failed, Stopped
 from shards.files import atomic_path, write_parquet
 from shards.reader import ShardSet
 
@@ -57,6 +57,7 @@ def _embed_parts(
     mine = runtime.share(list(enumerate(row_blocks(len(packed)))))
     for view, run in runs.items():
         encoder = load_encoder(run / "encoder", view).to(runtime.device)
+        encoder.precision = config.precision
         here = packed[f"has_{view}"].to_numpy()
         todo = {
             part: (rows, plan_batches(reader, np.asarray(rows)[here[rows]], config.batch_size))
@@ -71,9 +72,12 @@ def _embed_parts(
             if runtime.stop_asked():
                 break
             vectors = np.zeros((len(rows), encoder.width), config.dtype)
-            found = unit_vectors(encoder, batches, plans, config.precision, runtime.device)
+            found = unit_vectors(encoder, batches, plans, runtime.device)
             for items, unit in found:
                 vectors[items - rows.start] = unit
+            if not np.isfinite(vectors).all():
+                raise Failed(f"{out}: {view} part {part} has vectors that are not finite; "
+                             f"the encoder of {run} is broken")  # fmt: skip
             _save_part(part_path(out, view, part), vectors)
     if runtime.anyone_asked_to_stop():
         raise Stopped(f"{out}: stopped by a signal; the same command goes on")

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from dist_train.encoders.batches import Batch, BatchPlan
-from dist_train.runtime import autocast
 from shards.reader import ItemReader
 
 
@@ -26,7 +25,6 @@ def unit_vectors(
     encoder: nn.Module,
     batches: Iterator[Batch],
     plans: Sequence[BatchPlan],
-    precision: str,
     device: torch.device,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(items (b,), unit vectors (b, D) float32) of each of `plans`, the next of `batches`.
@@ -35,6 +33,5 @@ def unit_vectors(
     """
     with torch.inference_mode():
         for plan in plans:
-            with autocast(precision, device):
-                vectors = encoder(*next(batches).inputs_on(device))
+            vectors = encoder(*next(batches).inputs_on(device))
             yield plan.items, F.normalize(vectors.float(), dim=1).cpu().numpy()

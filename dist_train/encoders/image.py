@@ -13,6 +13,7 @@ from torch import nn
 from dist_train.config import ImageEncoderOptions, local_path
 from dist_train.encoders.pooling import Neck, generalised_mean
 from dist_train.encoders.sources import no_model, no_weights
+from dist_train.runtime import autocast
 from shards.decode import decode_photo
 from shards.errors import BadInput
 from shards.files import read_json, write_json
@@ -26,14 +27,19 @@ class ImageEncoder(nn.Module):
         """Build from a timm name or a local folder; BadInput when its weights cannot be had."""
         super().__init__()
         self.options = options
+        self.precision = "fp32"
         self.backbone: Any = _backbone(options)
-        self.width: int = _width(self.backbone)
+        self.width: int = _width(self.backbone, options.pooling)
+        if options.pooling == "cls" and not getattr(self.backbone, "num_prefix_tokens", 0):
+            raise BadInput(f"encoder.pooling cls: {options.model} has no class token")
         self.neck = Neck(self.width) if options.neck else nn.Identity()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (b, 3, S, S) float32, normalised, to float32 (b, D)."""
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return self.neck(self._pooled(pixels).float())
+        with autocast(self.precision, pixels.device):
+            pooled = self._pooled(pixels)
+        return self.neck(pooled.float())
 
     def train(self, mode: bool = True) -> "ImageEncoder":
         """Training mode, but a pretrained backbone keeps its batch statistics.
@@ -70,10 +76,9 @@ class ImageEncoder(nn.Module):
         features = self.backbone.forward_features(pixels)
         prefix = getattr(self.backbone, "num_prefix_tokens", 0)
         if features.ndim == 4:
-            features = features.flatten(2).transpose(1, 2)
+            channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
+            features = features.flatten(1, 2) if channels_last else features.flatten(2).mT
         if self.options.pooling == "cls":
-            if not prefix:
-                raise BadInput(f"encoder.pooling cls: {self.options.model} has no class token")
             return features[:, 0]
         places = features[:, prefix:]
         return places.mean(1) if self.options.pooling == "mean" else generalised_mean(places)
@@ -125,7 +130,9 @@ def _backbone(options: ImageEncoderOptions) -> nn.Module:
         raise no_weights(options.model, error) from None
 
 
-def _width(backbone: Any) -> int:
+def _width(backbone: Any, pooling: str) -> int:
+    if pooling != "auto":
+        return backbone.num_features  # before what timm's own head adds
     return getattr(backbone, "head_hidden_size", backbone.num_features)
 
 

@@ -13,6 +13,7 @@ from dist_train.config import TextEncoderOptions, local_path
 from dist_train.encoders.pooling import Neck, mean_of_tokens
 from dist_train.encoders.sources import no_weights
 from dist_train.evaluation.titles import decode_escapes
+from dist_train.runtime import autocast
 from shards.reader import Item
 
 disable_progress_bar()  # of loading weights: it would write on every rank, into every log
@@ -25,6 +26,7 @@ class TextEncoder(nn.Module):
         """Build from a hub name or a local folder; BadInput when its weights cannot be had."""
         super().__init__()
         self.options = options
+        self.precision = "fp32"
         backbone, self.tokenizer = _backbone(options)
         self.backbone: Any = backbone
         self.width: int = backbone.config.hidden_size
@@ -32,7 +34,8 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """tokens and mask (b, T) int64, mask 1 on real tokens, to float32 (b, D)."""
-        states = self.backbone(input_ids=tokens, attention_mask=mask).last_hidden_state
+        with autocast(self.precision, tokens.device):
+            states = self.backbone(input_ids=tokens, attention_mask=mask).last_hidden_state
         pooled = states[:, 0] if self.options.pooling == "cls" else mean_of_tokens(states, mask)
         return self.neck(pooled.float())
 

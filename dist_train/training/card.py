@@ -30,6 +30,5 @@ def _scores(scores: dict[str, float]) -> str:
     return (
         f"On {scores['items']:.0f} validation postings of products it has not seen: mean per-item "
         f"F1 {scores['f1']:.4f} at the threshold {scores['threshold']:.3f} chosen on the same "
-        f"postings (matching each with itself only: {scores['f1_itself_only']:.4f}), "
-        f"recall@1 {scores['recall_at_1']:.4f}."
+        f"postings (matching each with itself only: {scores['f1_itself_only']:.4f})."
     )

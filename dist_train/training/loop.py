@@ -12,7 +12,7 @@ from dist_train import stage
 from dist_train.config import TrainingOptions, View, result_options
 from dist_train.encoders.batches import Batch, load
 from dist_train.monitor.metrics import Metrics, scores_at
-from dist_train.runtime import Clock, Runtime, autocast
+from dist_train.runtime import Clock, Runtime
 from dist_train.training.card import model_card
 from dist_train.training.checkpoint import Checkpoints
 from dist_train.training.data import TrainingItems, training_items
@@ -97,8 +97,7 @@ class _Loop:
         for _ in range(config.accumulation):
             batch: Batch = next(batches)
             with training.accelerator.accumulate(training.prepared):
-                with autocast(config.precision, self.runtime.device):
-                    vectors = training.prepared(*batch.inputs_on(self.runtime.device))
+                vectors = training.prepared(*batch.inputs_on(self.runtime.device))
                 labels = batch.class_ids.to(self.runtime.device)
                 loss = training.head(vectors, labels, margin)
                 if not math.isfinite(value := loss.item()):
@@ -146,11 +145,8 @@ class _Loop:
             return known  # a run that was cut off after its last validation
         scores = self.validation.score(self.training.encoder, self.config, self.runtime)
         if scores:
-            log.info(
-                "step %d: val F1 %.4f at %.3f, recall@1 %.4f (itself only %.4f, %d items)",
-                step, scores["f1"], scores["threshold"], scores["recall_at_1"],
-                scores["f1_itself_only"], scores["items"],
-            )  # fmt: skip
+            told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            log.info("step %d: val %s", step, told)
             if self.metrics is not None:
                 self.metrics.write(step, "val", scores)
         return scores

@@ -38,6 +38,8 @@ def set_up(view: View, config: TrainingOptions, items: TrainingItems, runtime: R
     """Build everything before the first step, the same for every number of ranks."""
     accelerator = _accelerator(config, runtime)
     encoder = new_encoder(view, config.encoder, config.seed).to(runtime.device)
+    # Set inside the encoder: DeepSpeed's engine switches an autocast around it off.
+    encoder.precision = config.precision
     if view == "image" and accelerator.state.deepspeed_plugin is None:
         # DeepSpeed broadcasts weights as rows of bytes and cannot take this layout.
         encoder.to(memory_format=torch.channels_last)
@@ -61,7 +63,7 @@ def set_up(view: View, config: TrainingOptions, items: TrainingItems, runtime: R
 def _accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
     accelerator = Accelerator(
         gradient_accumulation_steps=config.accumulation,
-        mixed_precision="no",  # ours is the autocast of runtime.py, the same on every device
+        mixed_precision="no",  # ours is the autocast inside the encoder, the same everywhere
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=TIMEOUT),
             # The neck's statistics are equal on all ranks already; a frozen pooler has none.

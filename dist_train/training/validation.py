@@ -1,5 +1,6 @@
 """How good the encoder is on products it has not seen: F1 at the best threshold, by validation."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,18 +45,20 @@ class ValidationItems:
         pairs = pairs_in_memory(views_of_array(vectors), device, PAIRS_PER_ITEM)
         curve = f1_curve(self.groups, pairs.i, pairs.j, pairs.score)
         threshold, f1 = curve.best()
-        recall = recall_at_1(self.groups, _nearest(pairs.i, pairs.j, pairs.score, len(vectors)))
-        return {
-            "f1": f1, "threshold": float(threshold), "recall_at_1": recall,
-            "f1_itself_only": curve.base, "items": len(vectors),
-        }  # fmt: skip
+        nearest = _nearest(pairs.i, pairs.j, pairs.score, len(vectors))
+        nearest = _nearest(pairs.i, pairs.j, pairs.score, len(vectors))
+        recall = recall_at_1(self.groups, nearest)
+        scores = {"f1": f1, "threshold": float(threshold), "f1_itself_only": curve.base}
+        # Where every item is alone in its group there is no recall, and JSON has no NaN.
+        known = {} if math.isnan(recall) else {"recall_at_1": recall}
+        return scores | known | {"items": len(vectors)}
 
     def _vectors(self, encoder: Encoder, config: TrainingOptions, runtime: Runtime) -> np.ndarray:
         """Unit vectors (n, D) of all items; each rank computes its batches, each item once."""
         out = np.zeros((len(self.numbers), encoder.width), np.float32)
         plans = runtime.share(plan_batches(self.reader, self.numbers, config.batch_size))
         batches = load(self.reader, encoder.inputs(), plans, config.workers)
-        for items, unit in unit_vectors(encoder, batches, plans, config.precision, runtime.device):
+        for items, unit in unit_vectors(encoder, batches, plans, runtime.device):
             out[np.searchsorted(self.numbers, items)] = unit
         if runtime.world > 1:
             box = torch.from_numpy(out).to(runtime.device)
