@@ -270,9 +270,11 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.INFO)
     try:
         app.meta(exit_on_error=False, print_error=False)
+        _leave_group()
     except CycloptsError as error:
         _end(" ".join(str(error).split()), 2)
     except Stopped as stopped:
+        _leave_group()
         # A launcher takes any code but 0 for a crash; status.json tells the difference.
         _end(str(stopped), 0 if "RANK" in os.environ else stopped.exit_code)
     except (BadInput, Failed, NoGPU) as error:
@@ -292,6 +294,15 @@ def _options_of(config: Path, tokens: tuple[str, ...]) -> Dict:
     for verb in reversed(app.parse_commands(tokens)[0]):
         options = {verb: options}
     return Dict(options, source=str(config))
+
+
+def _leave_group() -> None:
+    # gloo's threads abort an interpreter that ends while the process group stands. torch is not
+    # imported for it: verbs that need no group have none.
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def _end(message: str, code: int) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -245,11 +245,6 @@ def result_options(options: Any) -> dict[str, Any]:
     how = {f.name for f in fields(options) if f.metadata.get("how")}
     kept = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in how}
     return {k: result_options(v) if is_dataclass(v) else _plain(v) for k, v in kept.items()}
-
-
-def all_options(options: Any) -> dict[str, Any]:
-    """Every option as JSON values."""
-    return {name: _plain(value) for name, value in asdict(options).items()}
 
 
 def local_path(text: str) -> Path | None:

@@ -36,8 +36,3 @@ def parent(path: Path, name: str) -> Path:
     if fingerprint != known[name]["fingerprint"]:
         raise BadInput(f"{path}: was made from another {name} than now lies at {found}")
     return found
-
-
-def config_of(path: Path) -> dict[str, Any]:
-    """The resolved options that a stage directory was made with."""
-    return read_json(path / stage_files.STAGE)["config"]

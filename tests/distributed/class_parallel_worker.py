@@ -69,7 +69,9 @@ def main() -> None:
     """Run all cases; rank 0 writes the largest error of each over ranks."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world > 1:
-        dist.init_process_group("gloo")
+        # By a file: a port found free may be taken again before rank 0 listens on it.
+        meeting = f"file://{sys.argv[1]}/meeting"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     found = []
     for number, case in enumerate(CASES):
         error = torch.tensor(check(case, number, rank, world))
@@ -78,6 +80,9 @@ def main() -> None:
         found.append({"case": str(case), "error": error.item()})
     if rank == 0:
         (Path(sys.argv[1]) / "cases.json").write_text(json.dumps(found))
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 main()

@@ -17,7 +17,6 @@ from dist_train.config import (
     MatchConfig,
     TextEncoderOptions,
     TextTraining,
-    all_options,
     local_path,
     result_options,
 )
@@ -59,15 +58,6 @@ def test_how_fields_are_left_out_of_nested_options_too() -> None:
     other = ImageTraining(head=HeadOptions(margin=0.1))
     assert result_options(other) != result_options(ImageTraining())
     assert result_options(other)["head"]["margin"] == 0.1
-
-
-def test_all_options_are_json_values_of_every_field() -> None:
-    config = Config(catalogue=Path("c.csv"), out=Path("o"), images=Path("i"), compare=("random",))
-    values = all_options(config)
-    assert set(values) == {field.name for field in fields(Config)}
-    assert (values["catalogue"], values["compare"]) == ("c.csv", ["random"])
-    assert values["image"]["head"]["chunk"] == 8_192
-    assert json.loads(json.dumps(values)) == values
 
 
 # ── checks

@@ -33,7 +33,6 @@ def test_parents_are_relative_paths_with_fingerprints(chain):
     fingerprint = json.loads((shards / "manifest.json").read_text())["fingerprint"]
     assert told == {"shards": {"path": "../../a/shards", "fingerprint": fingerprint}}
     assert stage.parent(run, "shards") == shards.resolve()
-    assert stage.config_of(run) == {"content": "x"}
 
 
 def test_a_parent_not_given_is_not_told(chain):
