@@ -2,8 +2,8 @@
 
 No B x C tensor exists: forward adds up exp(logit) over chunks of classes, backward computes the
 chunk again. With |logit| <= 64 the sum of exponentials stays inside float32 for 5e10 classes, so
-no pass for the maximum is needed. Three collectives a step whatever W: all-gather of the
-embeddings and labels, one all-reduce of two numbers an item, reduce-scatter of the gradient.
+no pass for the maximum is needed. Four collectives a step whatever W: all-gather of the embeddings
+and of the labels, one all-reduce of two numbers an item, reduce-scatter of the gradient.
 """
 
 from typing import Any

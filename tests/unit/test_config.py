@@ -105,8 +105,8 @@ def test_defaults_and_the_edges_of_what_is_allowed() -> None:
         kind()
     HeadOptions(scale=64, margin=0.0, ramp=0.0)
     ImageTraining(epochs=0, workers=0, batch_size=12, accumulation=4, min_crop=1.0, warmup=0.0)
-    MatchConfig(threshold=0.0)
-    MatchConfig(threshold=-1.0)
+    for threshold in (0.0, -1.0):
+        assert MatchConfig(threshold=threshold).threshold == threshold
 
 
 # ── where a model option points

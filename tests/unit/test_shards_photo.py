@@ -293,7 +293,7 @@ def test_truncated_photos_are_refused(kind: str, options: PackOptions) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
     data = encoded(Image.fromarray(noise), kind)
     for share in (0.02, 0.3, 0.6, 0.9):
-        refusal(data[: int(len(data) * share)], options)
+        assert refusal(data[: int(len(data) * share)], options)
 
 
 @pytest.mark.parametrize(
