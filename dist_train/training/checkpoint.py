@@ -3,29 +3,28 @@
 step-00001000/encoder.safetensors          weights and buffers
               optimizer.safetensors        AdamW's moments by parameter name
               head-<first>-<last>.safetensors   centres and moments of these classes
-              state.json                   step, position, seed
+              state.json                   step, classes, where the run stands in its order
               manifest.json                sizes and sha256 of all of them, written last
 """
 
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dist_train.heads.class_parallel import MarginHead
+from dist_train.heads.store import load_head, save_head
 from dist_train.runtime import Runtime
 from dist_train.training.optimizer_state import load_moments, moments
-from shards.errors import BadInput, Corrupt
+from dist_train.training.whole import load_whole, whole_state
+from shards.errors import BadInput
 from shards.files import atomic_path, read_json, sha256_file, sync, write_json
+from shards.order_state import check_equal
 
-FORMAT = 1
-MOMENTS = ("exp_avg", "exp_avg_sq")
+FORMAT = 2
 log = logging.getLogger(__name__)
 
 
@@ -41,16 +40,16 @@ class Checkpoints:
         if final.exists():
             return
         temporary = self.folder / f".{final.name}.tmp"
+        encoder = whole_state(training.encoder)
         encoder_moments = moments(training.prepared, training.optimizer)
         if self.runtime.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            _save(temporary / "encoder.safetensors", training.encoder.state_dict())
+            _save(temporary / "encoder.safetensors", encoder)
             _save(temporary / "optimizer.safetensors", encoder_moments)
-            state = {"format": FORMAT, "step": step, "position": step * training.batch_size}
-            write_json(temporary / "state.json", state | {"classes": training.head.classes})
+            write_json(temporary / "state.json", _state(training, step))
         self.runtime.barrier()
-        _save_head(temporary, training.head, training.head_optimizer)
+        save_head(temporary, training.head, training.head_optimizer)
         self.runtime.barrier()
         if self.runtime.is_main:
             _seal(temporary)
@@ -60,7 +59,17 @@ class Checkpoints:
         self.runtime.barrier()
 
     def load_newest(self, training: Any) -> int:
-        """Load the newest whole checkpoint, or nothing; the step to go on with."""
+        """Load the newest whole checkpoint, or nothing; the step to go on with.
+
+        Raises BadInput when the ranks, or the checkpoint and this training, differ in their order.
+        """
+        check_equal(self.runtime.from_all(training.order.to_json()))
+        step = self._load_whole(training)
+        position = step * training.order.batch
+        check_equal(self.runtime.from_all(training.order.at(position).to_json()))
+        return step
+
+    def _load_whole(self, training: Any) -> int:
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             fault = self.runtime.tell_all(_fault(folder) if self.runtime.is_main else "")
             if not fault:
@@ -81,14 +90,6 @@ def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
         save_file(plain, temporary)
-
-
-def _save_head(folder: Path, head: MarginHead, optimizer: torch.optim.Optimizer) -> None:
-    if head.last == head.first:
-        return
-    state = optimizer.state[head.weight]
-    tensors = {"weight": head.weight} | {name: state[name] for name in MOMENTS if name in state}
-    _save(folder / f"head-{head.first}-{head.last}.safetensors", tensors)
 
 
 def _seal(folder: Path) -> None:
@@ -114,36 +115,25 @@ def _fault(folder: Path) -> str:
     return ""
 
 
+def _state(training: Any, step: int) -> dict[str, Any]:
+    order = training.order.at(step * training.order.batch)
+    classes = {"classes": training.head.classes, "class_names": training.class_names}
+    return {"format": FORMAT, "step": step, "order": order.to_json()} | classes
+
+
 def _load(folder: Path, training: Any) -> int:
     state = read_json(folder / "state.json")
     if state["format"] != FORMAT or state["classes"] != training.head.classes:
         raise BadInput(f"{folder}: of another format or number of classes; start a new run")
     step = int(state["step"])
-    training.encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
+    position = training.order.check_goes_on(state["order"], str(folder))
+    if position != step * training.order.batch:
+        raise BadInput(f"{folder}: {step} steps took {position} items, with another batch_size "
+                       "than now; go on with that one, or start a new run")  # fmt: skip
+    load_whole(training.encoder, load_file(folder / "encoder.safetensors"))
     load_moments(
         training.prepared, training.optimizer, load_file(folder / "optimizer.safetensors"), step
     )
-    _load_head(folder, training.head, training.head_optimizer, step)
+    load_head(folder, training.head, training.head_optimizer)
     log.info("%s: going on from step %d", folder, step)
     return step
-
-
-def _load_head(folder: Path, head: MarginHead, optimizer: torch.optim.Optimizer, step: int) -> None:
-    rows: dict[str, Callable[[], torch.Tensor]] = {"weight": lambda: head.weight.data}
-    if step and head.last > head.first:
-        state = {name: torch.zeros_like(head.weight) for name in MOMENTS}
-        optimizer.state[head.weight] = {"step": torch.tensor(float(step)), **state}
-        rows |= {name: (lambda name=name: state[name]) for name in MOMENTS}
-    filled = 0
-    for path in folder.glob("head-*.safetensors"):
-        first, last = (int(number) for number in path.stem.split("-")[1:])
-        low, high = max(first, head.first), min(last, head.last)
-        if low >= high:
-            continue
-        with safe_open(path, "pt") as file:
-            for name, target in rows.items():
-                part = file.get_slice(name)[low - first : high - first]
-                target()[low - head.first : high - head.first] = part
-        filled += high - low
-    if filled != head.last - head.first:
-        raise Corrupt(f"{folder}: {filled} of the classes {head.first} to {head.last} found")

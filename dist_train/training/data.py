@@ -1,14 +1,18 @@
 """The training items in their order: which items make each forward pass of each step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 
 import numpy as np
+import pandas as pd
 
 from dist_train.config import TrainingOptions, View
 from dist_train.encoders.batches import BatchPlan
 from shards.errors import BadInput
-from shards.order import Order
+from shards.order import Order, WindowOrder
+from shards.order_state import OrderState
+from shards.product_order import ProductOrder
 from shards.reader import ItemReader, ShardSet
 
 
@@ -20,31 +24,56 @@ class TrainingItems:
     numbers: np.ndarray
     classes: int
     config: TrainingOptions
+    fingerprint: str
+    """Of the shard set."""
+    class_names: np.ndarray = field(default_factory=lambda: np.zeros(0, str))
+    """Label group of each class (C,)."""
+
+    @cached_property
+    def order(self) -> Order | ProductOrder:
+        """Position to place in `numbers`."""
+        config = self.config
+        if (photos := config.photos_per_product) > 1:
+            class_ids = self.reader.records["class_id"][self.numbers]
+            return ProductOrder(class_ids, config.seed, config.batch_size // photos, photos)
+        kind = {"global": Order, "window": WindowOrder}[config.order]
+        return kind(len(self.numbers), config.seed)
+
+    @property
+    def state(self) -> OrderState:
+        """Where the training stands before its first step."""
+        return OrderState(
+            fingerprint=self.fingerprint, seed=self.config.seed, mode=self.order.mode,
+            batch=self.config.batch_size,
+        )  # fmt: skip
 
     @property
     def steps(self) -> int:
         """Steps of the whole training; the last epoch's tail runs on into the next order."""
-        return -(-round(self.config.epochs * len(self.numbers)) // self.config.batch_size)
+        return -(-round(self.config.epochs * self.order.positions) // self.config.batch_size)
 
     @property
     def epoch_steps(self) -> float:
         """Steps an epoch."""
-        return len(self.numbers) / self.config.batch_size
+        return self.order.positions / self.config.batch_size
 
     def plans(self, first: int, last: int, rank: int, world: int) -> list[BatchPlan]:
         """This rank's forward passes of the steps `first` to `last`: accumulation a step.
 
         A pure function of (seed, step): rank r takes the r-th slice of each global pass.
         """
-        order = Order(len(self.numbers), self.config.seed)
+        size = self.config.batch_size
+        return [p for t in range(first, last) for p in self.plans_at(t * size, rank, world)]
+
+    def plans_at(self, position: int, rank: int, world: int) -> list[BatchPlan]:
+        """This rank's forward passes of the one step that begins at `position`."""
         passes = self.config.accumulation
         share = self.config.batch_size // (passes * world)
-        plans = []
-        for number in range(first * passes, last * passes):
-            start = (number * world + rank) * share
-            positions = np.arange(start, start + share, dtype=np.int64)
-            plans.append(BatchPlan(self.numbers[order.at(positions)], self._seeds(positions)))
-        return plans
+        starts = [position + (number * world + rank) * share for number in range(passes)]
+        return [self._plan(np.arange(start, start + share, dtype=np.int64)) for start in starts]
+
+    def _plan(self, positions: np.ndarray) -> BatchPlan:
+        return BatchPlan(self.numbers[self.order.at(positions)], self._seeds(positions))
 
     def _seeds(self, positions: np.ndarray) -> np.ndarray:
         keys = [blake2b(f"{self.config.seed}:{p}".encode(), digest_size=4) for p in positions]
@@ -55,18 +84,36 @@ def training_items(
     shards: ShardSet, view: View, config: TrainingOptions, world: int
 ) -> TrainingItems:
     """The training items of `shards`; BadInput when there are too few or no equal batches."""
-    if config.batch_size % (config.accumulation * world):
-        raise BadInput(
-            f"batch_size {config.batch_size} does not divide among {world} processes x "
-            f"accumulation {config.accumulation}; choose a multiple of "
-            f"{config.accumulation * world}"
-        )
+    _check_batch(config, world)
     table = shards.packed
     train = table[(table.split == "train") & table[f"has_{view}"]]
     classes = int(shards.manifest["counts"]["classes"])
     if classes < 2:
-        raise BadInput(f"{shards.path}: {classes} label groups to train on; there must be two")
+        raise BadInput(f"{shards.location}: {classes} label groups to train on; there must be two")
     if not len(train):
         part = {"image": "an image", "text": "a title"}[view]
-        raise BadInput(f"{shards.path}: no training item has {part}; train the other encoder")
-    return TrainingItems(shards.reader(), train.index.to_numpy(), classes, config)
+        raise BadInput(f"{shards.location}: no training item has {part}; train the other encoder")
+    return TrainingItems(
+        shards.reader(), train.index.to_numpy(), classes, config, shards.fingerprint,
+        _class_names(table, classes),
+    )  # fmt: skip
+
+
+def _class_names(packed: pd.DataFrame, classes: int) -> np.ndarray:
+    """Label group of each class (C,)."""
+    train = packed[packed.class_id >= 0]
+    names = np.full(classes, "", object)
+    names[train.class_id.to_numpy()] = train.label_group.to_numpy()
+    return names.astype(str)
+
+
+def _check_batch(config: TrainingOptions, world: int) -> None:
+    size, photos = config.batch_size, config.photos_per_product
+    unit = photos * config.accumulation * world
+    if size % unit:
+        together = f" x {photos} photos of a product" if photos > 1 else ""
+        raise BadInput(
+            f"batch_size {size} does not divide among {world} processes x accumulation "
+            f"{config.accumulation}{together}; choose a multiple of {unit}, the nearest is "
+            f"{max(1, round(size / unit)) * unit}"
+        )

@@ -10,23 +10,25 @@ from tqdm import tqdm
 
 from dist_train import stage
 from dist_train.config import TrainingOptions, View, result_options
-from dist_train.encoders.batches import Batch, load
+from dist_train.encoders.batches import FEW, Batch, load
 from dist_train.monitor.metrics import Metrics, scores_at
 from dist_train.runtime import Clock, Runtime
 from dist_train.training.card import model_card
 from dist_train.training.checkpoint import Checkpoints
 from dist_train.training.data import TrainingItems, training_items
 from dist_train.training.export import export
+from dist_train.training.head_start import start_centres
 from dist_train.training.optimisation import clip_head
 from dist_train.training.setup import Training, set_up
 from dist_train.training.validation import ValidationItems, validation_items
 from shards.errors import Failed, Stopped
+from shards.location import Location
 from shards.reader import ShardSet
 
 log = logging.getLogger(__name__)
 
 
-def train(view: View, shards: Path, out: Path, config: TrainingOptions) -> None:
+def train(view: View, shards: Location, out: Path, config: TrainingOptions) -> None:
     """Train the encoder of `view` on `shards` into the run `out`, or go on where it stopped.
 
     Raises BadInput for data or options that cannot work, and Stopped after a signal, when a
@@ -43,7 +45,7 @@ def train(view: View, shards: Path, out: Path, config: TrainingOptions) -> None:
         training = set_up(view, config, items, runtime)
         scores = _Loop(training, items, validation_items(shard_set, view), out, runtime).run()
         card = model_card(view, config, items, scores)
-        export(training.encoder, out, card, items, scores, runtime)
+        export(training.whole_encoder(), out, card, items, scores, runtime)
 
 
 class _Loop:
@@ -63,20 +65,30 @@ class _Loop:
         self.metrics = Metrics(self.out, start) if self.runtime.is_main else None
         try:
             if start == 0 < self.items.steps:
-                self._validate(0)
+                self._begin()
             self._steps(start, self.items.steps)
             return self._validate(self.items.steps)
         finally:
             if self.metrics is not None:
                 self.metrics.close()
 
+    def _begin(self) -> None:
+        training = self.training
+        start_centres(
+            training.head, training.head_optimizer, training.whole_encoder, self.items, self.runtime
+        )
+        self._validate(0)
+
     def _steps(self, start: int, steps: int) -> None:
         rank, world = self.runtime.rank, self.runtime.world
         # Step by step: the start costs the same at any position.
         plans = (p for t in range(start, steps) for p in self.items.plans(t, t + 1, rank, world))
         inputs = self.training.encoder.inputs(getattr(self.config, "min_crop", None))
-        batches = load(self.items.reader, inputs, plans, self.config.workers)
+        batches = load(
+            self.items.reader, inputs, plans, self.config.workers, stand_ins=self.items.numbers
+        )
         clock, logged = Clock(), start
+        self.start, self.unreadable = start, 0
         quiet = None if self.runtime.is_main else True
         bar = tqdm(range(start, steps), "train", steps, initial=start, unit="step", disable=quiet)
         for step in bar:
@@ -96,10 +108,11 @@ class _Loop:
         total, norms = 0.0, {}
         for _ in range(config.accumulation):
             batch: Batch = next(batches)
+            self.unreadable += len(batch.unreadable)
             with training.accelerator.accumulate(training.prepared):
                 vectors = training.prepared(*batch.inputs_on(self.runtime.device))
                 labels = batch.class_ids.to(self.runtime.device)
-                loss = training.head(vectors, labels, margin)
+                loss = training.head(vectors, labels, margin, step)
                 if not math.isfinite(value := loss.item()):
                     raise Failed(_not_finite(step, value, batch.posting_ids))
                 training.accelerator.backward(loss)
@@ -120,10 +133,23 @@ class _Loop:
 
     def _log(self, step: int, values: dict[str, float], steps_a_second: float) -> None:
         rate = steps_a_second * self.config.batch_size
+        values = values | {"samples_per_second": rate, "unreadable": self._unreadable(step)}
         log.info("step %d of %d: loss %.3f, %.1f samples/s", step, self.items.steps,
                  values["loss"], rate)  # fmt: skip
         if self.metrics is not None:
-            self.metrics.write(step, "train", values | {"samples_per_second": rate})
+            self.metrics.write(step, "train", values)
+
+    def _unreadable(self, step: int) -> float:
+        """Broken items met since the start, over all ranks; above the budget all ranks stop."""
+        broken = self.runtime.total(self.unreadable)
+        served = (step - self.start) * self.config.batch_size
+        if broken > max(FEW, self.config.max_unreadable * served):
+            raise Failed(
+                f"{self.out}: {broken:.0f} of {served} items served were broken (the log names "
+                "them); look with dist-train verify, restore or pack again, or allow more with "
+                "--max-unreadable"
+            )
+        return broken
 
     def _pause(self, step: int) -> bool:
         """Checkpoint, stop and validation between two steps; whether anything took time."""
@@ -143,7 +169,7 @@ class _Loop:
         known = scores_at(self.out, step) if self.runtime.is_main else {}
         if known := self.runtime.tell_all(known):
             return known  # a run that was cut off after its last validation
-        scores = self.validation.score(self.training.encoder, self.config, self.runtime)
+        scores = self.validation.score(self.training.whole_encoder(), self.config, self.runtime)
         if scores:
             told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             log.info("step %d: val %s", step, told)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
@@ -10,6 +11,8 @@ from torch.optim import AdamW, Optimizer
 
 from dist_train.config import HeadOptions, TrainingOptions
 from dist_train.heads.class_parallel import MarginHead
+from dist_train.heads.margins import ramped
+from dist_train.heads.row_optimizer import RowAdamW, coalesced
 
 EPS = 1e-6
 """AdamW's, as BERT was trained with. At 1e-8 rounding in gradients that are zero (a bias before
@@ -22,9 +25,9 @@ def encoder_optimizer(encoder: nn.Module, config: TrainingOptions) -> AdamW:
     return AdamW([group for group in groups if group["params"]], lr=config.lr, eps=EPS)
 
 
-def head_optimizer(head: MarginHead, config: TrainingOptions) -> AdamW:
-    """AdamW over this rank's class centres."""
-    return AdamW([head.weight], lr=config.head.lr, weight_decay=config.weight_decay, eps=EPS)
+def head_optimizer(head: MarginHead, config: TrainingOptions) -> RowAdamW:
+    """AdamW over this rank's class centres; of those that a step sees, when it samples."""
+    return RowAdamW(head.weight, lr=config.head.lr, weight_decay=config.weight_decay, eps=EPS)
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,7 @@ class Schedule:
         """Set the learning rates of `step`; the margin of that step."""
         for scheduler in self.schedulers:
             scheduler.step_update(step)
-        ramp = self.head.ramp * self.steps
-        return self.head.margin * min(1.0, (step + 1) / ramp if ramp else 1.0)
+        return ramped(self.head.margin, step, self.steps, self.head.ramp)
 
 
 def make_schedule(optimizers: list[Optimizer], config: TrainingOptions, steps: int) -> Schedule:
@@ -60,12 +62,13 @@ def make_schedule(optimizers: list[Optimizer], config: TrainingOptions, steps: i
 
 def clip_head(head: MarginHead, limit: float) -> float:
     """Scale the head's gradient to norm `limit` over all ranks; its norm before."""
-    grad = head.weight.grad
-    assert grad is not None
-    square = grad.square().sum()
+    assert head.weight.grad is not None
+    grad = head.weight.grad = coalesced(head.weight.grad)
+    values = grad.values() if grad.is_sparse else grad
+    square = torch.linalg.vector_norm(values).double().square()
     if dist.is_initialized():
         dist.all_reduce(square)
     norm = square.sqrt().item()
     if norm > limit:
-        grad.mul_(limit / norm)
+        values.mul_(limit / norm)
     return norm

@@ -1,8 +1,9 @@
-"""AdamW's moments by parameter name, from DDP and from DeepSpeed's ZeRO-1 and 2 alike."""
+"""AdamW's moments by parameter name, from DDP and from DeepSpeed's ZeRO-1, 2 and 3 alike."""
 
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import nn
@@ -65,24 +66,47 @@ def _zero_moments(trained: list[tuple[str, nn.Parameter]], zero: Any) -> dict[st
 def _load_zero_moments(
     trained: list[tuple[str, nn.Parameter]], zero: Any, saved: dict[str, torch.Tensor], step: int
 ) -> None:
-    from deepspeed.utils import safe_set_full_optimizer_state
-
-    for flat in zero.single_partition_of_fp32_groups:
+    for flat in _flat_parts(zero):
         state = {kind: torch.zeros_like(flat) for kind in NAMES}
         zero.optimizer.state[flat] = {"step": torch.tensor(float(step)), **state}
     _link(zero)
     for name, parameter in trained:
         for kind in NAMES:
-            value = saved[f"{kind}/{name}"].to(parameter.device)
-            safe_set_full_optimizer_state(parameter, value, kind)
+            _put_back(parameter, saved[f"{kind}/{name}"].to(parameter.device), kind)
     # ZeRO steps on its own float32 copy of the weights that have just been loaded.
     zero.refresh_fp32_params()
 
 
+def _put_back(parameter: Any, value: torch.Tensor, kind: str) -> None:
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    if not hasattr(parameter, "ds_tensor"):
+        safe_set_full_optimizer_state(parameter, value, kind)
+        return
+    # ZeRO-3 fills its last part up; DeepSpeed's own function refuses a value that needs it.
+    part = parameter.ds_tensor.numel()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    padded = torch.nn.functional.pad(value.flatten(), (0, part * world - value.numel()))
+    safe_set_local_optimizer_state(parameter, padded[rank * part : (rank + 1) * part], kind)
+
+
+def _is_stage_3(zero: Any) -> bool:
+    return hasattr(zero, "fp32_partitioned_groups_flat")
+
+
+def _flat_parts(zero: Any) -> list[torch.Tensor]:
+    """This rank's float32 copies of the weights, which the optimizer steps on."""
+    if _is_stage_3(zero):
+        return zero.fp32_partitioned_groups_flat
+    return zero.single_partition_of_fp32_groups
+
+
 def _link(zero: Any) -> None:
     # DeepSpeed links a parameter to its moments when the first group has stepped, and so finds
-    # none for the others; linked again, all are there.
+    # none for the others; linked again, all are there. ZeRO-3 looks them up instead.
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
+    if _is_stage_3(zero):
+        return
     for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
         lazy_init_hp_params_optimizer_state(group, flat, zero.optimizer.state)

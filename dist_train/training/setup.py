@@ -1,5 +1,7 @@
 """What a training consists of, put together: encoder, head, optimizers, schedule."""
 
+import copy
+import os
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +12,19 @@ from torch.optim import Optimizer
 from dist_train.config import TrainingOptions, View
 from dist_train.encoders.folder import Encoder, new_encoder
 from dist_train.heads.class_parallel import MarginHead
+from dist_train.heads.row_optimizer import RowAdamW
 from dist_train.runtime import TIMEOUT, Runtime
 from dist_train.training.data import TrainingItems
+from dist_train.training.head_start import class_names_digest, new_head
 from dist_train.training.optimisation import (
     Schedule,
     encoder_optimizer,
     head_optimizer,
     make_schedule,
 )
+from dist_train.training.whole import load_whole, whole_state
+from shards.errors import BadInput
+from shards.order_state import OrderState
 
 
 @dataclass(frozen=True)
@@ -29,9 +36,20 @@ class Training:
     prepared: nn.Module
     optimizer: Optimizer
     head: MarginHead
-    head_optimizer: Optimizer
+    head_optimizer: RowAdamW
     schedule: Schedule
-    batch_size: int
+    order: OrderState
+    class_names: str
+    """Digest of the label groups by class."""
+    twin: Encoder | None
+    """Where ZeRO-3 takes `encoder` apart: another, for all the weights."""
+
+    def whole_encoder(self) -> Encoder:
+        """The encoder with all its present weights on this rank; all ranks call it together."""
+        if self.twin is None:
+            return self.encoder
+        load_whole(self.twin, whole_state(self.encoder))
+        return self.twin
 
 
 def set_up(view: View, config: TrainingOptions, items: TrainingItems, runtime: Runtime) -> Training:
@@ -44,23 +62,22 @@ def set_up(view: View, config: TrainingOptions, items: TrainingItems, runtime: R
         # DeepSpeed broadcasts weights as rows of bytes and cannot take this layout.
         encoder.to(memory_format=torch.channels_last)
     bare_optimizer = encoder_optimizer(encoder, config)
+    twin = copy.deepcopy(encoder) if _takes_apart(accelerator) else None
     # The head stays outside: DDP would overwrite its shards, ZeRO has no place for them.
     prepared, optimizer = accelerator.prepare(encoder, bare_optimizer)
-    head = MarginHead(
-        classes=items.classes, width=encoder.width, loss=config.head.loss,
-        scale=config.head.scale, chunk=config.head.chunk, seed=config.seed,
-        rank=runtime.rank, world=runtime.world,
-    ).to(runtime.device)  # fmt: skip
+    head = new_head(config, items, encoder.width, runtime)
     of_head = head_optimizer(head, config)
     inner = _inner(optimizer)
     schedule = make_schedule([inner, of_head], config, items.steps)
     prepared.train()
     return Training(
-        accelerator, encoder, prepared, optimizer, head, of_head, schedule, config.batch_size
-    )
+        accelerator, encoder, prepared, optimizer, head, of_head, schedule, items.state,
+        class_names_digest(items.class_names), twin,
+    )  # fmt: skip
 
 
 def _accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
+    _refuse_float16(os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16")
     accelerator = Accelerator(
         gradient_accumulation_steps=config.accumulation,
         mixed_precision="no",  # ours is the autocast inside the encoder, the same everywhere
@@ -72,11 +89,26 @@ def _accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
     )
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
+        _refuse_float16(plugin.deepspeed_config.get("fp16", {}).get("enabled") is True)
         share = config.batch_size // (config.accumulation * runtime.world)
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = share
         plugin.deepspeed_config["gradient_accumulation_steps"] = config.accumulation
         plugin.deepspeed_config["gradient_clipping"] = config.clip
     return accelerator
+
+
+def _refuse_float16(asked: bool) -> None:
+    if asked:
+        raise BadInput(
+            "the launcher asks for fp16: one rank's overflow would skip its step alone, and "
+            "DeepSpeed's loss scale would reach the head; launch with --mixed_precision bf16 or no "
+            "(--precision says what is used)"
+        )
+
+
+def _takes_apart(accelerator: Accelerator) -> bool:
+    plugin = accelerator.state.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3
 
 
 def _inner(optimizer: Optimizer) -> Optimizer:

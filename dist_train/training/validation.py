@@ -58,7 +58,7 @@ class ValidationItems:
         out = np.zeros((len(self.numbers), encoder.width), np.float32)
         plans = runtime.share(plan_batches(self.reader, self.numbers, config.batch_size))
         batches = load(self.reader, encoder.inputs(), plans, config.workers)
-        for items, unit in unit_vectors(encoder, batches, plans, runtime.device):
+        for items, unit in unit_vectors(encoder, batches, len(plans), runtime.device):
             out[np.searchsorted(self.numbers, items)] = unit
         if runtime.world > 1:
             box = torch.from_numpy(out).to(runtime.device)

@@ -29,7 +29,7 @@ def command(world: int, *verb: object, launcher: str = CPU) -> list[str]:
     ]  # fmt: skip
 
 
-def run(world: int, *verb: object, launcher: str = CPU, timeout: float = 150) -> str:
+def run(world: int, *verb: object, launcher: str = CPU, timeout: float = 300) -> str:
     """Run a verb to its end; what it printed. Fails with that output when it fails."""
     env = environment()
     if launcher != CPU:

@@ -9,7 +9,7 @@ import pytest
 from dist_train.embedding.store import EmbeddingSet
 from tests.distributed.launching import run
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(600)
 
 
 def _road(world: int, shards: Path, runs: list[object], out: Path, engine: str) -> Path:

@@ -9,12 +9,12 @@ import pytest
 from tests.distributed.comparing import largest_difference, losses, vectors
 from tests.distributed.launching import CPU, run
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(600)  # up to three launches in a test
 
 
 @pytest.mark.parametrize(
     ("world", "launcher"),
-    [(2, CPU), (3, CPU), (2, "deepspeed_zero1.yaml"), (2, "deepspeed_zero2.yaml")],
+    [(2, CPU), (3, CPU), *((2, f"deepspeed_zero{stage}.yaml") for stage in (1, 2, 3))],
 )
 def test_weights_do_not_depend_on_the_processes(
     world: int, launcher: str, image_options: list[object], image_run: Path, shard_set: Path,
@@ -51,20 +51,28 @@ def test_a_batch_that_cannot_be_cut_is_refused(image_options: list[object], tmp_
         run(3, "train", "image", *options, "--out", tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("launcher", "others"),
+    [
+        ("deepspeed_zero2.yaml", [(2, "deepspeed_zero1.yaml"), (1, CPU)]),
+        ("deepspeed_zero3.yaml", [(2, "deepspeed_zero3.yaml"), (1, CPU)]),
+    ],
+)
 def test_a_zero_checkpoint_goes_on_under_zero_and_alone(
-    image_options: list[object], image_run: Path, tmp_path: Path
-) -> None:
-    """Step 3 of ZeRO-2 on two ranks, continued under ZeRO-1 on two and without on one."""
-    first = tmp_path / "zero-2"
+    launcher: str, others: list[tuple[int, str]], image_options: list[object], image_run: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Step 3 on two ranks, continued under another ZeRO or the same, and without on one."""
+    first = tmp_path / "first"
     verb = ["train", "image", *image_options, "--keep", 9, "--out"]
-    run(2, *verb, first, launcher="deepspeed_zero2.yaml")
-    for world, launcher in ((2, "deepspeed_zero1.yaml"), (1, CPU)):
-        out = tmp_path / launcher
+    run(2, *verb, first, launcher=launcher)
+    for world, other in others:
+        out = tmp_path / other
         shutil.copytree(first, out)
         for later in (out / "checkpoints").glob("step-*"):
             if later.name != "step-00000003":
                 shutil.rmtree(later)
         (out / "manifest.json").unlink()
-        assert "going on from step 3" in run(world, *verb, out, launcher=launcher)
+        assert "going on from step 3" in run(world, *verb, out, launcher=other)
         assert losses(out) == pytest.approx(losses(image_run), rel=1e-5)
         assert largest_difference(out, image_run) < 1e-5

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_train.heads.class_parallel import MarginHead, class_range, initial_centres
-from dist_train.heads.margins import arcface, cosface
+from dist_train.heads.centres import class_range, initial_centres
+from dist_train.heads.class_parallel import MarginHead
+from dist_train.heads.margins import arcface, cosface, margin_shares, ramped
+from shards.errors import BadInput
 
 LOSSES = ("arcface", "cosface")
 
@@ -48,8 +50,10 @@ def plain(head: MarginHead, embeddings, labels, loss: str, margin: float):
     return value.detach(), at.grad, weight.grad
 
 
-def make_head(loss: str, C: int, D: int, scale: float, chunk: int, seed: int = 0) -> MarginHead:
-    return MarginHead(classes=C, width=D, loss=loss, scale=scale, chunk=chunk, seed=seed)
+def make_head(
+    loss: str, C: int, D: int, scale: float, chunk: int, seed: int = 0, **options
+) -> MarginHead:
+    return MarginHead(classes=C, width=D, loss=loss, scale=scale, chunk=chunk, seed=seed, **options)
 
 
 @st.composite
@@ -126,21 +130,103 @@ def test_float32_is_about_as_exact_as_the_plain_softmax(loss, near, margin, scal
         assert mine[kind] <= 2 * theirs[kind] + 1.2e-7 * sizes[kind], name
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.3, 0.9])
+def adversarial(head: MarginHead, B: int = 10_000) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings (B, D) along, against, at their own centre, and zero, of any length; labels."""
+    labels = torch.randint(0, head.classes, (B,))
+    own = head.weight.detach()[labels * head.centres]
+    size = torch.logspace(-30, 30, B).unsqueeze(1)
+    choices = torch.stack([own * size, -own * size, torch.zeros_like(own), own, F.normalize(own)])
+    return choices[torch.arange(B) % len(choices), torch.arange(B)], labels
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("margin", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_gradients_are_finite_for_adversarial_embeddings(loss, margin):
-    head = make_head(loss, 50, 16, 64.0, 7)
+@pytest.mark.parametrize("centres", [1, 3])
+def test_gradients_are_finite_for_adversarial_embeddings(loss, margin, dtype, centres):
     torch.manual_seed(0)
-    labels = torch.randint(0, 50, (1000,))
-    own = head.weight.detach()[labels]
-    size = torch.logspace(-6, 6, 1000).unsqueeze(1)
-    kinds = torch.arange(1000) % 4
-    aligned, opposite = own * size, -own * size
-    choices = torch.stack([aligned, opposite, torch.zeros_like(own), own])
-    value, d_embeddings, d_weight = ours(head, choices[kinds, torch.arange(1000)], labels, margin)
+    head = make_head(loss, 50, 16, 64.0, 7, centres=centres)
+    embeddings, labels = adversarial(head)
+    value, d_embeddings, d_weight = ours(head, embeddings.to(dtype), labels, margin)
+    assert d_embeddings.dtype == dtype
     assert torch.isfinite(value)
     assert torch.isfinite(d_embeddings).all()
     assert torch.isfinite(d_weight).all()
+
+
+def test_a_vector_without_direction_has_no_gradient_and_moves_nothing():
+    head = make_head("arcface", 9, 4, 32.0, 5)
+    embeddings = torch.randn(3, 4)
+    embeddings[1] = 0
+    _, d_embeddings, _ = ours(head, embeddings, torch.tensor([1, 2, 3]), 0.3)
+    assert not d_embeddings[1].any()
+    assert d_embeddings[[0, 2]].any(1).all()
+    with torch.no_grad():
+        head.weight[4] = 0
+    assert not ours(head, embeddings, torch.tensor([4, 2, 4]), 0.3)[2][4].any()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("which", ["embeddings", "centres"])
+def test_what_is_no_number_is_not_hidden(bad, which):
+    head, embeddings = make_head("arcface", 9, 4, 32.0, 5), torch.randn(3, 4)
+    if which == "embeddings":
+        embeddings[1, 2] = bad
+    else:
+        head.weight.data[5, 0] = bad
+    assert not torch.isfinite(head(embeddings, torch.tensor([1, 2, 3]), 0.3))
+
+
+def test_float16_is_refused_with_what_to_do():
+    head = make_head("arcface", 9, 4, 32.0, 5)
+    with pytest.raises(BadInput, match="use precision bf16 or fp32"):
+        head(torch.randn(3, 4).half(), torch.tensor([1, 2, 3]), 0.3)
+
+
+def partial_fc(cosine: torch.Tensor, labels: torch.Tensor, scale: float, margin: float):
+    """Logits of arcface_torch (losses.py), the target's rewritten in place without gradient."""
+    rows = torch.arange(len(labels))
+    cosine = cosine.clone()
+    with torch.no_grad():
+        own = cosine[rows, labels]
+        sine = (1 - own.square()).sqrt()
+        cosine[rows, labels] = own * math.cos(margin) - sine * math.sin(margin)
+    return cosine * scale
+
+
+def test_detached_is_partial_fc_and_the_true_gradient_is_another():
+    torch.manual_seed(2)
+    embeddings, labels = torch.randn(24, 16), torch.randint(0, 40, (24,))
+    detached = make_head("arcface", 40, 16, 64.0, 7, detached=True)
+    mine = ours(detached, embeddings, labels, 0.5)
+    at, weight = embeddings.clone().requires_grad_(), detached.weight.detach().requires_grad_()
+    cosine = F.linear(F.normalize(at), F.normalize(weight))
+    value = F.cross_entropy(partial_fc(cosine, labels, 64.0, 0.5), labels)
+    value.backward()
+    for one, two in zip(mine, (value.detach(), at.grad, weight.grad), strict=True):
+        assert (one - two).abs().max() <= 2e-6 * two.abs().max()
+    true = ours(make_head("arcface", 40, 16, 64.0, 7), embeddings, labels, 0.5)
+    assert true[0] == mine[0]
+    assert (true[1] - mine[1]).abs().max() > 0.05 * true[1].abs().max()
+
+
+def test_rare_classes_get_more_of_the_margin():
+    sizes = torch.tensor([1, 2, 16, 81, 256, 256])
+    shares = margin_shares(sizes, 0.1)
+    # n^-1/4 of 1, 16, 81 and 256: 1, 1/2, 1/3, 1/4
+    wanted = [1, 0.1 + 0.9 * (1 / 2 - 1 / 4) / (3 / 4), 0.1 + 0.9 * (1 / 3 - 1 / 4) / (3 / 4)]
+    assert shares[[0, 2, 3]].tolist() == pytest.approx(wanted)
+    assert shares[[4, 5]].tolist() == pytest.approx([0.1, 0.1])
+    assert (shares.diff() <= 0).all()
+    assert margin_shares(torch.tensor([3, 3]), 0.1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_margin_grows_along_a_line_and_stays(share):
+    margins = [ramped(0.5, step, 100, share) for step in range(100)]
+    whole = math.ceil(100 * share)
+    assert margins[max(whole - 1, 0) :] == [0.5] * (100 - max(whole - 1, 0))
+    assert margins[:whole] == pytest.approx([0.5 * (k + 1) / (100 * share) for k in range(whole)])
 
 
 def test_weights_of_half_precision_embeddings_get_float32_gradients():
