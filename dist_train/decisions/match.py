@@ -5,22 +5,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+import pandas as pd
 
 from dist_train import stage
 from dist_train.config import MatchConfig, result_options
 from dist_train.decisions.tables import groups_table, matches_table, submission_table
 from dist_train.decisions.threshold import check_threshold, decide_threshold
 from dist_train.embedding.store import EmbeddingSet
-from dist_train.matching.engines import Engine, GemmEngine, floor_of_sample
-from dist_train.matching.index import index_shards, indexed_views
-from dist_train.matching.join import WORK, join, nearest_table, read_pairs
+from dist_train.matching.find import Search, find, finish, set_up
+from dist_train.matching.index import indexed_views
+from dist_train.matching.join import read_pairs
 from dist_train.matching.views import Views
 from dist_train.runtime import Runtime
 from shards import stage_files
 from shards.errors import BadInput
 from shards.files import atomic_path, read_json, write_json, write_parquet
+from shards.lock import locked
 
+WORK = ".work"
 log = logging.getLogger(__name__)
 
 
@@ -42,42 +45,29 @@ def match(embeddings: Path, index: Path, out: Path, config: MatchConfig) -> dict
     with runtime.stage(out, stage.MATCHES, options, parents) as done:
         if not done:
             views = indexed_views(index, embedding_set)
-            floor = _floor(views, out, config, runtime)
-            engine = _engine(views, index, config, runtime)
-            join(views, engine, floor, config.neighbours, out, runtime)
+            search = set_up(views, index, out, config, _given(config), runtime)
+            find(search, out, runtime)
             if runtime.is_main:
-                _decide(embedding_set, views, floor, out, config)
+                _finish(embedding_set, views, search, out, config)
             runtime.barrier()
     return read_json(out / "threshold.json")
 
 
-def _floor(views: Views, out: Path, config: MatchConfig, runtime: Runtime) -> float:
-    """The lowest score kept: below the threshold, within the budget of pairs; kept on disk."""
-    path = out / WORK / "floor.json"
-    if runtime.is_main and not path.exists():
-        floor = floor_of_sample(views, config.pairs_per_item, torch.device("cpu"))
-        given = config.threshold
-        if config.threshold_from is not None:
-            given = read_json(config.threshold_from)["threshold"]
-        if given is not None and given < floor:
-            log.warning("threshold %.3f is below the floor %.3f of the pair budget: "
-                        "the budget is passed over", given, floor)  # fmt: skip
-            floor = float(given)
-        write_json(path, {"floor": floor})
-    return runtime.tell_all(read_json(path)["floor"] if runtime.is_main else None)
+def _given(config: MatchConfig) -> float | None:
+    if config.threshold_from is not None:
+        return read_json(config.threshold_from)["threshold"]
+    return config.threshold
 
 
-def _engine(views: Views, index: Path, config: MatchConfig, runtime: Runtime) -> Engine:
-    name = config.engine
-    if name == "auto":
-        # FAISS has no range search on GPUs; there the stored rows are multiplied.
-        name = "gemm" if runtime.device.type == "cuda" else "faiss"
-        log.info("engine auto: %s on %s", name, runtime.device)
-    if name == "gemm":
-        return GemmEngine(views, runtime.device)
-    from dist_train.matching.faiss_engine import FaissEngine
-
-    return FaissEngine(views, index_shards(index))
+def _finish(
+    embedding_set: EmbeddingSet, views: Views, search: Search, out: Path, config: MatchConfig
+) -> None:
+    """Done by one of the workers that come here; the others find it done."""
+    with locked(out / WORK / "finish"):
+        if not (out / stage_files.MANIFEST).exists():
+            proof = finish(search, out, config)
+            _decide(embedding_set, views, proof["floor"], out, config)
+    shutil.rmtree(out / WORK, ignore_errors=True)
 
 
 def _decide(
@@ -91,7 +81,7 @@ def _decide(
     chosen["weights"] = {name: part.weight for name, part in views.parts.items()}
     accepted = pairs[pairs.score >= chosen["threshold"]]
     matches = matches_table(postings, accepted)
-    write_parquet(out / "nearest.parquet", nearest_table(out))
+    matches["degree"] = _degrees(postings, pairs)
     write_parquet(out / "matches.parquet", matches)
     write_parquet(out / "groups.parquet", groups_table(postings, accepted))
     with atomic_path(out / "submission.csv") as temporary:
@@ -99,8 +89,14 @@ def _decide(
     write_json(out / "threshold.json", chosen)
     counts = {"postings": len(postings), "pairs": len(pairs), "matches": len(accepted)}
     files = [path for path in out.glob("*") if path.suffix in (".parquet", ".csv")]
-    files += [*(out / "pairs").glob("*.parquet"), out / "threshold.json"]
+    files += [*(out / "pairs").glob("*.parquet"), out / "threshold.json", out / "proof.json"]
     stage_files.finish(out, counts, files)
-    shutil.rmtree(out / WORK)
     log.info("%s: %d matching pairs among %d postings at threshold %.4f (%s)", out, len(accepted),
              len(postings), chosen["threshold"], chosen["source"])  # fmt: skip
+
+
+def _degrees(postings: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
+    """Kept pairs of every posting, down to the floor: hubs stand out by it."""
+    rows = postings.row.to_numpy()
+    counts = np.bincount(np.concatenate([pairs.i, pairs.j]), minlength=int(rows.max()) + 2)
+    return counts[rows] * (rows >= 0)

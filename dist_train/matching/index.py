@@ -1,24 +1,40 @@
 """The stage index: every rank builds the FAISS shards of its rows; ids are global row numbers."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 from tqdm import tqdm
 
 from dist_train import stage
-from dist_train.config import IndexConfig, View, result_options
+from dist_train.config import IndexConfig, View, bytes_of, result_options
 from dist_train.embedding.store import EmbeddingSet
-from dist_train.matching.views import Views, open_views
+from dist_train.matching.faiss_library import faiss, gpus, on_gpu
+from dist_train.matching.kinds import (
+    TRAIN_PER_LIST,
+    Kind,
+    choose_kind,
+    empty_index,
+    number_of_lists,
+    with_ids,
+)
+from dist_train.matching.recall import ShardedIndex, measured_recall
+from dist_train.matching.views import Views, open_views, subset
 from dist_train.runtime import Runtime, row_blocks
 from shards import stage_files
 from shards.errors import BadInput, Corrupt, Stopped
 from shards.files import atomic_path, read_json, sha256_file, write_json
+from shards.lock import locked
 
-FORMAT = 1
+FORMAT = 2
 SHARD_ROWS = 1_000_000
+ADDED = 65_536
+"""Rows in memory at one time."""
+ON_CPU = (faiss.IndexFlat, faiss.IndexScalarQuantizer)
+"""Kinds that are only copied: a GPU would not help to build them."""
+WORK = ".work"
 log = logging.getLogger(__name__)
 
 
@@ -35,8 +51,10 @@ def build_index(embeddings: Path, out: Path, config: IndexConfig) -> dict[str, A
     with runtime.stage(out, stage.INDEX, result_options(config), parents) as done:
         if not done:
             views = open_views(embedding_set, names, config.image_weight)
-            _build_shards(views, out, runtime)
-            _finish(views, names, out, runtime)
+            kind = choose_kind(config.kind, len(views), views.width, bytes_of(config.memory))
+            log.info("index kind %s: %s", kind.factory, kind.reason)
+            _build_shards(views, kind, out, runtime)
+            _finish(views, names, kind, config, out, runtime)
     return read_json(out / "index.json")
 
 
@@ -50,11 +68,18 @@ def index_shards(path: Path) -> list[Path]:
     return [path / name for name in shards]
 
 
-def indexed_views(path: Path, embeddings: EmbeddingSet) -> Views:
-    """The views of an embedding set that an index was built over."""
+def index_about(path: Path) -> dict[str, Any]:
+    """What index.json says; BadInput for another version's."""
     about = read_json(path / "index.json")
     if about["format"] != FORMAT:
-        raise BadInput(f"{path}: index format {about['format']}, this version reads {FORMAT}")
+        raise BadInput(f"{path}: index format {about['format']}, this version reads {FORMAT}; "
+                       "build the index again")  # fmt: skip
+    return about
+
+
+def indexed_views(path: Path, embeddings: EmbeddingSet) -> Views:
+    """The views of an embedding set that an index was built over."""
+    about = index_about(path)
     return open_views(embeddings, about["views"], about["image_weight"])
 
 
@@ -69,37 +94,81 @@ def _names(embeddings: EmbeddingSet, config: IndexConfig) -> list[View]:
     return names
 
 
-def _build_shards(views: Views, out: Path, runtime: Runtime) -> None:
-    shards = list(enumerate(row_blocks(len(views), smallest=1024, largest=SHARD_ROWS)))
+def shard_rows(items: int) -> list[range]:
+    """Row numbers of every shard: a function of the number of items alone."""
+    return row_blocks(items, smallest=1024, largest=SHARD_ROWS)
+
+
+def _build_shards(views: Views, kind: Kind, out: Path, runtime: Runtime) -> None:
+    shards = list(enumerate(shard_rows(len(views))))
+    trained = _trained(views, kind, out)
     quiet = None if runtime.is_main else True
     for number, rows in tqdm(runtime.share(shards), desc="index", unit="shard", disable=quiet):
         if runtime.stop_asked():
             break
         path = out / f"shard-{number:05d}.faiss"
         if not path.exists():
-            _build_shard(views, rows, path)
+            _build_shard(views, rows, trained, path)
     if runtime.anyone_asked_to_stop():
         raise Stopped(f"{out}: stopped by a signal; the same command goes on")
 
 
-def _build_shard(views: Views, rows: range, path: Path) -> None:
-    index = faiss.IndexIDMap2(faiss.IndexFlatIP(views.width))
-    index.add_with_ids(np.ascontiguousarray(views.database(rows)), np.asarray(rows, np.int64))
+def _trained(views: Views, kind: Kind, out: Path) -> Path:
+    """The empty index, made once: all shards share its quantiser, and a restart does too."""
+    path = out / WORK / "trained.faiss"
+    with locked(out / WORK / "lock"):
+        if not path.exists():
+            wanted = TRAIN_PER_LIST * number_of_lists(len(views))
+            rows = np.linspace(0, len(views) - 1, min(len(views), max(wanted, 20_000)))
+            sample = subset(views, np.unique(rows.astype(np.int64)))
+            with atomic_path(path) as temporary:
+                index = empty_index(kind, views.width, sample.database(range(len(sample))))
+                faiss.write_index(index, str(temporary))
+    return path
+
+
+def _build_shard(views: Views, rows: range, trained: Path, path: Path) -> None:
+    empty = faiss.read_index(str(trained))
+    index = with_ids(on_gpu(empty) if gpus() and not isinstance(empty, ON_CPU) else empty)
+    for start in range(rows.start, rows.stop, ADDED):
+        some = range(start, min(start + ADDED, rows.stop))
+        index.add_with_ids(views.database(some), np.asarray(some, np.int64))
     with atomic_path(path) as temporary:
-        faiss.write_index(index, str(temporary))
+        faiss.write_index(faiss.index_gpu_to_cpu(index) if gpus() else index, str(temporary))
 
 
-def _finish(views: Views, names: list[View], out: Path, runtime: Runtime) -> None:
+def _finish(
+    views: Views, names: list[View], kind: Kind, config: IndexConfig, out: Path, runtime: Runtime
+) -> None:  # fmt: skip
     runtime.barrier()
     if runtime.is_main:
         weights = {name: part.weight for name, part in views.parts.items()}
+        shards = sorted(out.glob("shard-*.faiss"))
         about = {
-            "format": FORMAT, "kind": "Flat", "metric": "inner product", "views": names,
+            "format": FORMAT, "kind": kind.name, "factory": kind.factory, "reason": kind.reason,
+            "metric": "inner product", "views": names,
             "image_weight": weights.get("image", 0.0), "items": len(views), "width": views.width,
+            "rows": [[rows.start, rows.stop] for rows in shard_rows(len(views))],
+            "recall": _recall(views, kind, shards, config),
         }  # fmt: skip
         write_json(out / "index.json", about)
-        shards = sorted(out.glob("shard-*.faiss"))
         counts = {"items": len(views), "shards": len(shards)}
         stage_files.finish(out, counts, [*shards, out / "index.json"])
+        shutil.rmtree(out / WORK, ignore_errors=True)
         log.info("%s: %d items in %d shards, views %s", out, len(views), len(shards), names)
     runtime.barrier()
+
+
+def _recall(
+    views: Views, kind: Kind, shards: list[Path], config: IndexConfig
+) -> dict[str, Any]:  # fmt: skip
+    """Of an exact kind it is known; of any other it is measured and said."""
+    if kind.exact or not config.recall_rows:
+        return {"nprobe": 0}
+    lists = number_of_lists(len(views)) if "IVF" in kind.factory else 0
+    found = measured_recall(views, ShardedIndex(shards), config.recall_rows, lists)
+    if "recall_at_50" in found:
+        log.info("recall@50 of %s: %.4f (%.4f to %.4f), nprobe %d", kind.factory,
+                 *(found["recall_at_50"][name] for name in ("share", "low", "high")),
+                 found["nprobe"])  # fmt: skip
+    return found

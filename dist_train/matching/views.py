@@ -9,7 +9,7 @@ row, or, where it has one part itself, with that part divided by sqrt(w); of the
 with that part alone, divided by sqrt(w).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,8 +17,12 @@ import numpy as np
 
 from dist_train.config import View
 from dist_train.embedding.store import EmbeddingSet, Rows
+from dist_train.matching.rows import read_rows
 
-EXACT_ROWS = 65_536
+EXACT_ROWS = 4_096
+"""Pairs whose rows are in memory at one time, in float64."""
+Take = Callable[[str, np.ndarray], np.ndarray]
+Scores = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Views:
     def database(self, rows: range) -> np.ndarray:
         """Rows as an index holds them: float32 (n, D)."""
         return np.hstack([
-            part.rows.block(rows) * np.float32(np.sqrt(part.weight))
+            _block(part, rows) * np.float32(np.sqrt(part.weight))
             for part in self.parts.values()
         ])  # fmt: skip
 
@@ -73,21 +77,26 @@ class Views:
             shares = {name: np.where(whole, np.sqrt(p.weight), 1 / np.sqrt(p.weight))
                       for name, p in self.parts.items()}  # fmt: skip
         columns = [
-            part.rows.block(rows) * np.float32(shares[name]) for name, part in self.parts.items()
+            _block(part, rows) * np.float32(shares[name]) for name, part in self.parts.items()
         ]
         return np.hstack(columns), asks
 
-    def scores(self, i: np.ndarray, j: np.ndarray) -> dict[str, np.ndarray]:
+    def take(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """The stored values of a part, float64 (n, D)."""
+        return self.parts[name].rows.take(rows)
+
+    def scores(self, i: np.ndarray, j: np.ndarray, take: Take | None = None) -> Scores:
         """The scores that decide, float32 (P,): `score`, `score_image`, `score_text`.
 
         Dot products of the stored rows summed in float64 and rounded once; NaN for a part that
-        one of the two lacks, and for the score of a pair without a common part.
+        one of the two lacks, and for the score of a pair without a common part. `take` gives the
+        stored rows where they are at hand already.
         """
         out = {f"score_{name}": np.full(len(i), np.nan, np.float32) for name in ("image", "text")}
         total, weights = np.zeros(len(i)), np.zeros(len(i))
         for name, part in self.parts.items():
             both = part.present[i] & part.present[j]
-            dots = _dots(part.rows, i[both], j[both])
+            dots = _dots(name, take or self.take, i[both], j[both])
             out[f"score_{name}"][both] = dots
             total[both] += part.weight * dots
             weights[both] += part.weight
@@ -125,9 +134,13 @@ def views_of_array(vectors: np.ndarray) -> Views:
     return Views({"image": ViewPart(Rows([vectors]), np.ones(len(vectors), bool), 1.0)})
 
 
-def _dots(rows: Rows, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+def _block(part: ViewPart, rows: range) -> np.ndarray:
+    return read_rows(part.rows, rows).astype(np.float32)
+
+
+def _dots(name: str, take: Take, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     out = np.empty(len(i))
     for start in range(0, len(i), EXACT_ROWS):
         cut = slice(start, start + EXACT_ROWS)
-        out[cut] = np.einsum("pd,pd->p", rows.take(i[cut]), rows.take(j[cut]))
+        out[cut] = np.einsum("pd,pd->p", take(name, i[cut]), take(name, j[cut]))
     return out

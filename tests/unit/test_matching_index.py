@@ -1,19 +1,23 @@
 """The index on disk: plain FAISS files over global row numbers, whole or refused by name."""
 
 import json
+import re
 
 import faiss
 import numpy as np
 import pandas as pd
 import pytest
 
-from dist_train.config import IndexConfig
+from dist_train.config import IndexConfig, bytes_of
 from dist_train.embedding.store import EmbeddingSet, part_path
 from dist_train.matching.index import build_index, index_shards, indexed_views
+from dist_train.matching.kinds import choose_kind
+from dist_train.matching.recall import ShardedIndex, measured_recall
 from dist_train.stage import EMBEDDING
 from shards import stage_files
 from shards.errors import BadInput, Corrupt, Unfinished
 from shards.files import write_parquet
+from tests.distributed.planted import write_set as planted_set
 
 N, D = 1100, 6
 
@@ -159,3 +163,75 @@ def test_an_unfinished_set_is_refused(built):
         build_index(built[0] / "emb", built[0] / "new", IndexConfig())
     with pytest.raises(BadInput, match="holds index, wanted embedding set"):
         build_index(built[0] / "index", built[0] / "new", IndexConfig())
+
+
+# Kinds
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A set whose items all have both parts, in groups, so that lists have something to find."""
+    folder = tmp_path_factory.mktemp("kinds")
+    rng, vectors = np.random.default_rng(1), {}
+    group = rng.permutation(np.arange(3000) // 20)
+    for name in ("image", "text"):
+        rows = rng.standard_normal((150, 16))[group] + 0.5 * rng.standard_normal((3000, 16))
+        vectors[name] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    planted_set(folder / "emb", vectors)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["Flat", "SQfp16", "IVF", "IVF40,PQ8", "HNSW16"])
+def test_every_kind_says_how_much_it_finds(whole, tmp_path, kind):
+    about = build_index(whole / "emb", tmp_path / "index", IndexConfig(kind=kind))
+    views = indexed_views(tmp_path / "index", EmbeddingSet(whole / "emb"))
+    index = ShardedIndex(index_shards(tmp_path / "index"), about["recall"].get("nprobe", 0))
+    told = measured_recall(views, index, 100, about["recall"].get("nprobe", 0))
+    if kind in ("Flat", "SQfp16"):
+        assert told["recall_at_50"]["share"] == told["range_recall"]["share"] == 1
+        return
+    assert about["recall"]["recall_at_50"]["low"] <= told["recall_at_50"]["share"] + 0.05
+    for name in ("recall_at_50", "range_recall"):
+        found = about["recall"][name]
+        assert 0 < found["low"] < found["share"] <= found["high"] <= 1
+        assert found["of"] > 1000
+    if kind == "IVF":
+        assert about["recall"]["recall_at_50"]["low"] >= 0.95
+
+
+def test_a_sharded_flat_index_answers_as_a_single_one(whole, tmp_path):
+    build_index(whole / "emb", tmp_path / "index", IndexConfig(kind="Flat"))
+    views = indexed_views(tmp_path / "index", EmbeddingSet(whole / "emb"))
+    shards = index_shards(tmp_path / "index")
+    assert len(shards) == 3
+    single = faiss.IndexFlatIP(views.width)
+    single.add(views.database(range(3000)))
+    faiss.write_index(single, str(tmp_path / "single.faiss"))
+    rows = np.arange(0, 3000, 37)
+    ours = ShardedIndex(shards).nearest(views, rows, 50)
+    theirs = ShardedIndex([tmp_path / "single.faiss"]).nearest(views, rows, 50)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("memory", "kind", "factory"),
+    [("8GB", "Flat", "Flat"), ("2.5GB", "SQfp16", "SQfp16"), ("1.2GB", "IVF", r"IVF\d+,SQ8"),
+     ("300MB", "IVF", r"IVF\d+,PQ\d+x8")],
+)  # fmt: skip
+def test_the_kind_follows_the_memory(memory, kind, factory):
+    chosen = choose_kind("auto", 1_000_000, 1024, bytes_of(memory))
+    assert chosen.name == kind
+    assert re.fullmatch(factory, chosen.factory)
+    assert "GB" in chosen.reason
+
+
+def test_a_kind_that_faiss_does_not_know_is_refused(whole, tmp_path):
+    with pytest.raises(BadInput, match=r"--kind Fancy.*take auto, Flat"):
+        build_index(whole / "emb", tmp_path / "index", IndexConfig(kind="Fancy"))
+
+
+def test_a_foreign_file_is_refused_by_name(built):
+    path = built[0] / "index/shard-00001.faiss"
+    faiss.write_index(faiss.IndexFlatIP(3), str(path))
+    with pytest.raises(Corrupt, match=r"shard-00001\.faiss"):
+        index_shards(built[0] / "index")

@@ -1,6 +1,6 @@
 """Every pair at a floor, exactly once, by both engines, against the definition in views.py."""
 
-from itertools import pairwise
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,15 @@ from hypothesis import strategies as st
 
 from dist_train.config import IndexConfig
 from dist_train.embedding.store import EmbeddingSet, Rows, part_path
-from dist_train.matching.engines import GemmEngine, floor_of_sample
+from dist_train.matching.blocks import blocks_of, common_parts
+from dist_train.matching.engines import GemmEngine
 from dist_train.matching.faiss_engine import FaissEngine
-from dist_train.matching.index import build_index, index_shards, indexed_views
-from dist_train.matching.join import join, join_block, nearest_table, pairs_in_memory, read_pairs
+from dist_train.matching.index import build_index, index_about, index_shards, indexed_views
+from dist_train.matching.join import Wanted, join, pairs_in_memory, read_pairs
+from dist_train.matching.kernels import kernels_for
+from dist_train.matching.nearest import merged_nearest
+from dist_train.matching.sampling import floor_of_sample
+from dist_train.matching.sketches import Sketch
 from dist_train.matching.views import ViewPart, Views, open_views, subset, views_of_array
 from dist_train.runtime import Runtime
 from dist_train.stage import EMBEDDING
@@ -23,7 +28,7 @@ from shards import stage_files
 from shards.files import write_parquet
 
 CPU = torch.device("cpu")
-ENGINES = ("faiss", "gemm")
+ENGINES = ("faiss", "float32", "int8", "bfloat16")
 
 
 def random_vectors(N: int, D: int = 8, *, seed: int = 0, holes: bool = True):
@@ -55,22 +60,60 @@ def write_set(out: Path, vectors: dict[str, np.ndarray], part_rows: int = 47) ->
             "row": np.arange(N), "posting_id": [f"p{n}" for n in range(N)], "label_group": "",
             "split": "unlabelled", "title": "", "has_image": has["image"],
             "has_text": has["text"], "status": "embedded", "sha256": "", "phash": "",
+            "photo_group": -1,
         }),
     )  # fmt: skip
     stage_files.finish(out, {"items": N}, [*files, out / "items.parquet"])
     return EmbeddingSet(out)
 
 
+def gemm(views: Views, block: int, kernel: str = "float32", share: float = 1.0) -> GemmEngine:
+    """The engine with one kernel for all tiles, over all columns or over some and a bound."""
+    kernels = {k.name: k for k in kernels_for(CPU, bf16=True)}
+    blocks, sketches = blocks_of(views, block), {}
+    for parts in {common_parts(a, b) for a in blocks for b in blocks} - {()}:
+        width = sum(views.parts[name].rows.width for name in parts)
+        columns = None if share == 1 else np.arange(max(1, int(width * share)))
+        sketches[parts] = Sketch(kernels[kernel], columns)
+    return GemmEngine(views, blocks, sketches)
+
+
+def faiss_engine(views: Views, index: Path, k: int, block: int = 4096) -> FaissEngine:
+    """The engine over a saved index."""
+    about, items = index_about(index), len(views)
+    held = [range(*rows) for rows in about["rows"]]
+    asking = [range(n, min(n + block, items)) for n in range(0, items, block)]
+    return FaissEngine(views, list(zip(index_shards(index), held, strict=True)), asking, about, k)
+
+
 def opened(
-    tmp: Path, vectors: dict[str, np.ndarray], engine: str, image_weight: float = 0.5
-) -> tuple[Views, GemmEngine | FaissEngine]:
+    tmp: Path, vectors: dict[str, np.ndarray], engine: str, image_weight: float = 0.5,
+    block: int = 50, k: int = 0,
+) -> tuple[Views, GemmEngine | FaissEngine]:  # fmt: skip
     """Views and engine over a set and an index that are really on disk."""
     embeddings = write_set(tmp / "emb", vectors)
     build_index(tmp / "emb", tmp / "index", IndexConfig(image_weight=image_weight))
     views = indexed_views(tmp / "index", embeddings)
-    if engine == "gemm":
-        return views, GemmEngine(views, CPU)
-    return views, FaissEngine(views, index_shards(tmp / "index"))
+    if engine == "faiss":
+        return views, faiss_engine(views, tmp / "index", k, block)
+    return views, gemm(views, block, engine)
+
+
+def joined(
+    out: Path, views: Views, engine, floor: float, k: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """Pairs and nearest of a join that goes through its files."""
+    join(views, engine, Wanted(floor, k), out, Runtime("cpu"))
+    if k:
+        files = sorted((out / ".work/nearest").glob("*.parquet"))
+        merged_nearest(files, views, k, out / "nearest.parquet", len(views))
+        return read_pairs(out), pd.read_parquet(out / "nearest.parquet")
+    return read_pairs(out), pd.DataFrame()
+
+
+def indexed_like(vectors: dict[str, np.ndarray]) -> Views:
+    """The views of vectors in memory, of equal weight."""
+    return Views({n: ViewPart(Rows([r]), r.any(1), 0.5) for n, r in vectors.items()})
 
 
 def scores_by_definition(vectors: dict[str, np.ndarray], image_weight: float = 0.5):
@@ -91,11 +134,6 @@ def scores_by_definition(vectors: dict[str, np.ndarray], image_weight: float = 0
         return {"score": total / weights} | out
 
 
-def all_pairs(views, engine, floor: float, cuts: list[int]) -> pd.DataFrame:
-    blocks = [join_block(views, engine, range(a, b), floor, 3)[0] for a, b in pairwise(cuts)]
-    return pd.concat(blocks, ignore_index=True).sort_values(["i", "j"], ignore_index=True)
-
-
 def check_pairs(pairs: pd.DataFrame, truth: dict[str, np.ndarray], floor: float) -> None:
     i, j = np.triu_indices(len(truth["score"]), 1)
     with np.errstate(invalid="ignore"):
@@ -114,8 +152,18 @@ def test_all_pairs_at_the_floor_exactly_once(tmp_path, engine, image_weight):
     views, searcher = opened(tmp_path, vectors, engine, image_weight)
     truth = scores_by_definition(vectors, image_weight)
     for floor in (0.05, 0.3, 0.8):
-        for cuts in ([0, 120], [0, 1, 50, 119, 120]):
-            check_pairs(all_pairs(views, searcher, floor, cuts), truth, floor)
+        check_pairs(joined(tmp_path / str(floor), views, searcher, floor)[0], truth, floor)
+
+
+@pytest.mark.parametrize("kernel", ["float32", "int8", "bfloat16"])
+@pytest.mark.parametrize("block", [29, 2500])
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_all_pairs_in_blocks_of_any_size_and_from_some_columns(tmp_path, kernel, block, share):
+    vectors = random_vectors(90, 40, seed=20)
+    views = indexed_like(vectors)
+    truth = scores_by_definition(vectors)
+    pairs, _ = joined(tmp_path, views, gemm(views, block, kernel, share), 0.35)
+    check_pairs(pairs, truth, 0.35)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -123,15 +171,15 @@ def test_all_pairs_at_the_floor_exactly_once(tmp_path, engine, image_weight):
 def test_all_pairs_of_one_view(tmp_path, engine, view):
     vectors = {view: random_vectors(90, seed=1)[view]}
     views, searcher = opened(tmp_path, vectors, engine)
-    check_pairs(all_pairs(views, searcher, 0.2, [0, 40, 90]), scores_by_definition(vectors), 0.2)
+    check_pairs(joined(tmp_path, views, searcher, 0.2)[0], scores_by_definition(vectors), 0.2)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_over_several_index_shards(tmp_path, engine):
     vectors = random_vectors(1100, 24, seed=2)
-    views, searcher = opened(tmp_path, vectors, engine)
+    views, searcher = opened(tmp_path, vectors, engine, block=300)
     assert len(index_shards(tmp_path / "index")) == 2
-    pairs = all_pairs(views, searcher, 0.4, [0, 256, 1024, 1100])
+    pairs, _ = joined(tmp_path, views, searcher, 0.4)
     assert (pairs.i < pairs.j).all()
     assert not pairs.duplicated(["i", "j"]).any()
     here = {name: rows.any(1) for name, rows in vectors.items()}
@@ -152,15 +200,15 @@ def test_a_score_at_the_floor_is_kept_and_one_below_is_not(tmp_path, engine):
     truth = scores_by_definition(exact)
     assert (truth["score"] == 0.5).sum() > 20  # every score is a multiple of 1/4
     for floor in (0.5, float(np.nextafter(np.float32(0.5), np.float32(1)))):
-        check_pairs(all_pairs(views, searcher, floor, [0, 40]), truth, floor)
+        check_pairs(joined(tmp_path / str(floor), views, searcher, floor)[0], truth, floor)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_duplicates_are_all_paired_and_none_with_itself(tmp_path, engine):
     one = random_vectors(1, 8, holes=False)
     vectors = {name: np.repeat(rows, 30, axis=0) for name, rows in one.items()}
-    views, searcher = opened(tmp_path, vectors, engine)
-    pairs, nearest = join_block(views, searcher, range(30), 0.9, 4)
+    views, searcher = opened(tmp_path, vectors, engine, block=9, k=4)
+    pairs, nearest = joined(tmp_path, views, searcher, 0.9, 4)
     assert len(pairs) == 30 * 29 / 2
     assert nearest.groupby("i").size().tolist() == [4] * 30
     assert (nearest.i != nearest.j).all()
@@ -170,12 +218,12 @@ def test_duplicates_are_all_paired_and_none_with_itself(tmp_path, engine):
 @pytest.mark.parametrize("N", [1, 2, 3])
 def test_fewer_items_than_neighbours(tmp_path, engine, N):
     vectors = random_vectors(N, holes=False, seed=4)
-    views, searcher = opened(tmp_path, vectors, engine)
-    pairs, nearest = join_block(views, searcher, range(N), -2.0, 5)
+    views, searcher = opened(tmp_path, vectors, engine, k=5)
+    pairs, nearest = joined(tmp_path, views, searcher, -1.0, 5)
     assert len(pairs) == N * (N - 1) // 2
     found = set(zip(nearest.i, nearest.j, strict=True))
     assert found == {(a, b) for a in range(N) for b in range(N) if a != b}
-    check_pairs(pairs, scores_by_definition(vectors), -2.0)
+    check_pairs(pairs, scores_by_definition(vectors), -1.0)
 
 
 @st.composite
@@ -189,7 +237,7 @@ def small_sets(draw):
     return vectors, weight, draw(st.floats(0.05, 1.0))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(small_sets())
 def test_any_small_set_in_memory(case):
     vectors, weight, floor = case
@@ -198,7 +246,10 @@ def test_any_small_set_in_memory(case):
     truth = scores_by_definition(vectors, weight)
     with np.errstate(invalid="ignore"):
         floor = floor + 1e-5 if (np.abs(truth["score"] - floor) < 1e-6).any() else floor
-    check_pairs(all_pairs(views, GemmEngine(views, CPU), floor, [0, len(views)]), truth, floor)
+    with tempfile.TemporaryDirectory() as folder:
+        for n, kernel in enumerate(("float32", "int8")):
+            pairs, _ = joined(Path(folder) / str(n), views, gemm(views, 5, kernel), floor)
+            check_pairs(pairs, truth, floor)
 
 
 def best_by_definition(score: np.ndarray, item: int, allowed: np.ndarray, k: int) -> list[int]:
@@ -211,10 +262,10 @@ def best_by_definition(score: np.ndarray, item: int, allowed: np.ndarray, k: int
 @pytest.mark.parametrize("engine", ENGINES)
 def test_nearest_of_complete_items_equal_brute_force(tmp_path, engine):
     vectors = random_vectors(120, holes=False, seed=5)
-    views, searcher = opened(tmp_path, vectors, engine)
+    views, searcher = opened(tmp_path, vectors, engine, k=5)
     truth = scores_by_definition(vectors)["score"]
-    _, nearest = join_block(views, searcher, range(30, 90), 0.5, 5)
-    assert sorted(nearest.i.unique()) == list(range(30, 90))
+    _, nearest = joined(tmp_path, views, searcher, 0.5, 5)
+    assert sorted(nearest.i.unique()) == list(range(120))
     for item, rows in nearest.groupby("i"):
         wanted = best_by_definition(truth, item, np.ones(120, bool), 5)
         assert rows.j.tolist() == wanted
@@ -226,9 +277,9 @@ def test_nearest_of_complete_items_equal_brute_force(tmp_path, engine):
 def test_nearest_where_parts_are_missing(tmp_path, engine, kind):
     """Every item asks for all, by the parts that both have."""
     vectors = random_vectors(120, seed=6)
-    views, searcher = opened(tmp_path, vectors, engine)
+    views, searcher = opened(tmp_path, vectors, engine, k=5)
     truth = scores_by_definition(vectors)["score"]
-    _, nearest = join_block(views, searcher, range(120), 0.5, 5)
+    _, nearest = joined(tmp_path, views, searcher, 0.5, 5)
     found = {item: rows.j.tolist() for item, rows in nearest.groupby("i")}
     assert set(found) <= set(np.flatnonzero(views.some))
     asking = views.complete if kind == "complete" else views.some & ~views.complete
@@ -245,36 +296,39 @@ def test_nearest_are_kept_whatever_their_score(tmp_path, engine):
     lacking = np.zeros((6, 3), np.float16)
     images = np.concatenate([rows, lacking])
     texts = np.concatenate([lacking[:3], np.ones((6, 3), np.float16) / np.float16(np.sqrt(3))])
-    views, searcher = opened(tmp_path, {"image": images, "text": texts}, engine)
-    _, nearest = join_block(views, searcher, range(9), 0.5, 2)
+    views, searcher = opened(tmp_path, {"image": images, "text": texts}, engine, k=2)
+    _, nearest = joined(tmp_path, views, searcher, 0.5, 2)
     assert nearest[nearest.i < 3].groupby("i").size().to_dict() == {0: 2, 1: 2, 2: 2}
     assert (nearest[nearest.i < 3].score < 0).all()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_join_writes_every_block_and_goes_on(tmp_path, engine):
+def test_join_writes_every_tile_and_goes_on(tmp_path, engine):
     vectors = random_vectors(600, 16, seed=7)
-    views, searcher = opened(tmp_path, vectors, engine)
-    runtime = Runtime("cpu")
-    join(views, searcher, 0.5, 3, tmp_path / "m", runtime)
+    views, searcher = opened(tmp_path, vectors, engine, block=256, k=3)
+    before, near = joined(tmp_path / "m", views, searcher, 0.5, 3)
     files = sorted((tmp_path / "m/pairs").glob("*.parquet"))
-    assert [file.name for file in files] == ["00000.parquet", "00001.parquet", "00002.parquet"]
-    pairs, nearest = read_pairs(tmp_path / "m"), nearest_table(tmp_path / "m")
-    expected = all_pairs(views, searcher, 0.5, [0, 600])
-    pd.testing.assert_frame_equal(pairs.sort_values(["i", "j"], ignore_index=True), expected)
-    assert nearest.i.is_monotonic_increasing
+    assert len(files) == len(searcher.tiles) > 2
+    assert near.i.is_monotonic_increasing
     kept, lost = files[0].stat().st_mtime_ns, files[1].read_bytes()
     files[1].unlink()
-    join(views, searcher, 0.5, 3, tmp_path / "m", runtime)
+    (tmp_path / f"m/.work/tiles/{files[1].stem}.json").unlink()
+    after, again = joined(tmp_path / "m", views, searcher, 0.5, 3)
+    pd.testing.assert_frame_equal(before, after)
+    pd.testing.assert_frame_equal(near, again)
     assert files[0].stat().st_mtime_ns == kept
     assert files[1].read_bytes() == lost
 
 
-def test_both_engines_say_the_same(tmp_path):
+def test_all_engines_say_the_same(tmp_path):
     vectors = random_vectors(120, seed=8)
-    views, faiss = opened(tmp_path, vectors, "faiss")
-    one = all_pairs(views, faiss, 0.1, [0, 120])
-    pd.testing.assert_frame_equal(one, all_pairs(views, GemmEngine(views, CPU), 0.1, [0, 120]))
+    tables = []
+    for engine in ENGINES:
+        views, searcher = opened(tmp_path / engine, vectors, engine, k=4)
+        tables.append(joined(tmp_path / engine, views, searcher, 0.1, 4))
+    for pairs, nearest in tables[1:]:
+        pd.testing.assert_frame_equal(pairs, tables[0][0])
+        pd.testing.assert_frame_equal(nearest, tables[0][1])
 
 
 # Views
@@ -310,22 +364,22 @@ def test_a_subset_scores_as_its_items_do(tmp_path):
 
 @pytest.mark.parametrize("per_item", [5.0, 40.0])
 @pytest.mark.parametrize("holes", [False, True])
-def test_the_floor_keeps_about_the_budget(per_item, holes):
+def test_the_floor_keeps_about_the_budget(tmp_path, per_item, holes):
     vectors = random_vectors(3000, 16, seed=10, holes=holes)
     views = Views({n: ViewPart(Rows([r]), r.any(1), 0.5) for n, r in vectors.items()})
-    floor = floor_of_sample(views, per_item, CPU)
+    floor = floor_of_sample(views, per_item)
     assert floor == round(floor, 3)
-    pairs, _ = join_block(views, GemmEngine(views, CPU), range(3000), floor, 1)
+    pairs, _ = joined(tmp_path, views, gemm(views, 2048), floor)
     assert 0.5 * per_item <= len(pairs) / views.some.sum() <= 1.5 * per_item
 
 
 def test_the_floor_is_never_below_a_twentieth():
     vectors = random_vectors(50, holes=False)
-    assert floor_of_sample(views_of_array(vectors["image"]), 1000.0, CPU) == 0.05
-    assert floor_of_sample(views_of_array(vectors["image"][:1]), 1.0, CPU) == 0.05
+    assert floor_of_sample(views_of_array(vectors["image"]), 1000.0) == 0.05
+    assert floor_of_sample(views_of_array(vectors["image"][:1]), 1.0) == 0.05
     empty = np.zeros((4, 3), np.float32)
     nothing = Views({"image": ViewPart(Rows([empty]), np.zeros(4, bool), 1.0)})
-    assert floor_of_sample(nothing, 1.0, CPU) == 0.05
+    assert floor_of_sample(nothing, 1.0) == 0.05
 
 
 def test_pairs_in_memory_are_the_best_ones():

@@ -1,0 +1,92 @@
+"""Blocks of items that have the same parts, and the fixed list of tiles: pairs of blocks.
+
+Items with both parts, with a photo only and with a title only lie in blocks of their own, so that
+every tile has one meaning: which parts are compared, and with which weights.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dist_train.matching.views import Views
+
+CHUNK = 2_048
+"""Rows of a product's sides: its scores stay near the processor while they are read."""
+LARGEST_BLOCK = 65_536
+SMALLEST_BLOCK = 1_024
+BLOCKS = 12
+"""Wanted in a small catalogue: 78 tiles are enough for some dozens of workers."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Ascending row numbers of items that have exactly `parts`."""
+
+    number: int
+    parts: tuple[str, ...]
+    rows: range | np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def ids(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Row numbers int64 of the places `start` to `stop`."""
+        return np.asarray(self.rows[start:stop], np.int64)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block asking another: the unit of work, of commit and of resume.
+
+    `area` counts the unordered pairs, each item with itself included, that only it answers for.
+    """
+
+    number: int
+    asking: int
+    asked: int
+    area: int
+
+
+def block_size(items: int) -> int:
+    """Rows of a block, whole chunks where there are some: a function of the items alone."""
+    wanted = -(-items // BLOCKS)
+    wanted = -(-wanted // CHUNK) * CHUNK if wanted > SMALLEST_BLOCK else SMALLEST_BLOCK
+    return min(LARGEST_BLOCK, wanted)
+
+
+def blocks_of(views: Views, size: int) -> list[Block]:
+    """All items that have a part, cut into blocks of at most `size`."""
+    found: list[Block] = []
+    for kind, mask in views.kinds.items():
+        parts = tuple(views.parts) if kind == "complete" else (kind,)
+        rows = range(len(mask)) if mask.all() else np.flatnonzero(mask)
+        for start in range(0, len(rows), size):
+            found.append(Block(len(found), parts, rows[start : start + size]))
+    return found
+
+
+def common_parts(one: Block, other: Block) -> tuple[str, ...]:
+    """The parts that the items of both blocks have."""
+    return tuple(part for part in one.parts if part in other.parts)
+
+
+def tiles_of(blocks: list[Block]) -> list[Tile]:
+    """Every unordered pair of blocks with a common part, ordered so that blocks are reused.
+
+    A block meets its partners forwards, the next one backwards: one block changes at a time.
+    """
+    found: list[Tile] = []
+    for a, one in enumerate(blocks):
+        partners = [b for b in range(a, len(blocks)) if common_parts(one, blocks[b])]
+        for b in partners if a % 2 == 0 else reversed(partners):
+            area = len(one) * (len(one) + 1) // 2 if a == b else len(one) * len(blocks[b])
+            found.append(Tile(len(found), a, b, area))
+    return found
+
+
+def area_apart(views: Views) -> int:
+    """Unordered pairs that no tile holds: those of items without a common part."""
+    N, nothing = len(views), int((~views.some).sum())
+    apart = nothing * (N - nothing) + nothing * (nothing + 1) // 2
+    single = [int((part.present & ~views.complete).sum()) for part in views.parts.values()]
+    return apart + (single[0] * single[1] if len(single) == 2 else 0)

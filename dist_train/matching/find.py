@@ -1,0 +1,188 @@
+"""From views to a finished join: the floor, the engine and its bounds, the work, the proof."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_train.config import MatchConfig, bytes_of
+from dist_train.matching.blocks import blocks_of
+from dist_train.matching.canaries import Canaries, with_canaries
+from dist_train.matching.engines import Engine, GemmEngine
+from dist_train.matching.index import index_about, index_shards
+from dist_train.matching.join import Wanted, join, settle_pairs
+from dist_train.matching.kernels import kernels_for
+from dist_train.matching.memory import Bounds, join_bounds, peak_bytes
+from dist_train.matching.nearest import merged_nearest
+from dist_train.matching.proof import prove
+from dist_train.matching.sampling import floor_of_sample, sample_rows
+from dist_train.matching.sketches import MEASURED_FROM, Choice, Sketch, choose_sketch
+from dist_train.matching.views import Views
+from dist_train.matching.work import Work
+from dist_train.runtime import Runtime, bf16_pays
+from shards.files import read_json, write_json
+from shards.lock import locked
+
+SLACK = 2.0
+"""The budget is passed by the sample's error before the floor rises."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A join that is set up: what every worker of it knows."""
+
+    views: Views
+    canaries: Canaries
+    engine: Engine
+    wanted: Wanted
+    bounds: Bounds
+
+
+def set_up(
+    views: Views, index: Path, out: Path, config: MatchConfig, given: float | None,
+    runtime: Runtime,
+) -> Search:  # fmt: skip
+    """Agree with the other workers on the floor, the engine and the blocks.
+
+    `given` is a threshold chosen by the user. Raises BadInput when the memory is too little.
+    """
+    work, items = Work(out), len(views)
+    with locked(work.hidden / "lock"):
+        plan = work.hidden / "plan.json"
+        if not plan.exists():
+            write_json(plan, _plan(views, index, config, given, runtime))
+    plan = read_json(work.hidden / "plan.json")
+    with_them, canaries = with_canaries(views, plan["floor"])
+    bounds = _bounds(with_them, config, plan)
+    engine = _engine(with_them, items, index, config, plan, bounds, runtime)
+    _announce(plan, bounds, runtime)
+    budget = SLACK * config.pairs_per_item * items
+    highest = 1.0 if given is None else min(given, 1.0)
+    wanted = Wanted(plan["floor"], config.neighbours, budget, highest, items)
+    return Search(with_them, canaries, engine, wanted, bounds)
+
+
+def find(search: Search, out: Path, runtime: Runtime) -> None:
+    """Work until every tile is committed, by this process or by others."""
+    join(search.views, search.engine, search.wanted, out, runtime)
+    peak = peak_bytes()
+    log.info("memory: at most %.2f GB were held, %.2f GB planned", peak / 1e9,
+             search.bounds.bytes / 1e9)  # fmt: skip
+
+
+def finish(search: Search, out: Path, config: MatchConfig) -> dict[str, Any]:
+    """Settle the floor, prove the result, merge the nearest; what proof.json says."""
+    work, wanted = Work(out), search.wanted
+    floor = work.floor(wanted.floor, wanted.budget, wanted.highest)
+    if floor > wanted.floor:
+        log.warning("more than %.0f pairs: the floor was raised from %.3f to %.3f; allow more "
+                    "with --pairs-per-item", wanted.budget, wanted.floor, floor)  # fmt: skip
+    settle_pairs(out, floor, search.canaries.items)
+    proof = prove(search.views, search.engine, search.canaries, out, floor, config.audit_rows)
+    write_json(out / "proof.json", proof)
+    if wanted.k:
+        files = sorted(work.nearest.glob("*.parquet"))
+        items = search.canaries.items
+        merged_nearest(files, search.views, wanted.k, out / "nearest.parquet", items)
+    return proof
+
+
+def _plan(
+    views: Views, index: Path, config: MatchConfig, given: float | None, runtime: Runtime
+) -> dict[str, Any]:
+    """What the first worker decides for all: the floor, the engine, how the first pass goes."""
+    floor = floor_of_sample(views, config.pairs_per_item)
+    if given is not None and given < floor:
+        log.warning("threshold %.3f is below the floor %.3f of the pair budget: "
+                    "the budget is passed over", given, floor)  # fmt: skip
+        floor = float(given)
+    choices = first_passes(views, floor, config.neighbours, runtime)
+    name = config.engine
+    if name == "auto":
+        # FAISS searches both of (i, j) and (j, i), and has no range search on a GPU.
+        name = "gemm"
+    kind = index_about(index)["kind"] if name == "faiss" else "Flat"
+    return {
+        "format": 1, "floor": floor, "engine": name, "kind": kind, "k": config.neighbours,
+        "memory": bytes_of(config.memory), "items": len(views),
+        "first_pass": {
+            "+".join(parts): {
+                "kernel": best.sketch.kernel.name, "nanoseconds": best.nanoseconds,
+                "columns": None if best.sketch.columns is None
+                else best.sketch.columns.tolist(),
+                "considered": [str(choice) for choice in found[:4]],
+            }
+            for parts, found in choices.items() for best in found[:1]
+        },
+    }  # fmt: skip
+
+
+def first_passes(
+    views: Views, floor: float, k: int, runtime: Runtime
+) -> dict[tuple[str, ...], list[Choice]]:
+    """By the parts that are compared: what the first pass may be, the cheapest first."""
+    kernels = kernels_for(runtime.device, bf16_pays(runtime.device))
+    kernels = kernels if len(views) >= MEASURED_FROM else kernels[:1]
+    found = {}
+    for parts in {block.parts for block in blocks_of(views, len(views) or 1)}:
+        rows = sample_rows(views, parts)
+        ends = np.cumsum([views.parts[name].rows.width for name in parts]).tolist()
+        share = k / max(1, len(views))
+        found[parts] = choose_sketch(rows, kernels, floor, share, ends)
+    return found
+
+
+def _bounds(views: Views, config: MatchConfig, plan: dict[str, Any]) -> Bounds:
+    stored = sum(part.rows.width * part.rows.parts[0].itemsize for part in views.parts.values())
+    bytes_per = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 2}
+    prepared = 0
+    for told in plan["first_pass"].values():
+        width = views.width if told["columns"] is None else len(told["columns"]) + 16
+        prepared = max(prepared, bytes_per[told["kernel"]] * width)
+    # A complete item is prepared once for each of the parts that others may lack.
+    times = len(plan["first_pass"])
+    bounds = join_bounds(len(views), stored, prepared * times, views.width, plan["memory"])
+    mine = join_bounds(len(views), stored, prepared * times, views.width, bytes_of(config.memory))
+    # The blocks are those of the first worker; how many are held is this one's own affair.
+    return Bounds(bounds.block, min(bounds.held, mine.held), mine.bytes)
+
+
+def _engine(
+    views: Views, items: int, index: Path, config: MatchConfig, plan: dict[str, Any],
+    bounds: Bounds, runtime: Runtime,
+) -> Engine:  # fmt: skip
+    if plan["engine"] == "faiss":
+        from dist_train.matching.faiss_engine import FaissEngine
+
+        about = index_about(index)
+        held = [range(first, last) for first, last in about["rows"]]
+        size = bounds.block
+        asking = [range(n, min(n + size, items)) for n in range(0, items, size)]
+        asking += [range(items, len(views))] if len(views) > items else []
+        return FaissEngine(views, list(zip(index_shards(index), held, strict=True)), asking,
+                           about, config.neighbours, runtime.device.type)  # fmt: skip
+    by_name = {kernel.name: kernel for kernel in
+               kernels_for(runtime.device, bf16_pays(runtime.device))}  # fmt: skip
+    plain = next(iter(by_name.values()))
+    sketches = {}
+    for parts, told in plan["first_pass"].items():
+        columns = told["columns"]
+        # Another machine than the first worker's may lack its kernel; the pairs are the same.
+        kernel = by_name.get(told["kernel"], plain)
+        sketches[tuple(parts.split("+"))] = Sketch(
+            kernel, None if columns is None else np.asarray(columns)
+        )
+    return GemmEngine(views, blocks_of(views, bounds.block), sketches, bounds.held)
+
+
+def _announce(plan: dict[str, Any], bounds: Bounds, runtime: Runtime) -> None:
+    log.info("engine %s on %s, floor %.3f; blocks of %d rows, %d held, at most %.2f GB",
+             plan["engine"], runtime.device, plan["floor"], bounds.block, bounds.held,
+             bounds.bytes / 1e9)  # fmt: skip
+    if plan["engine"] == "gemm":
+        for parts, told in plan["first_pass"].items():
+            for n, choice in enumerate(told["considered"]):
+                log.info("%s %s: %s", "rather than" if n else "first pass", parts, choice)

@@ -1,0 +1,49 @@
+"""What a worker of the join needs in memory, told before it begins."""
+
+import resource
+from dataclasses import dataclass
+
+from dist_train.matching.blocks import CHUNK, block_size
+from dist_train.matching.join import SPILL
+from shards.errors import BadInput
+
+PROGRAM = 650_000_000
+"""Bytes of Python with torch, FAISS, pandas and Arrow, before any row is read."""
+PAIR_BYTES = 28 * 3
+"""A pair in the tables of a tile: as found, as laid together, as sorted."""
+PRODUCT_BYTES = 4 + 4 + 16
+"""A product, its copy while rows are picked from it, and the places of what is picked."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Rows of a block, blocks in memory, and the most that all of it may take, in bytes."""
+
+    block: int
+    held: int
+    bytes: int
+
+
+def join_bounds(items: int, stored: int, prepared: int, width: int, memory: int) -> Bounds:
+    """The largest blocks that `memory` bytes allow, and how many of them stay at hand.
+
+    `stored` and `prepared` are bytes a row, `width` numbers a row. The blocks are a function of
+    these alone. Raises BadInput when not even the smallest blocks fit.
+    """
+    fixed = PROGRAM + PRODUCT_BYTES * CHUNK**2 + PAIR_BYTES * SPILL + 24 * CHUNK * width
+    block = block_size(items)
+    row = stored + prepared
+    while fixed + 2 * block * row > memory and block > CHUNK:
+        block = max(CHUNK, block // 2)
+    least = fixed + 2 * min(block, items) * row
+    if least > memory:
+        raise BadInput(f"--memory {memory / 1e9:.2f}GB is too little for {width} numbers a row: "
+                       f"at least {least / 1e9:.2f}GB")  # fmt: skip
+    blocks = -(-items // block) + 2
+    held = int(max(2, min(blocks, (memory - fixed) // max(1, block * row))))
+    return Bounds(block, held, fixed + held * block * row)
+
+
+def peak_bytes() -> int:
+    """The most that this process has ever held."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,58 @@
+"""What a sample of rows says before the join begins."""
+
+import heapq
+
+import numpy as np
+
+from dist_train.matching.rows import read_rows
+from dist_train.matching.sketches import SAMPLE, weighted_rows
+from dist_train.matching.views import Views, subset
+from dist_train.runtime import row_blocks
+
+ASKING = 256
+
+
+def sample_rows(views: Views, parts: tuple[str, ...], size: int = SAMPLE) -> np.ndarray:
+    """Weighted rows float32 (n, D) of items that have all of `parts`, evenly from the whole."""
+    here = np.logical_and.reduce([views.parts[name].present for name in parts])
+    rows = np.flatnonzero(here)
+    if len(rows) > size:
+        rows = rows[np.linspace(0, len(rows) - 1, size).astype(np.int64)]
+    # In another order, so that neighbours in the catalogue do not all fall into one half.
+    rows = np.random.default_rng(0).permutation(rows)
+    stored = {name: views.parts[name].rows.take(rows) for name in parts}
+    return weighted_rows(views, parts, stored)
+
+
+def floor_of_sample(views: Views, pairs_per_item: float) -> float:
+    """The score above which a sample of rows says there are about `pairs_per_item` N pairs.
+
+    Rounded up to 1/1000 and at least 0.05, so that it is the same on every machine.
+    """
+    rows = np.unique(np.linspace(0, len(views) - 1, min(len(views), ASKING)).astype(np.int64))
+    sample = subset(views, rows)
+    # Each pair is seen from both its items, and each item sees itself.
+    keep = max(1, int((2 * pairs_per_item + 1) * len(rows)))
+    best: list[float] = []
+    for block in row_blocks(len(views), smallest=4096, largest=16_384):
+        scores = scores_with(views, sample, block).ravel()
+        few = min(keep, len(scores))
+        top = -np.partition(-scores, few - 1)[:few]
+        best = heapq.nlargest(keep, best + top[top > -np.inf].tolist())
+    lowest = best[-1] if len(best) == keep else -1.0
+    return max(0.05, float(np.ceil(max(lowest, -1.0) * 1000) / 1000))
+
+
+def scores_with(views: Views, sample: Views, block: range) -> np.ndarray:
+    """Float32 scores (n, len(block)); -inf without a common part."""
+    total = np.zeros((len(sample), len(block)), np.float32)
+    weights = np.zeros_like(total)
+    everything = range(len(sample))
+    for name, part in views.parts.items():
+        few = sample.parts[name]
+        here = np.outer(few.present, part.present[block.start : block.stop])
+        asked = read_rows(part.rows, block).astype(np.float32)
+        dots = read_rows(few.rows, everything).astype(np.float32) @ asked.T
+        total += np.float32(part.weight) * dots * here
+        weights += np.float32(part.weight) * here
+    return np.where(weights > 0, total / np.maximum(weights, 1e-9), -np.inf).astype(np.float32)
