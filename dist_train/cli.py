@@ -21,6 +21,7 @@ from dist_train.config import (
 )
 from shards.errors import BadInput, Failed, NoGPU, Stopped
 from shards.options import PackOptions
+from shards.remote import shown
 
 Flat = Parameter(name="*")
 app = App(
@@ -76,6 +77,7 @@ def generate(
 @app.command
 def pack(
     catalogue: Path, /, *, out: Path, images: Path | None = None, columns: str = "",
+    task: int = 0, of: int = 1,
     options: Annotated[PackOptions, Flat] = PackOptions(),  # noqa: B008
 ) -> None:  # fmt: skip
     """Pack a catalogue and its photos into a shard set.
@@ -90,32 +92,73 @@ def pack(
         Folder that the catalogue's photo paths start from.
     columns
         Other names for the columns: posting_id=sku,title=name.
+    task
+        Which part of the shards to build, 0 to OF - 1: --task $SLURM_ARRAY_TASK_ID.
+    of
+        Packs that share the work, started in any order, on one machine or on several.
     """
     from shards import packer
 
-    counts = packer.pack(catalogue, images, out, options, _columns(columns))
+    part = packer.Task(task, of)
+    counts = packer.pack(catalogue, images, out, options, _columns(columns), part)
+    if counts is None:  # others still build; what is missing was logged
+        return
     print(
         f"{counts['packed']} postings packed, {counts['rejected']} rejected, "
         f"{counts['with_reason']} with a remark (column reason of {out / 'items.parquet'}); "
         f"{counts['classes']} products to train on"
     )
+    _print_twins(out, counts)
 
 
 @app.command
-def verify(shards: Path, /) -> None:
-    """Compare every byte of a shard set with what was packed."""
+def verify(shards: str, /, *, workers: int = 1) -> None:
+    """Compare every byte of a shard set with what was packed.
+
+    Parameters
+    ----------
+    workers
+        Processes that read.
+    """
     from shards.verify import verify as faults_of
 
-    faults = faults_of(shards)
+    faults = faults_of(shards, workers)
     if faults:
         raise BadInput("\n".join(faults))
-    print(f"{shards}: whole")
+    print(f"{shown(shards)}: whole")
+
+
+@app.command
+def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: int = 1) -> None:
+    """Make a folder of WebDataset tars that others made a shard set, where they lie.
+
+    Parameters
+    ----------
+    folder
+        Tars in it or below it; in folders train, val and test they are of that split.
+    columns
+        Other names in the json members: posting_id=sku,title=name,label_group=product.
+    leave
+        Suffixes of members to leave unread: npy,depth.png.
+    workers
+        Processes that read.
+    """
+    from shards.adopt import index_tars as adopt
+
+    left = [suffix for suffix in leave.split(",") if suffix]
+    counts = adopt(folder, _columns(columns), left, workers)
+    print(
+        f"{counts['packed']} items in {counts['indexed_tars']} tars indexed, "
+        f"{counts['rejected']} rejected, {counts['with_reason']} with a remark (column reason of "
+        f"{folder / 'items.parquet'}); {counts['classes']} products to train on"
+    )
+    _print_twins(folder, counts)
 
 
 @train_app.command
 def image(
     *,
-    shards: Path,
+    shards: str,
     out: Path,
     options: Annotated[ImageTraining, Flat] = ImageTraining(),  # noqa: B008
 ) -> None:
@@ -124,7 +167,7 @@ def image(
     Parameters
     ----------
     shards
-        A shard set.
+        A shard set: its folder, or its address (https://, s3://, gs://, whatever fsspec opens).
     out
         Folder for the run; the same command goes on where it stopped.
     """
@@ -136,7 +179,7 @@ def image(
 @train_app.command
 def text(
     *,
-    shards: Path,
+    shards: str,
     out: Path,
     options: Annotated[TextTraining, Flat] = TextTraining(),  # noqa: B008
 ) -> None:
@@ -145,7 +188,7 @@ def text(
     Parameters
     ----------
     shards
-        A shard set.
+        A shard set: its folder, or its address (https://, s3://, gs://, whatever fsspec opens).
     out
         Folder for the run; the same command goes on where it stopped.
     """
@@ -155,8 +198,25 @@ def text(
 
 
 @app.command
+def export(run: Path, /, *, onnx: Path) -> None:
+    """Write the encoder of a finished run as ONNX.
+
+    Parameters
+    ----------
+    run
+        A run.
+    onnx
+        The file to write: prepared inputs to vectors of length one.
+    """
+    from dist_train.encoders.onnx import export_onnx
+
+    export_onnx(run, onnx)
+    print(f"{onnx}: written")
+
+
+@app.command
 def embed(
-    *, shards: Path, out: Path, image: Path | None = None, text: Path | None = None,
+    *, shards: str, out: Path, image: Path | None = None, text: Path | None = None,
     options: Annotated[EmbedConfig, Flat] = EmbedConfig(),  # noqa: B008
 ) -> None:  # fmt: skip
     """Turn every item of a shard set into vectors.
@@ -164,7 +224,7 @@ def embed(
     Parameters
     ----------
     shards
-        A shard set.
+        A shard set: its folder, or its address (https://, s3://, gs://, whatever fsspec opens).
     out
         Folder for the embedding set.
     image
@@ -319,6 +379,16 @@ def _run(config: Config) -> None:
     if scores is not None:
         print(score_table(scores))
     print(f"report: {config.out / 'matches' / 'report.html'}")
+
+
+def _print_twins(shards: Path, counts: dict) -> None:
+    import pandas as pd
+
+    from shards.label_noise import told
+    from shards.layout import LABEL_NOISE
+
+    where = shards / LABEL_NOISE
+    print(told(counts["twins"], pd.read_parquet(where), where))
 
 
 def _columns(text: str) -> dict[str, str]:

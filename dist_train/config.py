@@ -2,10 +2,12 @@
 
 import math
 import os
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from shards.decode import Recipe
 from shards.errors import BadInput
 from shards.options import HOW_NOT_WHAT, PackOptions
 
@@ -26,6 +28,8 @@ class ImageEncoderOptions:
     """auto: the model's own (the class token of a ViT, the mean of a CNN)."""
     image_size: int = 224
     """Pixels of the square that the model sees."""
+    decode: Recipe = "balanced"
+    """How photos are decoded, then and ever after: exact, balanced (twice as fast) or fast."""
     neck: bool = True
     """Batch normalisation (statistics over all ranks) before the vector is normalised."""
 
@@ -63,19 +67,33 @@ class HeadOptions:
     """Where the margin sits: on the angle (arcface) or on the cosine (cosface)."""
     margin: float = 0.5
     """Radians for arcface, cosine for cosface."""
+    margin_of_largest: float | None = None
+    """Margin of the largest class, rarer ones more, up to margin; not given: margin for all."""
+    gradient: Literal["true", "detached"] = "true"
+    """Through the margin, or as if it were a constant (detached, what Partial FC does)."""
+    centres: int = 1
+    """Sub-centres a class, an item counting with the nearest; 2 or 3 where labels are noisy."""
+    sample: float = 1.0
+    """Share of the other classes that a step sees (Partial FC); below 1 only their rows move."""
     scale: float = 32.0
     """Logits are scale * cosine; at most 64."""
     ramp: float = 0.3
     """Share of the training over which the margin grows from 0."""
     lr: float = 5e-3
     """Learning rate of the class centres; ten or more times the encoder's."""
+    start: Literal["random", "means"] = "random"
+    """Centres before training: random by class, or each class's mean embedding."""
+    grow_from: Path | None = None
+    """A finished run over the first of these classes, whose centres are kept to the bit."""
     chunk: int = field(default=8_192, metadata=HOW_NOT_WHAT)
-    """Classes whose logits exist at one time."""
+    """Centres whose logits exist at one time."""
 
     def __post_init__(self) -> None:
-        _positive(self, "scale", "lr", "chunk")
-        _within(self, 0, 1, "ramp")
+        _positive(self, "scale", "lr", "chunk", "centres", "sample")
+        _within(self, 0, 1, "ramp", "sample")
         _within(self, 0, 1.5, "margin")
+        if self.margin_of_largest is not None:
+            _within(self, 0, self.margin, "margin_of_largest")
         if self.scale > 64:
             raise BadInput(f"head.scale: {self.scale}, at most 64 (the softmax runs without a max)")
 
@@ -90,6 +108,10 @@ class TrainingConfig:
     """Items a step over all processes."""
     accumulation: int = 1
     """Forward passes a step; batch_size is the sum over them."""
+    order: Literal["global", "window"] = "global"
+    """Shuffled over all items, or within windows of small regions, where far seeks hurt."""
+    photos_per_product: int = 1
+    """Above 1: batches of whole products with so many items each; smaller products repeat some."""
     lr: float = 4e-5
     """Peak learning rate of the encoder."""
     weight_decay: float = 0.01
@@ -111,6 +133,8 @@ class TrainingConfig:
     """Steps between rows of metrics.jsonl."""
     workers: int = field(default=4, metadata=HOW_NOT_WHAT)
     """Processes that read and decode, for each rank."""
+    max_unreadable: float = field(default=0.01, metadata=HOW_NOT_WHAT)
+    """Share of the items served that may be broken (others stand in); above it training stops."""
     seed: int = 0
     """Of weights, order and augmentation."""
     device: Device = field(default="auto", metadata=HOW_NOT_WHAT)
@@ -118,12 +142,17 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "batch_size", "accumulation", "lr", "checkpoint_every", "keep", "log_every")
-        _positive(self, "clip")
-        _within(self, 0, 1, "warmup")
+        _positive(self, "clip", "photos_per_product")
+        _within(self, 0, 1, "warmup", "max_unreadable")
         _within(self, 0, math.inf, "epochs", "workers", "validate_every", "weight_decay")
         if self.batch_size % self.accumulation:
             raise BadInput(
                 f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}"
+            )
+        if self.order == "window" and self.photos_per_product > 1:
+            raise BadInput(
+                "order window reads neighbours together, photos_per_product a product's items "
+                "wherever they lie; choose one of them"
             )
 
 
@@ -163,6 +192,8 @@ class EmbedConfig:
     """auto: bf16 where the device multiplies it natively, else fp32."""
     batch_size: int = 64
     """Items a forward pass."""
+    max_unreadable: float = field(default=0.01, metadata=HOW_NOT_WHAT)
+    """Share of the items that may be broken (they get no vector); above it the stage fails."""
     workers: int = field(default=4, metadata=HOW_NOT_WHAT)
     """Processes that read and decode, for each rank."""
     device: Device = field(default="auto", metadata=HOW_NOT_WHAT)
@@ -171,6 +202,7 @@ class EmbedConfig:
     def __post_init__(self) -> None:
         _positive(self, "batch_size")
         _within(self, 0, math.inf, "workers")
+        _within(self, 0, 1, "max_unreadable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +213,16 @@ class IndexConfig:
     """auto: both parts where the embedding set has both."""
     image_weight: float = 0.5
     """Weight of the image part in a score over both; the text part has the rest."""
+    kind: str = "auto"
+    """auto (by size and memory), Flat, SQfp16 (both exact), IVF, or a FAISS factory string."""
+    memory: str = "8GB"
+    """Of a process that searches all shards at once; decides what auto takes."""
+    recall_rows: int = 200
+    """Items whose neighbours are compared with the exact ones, where the kind is not exact."""
 
     def __post_init__(self) -> None:
+        bytes_of(self.memory)
+        _within(self, 0, math.inf, "recall_rows")
         if not 0 < self.image_weight < 1:
             raise BadInput(f"image_weight: {self.image_weight}, must lie between 0 and 1")
 
@@ -200,12 +240,18 @@ class MatchConfig:
     pairs_per_item: float = 100.0
     """Budget that sets the floor of the kept pairs (estimated from a sample)."""
     neighbours: int = 5
-    """Nearest items kept of every item, whatever their score."""
+    """Nearest items kept of every item, whatever their score; 0: none, which is faster."""
+    memory: str = field(default="4GB", metadata=HOW_NOT_WHAT)
+    """Of one process, all included: bounds the blocks; checked before the start."""
+    audit_rows: int = field(default=200, metadata=HOW_NOT_WHAT)
+    """Items that are scored against all others again, in float64, to check the result."""
     device: Device = field(default="auto", metadata=HOW_NOT_WHAT)
-    """Of the engine gemm."""
+    """Of the search."""
 
     def __post_init__(self) -> None:
-        _positive(self, "pairs_per_item", "neighbours")
+        bytes_of(self.memory)
+        _positive(self, "pairs_per_item")
+        _within(self, 0, math.inf, "neighbours", "audit_rows")
         if self.threshold is not None:
             _within(self, -1, 1, "threshold")
         if self.threshold is not None and self.threshold_from is not None:
@@ -245,6 +291,18 @@ def result_options(options: Any) -> dict[str, Any]:
     how = {f.name for f in fields(options) if f.metadata.get("how")}
     kept = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in how}
     return {k: result_options(v) if is_dataclass(v) else _plain(v) for k, v in kept.items()}
+
+
+def bytes_of(text: str) -> int:
+    """Bytes of a size: 8GB, 500MB, 2.5 GB (1 GB is 1e9 bytes)."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([kMGT]?)B?\s*", text)
+    try:
+        number = float(found[1]) if found else 0.0
+    except ValueError:
+        number = 0.0
+    if found is None or not number > 0:
+        raise BadInput(f"memory {text}: write a size as 8GB or 500MB")
+    return int(number * 1000 ** " kMGT".index(found[2] or " "))
 
 
 def local_path(text: str) -> Path | None:

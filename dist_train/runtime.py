@@ -74,6 +74,14 @@ class Runtime:
         dist.broadcast_object_list(box, device=self.device)
         return box[0]
 
+    def from_all(self, value: Any) -> list[Any]:
+        """Every rank's `value` in rank order, on every rank (JSON-like values)."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
     def stop_asked(self) -> bool:
         """A signal has reached this rank; to be looked at between pieces of work."""
         return self._stop.asked
@@ -98,8 +106,10 @@ class Runtime:
             raise
         except BaseException as error:
             # Any rank may be the one that fails, and the others may be stuck: it writes itself.
-            reason = f"rank {self.rank}: {type(error).__name__}: {error}"
-            stage_files.write_status(out, "failed", reason)
+            # The first to fail is the cause; the others lose their connection to it.
+            if stage_files.status_of(out) != "failed":
+                reason = f"rank {self.rank}: {type(error).__name__}: {error}"
+                stage_files.write_status(out, "failed", reason)
             raise
 
     def _begin(self, out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any]) -> bool:

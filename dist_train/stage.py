@@ -7,32 +7,53 @@ from typing import Any
 from shards import stage_files
 from shards.errors import BadInput
 from shards.files import read_json
+from shards.location import Folder, Location, Mirror, open_files
 from shards.packer import KIND as SHARDS
+from shards.remote import is_url
 
 RUN, EMBEDDING, INDEX, MATCHES = "run", "embedding set", "index", "matches"
 KINDS = {"shards": SHARDS, "image": RUN, "text": RUN, "embedding": EMBEDDING, "index": INDEX}
 """Name of a parent in stage.json to the kind of directory it must be."""
 
 
-def parents_for(out: Path, **paths: Path | None) -> dict[str, Any]:
-    """The `parents` of a stage to be written at `out`; each must be finished and of its kind."""
-    return {
-        name: {
-            "path": os.path.relpath(path.resolve(), out.resolve()),
-            "fingerprint": stage_files.open_finished(path, KINDS[name])["fingerprint"],
-        }
-        for name, path in paths.items()
-        if path is not None
+def parents_for(out: Path, **locations: Location | None) -> dict[str, Any]:
+    """The `parents` of a stage to be written at `out`; each must be finished and of its kind.
+
+    A URL is recorded as it is, without user and query: they may be secrets.
+    """
+    found = {
+        name: open_files(location, KINDS[name])
+        for name, location in locations.items()
+        if location is not None
     }
+    return {
+        name: {"path": _told(files, out), "fingerprint": files.manifest["fingerprint"]}
+        for name, files in found.items()
+    }
+
+
+def _told(files: Folder | Mirror, out: Path) -> str:
+    if isinstance(files, Mirror):
+        return str(files)
+    return os.path.relpath(files.path.resolve(), out.resolve())
 
 
 def parent(path: Path, name: str) -> Path:
     """The directory that `path` was made from; refused when it has changed since."""
+    return Path(_parent(path, name))
+
+
+def parent_shards(path: Path) -> Location:
+    """The shard set that `path` was made from, a folder or a URL; refused as by `parent`."""
+    return _parent(path, "shards")
+
+
+def _parent(path: Path, name: str) -> Location:
     known = read_json(path / stage_files.STAGE)["parents"]
     if name not in known:
         raise BadInput(f"{path}: was not made from any {name}")
-    found = Path(os.path.normpath(path.resolve() / known[name]["path"]))
-    fingerprint = stage_files.open_finished(found, KINDS[name])["fingerprint"]
-    if fingerprint != known[name]["fingerprint"]:
+    told: str = known[name]["path"]
+    found = told if is_url(told) else Path(os.path.normpath(path.resolve() / told))
+    if open_files(found, KINDS[name]).manifest["fingerprint"] != known[name]["fingerprint"]:
         raise BadInput(f"{path}: was made from another {name} than now lies at {found}")
     return found

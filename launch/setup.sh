@@ -90,7 +90,7 @@ install_packages() {
     if .venv/bin/pip show -qq "faiss-$other" 2>/dev/null; then
         .venv/bin/pip uninstall -q -y faiss-cpu faiss-gpu
     fi
-    if [[ $purpose == test ]]; then extras+=,test; fi
+    if [[ $purpose == test ]]; then extras+=,test,onnx,remote; fi
     echo "setup: installing into .venv: a few minutes and 7 GB the first time"
     # DeepSpeed compiles what it needs later, at first use.
     DS_BUILD_OPS=0 .venv/bin/pip install -q -c constraints.txt -e ".[$extras]"

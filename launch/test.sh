@@ -31,5 +31,7 @@ part layers lint-imports
 if ((${#failed[@]})); then echo "== failed so far: ${failed[*]}"; fi
 
 echo "== tests"
-pytest "${which[@]}" "$@" || failed+=(tests) # says itself how long it took
+# Files side by side, each process on one core: many tests wait for processes that they start.
+export OMP_NUM_THREADS=1
+pytest -n 2 --dist loadfile "${which[@]}" "$@" || failed+=(tests) # says itself how long it took
 ((${#failed[@]} == 0))

@@ -1,20 +1,30 @@
-"""Reading a catalogue: one row a posting, from CSV, TSV, Parquet or JSON Lines."""
+"""Reading a catalogue: one row a posting, from CSV, TSV, Parquet or JSON Lines, in chunks.
+
+Memory is that of one chunk, however long the catalogue. A Parquet file is read page by page.
+"""
 
 import json
-from collections.abc import Iterable
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from shards.carried import Carried, of_type
 from shards.errors import BadInput
 
 COLUMNS = ("posting_id", "image", "title", "label_group")
+CHUNK = 4_096  # rows
+CHUNK_BYTES = 2**20  # of JSON Lines
 
 
 def read_catalogue(path: Path, columns: dict[str, str] | None = None) -> pd.DataFrame:
-    """Read and check a catalogue.
+    """Read and check a catalogue that fits into memory.
 
     `columns` maps our names to the file's (`{"posting_id": "sku"}`). Returns text columns
     posting_id, image, title, label_group ("" where empty or missing) and then every other
@@ -22,22 +32,29 @@ def read_catalogue(path: Path, columns: dict[str, str] | None = None) -> pd.Data
     whose name `columns` gives to another is carried as catalogue_NAME. Raises BadInput naming
     the file and the row.
     """
-    table = _renamed(_load(path), path, columns or {})
-    if "posting_id" not in table:
-        names = ", ".join(map(str, table.columns))
+    catalogue, carried, rows = Catalogue(path, columns), Carried(), count(1)
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.execute("CREATE TABLE posting (row INTEGER PRIMARY KEY, posting_id TEXT)")
+        for chunk in catalogue.postings(carried):
+            ids = zip(chunk.posting_id, rows, strict=False)
+            database.executemany("INSERT INTO posting (posting_id, row) VALUES (?, ?)", ids)
+        check_unique(database, path)
+    return pd.concat(catalogue.frames(carried.schema()), ignore_index=True)
+
+
+def check_unique(database: sqlite3.Connection, path: Path) -> None:
+    """Raise BadInput naming rows when a posting_id stands twice in table posting (row, ...)."""
+    repeated = database.execute(
+        "SELECT row, first, posting_id, COUNT(*) OVER () FROM (SELECT row, posting_id, "
+        "MIN(row) OVER (PARTITION BY posting_id) AS first FROM posting) "
+        "WHERE row > first ORDER BY row LIMIT 1"
+    ).fetchone()
+    if repeated:
+        row, first, posting_id, rows = repeated
         raise BadInput(
-            f"{path}: no column posting_id (found: {names}); "
-            "name it with --columns posting_id=THEIR_NAME"
+            f"{path}: row {row}: posting_id {posting_id!r} stands already in row "
+            f"{first} ({rows} such rows); ids must be unique"
         )
-    if "image" not in table and "title" not in table:
-        raise BadInput(f"{path}: neither a column image nor a column title")
-    for name in COLUMNS:
-        table[name] = _text(table[name], path) if name in table else ""
-    _check_ids(table, path)
-    others = [name for name in table.columns if name not in COLUMNS]
-    for name in others:
-        table[name] = _of_one_type(table[name])
-    return table[[*COLUMNS, *others]].reset_index(drop=True)
 
 
 def set_aside(table: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
@@ -51,32 +68,143 @@ def set_aside(table: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
     return table
 
 
-def _load(path: Path) -> pd.DataFrame:
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise BadInput(f"{path}: unknown kind of catalogue; use one of {', '.join(READERS)}")
-    if not path.is_file():
-        raise BadInput(f"{path}: not found")
-    try:
-        return reader(path)
-    except (ValueError, OSError) as error:
-        raise BadInput(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+class Catalogue:
+    """A catalogue on disk, read chunk by chunk as often as wanted."""
+
+    def __init__(self, path: Path, columns: dict[str, str] | None = None) -> None:
+        """Name the file and its columns; raises BadInput for a kind of file nobody reads."""
+        self.path, self.columns = path, columns or {}
+        if path.suffix.lower() not in READERS:
+            raise BadInput(f"{path}: unknown kind of catalogue; use one of {', '.join(READERS)}")
+        if not path.is_file():
+            raise BadInput(f"{path}: not found")
+        theirs = list(self.columns.values())
+        for ours, name in self.columns.items():
+            if ours not in COLUMNS:
+                known = ", ".join(COLUMNS)
+                raise BadInput(f"--columns {ours}={name}: {ours} is not one of {known}")
+            if theirs.count(name) > 1:
+                raise BadInput(f"--columns {ours}={name}: {name} is given to two names")
+
+    def head(self) -> pd.DataFrame:
+        """The first postings, for what can be told before anything is made."""
+        return next(self.postings(Carried()))
+
+    def postings(self, carried: Carried) -> Iterator[pd.DataFrame]:
+        """Yield the text columns COLUMNS, chunk by chunk; `carried` learns of the others.
+
+        Raises BadInput for all that can be wrong but an id that stands twice.
+        """
+        rows, empty = 0, 0
+        for chunk in self._chunks():
+            carried.note(chunk)
+            # A line of JSON Lines may be the first to name a column.
+            if self.path.suffix.lower() != ".jsonl":
+                self._check(list(carried.types))
+            table = self._texts(chunk)
+            if not empty and (table.posting_id == "").any():
+                empty = rows + 1 + int((table.posting_id == "").to_numpy().argmax())
+            rows += len(table)
+            if rows:
+                yield table
+        self._check(list(carried.types))
+        if not rows:
+            raise BadInput(f"{self.path}: holds no rows")
+        if empty:
+            raise BadInput(f"{self.path}: row {empty}: posting_id is empty")
+
+    def frames(self, carried: pa.Schema) -> Iterator[pd.DataFrame]:
+        """Yield all columns, chunk by chunk; `carried` names the file's and tells their types."""
+        names = self._names(carried.names)
+        for chunk in self._chunks():
+            others = {
+                name: of_type(chunk[field.name], field.type)
+                if field.name in chunk
+                else pd.Series([None] * len(chunk), chunk.index, object)
+                for name, field in zip(names, carried, strict=True)
+                if name not in COLUMNS
+            }
+            yield pd.concat([self._texts(chunk), pd.DataFrame(others, chunk.index)], axis=1)
+
+    def schema(self, carried: pa.Schema) -> pa.Schema:
+        """Names and types of the columns of `frames`."""
+        names = self._names(carried.names)
+        others = [(n, t) for n, t in zip(names, carried.types, strict=True) if n not in COLUMNS]
+        return pa.schema([*((name, pa.string()) for name in COLUMNS), *others])
+
+    def _names(self, found: list[str]) -> list[str]:
+        """Ours for the file's names; a column that gives way to another is catalogue_NAME."""
+        ours_of = {theirs: ours for ours, theirs in self.columns.items()}
+        table = set_aside(pd.DataFrame(columns=found), self.columns.keys() - ours_of.keys())
+        return list(table.rename(columns=ours_of).columns)
+
+    def _texts(self, chunk: pd.DataFrame) -> pd.DataFrame:
+        def text(ours: str) -> list[str]:
+            theirs = self.columns.get(ours, ours)
+            moved = ours not in self.columns and ours in self.columns.values()
+            there = theirs in chunk and not moved
+            return _text(chunk[theirs], self.path) if there else [""] * len(chunk)
+
+        return pd.DataFrame({ours: text(ours) for ours in COLUMNS}, chunk.index, dtype=object)
+
+    def _check(self, found: list[str]) -> None:
+        for ours, theirs in self.columns.items():
+            if theirs not in found:
+                raise BadInput(f"{self.path}: no column {theirs} (--columns {ours}={theirs})")
+        named = self._names(found)
+        if "posting_id" not in named:
+            raise BadInput(
+                f"{self.path}: no column posting_id (found: {', '.join(map(str, found))}); "
+                "name it with --columns posting_id=THEIR_NAME"
+            )
+        if "image" not in named and "title" not in named:
+            raise BadInput(f"{self.path}: neither a column image nor a column title")
+
+    def _chunks(self) -> Iterator[pd.DataFrame]:
+        try:
+            for chunk in READERS[self.path.suffix.lower()](self.path):
+                yield chunk.reset_index(drop=True)
+        except (ValueError, OSError) as error:
+            told = str(error).splitlines()[0]
+            raise BadInput(f"{self.path}: cannot be read ({told})") from None
 
 
-def _read_csv(path: Path, separator: str) -> pd.DataFrame:
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator)
-    # pandas would take the first column for the names of the rows and shift all the others.
-    if not isinstance(table.index, pd.RangeIndex):
-        raise ValueError("rows have more cells than the first line names; is it without a name?")
-    return table
+def _read_csv(path: Path, separator: str) -> Iterator[pd.DataFrame]:
+    with pd.read_csv(
+        path, dtype=str, keep_default_na=False, sep=separator, chunksize=CHUNK
+    ) as chunks:
+        for table in chunks:
+            # pandas takes the first column for the names of the rows and shifts all the others.
+            if not isinstance(table.index, pd.RangeIndex):
+                raise ValueError(
+                    "rows have more cells than the first line names; is it without a name?"
+                )
+            yield table
 
 
-def _read_json_lines(path: Path) -> pd.DataFrame:
+def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
+    # Without a buffer a whole row group would lie in memory, which may be the whole file.
+    with pq.ParquetFile(path, buffer_size=2**18, pre_buffer=False) as file:
+        batches: Iterable[Any] = file.iter_batches(CHUNK)
+        if not file.metadata.num_rows:
+            batches = file.schema_arrow.empty_table().to_batches() or [
+                pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
+            ]
+        for batch in batches:
+            yield pa.Table.from_batches([batch]).to_pandas(types_mapper=NULLABLE.get)
+
+
+def _read_json_lines(path: Path) -> Iterator[pd.DataFrame]:
     # Not through pandas, which reads integers beside missing values as floats: 2^53 and above
     # would fall together.
-    with path.open(encoding="utf-8-sig") as lines:
-        rows = [_json_row(line, number) for number, line in enumerate(lines, 1) if line.strip()]
-    return pd.DataFrame(rows, dtype=object)
+    number = 0
+    with path.open(encoding="utf-8-sig") as file:
+        while lines := file.readlines(CHUNK_BYTES):
+            rows = [
+                _json_row(line, at) for at, line in enumerate(lines, number + 1) if line.strip()
+            ]
+            number += len(lines)
+            yield pd.DataFrame(rows, dtype=object)
 
 
 def _json_row(line: str, number: int) -> dict[str, Any]:
@@ -91,27 +219,26 @@ def _json_row(line: str, number: int) -> dict[str, Any]:
     return row
 
 
+# As dtype_backend="numpy_nullable" of pandas: integers beside missing values stay integers.
+NULLABLE = {
+    pa.int8(): pd.Int8Dtype(), pa.int16(): pd.Int16Dtype(), pa.int32(): pd.Int32Dtype(),
+    pa.int64(): pd.Int64Dtype(), pa.uint8(): pd.UInt8Dtype(), pa.uint16(): pd.UInt16Dtype(),
+    pa.uint32(): pd.UInt32Dtype(), pa.uint64(): pd.UInt64Dtype(), pa.bool_(): pd.BooleanDtype(),
+    pa.float32(): pd.Float32Dtype(), pa.float64(): pd.Float64Dtype(),
+    pa.string(): pd.StringDtype(), pa.large_string(): pd.StringDtype(),
+}  # fmt: skip
 READERS = {
     ".csv": lambda path: _read_csv(path, ","),
     ".tsv": lambda path: _read_csv(path, "\t"),
-    ".parquet": lambda path: pd.read_parquet(path, dtype_backend="numpy_nullable"),
+    ".parquet": _read_parquet,
     ".jsonl": _read_json_lines,
 }
 
 
-def _renamed(table: pd.DataFrame, path: Path, columns: dict[str, str]) -> pd.DataFrame:
-    for ours, theirs in columns.items():
-        if ours not in COLUMNS:
-            raise BadInput(f"--columns {ours}={theirs}: {ours} is not one of {', '.join(COLUMNS)}")
-        if theirs not in table:
-            raise BadInput(f"{path}: no column {theirs} (--columns {ours}={theirs})")
-        if list(columns.values()).count(theirs) > 1:
-            raise BadInput(f"--columns {ours}={theirs}: {theirs} is given to two names")
-    table = set_aside(table, columns.keys() - columns.values())
-    return table.rename(columns={theirs: ours for ours, theirs in columns.items()})
+def _text(column: pd.Series, path: Path) -> list[str]:
+    if isinstance(column.dtype, pd.StringDtype):
+        return column.fillna("").tolist()
 
-
-def _text(column: pd.Series, path: Path) -> pd.Series:
     # A group read as 17.0 beside an empty cell and as 17 elsewhere must be one group.
     def clean(value: Any) -> str:
         if not pd.api.types.is_scalar(value):
@@ -120,40 +247,4 @@ def _text(column: pd.Series, path: Path) -> pd.Series:
             return ""
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
-    return column.astype(object).map(clean).astype(object)
-
-
-def _of_one_type(column: pd.Series) -> pd.Series:
-    # JSON Lines may hold values of several types in one column, items.parquet may not.
-    if column.dtype != object:
-        return column
-    try:
-        if not column.map(lambda value: isinstance(value, (dict, list))).any():
-            pa.array(column, from_pandas=True)
-            return column
-    except (pa.ArrowException, OverflowError):
-        pass
-    return column.map(_as_text)
-
-
-def _as_text(value: Any) -> str | None:
-    if isinstance(value, str):
-        return value
-    missing = pd.api.types.is_scalar(value) and pd.isna(value)
-    return None if missing else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _check_ids(table: pd.DataFrame, path: Path) -> None:
-    if not len(table):
-        raise BadInput(f"{path}: holds no rows")
-    empty = table.index[table.posting_id == ""]
-    if len(empty):
-        raise BadInput(f"{path}: row {empty[0] + 1}: posting_id is empty")
-    again = table.index[table.posting_id.duplicated()]
-    if len(again):
-        row = again[0]
-        first = table.index[table.posting_id == table.posting_id[row]][0]
-        raise BadInput(
-            f"{path}: row {row + 1}: posting_id {table.posting_id[row]!r} stands already in row "
-            f"{first + 1} ({len(again)} such rows); ids must be unique"
-        )
+    return [clean(value) for value in column.astype(object)]

@@ -15,10 +15,22 @@ class Corrupt(BadInput):
     """Stored bytes do not match their checksum, count or form; the message names the file."""
 
 
+class Unreadable(Corrupt):
+    """One item of a shard is broken; those around it may be whole."""
+
+
 class Failed(Exception):
     """The work itself went wrong; the message says where and what to do."""
 
     exit_code = 1
+
+
+class Unreachable(Failed):
+    """A remote file did not come, however often it was asked for."""
+
+
+class CacheFull(Failed):
+    """There is no room for the copy of a remote file."""
 
 
 class Stopped(Exception):

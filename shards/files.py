@@ -59,7 +59,16 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, _json_bytes(value))
+
+
+def is_json_of(path: Path, value: Any) -> bool:
+    """Whether a file holds, to the byte, what `write_json` writes for `value`."""
+    return path.read_bytes() == _json_bytes(value)
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:

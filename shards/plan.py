@@ -1,34 +1,101 @@
-"""The plan of a pack: split, shard, slot and class of every posting, before a byte is written."""
+"""The plan of a pack: split, shard, slot and class of every posting, before a byte is written.
 
+It lies on the disk in the order of the tars, so that whoever builds a shard reads its rows alone.
+"""
+
+from collections.abc import Iterator
 from hashlib import blake2b
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
+import pyarrow as pa
 
+from shards.carried import Carried
+from shards.catalogue import Catalogue, check_unique
+from shards.errors import BadInput
+from shards.files import atomic_path
 from shards.options import PackOptions
-from shards.split import SPLITS, split_of
+from shards.scratch import create, read_only, scratch
+from shards.split import split_of
 
 MIN_SHARD, SHARDS = 64, 8
 
+TABLES = """
+CREATE TABLE posting (row INTEGER PRIMARY KEY, posting_id TEXT, image TEXT, title TEXT,
+                      label_group TEXT, split TEXT, key BLOB);
+CREATE TABLE plan.place (place INTEGER PRIMARY KEY, row INTEGER, posting_id TEXT, image TEXT,
+                         title TEXT, label_group TEXT, class_id INTEGER);
+CREATE TABLE plan.split (split TEXT, first INTEGER, items INTEGER, size INTEGER);
+CREATE TABLE plan.about (stamp TEXT, carried BLOB);
+"""
+# A class is the rank of its first posting among the first postings of all classes.
+ORDER = """
+CREATE TABLE first AS SELECT row, MIN(row) OVER (PARTITION BY label_group) AS first
+    FROM posting WHERE split = 'train';
+CREATE TABLE class (row INTEGER PRIMARY KEY, class_id INTEGER);
+INSERT INTO class SELECT row, DENSE_RANK() OVER (ORDER BY first) - 1 FROM first ORDER BY row;
+DROP TABLE first;
+INSERT INTO plan.place (row, posting_id, image, title, label_group, class_id)
+    SELECT row, posting_id, image, title, label_group, IFNULL(class_id, -1)
+    FROM posting LEFT JOIN class USING (row) ORDER BY split, key, row;
+"""
 
-def make_plan(table: pd.DataFrame, options: PackOptions) -> pd.DataFrame:
-    """Add split, class_id, shard and slot to a catalogue; a function of (table, options) alone.
+
+class Shard(NamedTuple):
+    """One tar to be: its items are those at `first`, `first` + 1, ... of the plan."""
+
+    split: str
+    number: int
+    first: int
+    items: int
+
+
+class Row(NamedTuple):
+    """One posting in its place; `row` counts the catalogue's rows from 1, class_id may be -1."""
+
+    slot: int
+    row: int
+    posting_id: str
+    image: str
+    title: str
+    label_group: str
+    class_id: int
+
+
+def make_plan(path: Path, catalogue: Catalogue, options: PackOptions, stamp: str) -> None:
+    """Write the plan of `catalogue`; a function of (catalogue, options) alone.
 
     class_id counts the label groups of the train split in the order of their first posting and
     is -1 elsewhere. Inside a split the items lie in the order of a keyed hash of posting_id.
+    `stamp` says what the plan is for. Memory does not grow with the catalogue. Raises BadInput.
     """
-    plan = table.copy()
-    # A dictionary and no array of text: NumPy drops a NUL at the end of a group.
-    split_by_group = {group: split_of(group) for group in dict.fromkeys(plan.label_group)}
-    trained = [group for group, split in split_by_group.items() if split == "train"]
-    class_by_group = {group: number for number, group in enumerate(trained)}
-    plan["split"] = [split_by_group[group] for group in plan.label_group]
-    plan["class_id"] = np.array([class_by_group.get(g, -1) for g in plan.label_group], np.int32)
-    plan["shard"] = np.zeros(len(plan), np.int32)
-    plan["slot"] = np.zeros(len(plan), np.int32)
-    for split in SPLITS:
-        _place(plan, split, options)
-    return plan
+    carried = Carried()
+    with atomic_path(path) as temporary, scratch(path.with_suffix(".postings")) as database:
+        create(temporary).close()
+        database.execute("ATTACH ? AS plan", (f"{temporary.absolute().as_uri()}?vfs=unix-none",))
+        database.execute("PRAGMA plan.journal_mode=OFF")
+        database.execute("PRAGMA plan.synchronous=OFF")
+        database.executescript(TABLES)
+        rows = count(1)
+        for chunk in catalogue.postings(carried):
+            texts = chunk.itertuples(index=False, name=None)
+            lines = (
+                (row, *text, split_of(text[-1]), _key(text[0], options.seed))
+                for text, row in zip(texts, rows, strict=False)
+            )
+            database.executemany("INSERT INTO posting VALUES (?, ?, ?, ?, ?, ?, ?)", lines)
+        check_unique(database, catalogue.path)
+        database.executescript(ORDER)
+        first = 0
+        split_sizes = "SELECT split, COUNT(*) FROM posting GROUP BY split ORDER BY split"
+        for split, items in database.execute(split_sizes).fetchall():
+            line = (split, first, items, shard_size(items, options))
+            database.execute("INSERT INTO plan.split VALUES (?, ?, ?, ?)", line)
+            first += items
+        about = (stamp, carried.schema().serialize().to_pybytes())
+        database.execute("INSERT INTO plan.about VALUES (?, ?)", about)
+        database.commit()
 
 
 def shard_size(items: int, options: PackOptions) -> int:
@@ -36,15 +103,56 @@ def shard_size(items: int, options: PackOptions) -> int:
     return min(options.shard_items, max(MIN_SHARD, -(-items // SHARDS)))
 
 
-def _place(plan: pd.DataFrame, split: str, options: PackOptions) -> None:
-    rows = np.flatnonzero(plan.split.to_numpy(str) == split)
-    keys = [_key(posting_id, options.seed) for posting_id in plan.posting_id.iloc[rows]]
-    place = np.empty(len(rows), np.int64)
-    place[np.argsort(np.array(keys, "S16"), kind="stable")] = np.arange(len(rows))
-    size = shard_size(len(rows), options)
-    plan.iloc[rows, plan.columns.get_loc("shard")] = (place // size).astype(np.int32)
-    plan.iloc[rows, plan.columns.get_loc("slot")] = (place % size).astype(np.int32)
+def _key(posting_id: str, seed: int) -> bytes:
+    return blake2b(posting_id.encode(), digest_size=8, key=str(seed).encode()).digest()
 
 
-def _key(posting_id: str, seed: int) -> str:
-    return blake2b(posting_id.encode(), digest_size=8, key=str(seed).encode()).hexdigest()
+class Plan:
+    """A plan on disk, read by any number of processes."""
+
+    def __init__(self, path: Path, stamp: str) -> None:
+        """Open the plan at `path`; raises BadInput when it is that of another pack."""
+        self.path = path
+        self._database = read_only(path)
+        found, carried = self._database.execute("SELECT stamp, carried FROM about").fetchone()
+        if found != stamp:
+            raise BadInput(f"{path}: the plan of another pack; name another folder for this one")
+        self.carried: pa.Schema = pa.ipc.read_schema(pa.py_buffer(carried))
+
+    def close(self) -> None:
+        """Let the file go; `contextlib.closing` calls it."""
+        self._database.close()
+
+    def __len__(self) -> int:
+        """Rows of the catalogue."""
+        return self._database.execute("SELECT IFNULL(SUM(items), 0) FROM split").fetchone()[0]
+
+    def has_photos(self) -> bool:
+        """Whether any posting names a photo."""
+        found = self._database.execute("SELECT 1 FROM place WHERE image <> '' LIMIT 1")
+        return found.fetchone() is not None
+
+    def shards(self) -> list[Shard]:
+        """All shards, by split and number."""
+        return [
+            Shard(split, number, first + number * size, min(size, items - number * size))
+            for split, first, items, size in self._database.execute("SELECT * FROM split")
+            for number in range(-(-items // size))
+        ]
+
+    def rows(self, shard: Shard) -> Iterator[Row]:
+        """The postings of one shard, in the order of their slots."""
+        return self._places(shard.first, shard.items)
+
+    def sample(self, size: int) -> list[Row]:
+        """`size` postings from all splits alike; the places follow no order of the catalogue."""
+        step = -(-len(self) // size)
+        return [row for place in range(0, len(self), step) for row in self._places(place, 1)]
+
+    def _places(self, first: int, items: int) -> Iterator[Row]:
+        found = self._database.execute(
+            "SELECT place - ?, row, posting_id, image, title, label_group, class_id "
+            "FROM place WHERE place BETWEEN ? AND ? ORDER BY place",
+            (first + 1, first + 1, first + items),
+        )
+        return (Row(*values) for values in found)

@@ -1,4 +1,7 @@
-"""A shard set read by position: one pread a member, its crc checked."""
+"""A shard set read by position: one pread a member, its crc checked.
+
+A set at a URL is read the same way, from copies on this node (shards/location.py).
+"""
 
 import json
 import os
@@ -12,11 +15,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shards import stage_files
-from shards.errors import BadInput, Corrupt
-from shards.index import ABSENT, MEMBERS, RECORD, read_index
-from shards.packer import KIND, shard_path
+from shards.errors import BadInput, CacheFull, Corrupt, Unreadable
+from shards.index import ABSENT, MEMBERS, RECORD, TOLD, ShardIndex, parse_index
+from shards.layout import KIND, shard_path
+from shards.location import Folder, Location, Mirror, open_files
 from shards.split import SPLITS
+
+FROM_JSON = json.JSONDecoder().decode
+PLACES = {name: (RECORD.names or ()).index(f"{name}_at") for name in MEMBERS}
+"""Where in a record the place, the size and the crc of each member begin."""
+MAX_OPEN = 256
+"""Tars that a reader holds open at a time: a fourth of what a process may open by default."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +39,23 @@ class Item:
 
 
 class ShardSet:
-    """A finished shard set on disk."""
+    """A finished shard set, in a folder or at a URL."""
 
-    def __init__(self, path: Path) -> None:
-        """Open `path`; raises BadInput when it is not a finished shard set."""
-        self.path = path
-        self.manifest = stage_files.open_finished(path, KIND)
+    def __init__(self, location: Location) -> None:
+        """Open the set at a path or any URL that fsspec opens.
+
+        Raises BadInput when it is not a finished shard set, Unreachable when a URL does not answer.
+        """
+        self.files = open_files(location, KIND)
+        self.location = str(self.files)
+        self.manifest = self.files.manifest
         self.fingerprint: str = self.manifest["fingerprint"]
 
     @cached_property
     def items(self) -> pd.DataFrame:
         """items.parquet: one row a catalogue row, in the catalogue's order."""
-        return pd.read_parquet(self.path / "items.parquet")
+        with self.files.open("items.parquet") as file:
+            return pd.read_parquet(file.name)
 
     @cached_property
     def packed(self) -> pd.DataFrame:
@@ -55,18 +69,25 @@ class ShardSet:
         """The items of `splits` by position, in the order split, shard, slot."""
         unknown = set(splits) - set(SPLITS)
         if unknown:
-            raise BadInput(f"{self.path}: no split {', '.join(unknown)}; there are {SPLITS}")
-        files = sorted(name for name in self.manifest["files"] if name.endswith(".tar"))
-        return ItemReader([self.path / f for s in splits for f in files if f.startswith(f"{s}/")])
+            raise BadInput(f"{self.location}: no split {', '.join(unknown)}; there are {SPLITS}")
+        tars = sorted(name for name in self.manifest["files"] if name.endswith(".tar"))
+        parts = [(t, s) for s in splits for t in tars if self._mixed or t.startswith(f"{s}/")]
+        return ItemReader(self.files, parts)
 
     def photo(self, posting_id: str) -> bytes | None:
         """The stored JPEG of a posting; None when it has none or is not in the set."""
         if posting_id not in self._row_of:
             return None
         row = self.packed.iloc[self._row_of[posting_id]]
-        reader = ItemReader([shard_path(self.path, row.split, row.shard)])
+        tar = row.tar if self._mixed else str(shard_path(Path(), row.split, row.shard))
+        reader = ItemReader(self.files, [(tar, row.split)])
         at = int(np.searchsorted(reader.records["slot"], row.slot))
         return reader[at].photo
+
+    @property
+    def _mixed(self) -> bool:
+        # A tar that others made may hold items of every split.
+        return "indexed_tars" in self.manifest["counts"]
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -76,57 +97,111 @@ class ShardSet:
 class ItemReader:
     """Items of some tars by position; safe to copy into worker processes."""
 
-    def __init__(self, tars: Sequence[Path]) -> None:
-        """Open the indices of `tars`; raises Corrupt naming a file that does not fit its index."""
-        self.tars = list(tars)
-        parts = [_checked_records(tar) for tar in self.tars]
-        self.records = np.concatenate([np.zeros(0, RECORD), *parts])
-        self.tar_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    def __init__(self, files: Folder | Mirror, parts: Sequence[tuple[str, str]]) -> None:
+        """Open the indices of `parts` (tar, split); the tars when they are first read.
+
+        Raises Corrupt naming a file that does not fit its index.
+        """
+        self.files, self.tars = files, [tar for tar, _ in parts]
+        indices = {tar: _checked_index(files, tar) for tar in dict.fromkeys(self.tars)}
+        found = [indices[tar].part(split) for tar, split in parts]
+        self.records = np.concatenate([np.zeros(0, RECORD), *(part.records for part in found)])
+        self.tar_of = np.repeat(np.arange(len(found)), [len(part.records) for part in found])
+        self._posting_ids, self._titles = (_told(found, name) for name in TOLD)
         self._open: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, position: int) -> Item:
-        """Read the item at `position` (0 to len - 1); raises Corrupt naming file and slot."""
+        """The whole item at `position`; see `read`."""
+        return self.read(position)
+
+    def read(self, position: int, photo: bool = True) -> Item:
+        """Read the item at `position` (0 to len - 1), without its photo where none is wanted.
+
+        Raises Unreadable naming file and slot.
+        """
         if not 0 <= position < len(self):
             raise IndexError(position)
-        about: dict[str, Any] = json.loads(self._member(position, "json") or b"{}")
-        return Item(
-            posting_id=about["posting_id"],
-            photo=self._member(position, "jpg"),
-            title=about["title"],
-            class_id=int(self.records["class_id"][position]),
-        )
+        # All fields of the record at once: one by one is slow.
+        record, tar = self.records[position].item(), self.tar_of.item(position)
+        told = len(self._titles) > 0
+        wanted = MEMBERS[0 if photo else 1 : 1 if told else 2]
+        found = self._members(tar, record, [m for m in wanted if record[PLACES[m] + 1] != ABSENT])
+        if told:
+            posting_id, title = self._posting_ids[position], self._titles[position]
+        else:
+            about: dict[str, Any] = FROM_JSON(found.get("json", b"{}").decode())
+            posting_id, title = about["posting_id"], about["title"]
+        return Item(posting_id, found.get("jpg"), title, record[1])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}
 
     def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_open", {}).values():
-            os.close(descriptor)
+        if "_open" in self.__dict__:
+            self._close()
 
-    def _member(self, position: int, name: str) -> bytes | None:
-        record = self.records[position]
-        size = int(record[f"{name}_size"])
-        if size == ABSENT:
-            return None
-        data = os.pread(self._file(int(self.tar_of[position])), size, int(record[f"{name}_at"]))
-        if zlib.crc32(data) != record[f"{name}_crc"]:
-            tar = self.tars[self.tar_of[position]]
-            raise Corrupt(f"{tar}: slot {record['slot']}, member {name}: bytes differ from its crc")
-        return data
+    def _members(self, tar: int, record: tuple, names: list[str]) -> dict[str, bytes]:
+        """The members `names` of the item of `record`, which has them."""
+        found = self._pieces(tar, record, names)
+        broken = _broken(found, record)
+        if broken and self.files.renew(self.tars[tar]):
+            self._close()
+            found = self._pieces(tar, record, names)
+            broken = _broken(found, record)
+        if broken:
+            what = f"slot {record[0]}, member {broken}: bytes differ from its crc"
+            raise Unreadable(f"{self.files.where(self.tars[tar])}: {what}")
+        return found
+
+    def _pieces(self, tar: int, record: tuple, names: list[str]) -> dict[str, bytes]:
+        found = {}
+        for name in names:
+            # One call for all of them would cost more: their bytes had to be copied apart.
+            at, size, _ = record[PLACES[name] : PLACES[name] + 3]
+            found[name] = os.pread(self._file(tar), size, at)
+        return found
 
     def _file(self, tar: int) -> int:
         if tar not in self._open:
-            self._open[tar] = os.open(self.tars[tar], os.O_RDONLY)
+            if len(self._open) >= MAX_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            try:
+                self._open[tar] = self._opened(tar)
+            except CacheFull:  # for what this reader itself holds open, perhaps
+                self._close()
+                self._open[tar] = self._opened(tar)
         return self._open[tar]
 
+    def _opened(self, tar: int) -> int:
+        with self.files.open(self.tars[tar]) as file:
+            return os.dup(file.fileno())
 
-def _checked_records(tar: Path) -> np.ndarray:
-    index = read_index(tar.with_suffix(".idx"))
-    if not tar.exists():
-        raise Corrupt(f"{tar}: missing; restore it or pack again")
-    if tar.stat().st_size != index.header["tar_bytes"] or index.header["members"] != [*MEMBERS]:
-        raise Corrupt(f"{tar}: does not fit its index; restore it or pack again")
-    return index.records
+    def _close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
+def _told(parts: list[ShardIndex], name: str) -> np.ndarray:
+    """What the indices of tars that others made tell; empty for those that were packed."""
+    texts = [text for part in parts for text in part.header.get(name, ())]
+    return np.array(texts, np.dtypes.StringDType())
+
+
+def _checked_index(files: Folder | Mirror, tar: str) -> ShardIndex:
+    name = str(Path(tar).with_suffix(".idx"))
+    with files.open(name) as file:
+        index = parse_index(file.read(), files.where(name))
+    if files.size(tar) != index.header["tar_bytes"]:
+        raise Corrupt(f"{files.where(tar)}: does not fit its index; restore it or pack again")
+    return index
+
+
+def _broken(found: dict[str, bytes], record: tuple) -> str | None:
+    """The first member whose bytes differ from its crc."""
+    for name, piece in found.items():
+        if zlib.crc32(piece) != record[PLACES[name] + 2]:
+            return name
+    return None

@@ -6,11 +6,12 @@ dist_train/stage.py adds the chain of parents.
 
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from shards.errors import BadInput, Corrupt, Unfinished
-from shards.files import is_temporary, read_json, sha256_file, sha256_json, write_json
+from shards.files import is_json_of, is_temporary, read_json, sha256_file, sha256_json, write_json
 
 FORMAT = 1
 STAGE, STATUS, MANIFEST = "stage.json", "status.json", "manifest.json"
@@ -29,15 +30,17 @@ def begin(out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any])
     counts by its fingerprint or sha256, so a tree that was moved as a whole is the same one.
     """
     wanted = {"kind": kind, "config": config, "parents": parents}
+    # Listed first: another process may claim the folder now and go on to fill it.
+    made = _made(out) if out.is_dir() else set()
     if (out / STAGE).exists() and not _came_to_nothing(out):
         _refuse_another(out, wanted, _read_ours(out / STAGE))
-    elif out.is_file() or (out.is_dir() and _made(out) - {STAGE, STATUS}):
+    elif out.is_file() or made - {STAGE, STATUS}:
         raise BadInput(f"{out}: holds files of something else; name a new or an empty folder")
     else:
         _claim(out, wanted)
     if (out / MANIFEST).exists():
         # Killed between the manifest and the status: what is finished says so.
-        if not (out / STATUS).exists() or _read_ours(out / STATUS)["status"] != "done":
+        if status_of(out) != "done":
             write_status(out, "done")
         return True
     write_status(out, "running")
@@ -52,7 +55,7 @@ def _came_to_nothing(out: Path) -> bool:
     """A stage that failed before it made anything (a mistyped option): the folder is free again."""
     if not (out / STATUS).exists():
         return _made(out) == {STAGE}
-    failed = _read_ours(out / STATUS)["status"] == "failed"
+    failed = status_of(out) == "failed"
     return failed and _made(out) == {STAGE, STATUS}
 
 
@@ -72,6 +75,11 @@ def write_status(out: Path, state: str, reason: str = "") -> None:
     write_json(out / STATUS, value)
 
 
+def status_of(out: Path) -> str:
+    """running, preempted, done or failed, as recorded; empty when nothing is."""
+    return _read_ours(out / STATUS)["status"] if (out / STATUS).exists() else ""
+
+
 def finish(out: Path, counts: dict[str, Any], files: list[Path]) -> str:
     """Write the manifest over `files` (inside `out`) and mark the stage done; the fingerprint."""
     listed = {
@@ -79,33 +87,73 @@ def finish(out: Path, counts: dict[str, Any], files: list[Path]) -> str:
         for file in sorted(files)
     }
     stage = read_json(out / STAGE)
-    identity = {"kind": stage["kind"], "config": stage["config"], "files": listed}
-    fingerprint = sha256_json(identity)
+    fingerprint = fingerprint_of(stage, listed)
     manifest = {"format": FORMAT, "kind": stage["kind"], "fingerprint": fingerprint}
-    write_json(out / MANIFEST, manifest | {"counts": counts, "files": listed})
+    manifest |= {"counts": counts, "files": listed, "stage_sha256": sha256_file(out / STAGE)}
+    write_json(out / MANIFEST, manifest | {"sha256": sha256_json(manifest)})
     write_status(out, "done")
     return fingerprint
 
 
 def open_finished(path: Path, kind: str) -> dict[str, Any]:
     """The manifest of a finished stage directory of `kind`; refuses any other, by name."""
-    if not (path / STAGE).exists():
-        raise BadInput(f"{path}: not a {kind} directory (no {STAGE})")
-    stage = _read_ours(path / STAGE)
+
+    def read(name: str) -> dict[str, Any] | None:
+        return _read_ours(path / name) if (path / name).exists() else None
+
+    return read_finished(str(path), kind, read)[1]
+
+
+def read_finished(
+    where: str, kind: str, read: Callable[[str], dict[str, Any] | None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(stage, manifest) of the directory called `where`; `read` gives a file, None if absent."""
+    stage = read(STAGE)
+    if stage is None:
+        raise BadInput(f"{where}: not a {kind} directory (no {STAGE})")
     if stage.get("format") != FORMAT:
-        raise BadInput(f"{path}: format {stage.get('format')}, this version reads {FORMAT}")
+        raise BadInput(f"{where}: format {stage.get('format')}, this version reads {FORMAT}")
     if stage["kind"] != kind:
-        raise BadInput(f"{path}: holds {stage['kind']}, wanted {kind}")
-    if not (path / MANIFEST).exists():
-        raise Unfinished(f"{path}: unfinished (no {MANIFEST}); run the same command again")
-    return _read_ours(path / MANIFEST)
+        raise BadInput(f"{where}: holds {stage['kind']}, wanted {kind}")
+    manifest = read(MANIFEST)
+    if manifest is None:
+        raise Unfinished(f"{where}: unfinished (no {MANIFEST}); run the same command again")
+    return stage, manifest
+
+
+def faults_of(out: Path) -> list[str]:
+    """What of stage.json and status.json is not as `finish` wrote it.
+
+    Raises Corrupt when the manifest itself is not, since then nothing it lists counts.
+    """
+    manifest = _read_ours(out / MANIFEST)
+    told = {key: value for key, value in manifest.items() if key != "sha256"}
+    if manifest.get("sha256") != sha256_json(told) or not is_json_of(out / MANIFEST, manifest):
+        raise Corrupt(f"{out / MANIFEST}: differs from its own sha256; restore it")
+    faults = []
+    if manifest["stage_sha256"] != sha256_file(out / STAGE):
+        faults.append(f"{out / STAGE}: content differs from what was written; restore it")
+    elif manifest["fingerprint"] != fingerprint_of(_read_ours(out / STAGE), manifest["files"]):
+        raise Corrupt(f"{out / MANIFEST}: does not fit its fingerprint; restore it")
+    if status_of(out) != "done":
+        faults.append(f"{out / STATUS}: says {status_of(out)!r} of what is finished")
+    return faults
+
+
+def fingerprint_of(stage: dict[str, Any], files: dict[str, Any]) -> str:
+    """The identity of a finished stage: its kind, its config and its files."""
+    return sha256_json({"kind": stage["kind"], "config": stage["config"], "files": files})
+
+
+def check_ours(value: Any, name: str, where: str) -> dict[str, Any]:
+    """The JSON `value` as the stage file `name`; raises Corrupt when it is none of ours."""
+    if not isinstance(value, dict) or not KEYS[name] <= value.keys():
+        raise Corrupt(f"{where}: not a {name} of dist_train; restore it or make it anew")
+    return value
 
 
 def _read_ours(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict) or not KEYS[path.name] <= value.keys():
-        raise Corrupt(f"{path}: not a {path.name} of dist_train; restore it or make it anew")
-    return value
+    return check_ours(read_json(path), path.name, str(path))
 
 
 def _refuse_another(out: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:

@@ -1,31 +1,57 @@
 """Compare every byte of a shard set with what its manifest and indices say."""
 
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from shards import stage_files
 from shards.errors import Corrupt
 from shards.files import sha256_file
 from shards.index import MEMBERS, read_index
-from shards.packer import KIND
+from shards.layout import KIND
+from shards.location import Location, Mirror, open_files
+from shards.members import members
 from shards.tar import check_member
+from shards.workers import each
 
 
-def verify(path: Path) -> list[str]:
+def verify(location: Location, workers: int = 1) -> list[str]:
     """Every fault of the shard set, each naming its file; empty when all is as it was packed."""
-    manifest = stage_files.open_finished(path, KIND)
-    faults = []
-    for name, facts in manifest["files"].items():
-        file = path / name
-        if not file.exists():
-            faults.append(f"{file}: missing")
-        elif file.stat().st_size != facts["bytes"]:
-            faults.append(f"{file}: {file.stat().st_size} bytes, packed with {facts['bytes']}")
-        elif sha256_file(file) != facts["sha256"]:
-            faults.append(f"{file}: content differs from what was packed{_where(file)}")
-    known = set(manifest["files"])
-    found = [p for kind in ("tar", "idx") for p in path.glob(f"*/*.{kind}")]
-    extra = {str(p.relative_to(path)) for p in found} - known
-    return faults + [f"{path / name}: not part of this shard set" for name in sorted(extra)]
+    try:
+        if isinstance(files := open_files(location, KIND), Mirror):
+            return files.faults()
+        faults = stage_files.faults_of(files.path)
+    except Corrupt as fault:
+        return [str(fault)]
+    path, listed = files.path, files.manifest["files"]
+    jobs = [(path, name, listed) for name in listed]
+    with closing(each(_fault, jobs, workers)) as found:
+        faults += [fault for fault in found if fault]
+    return faults + [f"{path / name}: not part of this shard set" for name in _extra(path, listed)]
+
+
+def _fault(path: Path, name: str, listed: dict[str, Any]) -> str:
+    file, facts = path / name, listed[name]
+    if not file.is_file():
+        return f"{file}: missing"
+    size = file.stat().st_size
+    others = [other for other in listed if listed[other]["bytes"] == size and other != name]
+    if size != facts["bytes"] and not others:
+        return f"{file}: {size} bytes, packed with {facts['bytes']}"
+    sha256 = sha256_file(file)
+    if sha256 == facts["sha256"]:
+        return ""
+    for other in others:
+        if listed[other]["sha256"] == sha256:
+            return f"{file}: holds what belongs in {path / other}"
+    if size != facts["bytes"]:
+        return f"{file}: {size} bytes, packed with {facts['bytes']}"
+    return f"{file}: content differs from what was packed{_where(file)}"
+
+
+def _extra(path: Path, listed: dict[str, Any]) -> list[str]:
+    found = [file for kind in ("tar", "idx") for file in path.rglob(f"*.{kind}")]
+    return sorted({str(file.relative_to(path)) for file in found} - set(listed))
 
 
 def _where(file: Path) -> str:
@@ -37,6 +63,8 @@ def _where(file: Path) -> str:
             for record in index.records:
                 for member in MEMBERS:
                     check_member(opened, record, member, file)
+        for _ in members(file):
+            pass
     except Corrupt as fault:
         return f" ({fault})"
     return " (outside the members: a header or padding)"

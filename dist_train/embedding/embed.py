@@ -16,21 +16,23 @@ from dist_train import stage
 from dist_train.config import EmbedConfig, View, result_options
 from dist_train.embedding.store import VIEWS, part_path
 from dist_train.embedding.vectors import plan_batches, unit_vectors
-from dist_train.encoders.batches import load
+from dist_train.encoders.batches import FEW, load
 from dist_train.encoders.folder import load_encoder
 from dist_train.runtime import Runtime, row_blocks
 from shards import stage_files
 from shards.errors import BadInput, Failed, Stopped
 from shards.files import atomic_path, write_parquet
+from shards.location import Location
 from shards.reader import ShardSet
 
 COLUMNS = ["row", "posting_id", "label_group", "split", "title", "has_image", "has_text",
-           "status", "sha256", "phash"]  # fmt: skip
+           "status", "sha256", "phash", "photo_group"]  # fmt: skip
+UNREADABLE = "unreadable"
 log = logging.getLogger(__name__)
 
 
 def embed(
-    shards: Path, out: Path, config: EmbedConfig, image: Path | None, text: Path | None
+    shards: Location, out: Path, config: EmbedConfig, image: Path | None, text: Path | None
 ) -> dict[str, Any]:
     """Embed every item of `shards` with the runs given; the counts of the embedding set.
 
@@ -46,7 +48,7 @@ def embed(
     with runtime.stage(out, stage.EMBEDDING, result_options(config), parents) as done:
         if not done:
             _embed_parts(shard_set, runs, out, config, runtime)
-            _finish(shard_set, out, runtime)
+            _finish(shard_set, out, config, runtime)
     return stage_files.open_finished(out, stage.EMBEDDING)["counts"]
 
 
@@ -72,7 +74,7 @@ def _embed_parts(
             if runtime.stop_asked():
                 break
             vectors = np.zeros((len(rows), encoder.width), config.dtype)
-            found = unit_vectors(encoder, batches, plans, runtime.device)
+            found = unit_vectors(encoder, batches, len(plans), runtime.device)
             for items, unit in found:
                 vectors[items - rows.start] = unit
             if not np.isfinite(vectors).all():
@@ -88,17 +90,19 @@ def _save_part(path: Path, vectors: np.ndarray) -> None:
         np.save(file, vectors, allow_pickle=False)
 
 
-def _finish(shard_set: ShardSet, out: Path, runtime: Runtime) -> None:
+def _finish(shard_set: ShardSet, out: Path, config: EmbedConfig, runtime: Runtime) -> None:
     runtime.barrier()
     if runtime.is_main:
         table = _table(shard_set)
+        _mark_unreadable(table, out, config.max_unreadable)
         write_parquet(out / "items.parquet", table)
         parts = [path for view in VIEWS for path in out.glob(f"{view}-*.npy")]
         items = int((table.row >= 0).sum())
         _check_rows(out, items)
-        counts = {"postings": len(table), "items": items}
+        unreadable = int((table.status == UNREADABLE).sum())
+        counts = {"postings": len(table), "items": items, "unreadable": unreadable}
         stage_files.finish(out, counts, [*parts, out / "items.parquet"])
-        log.info("%s: %d items embedded", out, items)
+        log.info("%s: %d items embedded, %d with a part that is broken", out, items, unreadable)
     runtime.barrier()
 
 
@@ -108,6 +112,25 @@ def _table(shard_set: ShardSet) -> pd.DataFrame:
     row = items.posting_id.map(row_of).fillna(-1).astype(np.int64)
     status = items.status.where(items.status == "rejected", "embedded")
     return items.assign(row=row, status=status)[COLUMNS]
+
+
+def _mark_unreadable(table: pd.DataFrame, out: Path, budget: float) -> None:
+    """A part that could not be read has a zero row: its item is taken as having no such part."""
+    embedded = table[table.row >= 0].sort_values("row")
+    for view in VIEWS:
+        parts = [np.load(p, mmap_mode="r") for p in sorted(out.glob(f"{view}-*.npy"))]
+        if not parts:
+            continue
+        zero = np.concatenate([~part.any(axis=1) for part in parts])
+        broken = embedded.index[zero & embedded[f"has_{view}"]]
+        if len(broken) > max(FEW, budget * len(embedded)):
+            raise Failed(
+                f"{out}: {len(broken)} of {len(embedded)} items have a broken {view}, the first "
+                f"{table.posting_id[broken[0]]!r}; look with dist-train verify, restore or pack "
+                "again, remove this folder, or allow it with --max-unreadable"
+            )
+        table.loc[broken, f"has_{view}"] = False
+        table.loc[broken, "status"] = UNREADABLE
 
 
 def _check_rows(out: Path, items: int) -> None:

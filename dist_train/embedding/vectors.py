@@ -1,6 +1,7 @@
 """Items of a shard set through an encoder, batch by batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -24,14 +25,15 @@ def plan_batches(reader: ItemReader, items: np.ndarray, size: int) -> list[Batch
 def unit_vectors(
     encoder: nn.Module,
     batches: Iterator[Batch],
-    plans: Sequence[BatchPlan],
+    count: int,
     device: torch.device,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(items (b,), unit vectors (b, D) float32) of each of `plans`, the next of `batches`.
+    """(items (b,), unit vectors (b, D) float32) of the next `count` of `batches`.
 
-    `encoder` is in eval mode.
+    Broken items are not among them. `encoder` is in eval mode.
     """
     with torch.inference_mode():
-        for plan in plans:
-            vectors = encoder(*next(batches).inputs_on(device))
-            yield plan.items, F.normalize(vectors.float(), dim=1).cpu().numpy()
+        for batch in islice(batches, count):
+            if len(batch.items):
+                vectors = encoder(*batch.inputs_on(device))
+                yield batch.items, F.normalize(vectors.float(), dim=1).cpu().numpy()

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from dist_train.config import ImageEncoderOptions, TextEncoderOptions, View, result_options
 from dist_train.encoders.image import ImageEncoder
 from dist_train.encoders.text import TextEncoder
-from shards.decode import RECIPE
 from shards.errors import BadInput
 from shards.files import atomic_path, read_json, write_atomic, write_json
 
@@ -37,8 +36,7 @@ def save_encoder(encoder: Encoder, folder: Path, card: str) -> list[Path]:
     view = "image" if isinstance(encoder, ImageEncoder) else "text"
     ours = {"format": FORMAT, "view": view, "width": encoder.width}
     write_json(folder / "dist_train.json", ours | {"options": result_options(encoder.options)})
-    recipe = encoder.preprocessing() | ({"decode": RECIPE} if view == "image" else {})
-    write_json(folder / "preprocessing.json", recipe)
+    write_json(folder / "preprocessing.json", encoder.preprocessing())
     write_atomic(folder / "README.md", card.encode())
     return sorted(path for path in folder.iterdir() if path.is_file())
 

@@ -3,10 +3,12 @@
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import timm
 import torch
+from PIL import Image
 from timm.data import create_transform
 from torch import nn
 
@@ -14,7 +16,7 @@ from dist_train.config import ImageEncoderOptions, local_path
 from dist_train.encoders.pooling import Neck, generalised_mean
 from dist_train.encoders.sources import no_model, no_weights
 from dist_train.runtime import autocast
-from shards.decode import decode_photo
+from shards.decode import Recipe, decode_photo
 from shards.errors import BadInput
 from shards.files import read_json, write_json
 from shards.reader import Item
@@ -60,8 +62,12 @@ class ImageEncoder(nn.Module):
     def preprocessing(self) -> dict[str, Any]:
         """What is done to a stored photo before the model sees it."""
         cfg = self.backbone.pretrained_cfg
-        size = self.options.image_size
-        return {"image_size": size, "mean": list(cfg["mean"]), "std": list(cfg["std"])}
+        return {
+            "image_size": self.options.image_size,
+            "decode": self.options.decode,
+            "mean": list(cfg["mean"]),
+            "std": list(cfg["std"]),
+        }
 
     def save_library_files(self, folder: Path) -> None:
         """config.json after timm's layout, so that timm itself opens the folder."""
@@ -88,33 +94,46 @@ class ImageEncoder(nn.Module):
 class ImageInputs:
     """From items that have a photo to pixels; a plain value, so that workers can hold it."""
 
+    needs_photo: ClassVar[bool] = True
     image_size: int
     mean: list[float]
     std: list[float]
     min_crop: float | None
+    decode: Recipe = "balanced"
 
     def __call__(self, items: list[Item], seeds: list[int]) -> tuple[torch.Tensor, ...]:
         """Pixels (b, 3, S, S) float32; `seeds` (b,) make the augmentation a function of them."""
-        augmented = self.min_crop is not None
-        decoded_size = round(self.image_size * 1.15) if augmented else self.image_size
-        view = self._transform()
+        if self.min_crop is None:
+            return (self._middles(items),)
+        view = self._augmentation(self.min_crop)
         rows = []
         for item, seed in zip(items, seeds, strict=True):
-            if augmented:
-                # timm's transforms draw from the global generators.
-                random.seed(seed)
-                torch.manual_seed(seed)
-            rows.append(view(decode_photo(item.photo or b"", decoded_size)))
+            # timm's transforms draw from the global generators.
+            random.seed(seed)
+            torch.manual_seed(seed)
+            rows.append(view(self._decoded(item, round(self.image_size * 1.15))))
         return (torch.stack(rows),)
 
-    def _transform(self) -> Any:
-        common = {"input_size": self.image_size, "mean": self.mean, "std": self.std}
-        if self.min_crop is None:
-            return create_transform(**common, crop_pct=1.0, interpolation="bicubic")
-        scale = (self.min_crop, 1.0)
+    def _middles(self, items: list[Item]) -> torch.Tensor:
+        """Middle squares (b, 3, S, S), to the bit those of timm's transform in a third the time."""
+        side = self.image_size
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        rows = torch.empty(len(items), 3, side, side)
+        for row, item in zip(rows, items, strict=True):
+            photo = np.array(self._decoded(item, side))
+            top, left = (round((length - side) / 2) for length in photo.shape[:2])
+            square = torch.from_numpy(photo[top : top + side, left : left + side])
+            row.copy_(square.permute(2, 0, 1)).div_(255).sub_(mean).div_(std)
+        return rows
+
+    def _decoded(self, item: Item, short_side: int) -> Image.Image:
+        return decode_photo(item.photo or b"", short_side, self.decode)
+
+    def _augmentation(self, min_crop: float) -> Any:
         return create_transform(
-            **common, is_training=True, scale=scale, color_jitter=0.2, interpolation="bilinear"
-        )
+            self.image_size, mean=self.mean, std=self.std, is_training=True,
+            scale=(min_crop, 1.0), color_jitter=0.2, interpolation="bilinear",
+        )  # fmt: skip
 
 
 def _backbone(options: ImageEncoderOptions) -> nn.Module:

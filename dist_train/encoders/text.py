@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -57,6 +57,7 @@ class TextEncoder(nn.Module):
 class TextInputs:
     """From items that have a title to tokens; a plain value, so that workers can hold it."""
 
+    needs_photo: ClassVar[bool] = False
     tokenizer: PreTrainedTokenizerBase
     max_length: int
 

@@ -13,8 +13,8 @@ from dist_train.evaluation.titles import decode_escapes
 from dist_train.report import galleries, tables
 from dist_train.report.data import Gallery, Histogram, PairCard, Posting, ReportData
 from dist_train.report.photos import thumbnail
-from dist_train.stage import MATCHES, parent
-from shards.errors import BadInput
+from dist_train.stage import MATCHES, parent, parent_shards
+from shards.errors import BadInput, Unreachable
 from shards.files import read_json
 from shards.reader import ShardSet
 from shards.stage_files import STAGE, open_finished
@@ -98,8 +98,8 @@ def _choose(matched, scored, product, shown) -> list[tuple[str, int | None, pd.D
 def _open_photos(embedding: Path) -> tuple[Photos | None, str | None]:
     """The shard set, or None and why not. A report without photos still tells the scores."""
     try:
-        return ShardSet(parent(embedding, "shards")), None
-    except BadInput as reason:
+        return ShardSet(parent_shards(embedding)), None
+    except (BadInput, Unreachable) as reason:
         return None, str(reason)
 
 

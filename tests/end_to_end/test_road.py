@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.distributed.launching import ROOT, environment
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(600)
 STAGES = ("shards", "image", "text", "embedding", "index", "matches")
 
 

@@ -16,7 +16,7 @@ import pytest
 from tests.distributed.comparing import largest_difference, losses, weights
 from tests.distributed.launching import command, environment, run
 
-pytestmark = pytest.mark.timeout(250)
+pytestmark = pytest.mark.timeout(600)
 
 
 def start(world: int, *verb: object) -> subprocess.Popen:
@@ -107,7 +107,7 @@ def test_a_broken_tar_stops_all_ranks_and_is_named(
     subprocess.run(["cp", "-r", str(shard_set), str(shards)], check=True)
     tar = shards / "train" / "000001.tar"
     data = bytearray(tar.read_bytes())
-    data[600:9000:7] = bytes(255 - value for value in data[600:9000:7])
+    data[600::7] = bytes(255 - value for value in data[600::7])
     tar.write_bytes(bytes(data))
     options = [shards if option == shard_set else option for option in image_options]
     process = start(2, "train", "image", *options, "--out", tmp_path / "run")

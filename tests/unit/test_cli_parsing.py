@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from dist_train import __version__, cli
+from shards.options import PackOptions
+from shards.packer import pack
 
 Said = Callable[..., tuple[object, str, str]]
 Refused = Callable[..., str]
@@ -176,7 +178,11 @@ def test_wrong_arguments_are_named(refused: Refused, here: Path, arguments: str,
 def test_wrong_catalogues_are_named(refused: Refused, here: Path, content: str, what: str) -> None:
     (here / "c.csv").write_text(content)
     assert what in refused(here, "pack", "c.csv", "--out", "s")
-    assert not (here / "s").exists()
+    # Nothing but the note of what failed, and the folder is free for a catalogue that is right.
+    left = {path.name for path in here.glob("s/*")}
+    assert left <= {"stage.json", "status.json"}
+    (here / "c.csv").write_text("posting_id,title\n1,a\n2,b\n")
+    assert pack(here / "c.csv", None, here / "s", PackOptions())["packed"] == 2
 
 
 def test_a_missing_catalogue_and_a_foreign_folder_are_named(refused: Refused, here: Path) -> None:
@@ -261,7 +267,7 @@ def test_yaml_fills_options_and_the_command_line_goes_before_it(said: Said, here
         ("pack: {size: 0}", "size: 0"),
         ("embed: {batch_size: 0}", "batch_size: 0"),
         ("index: {image_weight: 7}", "image_weight: 7"),
-        ("match: {neighbours: 0}", "neighbours: 0"),
+        ("match: {neighbours: -1}", "neighbours: -1"),
         ("image: {head: {scale: 100}}", "head.scale: 100"),
         ("text: {lr: -1e-4}", "lr: -0.0001"),
         ("pack: {sise: 1}", "--pack.size"),

@@ -44,12 +44,13 @@ def test_result_options_leave_out_how_and_keep_the_rest(kind: type) -> None:
 
 
 def test_what_only_says_how_is_marked() -> None:
-    training = {"checkpoint_every", "keep", "validate_every", "log_every", "workers", "device"}
+    training = {"checkpoint_every", "keep", "validate_every", "log_every", "max_unreadable",
+                "workers", "device"}  # fmt: skip
     assert how_fields(ImageTraining) == how_fields(TextTraining) == training
     assert how_fields(HeadOptions) == {"chunk"}
-    assert how_fields(EmbedConfig) == {"workers", "device"}
+    assert how_fields(EmbedConfig) == {"max_unreadable", "workers", "device"}
     assert how_fields(PackOptions) == {"workers"}
-    assert how_fields(MatchConfig) == {"device"}
+    assert how_fields(MatchConfig) == {"memory", "audit_rows", "device"}
 
 
 def test_how_fields_are_left_out_of_nested_options_too() -> None:
@@ -78,7 +79,7 @@ def test_how_fields_are_left_out_of_nested_options_too() -> None:
         (EmbedConfig, {"batch_size": 0}, "batch_size: 0, must be above 0"),
         (IndexConfig, {"image_weight": 0}, "image_weight: 0, must lie between 0 and 1"),
         (IndexConfig, {"image_weight": 1.0}, "image_weight: 1.0, must lie between 0 and 1"),
-        (MatchConfig, {"neighbours": 0}, "neighbours: 0, must be above 0"),
+        (MatchConfig, {"neighbours": -1}, "neighbours: -1, must lie in 0"),
         (MatchConfig, {"pairs_per_item": 0}, "pairs_per_item: 0, must be above 0"),
         (MatchConfig, {"threshold": 0.5, "threshold_from": Path("t")}, "give one of them"),
         (Config, {"catalogue": Path("c"), "out": Path("o"), "encoders": ()}, "encoders: name"),

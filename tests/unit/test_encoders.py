@@ -3,9 +3,12 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
+from timm.data import create_transform
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -15,8 +18,10 @@ from dist_train.encoders.folder import load_encoder, new_encoder, save_encoder
 from dist_train.encoders.image import ImageEncoder
 from dist_train.encoders.pooling import Neck, generalised_mean, mean_of_tokens
 from dist_train.encoders.text import TextEncoder
+from shards.decode import decode_photo
 from shards.errors import BadInput
 from shards.reader import Item, ShardSet
+from tests.benchmarks.pictures import encoded, originals
 
 
 def image_encoder(folder, seed: int = 0, **options) -> ImageEncoder:
@@ -241,6 +246,31 @@ def test_a_folder_says_what_it_holds(tiny_vit, tiny_bert, tmp_path):
     assert (recipe["image_size"], recipe["mean"]) == (32, [0.5, 0.5, 0.5])
     save_encoder(text_encoder(tiny_bert), tmp_path / "t", "# card")
     assert "pickle" not in " ".join(path.name for path in (tmp_path / "t").iterdir())
+
+
+def test_an_encoder_decodes_photos_ever_after_as_it_was_trained(tiny_vit, tmp_path):
+    data = next(iter(originals(1, side=200)))
+    found = {}
+    for recipe in ("exact", "balanced", "fast"):
+        folder = tmp_path / recipe
+        save_encoder(image_encoder(tiny_vit, decode=recipe), folder, "# card")
+        assert json.loads((folder / "preprocessing.json").read_text())["decode"] == recipe
+        inputs = load_encoder(folder, "image").inputs()
+        (found[recipe],) = inputs([Item("p", data, "", -1)], [0])
+        shown = (found[recipe][0].permute(1, 2, 0) * 0.5 + 0.5) * 255
+        assert torch.allclose(shown, torch.tensor(np.array(decode_photo(data, 32, recipe))).float())
+    assert not torch.equal(found["exact"], found["balanced"])
+    assert not torch.equal(found["balanced"], found["fast"])
+
+
+@pytest.mark.parametrize("size", [(60, 41), (41, 60), (32, 32), (20, 31)])
+def test_pixels_are_those_of_timms_own_transform(tiny_vit, size):
+    draw = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    data = encoded(Image.fromarray(draw), quality=90)
+    inputs = image_encoder(tiny_vit).inputs()
+    wanted = create_transform(32, crop_pct=1.0, mean=inputs.mean, std=inputs.std)
+    (found,) = inputs([Item("p", data, "", -1)] * 2, [0, 0])
+    assert torch.equal(found, torch.stack([wanted(decode_photo(data, 32))] * 2))
 
 
 def test_an_encoder_of_the_other_view_is_refused(tiny_vit, tiny_bert, tmp_path):

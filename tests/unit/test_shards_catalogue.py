@@ -7,8 +7,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from shards.catalogue import COLUMNS, read_catalogue
+from shards import catalogue as module
+from shards.carried import Carried
+from shards.catalogue import CHUNK, COLUMNS, Catalogue, read_catalogue
 from shards.errors import BadInput
 
 ROWS = [
@@ -222,3 +226,79 @@ def test_five_thousand_repeated_ids_are_counted(tmp_path: Path) -> None:
     path = text(tmp_path / "c.csv", "\n".join(["posting_id,title", *rows]))
     with pytest.raises(BadInput, match=r"row 11: .*row 1 \(5000 such rows\)"):
         read_catalogue(path)
+
+
+# ── chunk by chunk
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "jsonl"])
+def test_a_catalogue_of_several_chunks_reads_as_one(tmp_path: Path, kind: str) -> None:
+    rows = [
+        {"posting_id": f"p{n}", "title": "t" * 200, "label_group": f"g{n % 7}", "price": f"{n}"}
+        for n in range(2 * CHUNK + 5)
+    ]
+    path = write(tmp_path / f"c.{kind}", rows)
+    assert len(list(Catalogue(path).postings(Carried()))) >= 2
+    table = read_catalogue(path)
+    assert table.drop(columns="image").to_dict("records") == rows
+
+
+def test_rows_of_later_chunks_are_named_as_they_stand(tmp_path: Path) -> None:
+    ids = [f"p{n}" for n in range(3 * CHUNK)]
+    ids[2 * CHUNK + 9] = ids[CHUNK + 3]
+    path = text(tmp_path / "c.csv", "\n".join(["posting_id,title", *(f"{i},t" for i in ids)]))
+    said = f"row {2 * CHUNK + 10}: posting_id 'p{CHUNK + 3}' stands already in row {CHUNK + 4} "
+    with pytest.raises(BadInput, match=said):
+        read_catalogue(path)
+    ids[2 * CHUNK + 9] = '""'
+    path = text(tmp_path / "d.csv", "\n".join(["posting_id,title", *(f"{i},t" for i in ids)]))
+    with pytest.raises(BadInput, match=f"row {2 * CHUNK + 10}: posting_id is empty"):
+        read_catalogue(path)
+
+
+SCALARS = st.one_of(
+    st.none(), st.integers(-(2**54), 2**54), st.integers(-(2**70), 2**70), st.floats(),
+    st.text("ab\0é", max_size=3), st.lists(st.integers(), max_size=2),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(SCALARS, min_size=1, max_size=6))
+def test_the_type_of_a_column_does_not_depend_on_the_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list
+) -> None:
+    rows = [{"posting_id": str(n), "title": "t", "x": value} for n, value in enumerate(values)]
+    path = write(tmp_path / "c.jsonl", rows)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 1)  # a chunk a line
+    table = read_catalogue(path)
+    carried = Carried()
+    assert sum(1 for _ in Catalogue(path).postings(carried)) == len(rows)
+    kind = carried.schema().field("x").type
+    mine = pa.array(table.x, kind, from_pandas=True)
+    try:
+        whole = pa.array(values, from_pandas=True)
+    except (pa.ArrowException, OverflowError):
+        whole = None
+    if whole is None or any(isinstance(value, list) for value in values):
+        assert kind == pa.string()
+        assert mine.null_count == sum(value is None or value != value for value in values)
+    else:
+        assert mine.equals(whole)
+
+
+def test_a_column_that_a_later_line_is_the_first_to_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"posting_id": "1"}, {"posting_id": "2", "title": "t", "x": 5}]
+    path = write(tmp_path / "c.jsonl", rows)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 1)
+    table = read_catalogue(path)
+    assert table.title.tolist() == ["", "t"]
+    assert table.x.tolist() == [None, 5]
+
+
+def test_true_beside_numbers_is_text(tmp_path: Path) -> None:
+    for number, values in enumerate(([0.5, True], [True, 0.5], [1, True])):
+        rows = [{"posting_id": str(n), "title": "t", "x": v} for n, v in enumerate(values)]
+        table = read_catalogue(write(tmp_path / f"{number}.jsonl", rows))
+        assert table.x.tolist() == [json.dumps(value) for value in values]

@@ -1,19 +1,26 @@
 """The order of items: a permutation an epoch, a function of (N, seed, position) alone."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import gammaln
 
-from shards.order import Order
+from shards.errors import BadInput
+from shards.order import Order, StoredOrder, WindowOrder
+from shards.order_state import OrderState, check_equal
 
 SIZES = [1, 2, 3, 4, 5, 8, 13, 64, 127, 128, 129, 1000, 4096, 10007]
 FROZEN = [5, 1, 9, 3, 6, 0, 8, 7, 2, 4]
+FROZEN_WINDOW = [3, 4, 6, 5, 1, 2, 8, 0, 7, 9]
+WINDOWS = [(64, 512), (64, 4), (7, 3), (1, 1), (1, 500), (500, 1)]
 
 
-def epoch(items: int, seed: int, number: int, shuffle: bool = True) -> np.ndarray:
+def epoch(items: int, seed: int, number: int) -> np.ndarray:
     places = np.arange(number * items, (number + 1) * items)
-    return Order(items, seed, shuffle).at(places)
+    return Order(items, seed).at(places)
 
 
 @pytest.mark.parametrize("items", SIZES)
@@ -77,7 +84,7 @@ def test_strided_shares_of_ranks_make_up_the_whole() -> None:
 
 
 def test_without_shuffle_items_stay_as_they_lie() -> None:
-    assert np.array_equal(Order(5, 9, shuffle=False).at(np.arange(12)), np.arange(12) % 5)
+    assert np.array_equal(StoredOrder(5).at(np.arange(12)), np.arange(12) % 5)
 
 
 def test_positions_beyond_32_bits_work() -> None:
@@ -89,3 +96,120 @@ def test_positions_beyond_32_bits_work() -> None:
 def test_order_is_frozen() -> None:
     # A run is resumed by its position alone: this order may never change.
     assert Order(10, 0).at(np.arange(10)).tolist() == FROZEN
+    assert WindowOrder(10, 0, 2, 2).at(np.arange(10)).tolist() == FROZEN_WINDOW
+
+
+# Windows
+
+
+@pytest.mark.parametrize("items", [*SIZES, 65, 191, 32768, 70_001])
+@pytest.mark.parametrize(("chunk", "chunks"), WINDOWS)
+def test_every_epoch_in_windows_takes_every_item_once(items: int, chunk: int, chunks: int) -> None:
+    order = WindowOrder(items, 7, chunk, chunks)
+    for number in (0, 1, 1_000_003):
+        taken = order.at(np.arange(number * items, (number + 1) * items))
+        assert np.array_equal(np.sort(taken), np.arange(items))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 900), st.integers(1, 40), st.integers(1, 30), st.integers(0, 9))
+def test_windows_of_any_size_are_a_bijection_and_sliceable(items, chunk, chunks, number) -> None:
+    order = WindowOrder(items, 3, chunk, chunks)
+    places = np.arange(number * items, (number + 1) * items)
+    whole = order.at(places)
+    assert np.array_equal(np.sort(whole), np.arange(items))
+    backwards = np.concatenate([order.at(part) for part in np.array_split(places[::-1], 3)])
+    assert np.array_equal(backwards[::-1], whole)
+
+
+@pytest.mark.parametrize(("items", "chunk", "chunks"), [(10007, 64, 8), (40_000, 16, 40)])
+def test_reads_stay_inside_the_regions_of_one_window(items: int, chunk: int, chunks: int) -> None:
+    taken = WindowOrder(items, 0, chunk, chunks).at(np.arange(items))
+    for start in range(0, items - chunk * chunks // 2, chunk * chunks // 2):
+        near = np.sort(taken[start : start + chunk * chunks // 2])
+        regions = 1 + int((np.diff(near) > chunk).sum())
+        # Two neighbouring windows at most, each of one and a half times `chunks`.
+        assert regions <= 3 * chunks
+        assert regions > chunks // 4
+
+
+def test_windows_differ_by_epoch_and_seed_and_move_their_chunks() -> None:
+    items = 10007
+    first = WindowOrder(items, 0).at(np.arange(2 * items))
+    other = WindowOrder(items, 1).at(np.arange(items))
+    for one, two in ((first[:items], first[items:]), (first[:items], other)):
+        assert (one == two).sum() < 10
+    small = WindowOrder(items, 0, 64, 2)
+    begins = {int(np.sort(small.at(e * items + np.arange(64)))[0]) % 64 for e in range(20)}
+    assert len(begins) > 10
+
+
+def test_the_short_last_chunk_takes_any_items() -> None:
+    # Else the last items of the last shard would always come at the end of the epoch.
+    items = 64 * 30 + 5
+    order = WindowOrder(items, 0, 64, 2)
+    last = [order.at(np.array([e * items + items - 1]))[0] for e in range(40)]
+    assert np.std(last) > items / 6
+
+
+# How well it mixes
+
+
+def distinct_expected(shards: int, items: int, batch: int) -> float:
+    """Distinct shards in a batch drawn without replacement from equal shards (hypergeometric)."""
+    others = items - items // shards
+    none = gammaln(others + 1) - gammaln(others - batch + 1)
+    none += gammaln(items - batch + 1) - gammaln(items + 1)
+    return shards * (1 - np.exp(none))
+
+
+def distinct_shards(order: Order, shards: int, batch: int = 256) -> float:
+    """Mean number of shards that a batch of the first epoch reads from."""
+    taken = order.at(np.arange(order.items // batch * batch)) // (order.items // shards)
+    return float(np.mean([len(np.unique(part)) for part in taken.reshape(-1, batch)]))
+
+
+@pytest.mark.parametrize("items", [100_000, 350_000, 1_000_000])
+def test_a_batch_reads_from_as_many_shards_as_chance_would(items: int) -> None:
+    uniform = distinct_expected(100, items, 256)
+    assert uniform == pytest.approx(92.4, abs=0.2)
+    assert distinct_shards(Order(items, 0), 100) == pytest.approx(uniform, rel=0.02)
+    assert distinct_shards(WindowOrder(items, 0), 100) >= 0.9 * uniform
+    assert distinct_shards(StoredOrder(items), 100) < 3
+
+
+# The state
+
+
+def state(**other) -> OrderState:
+    facts = {"fingerprint": "f" * 64, "seed": 3, "mode": Order(10**12, 3).mode, "batch": 4096}
+    return OrderState(**facts | other)
+
+
+def test_the_state_is_small_and_comes_back() -> None:
+    for order in (Order(10**12, 3), WindowOrder(10**12, 3), StoredOrder(10**12)):
+        saved = json.dumps(state(mode=order.mode, position=10**15).to_json())
+        assert len(saved) < 300
+        assert state(mode=order.mode).check_goes_on(json.loads(saved), "there") == 10**15
+    assert state(batch=1).check_goes_on(state().at(77).to_json(), "there") == 77
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"fingerprint": "e" * 64}, "fingerprint ffff"),
+        ({"seed": 4}, "seed 3 there, 4 now"),
+        ({"mode": WindowOrder(10**12, 3).mode}, "mode .*global.* there, .*window.* now"),
+        ({"mode": Order(10, 3).mode}, "mode .*1000000000000.* there"),
+    ],
+)
+def test_another_order_is_refused_with_the_difference(other: dict, told: str) -> None:
+    with pytest.raises(BadInput, match=f"run/step-7: stands in another order: {told}"):
+        state(**other).check_goes_on(state().to_json(), "run/step-7")
+
+
+def test_ranks_that_differ_are_named() -> None:
+    ours = state().to_json()
+    check_equal([ours, ours, ours])
+    with pytest.raises(BadInput, match=r"rank 2 .* position 8 there, 0 on rank 0"):
+        check_equal([ours, ours, state(position=8).to_json()])

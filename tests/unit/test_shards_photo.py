@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from shards.decode import decode_photo
+from shards import srgb
 from shards.options import PackOptions
-from shards.photo import Photo, PhotoRefused, load_photo, prepare_photo
+from shards.photo import Photo, load_photo, prepare_photo
+from shards.srgb import PhotoRefused
+from tests.benchmarks.pictures import originals, psnr
 
 SMALL = PackOptions(size=48)
 KEEP = PackOptions(size=48, keep=True)
@@ -426,18 +428,49 @@ def test_reduced_decoding_is_close_to_full_decoding() -> None:
     assert np.square(one - other).mean() < 65.025  # 30 dB: the same picture, no shift
 
 
-# ── reading a stored photo
+# ── the fast way
 
 
-@pytest.mark.parametrize("size", [(300, 200), (48, 48), (1000, 37), (20, 30)])
-def test_decode_photo_gives_the_short_side_asked(size: tuple[int, int]) -> None:
-    image = decode_photo(encoded(quarters(*size), "JPEG", quality=95), 32)
-    assert (min(image.size), image.mode) == (32, "RGB")
-    assert abs(image.width / image.height / (size[0] / size[1]) - 1) < 0.03
+def through_pillow(data: bytes, monkeypatch: pytest.MonkeyPatch) -> Photo:
+    with monkeypatch.context() as patched:
+        patched.setattr(srgb, "_is_ordinary", lambda image: False)
+        return prepare_photo(data, PackOptions())
 
 
-def test_decode_photo_refuses_broken_bytes() -> None:
-    data = encoded(quarters(300, 200), "JPEG")
-    for broken in (b"", b"text", data[:100], encoded(quarters(9, 9), "PNG")):
-        with pytest.raises(ValueError, match=r"."):
-            decode_photo(broken, 32)
+def test_the_fast_way_stores_photos_as_good_as_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for side in (500, 1000, 1300):
+        for data in originals(2, side):
+            whole = np.asarray(opened_at(data, 224))
+            fast, slow = prepare_photo(data, PackOptions()), through_pillow(data, monkeypatch)
+            assert (fast.width, fast.height, fast.sha256) == (slow.width, slow.height, slow.sha256)
+            assert fast.jpeg != slow.jpeg
+            near = [psnr(np.asarray(opened_at(p.jpeg, 224)), whole) for p in (fast, slow)]
+            assert near[0] >= near[1] - 0.2
+            assert (int(fast.phash, 16) ^ int(slow.phash, 16)).bit_count() <= 2
+
+
+def opened_at(data: bytes, side: int) -> Image.Image:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    return image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("orientation", [1, *TURNS])
+def test_the_fast_way_turns_photos_as_pillow_does(
+    orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(quarters(1000, 800), "JPEG", quality=95, exif=exif)
+    one, other = prepare_photo(data, PackOptions()), through_pillow(data, monkeypatch)
+    assert psnr(np.asarray(opened(one)), np.asarray(opened(other))) > 40
+
+
+def test_kept_and_reduced_photos_have_one_hash() -> None:
+    for data in originals(3):
+        assert prepare_photo(data, KEEP).phash == prepare_photo(data, SMALL).phash
+
+
+def test_the_hash_of_a_flat_photo_is_the_same_at_every_size() -> None:
+    sizes = [(40, 30), (48, 48), (320, 200)]
+    flat = [encoded(Image.new("RGB", size, "white"), "PNG") for size in sizes]
+    assert len({prepare_photo(data, SMALL).phash for data in flat}) == 1

@@ -65,7 +65,11 @@ def test_a_damaged_member_is_named_by_slot(copied: Path) -> None:
     data[512] ^= 1
     data[100] ^= 1  # the mode in the first header
     tar.write_bytes(data)
-    assert "outside the members" in verify(copied)[0]
+    assert "byte 0: no tar header, or a damaged one" in verify(copied)[0]
+    data[100] ^= 1
+    data[-1] ^= 1  # the padding at the end
+    tar.write_bytes(data)
+    assert f"byte {len(data) - 1} holds data" in verify(copied)[0]
 
 
 def test_truncation_is_reported_with_sizes(copied: Path) -> None:

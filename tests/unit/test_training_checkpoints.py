@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,15 +24,14 @@ from dist_train.config import (
     TextTraining,
 )
 from dist_train.encoders.folder import load_encoder
-from dist_train.heads.class_parallel import MarginHead
 from dist_train.monitor.metrics import read_metrics
 from dist_train.runtime import Runtime
-from dist_train.training.checkpoint import Checkpoints, _fault, _load_head, _save_head
+from dist_train.training.checkpoint import Checkpoints, _fault
 from dist_train.training.data import training_items
 from dist_train.training.loop import train
 from dist_train.training.optimizer_state import moments
 from dist_train.training.setup import set_up
-from shards.errors import BadInput, Corrupt, Failed, Stopped
+from shards.errors import BadInput, Failed, Stopped
 from shards.files import sha256_file
 from shards.reader import ShardSet
 
@@ -139,7 +139,7 @@ def test_a_run_leaves_its_checkpoints_and_says_what_is_in_them(finished):
     classes = json.loads((finished / "manifest.json").read_text())["counts"]["classes"]
     for folder, step in zip(folders, (2, 4, 6, STEPS), strict=True):
         state = json.loads((folder / "state.json").read_text())
-        assert (state["step"], state["position"]) == (step, 16 * step)
+        assert (state["step"], state["order"]["position"]) == (step, 16 * step)
         manifest = json.loads((folder / "manifest.json").read_text())
         names = {"encoder.safetensors", "optimizer.safetensors", "state.json"}
         assert set(manifest["files"]) == names | {f"head-0-{classes}.safetensors"}
@@ -158,7 +158,7 @@ def test_training_moves_every_weight_and_both_moments(finished, tiny_vit, shard_
     trained = [n for n, p in before.encoder.named_parameters() if p.requires_grad]
     assert set(saved) == {f"{m}/{n}" for n in trained for m in ("exp_avg", "exp_avg_sq")}
     head = load_file(next(checkpoint(finished, STEPS).glob("head-*")))
-    assert set(head) == {"weight", "exp_avg", "exp_avg_sq"}
+    assert set(head) == {"weight", "exp_avg", "exp_avg_sq", "step"}
     assert not torch.equal(head["weight"], before.head.weight)
 
 
@@ -204,6 +204,22 @@ def test_another_number_of_classes_is_refused(finished, tiny_vit, shard_set):
     training = fresh(shard_set, image_config(tiny_vit))
     training.head.classes += 1
     with pytest.raises(BadInput, match="number of classes"):
+        Checkpoints(finished, 9, Runtime("cpu")).load_newest(training)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"fingerprint": "0" * 64}, "another order: fingerprint"),
+        ({"seed": 9}, "another order: seed 0 there, 9 now"),
+        ({"mode": {"order": "window"}}, "another order: mode"),
+        ({"batch": 8}, "with another batch_size"),
+    ],
+)
+def test_a_checkpoint_of_another_order_is_refused(finished, tiny_vit, shard_set, other, told):
+    training = fresh(shard_set, image_config(tiny_vit))
+    training = replace(training, order=replace(training.order, **other))
+    with pytest.raises(BadInput, match=rf"step-{STEPS:08d}: .*{told}"):
         Checkpoints(finished, 9, Runtime("cpu")).load_newest(training)
 
 
@@ -379,60 +395,3 @@ def test_no_pickle_lies_in_a_run(finished):
         begins = path.read_bytes()[:2]
         assert begins != b"PK", path  # the zip that torch.save writes
         assert begins[:1] != b"\x80" or path.suffix == ".safetensors", path
-
-
-# The head for another number of ranks
-
-
-def stepped_head(rank: int, world: int, C: int = 7, D: int = 4):
-    head = MarginHead(
-        classes=C, width=D, loss="arcface", scale=8, chunk=3, seed=0, rank=rank, world=world
-    )
-    return head, torch.optim.AdamW([head.weight], lr=0.1)
-
-
-@pytest.mark.parametrize("before", [1, 2, 5])
-@pytest.mark.parametrize("after", [1, 3, 9])
-def test_head_shards_load_into_any_number_of_ranks(tmp_path, before, after):
-    grads = torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(0))
-    saved = []
-    for rank in range(before):
-        head, optimizer = stepped_head(rank, before)
-        for grad in grads:
-            head.weight.grad = grad[head.first : head.last].clone()
-            optimizer.step()
-        _save_head(tmp_path, head, optimizer)
-        saved.append((head, optimizer))
-    assert len(list(tmp_path.glob("head-*.safetensors"))) == before
-    loaded = [stepped_head(rank, after) for rank in range(after)]
-    for head, optimizer in loaded:
-        _load_head(tmp_path, head, optimizer, 3)
-    whole = [torch.cat([head.weight for head, _ in parts]) for parts in (saved, loaded)]
-    assert torch.equal(*whole)
-    for name in ("exp_avg", "exp_avg_sq"):
-        whole = [
-            torch.cat([o.state[h.weight][name] for h, o in parts if len(h.weight)])
-            for parts in (saved, loaded)
-        ]
-        assert torch.equal(*whole)
-    # The next step is the same too.
-    step = torch.ones(7, 4)
-    for head, optimizer in saved + loaded:
-        head.weight.grad = step[head.first : head.last].clone()
-        optimizer.step()
-    whole = [torch.cat([head.weight for head, _ in parts]) for parts in (saved, loaded)]
-    assert torch.equal(*whole)
-
-
-def test_a_missing_head_shard_is_told(tmp_path):
-    for rank in range(2):
-        head, optimizer = stepped_head(rank, 2)
-        head.weight.grad = torch.ones_like(head.weight)
-        optimizer.step()
-        _save_head(tmp_path, head, optimizer)
-    (tmp_path / "head-0-4.safetensors").unlink()
-    head, optimizer = stepped_head(0, 1)
-    with pytest.raises(Corrupt, match="3 of the classes 0 to 7 found"):
-        _load_head(tmp_path, head, optimizer, 1)
-    head, optimizer = stepped_head(2, 3)
-    _load_head(tmp_path, head, optimizer, 1)

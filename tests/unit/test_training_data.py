@@ -1,5 +1,6 @@
 """The order of training items, and learning rates and margin as functions of the step."""
 
+import json
 import math
 
 import numpy as np
@@ -19,16 +20,26 @@ from dist_train.training.optimisation import (
 )
 from shards.errors import BadInput
 from shards.reader import ShardSet
+from tests.many_items import many_items
 
 WORLDS = (1, 2, 4)
 
 
-def items_of(N: int, batch: int, accumulation: int = 1, seed: int = 0, epochs: float = 1.0):
+def items_of(N: int, batch: int, accumulation: int = 1, seed: int = 0, **options):
     """Items numbered with gaps, as where some postings lack the part."""
+    config = ImageTraining(batch_size=batch, accumulation=accumulation, seed=seed, **options)
+    numbers = np.arange(N) * 3 + 1
+    return TrainingItems(None, numbers, 5, config, "f" * 64)  # these plans need no reader
+
+
+def products_of(shard_set, sizes, batch: int, photos: int, accumulation: int = 1, **options):
+    """Items of products of these sizes, in random places."""
+    ids = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
     config = ImageTraining(
-        batch_size=batch, accumulation=accumulation, seed=seed, epochs=epochs
-    )  # fmt: skip
-    return TrainingItems(None, np.arange(N) * 3 + 1, 5, config)  # plans need no reader
+        batch_size=batch, photos_per_product=photos, accumulation=accumulation, **options
+    )
+    reader = many_items(shard_set, len(ids), ids)
+    return TrainingItems(reader, np.arange(len(ids)), len(sizes), config, "f" * 64)
 
 
 def global_passes(items: TrainingItems, first: int, last: int, world: int):
@@ -116,11 +127,101 @@ def test_steps_cover_the_epochs(N, epochs, batch):
     assert items.epoch_steps == N / batch
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 200), st.integers(0, 99), st.sampled_from(WORLDS))
+def test_windows_take_every_item_once_an_epoch_for_any_world(N, seed, world):
+    items = items_of(N, 8, 1, seed, order="window")
+    assert items.state.mode["order"] == "window"
+    passes = global_passes(items, 0, -(-2 * N // 8), world)
+    np.testing.assert_array_equal(flat(passes), flat(global_passes(items, 0, len(passes), 1)))
+    for epoch in range(2):
+        assert sorted(flat(passes)[epoch * N : (epoch + 1) * N]) == items.numbers.tolist()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_ranks_hold_whole_groups_of_a_product(shard_set, accumulation):
+    items = products_of(shard_set, [5, 1, 2, 9, 3, 3] * 8, 24, 3, accumulation)
+    classes = items.reader.records["class_id"]
+    for world in (1, 2, 4):
+        for rank in range(world):
+            for plan in items.plans(0, 12, rank, world):
+                groups = classes[plan.items].reshape(-1, 3)
+                assert (groups == groups[:, :1]).all()
+        one, many = (flat(global_passes(items, 0, 12, w)) for w in (1, world))
+        np.testing.assert_array_equal(one, many)
+
+
+def test_epochs_of_products_count_the_positions_that_they_have(shard_set):
+    sizes = [1, 2, 3, 4, 5, 6]  # groups of three: 1 1 1 2 2 2
+    items = products_of(shard_set, sizes, 6, 3, epochs=4.0)
+    assert items.order.positions == 9 * 3
+    assert items.steps == 4 * 27 // 6
+    assert items.epoch_steps == 27 / 6
+    taken = flat(global_passes(items, 0, items.steps, 1))
+    for epoch in range(4):
+        assert set(taken[epoch * 27 : (epoch + 1) * 27]) == set(range(21))
+
+
+def test_windows_of_products_are_refused():
+    with pytest.raises(BadInput, match="choose one of them"):
+        ImageTraining(order="window", photos_per_product=2)
+    with pytest.raises(BadInput, match="photos_per_product"):
+        ImageTraining(photos_per_product=0)
+
+
+class _Counting:
+    """An order that notes what it is asked for."""
+
+    def __init__(self, order):
+        self.order, self.asked = order, []
+
+    def at(self, positions):
+        self.asked.append(positions.copy())
+        return self.order.at(positions)
+
+
+@pytest.mark.parametrize("order", ["global", "window"])
+def test_the_first_batch_asks_for_as_many_positions_wherever_it_is(order):
+    N, asked = 10_000_000, []
+    for step in (0, int(0.99 * N) // 256):
+        items = items_of(N, 256, order=order)
+        counting = _Counting(items.order)
+        items.__dict__["order"] = counting
+        items.plans(step, step + 1, 1, 2)
+        asked.append(counting.asked)
+    first, late = asked
+    assert (
+        [len(positions) for positions in first] == [len(positions) for positions in late] == [128]
+    )
+    assert late[0][0] == int(0.99 * N) // 256 * 256 + 128
+
+
+@pytest.mark.parametrize("options", [{"order": "global"}, {"order": "window"}])
+def test_the_state_of_a_huge_training_is_small(options):
+    state = items_of(10_000_000, 4096, **options).state
+    assert len(json.dumps(state.at(10**13).to_json())) < 1000
+
+
+def test_the_same_crops_come_at_the_same_position_in_any_order_and_batch(shard_set):
+    batches = (
+        items_of(50, 12), items_of(50, 24, 2), items_of(50, 12, order="window"),
+        products_of(shard_set, [3] * 20, 12, 3),
+    )  # fmt: skip
+    seeds = [flat(global_passes(items, 0, 10, 2), 1)[:120] for items in batches]
+    for other in seeds[1:]:
+        np.testing.assert_array_equal(seeds[0], other)
+    later = flat(global_passes(batches[0], 3, 4, 4), 1)
+    np.testing.assert_array_equal(later, seeds[0][36:48])
+    assert (flat(global_passes(items_of(50, 12, seed=1), 0, 10, 2), 1) != seeds[0]).all()
+
+
 def test_a_batch_that_does_not_divide_is_refused(shard_set):
     shards = ShardSet(shard_set)
     for world, accumulation, batch in ((3, 1, 16), (4, 2, 12)):
         config = ImageTraining(batch_size=batch, accumulation=accumulation)
-        with pytest.raises(BadInput, match=f"batch_size {batch} does not divide"):
+        unit = world * accumulation
+        told = f"batch_size {batch} does not divide .* multiple of {unit}, the nearest is "
+        with pytest.raises(BadInput, match=told + str(16 if batch == 12 else 15)):
             training_items(shards, "image", config, world)
     with pytest.raises(BadInput, match="no multiple of accumulation"):
         ImageTraining(batch_size=10, accumulation=4)

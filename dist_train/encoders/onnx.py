@@ -1,0 +1,65 @@
+"""An encoder as one ONNX file: from prepared inputs to unit vectors, for serving without torch."""
+
+import importlib.util
+import logging
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dist_train.config import View
+from dist_train.encoders.folder import Encoder, load_encoder
+from dist_train.encoders.image import ImageEncoder
+from shards.errors import BadInput
+from shards.files import atomic_path, read_json
+
+NEEDED = ("onnx", "onnxscript")
+INPUTS = {"image": ["pixels"], "text": ["tokens", "mask"]}
+
+
+class _UnitVectors(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.encoder(*inputs), dim=1)
+
+
+def export_onnx(run: Path, file: Path) -> None:
+    """Write the encoder of the finished `run` as ONNX to `file`, weights inside.
+
+    Inputs `pixels` (b, 3, S, S) float32, or `tokens` and `mask` (b, T) int64; output `vectors`
+    (b, D) float32 of length one; b and T are free. What makes the inputs is in the encoder's
+    preprocessing.json and tokenizer files. Raises BadInput when the packages for it are missing.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BadInput(f"export needs the packages {' and '.join(NEEDED)}: pip install .[onnx]")
+    view = read_json(run / "encoder" / "dist_train.json")["view"]
+    encoder = load_encoder(run / "encoder", view)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        _UnitVectors(encoder).eval(), _example(encoder), dynamo=True, verbose=False,
+        input_names=INPUTS[view], output_names=["vectors"], dynamic_shapes=(_free(view),),
+    )  # fmt: skip
+    assert program is not None
+    with atomic_path(file) as temporary:
+        program.save(temporary, external_data=False)
+
+
+def _example(encoder: Encoder) -> tuple[torch.Tensor, ...]:
+    if isinstance(encoder, ImageEncoder):
+        size = encoder.options.image_size
+        return (torch.zeros(2, 3, size, size),)
+    # Two tensors: of one given twice the exporter makes a single input.
+    return torch.ones(2, 7, dtype=torch.int64), torch.ones(2, 7, dtype=torch.int64)
+
+
+def _free(view: View) -> tuple[dict[int, torch.export.Dim], ...]:
+    batch = torch.export.Dim("batch")
+    if view == "image":
+        return ({0: batch},)
+    free = {0: batch, 1: torch.export.Dim("length", min=2, max=512)}
+    return free, free

@@ -1,0 +1,23 @@
+"""Where the files of a shard set lie, and those of one that is being packed."""
+
+from pathlib import Path
+
+KIND = "shard set"
+ITEMS = "items.parquet"
+LABEL_NOISE = "label_noise.parquet"
+WORK = ".pack"
+
+
+def shard_path(out: Path, split: str, shard: int) -> Path:
+    """Where a shard's tar lies."""
+    return out / split / f"{shard:06d}.tar"
+
+
+def facts_path(out: Path, split: str, shard: int) -> Path:
+    """What became of each posting of a shard, until the set is sealed."""
+    return out / WORK / f"{split}-{shard:06d}.parquet"
+
+
+def plan_path(out: Path) -> Path:
+    """The plan of a pack, until the set is sealed."""
+    return out / WORK / "plan.sqlite"

@@ -1,0 +1,99 @@
+"""Room on the disk: how much a pack will need, and a clear word when there is too little."""
+
+import errno
+import os
+import shutil
+import sqlite3
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shards.build import samples
+from shards.errors import BadInput, Failed
+from shards.options import PackOptions
+from shards.plan import Plan
+
+SAMPLE = 64
+"""Postings that are made ready to tell how large all will be."""
+BLOCK = 512
+INDEX_AND_TABLE = 300
+"""Bytes an item takes in its .idx, in .pack and in items.parquet beside the catalogue's own."""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def survey(plan: Plan, catalogue: Path, images: Path | None, options: PackOptions) -> dict:
+    """`bytes` that the whole set will take, and `photos` that were there for the sample.
+
+    The bytes are those of a sample of real postings times their number; two standard errors are
+    added, so that 39 estimates of 40 are not too small.
+    """
+    # A small catalogue is not read twice over for this.
+    rows = plan.sample(max(1, min(SAMPLE, len(plan) // 20)))
+    facts: list[dict[str, Any]] = []
+    made = samples([row._replace(slot=n) for n, row in enumerate(rows)], images, options, facts)
+    by_slot = {slot: members for slot, _, members in made}
+    sizes = [sum(map(_in_tar, by_slot.get(n, {}).values())) for n in range(len(rows))]
+    spread = statistics.stdev(sizes) / len(sizes) ** 0.5 if len(sizes) > 1 else 0.0
+    item = statistics.fmean(sizes) + 2 * spread + INDEX_AND_TABLE
+    photos = [row.image for row, fact in zip(rows, facts, strict=True) if fact["has_image"]]
+    return {"bytes": int(item * len(plan)) + 2 * catalogue.stat().st_size, "photos": photos}
+
+
+def check_photos(images: Path | None, names: list[str]) -> None:
+    """Raise BadInput when none of the photos that were there for the plan is there here."""
+    # Else a folder that is not mounted on one node costs all the photos of its shards.
+    if images is not None and names and not any((images / name).is_file() for name in names):
+        raise BadInput(
+            f"{images}: on {os.uname().nodename} it lacks {names[0]} and every other photo that "
+            "was there for the plan; is the right folder mounted?"
+        )
+
+
+def _in_tar(data: bytes) -> int:
+    return BLOCK + -(-len(data) // BLOCK) * BLOCK
+
+
+def check_room(out: Path, needed: int) -> None:
+    """Raise Failed when `out` lacks room for what is not yet written of `needed` bytes."""
+    missing = needed - written(out)
+    free = shutil.disk_usage(out).free
+    if missing > free:
+        raise Failed(
+            f"{out}: no room: about {told(missing)} needed, {told(free)} free on its file system; "
+            "make room, or pack smaller photos with --size"
+        )
+
+
+def written(out: Path) -> int:
+    """Bytes of the shards that stand already."""
+    return sum(path.stat().st_size for path in out.glob("*/[0-9]*.*"))
+
+
+@contextmanager
+def full_disk_told(out: Path) -> Iterator[None]:
+    """Within it a disk or quota that fills up raises Failed; what stands whole is kept."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        if not _is_full(error):
+            raise
+        raise Failed(
+            f"{out}: no room left ({error}); {told(shutil.disk_usage(out).free)} free on its file "
+            f"system, {told(written(out))} of shards stand whole; make room or raise the quota, "
+            "and the same command goes on"
+        ) from None
+
+
+def _is_full(error: OSError | sqlite3.Error) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    # SQLite tells of a full disk, but of a quota or a limit only as of a write that failed.
+    codes = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+    return error.sqlite_errorcode in codes
+
+
+def told(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

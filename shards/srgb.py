@@ -1,0 +1,135 @@
+"""A photo of any kind from untrusted bytes: opened by its header, then upright sRGB pixels."""
+
+import io
+import re
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from shards.pixels import decode_jpeg, resize
+
+MAX_PIXELS = 64_000_000
+ORIENTATION = 0x0112
+TURNS = range(2, 9)
+# Named, since others start programs on untrusted bytes: EPS runs Ghostscript. MPO is a JPEG here.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+
+
+class PhotoRefused(ValueError):
+    """The photo cannot be used; the message is the reason that items.parquet keeps."""
+
+
+def open_photo(data: bytes, max_pixels: int) -> Image.Image:
+    """The photo of `data`, its header read and nothing decoded; PhotoRefused over the cap."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > max_pixels:
+        raise PhotoRefused(f"{image.width} x {image.height} pixels, over max_pixels")
+    return image
+
+
+def refused(error: Exception) -> PhotoRefused:
+    """What Pillow raised, which is nearly anything on hostile bytes, as a reason to keep."""
+    if isinstance(error, PhotoRefused):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return PhotoRefused(f"not a readable photo: none of {', '.join(FORMATS)}")
+    # The reason is stored in the tar: no address, which differs from run to run, may be in it.
+    told = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error) or type(error).__name__)
+    return PhotoRefused(f"not a readable photo: {told}")
+
+
+def rgb_pixels(data: bytes, image: Image.Image, short: int, least: int) -> np.ndarray:
+    """Upright sRGB pixels (h, w, 3) of the opened `image` of `data`, its short side `short`.
+
+    A JPEG is decoded at the smallest size whose short side is `least`. An ordinary one takes the
+    fast way; one that the fast way knows no answer to (another colour space or kind, a profile,
+    damage) is Pillow's, which raises nearly anything when it cannot either.
+    """
+    if _is_ordinary(image):
+        try:
+            pixels = decode_jpeg(data, least)
+        except ValueError:
+            pass  # damage that Pillow may look past, or not: its word is the one that is told
+        else:
+            return _turned(_resized(pixels, short), orientation(image))
+    image.draft("RGB", (least, least))
+    image.load()
+    return exact_pixels(image, short)
+
+
+def exact_pixels(image: Image.Image, short: int) -> np.ndarray:
+    """Upright sRGB pixels (h, w, 3) of `image`, its short side `short`, by Pillow alone."""
+    rgb = _to_srgb(_upright(image))
+    if min(rgb.size) != short:
+        rgb = rgb.resize(_with_short(rgb.size, short), Image.Resampling.BICUBIC)
+    return np.asarray(rgb)
+
+
+def orientation(image: Image.Image) -> int | None:
+    """How the photo is to be turned (EXIF, 1 to 8); None where its EXIF is broken."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:
+        return None
+
+
+def _is_ordinary(image: Image.Image) -> bool:
+    is_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
+    return is_jpeg and not image.info.get("icc_profile")
+
+
+def _with_short(size: tuple[int, int], short: int) -> tuple[int, int]:
+    scale = short / min(size)
+    width, height = (max(short, round(side * scale)) for side in size)
+    return width, height
+
+
+def _resized(pixels: np.ndarray, short: int) -> np.ndarray:
+    size = pixels.shape[1], pixels.shape[0]
+    return pixels if min(size) == short else resize(pixels, _with_short(size, short))
+
+
+def _turned(pixels: np.ndarray, how: int | None) -> np.ndarray:
+    if how not in TURNS:
+        return pixels
+    image = Image.fromarray(pixels)
+    image.getexif()[ORIENTATION] = how
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image  # broken EXIF, raising nearly anything: the photo is taken as it lies
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit greys: Pillow's own convert clips at 255.
+        grey = (np.asarray(image, np.float64) / 257).clip(0, 255).astype("uint8")
+        return Image.fromarray(grey).convert("RGB")
+    profile, alpha = image.info.get("icc_profile"), None
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    if image.mode != "CMYK":
+        image = image.convert("RGB")
+    if profile:
+        image = _through_profile(image, profile)
+    return _on_white(image.convert("RGB"), alpha)
+
+
+def _on_white(image: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    if alpha is None:
+        return image
+    return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+
+
+def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB") or image
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image  # a broken profile: the numbers are taken as they are

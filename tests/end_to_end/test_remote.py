@@ -1,0 +1,58 @@
+"""Stages on a shard set at a URL: the same results as from disk, and photos for the report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_train.report.gather import _open_photos
+from dist_train.stage import parent_shards
+from shards import remote
+from shards.reader import ShardSet
+from tests.distributed.comparing import losses, weights
+from tests.distributed.launching import run
+from tests.serving import serve
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def test_training_and_embedding_from_a_url_are_those_from_disk(
+    shard_set: Path, image_options: list[object], image_run: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("DIST_TRAIN_CACHE", str(tmp_path / "cache"))
+    with serve(shard_set.parent) as server:
+        url = f"{server.url}/{shard_set.name}"
+        options = [url if word == shard_set else word for word in image_options]
+        options[options.index("--workers") + 1] = 2
+        run(1, "train", "image", *options, "--out", tmp_path / "run")
+        assert losses(tmp_path / "run") == losses(image_run)
+        ours, theirs = weights(tmp_path / "run"), weights(image_run)
+        assert all(ours[name].equal(theirs[name]) for name in theirs)
+        for shards, name in ((url, "there"), (shard_set, "here")):
+            run(1, "embed", "--shards", shards, "--image", image_run, "--out", tmp_path / name,
+                "--workers", 0)  # fmt: skip
+        _check_embedding(tmp_path / "there", tmp_path / "here", url)
+        data = {path: n for path, n in server.started.items() if not path.endswith(".json")}
+        assert set(data.values()) == {1}
+        monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
+        server.broken = lambda path: "500"
+        photos, reason = _open_photos(tmp_path / "there")
+    assert photos is None
+    assert f"{url}/stage.json" in str(reason)
+
+
+def _check_embedding(there: Path, here: Path, url: str) -> None:
+    for part in sorted(here.glob("image-*.npy")):
+        np.testing.assert_array_equal(np.load(there / part.name), np.load(part))
+    told = [json.loads((out / "stage.json").read_text())["parents"] for out in (there, here)]
+    assert told[0]["shards"]["path"] == url
+    assert told[0]["shards"]["fingerprint"] == told[1]["shards"]["fingerprint"]
+    assert parent_shards(there) == url
+    photos, reason = _open_photos(there)
+    assert reason is None
+    assert isinstance(photos, ShardSet)
+    shards = ShardSet(parent_shards(here))
+    for posting_id in shards.packed.posting_id[:5]:
+        assert photos.photo(posting_id) == shards.photo(posting_id)

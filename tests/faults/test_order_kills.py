@@ -1,0 +1,96 @@
+"""Real ranks over gloo, killed at random moments and started again as another number of them.
+
+What the finished steps of all lives took, put together, is the order of one undisturbed life.
+"""
+
+import json
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_train.config import ImageTraining
+from dist_train.training.data import TrainingItems, training_items
+from shards.reader import ShardSet
+from tests.distributed.launching import command, environment
+from tests.faults.test_stops import kill, wait_for
+
+pytestmark = pytest.mark.timeout(1800)
+BATCH, STEPS_A_KILL = 24, 14
+
+
+def start(world: int, log: Path, *verb: object) -> subprocess.Popen:
+    """A verb on `world` ranks that write down what they take."""
+    words = command(world, *verb)
+    at = words.index("dist_train", words.index("-m", 2) if world > 1 else 0)
+    words[at : at + 1] = ["tests.faults.logging_rank", str(log)]
+    return subprocess.Popen(
+        words, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def rows(log: Path, rank: int) -> list:
+    """The first step of a life on a rank, then its batches; empty when it was killed before."""
+    path = log.with_name(f"{log.name}-{rank}.jsonl")
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def taken_by(lives: list[tuple[Path, int]], steps: int) -> list[int]:
+    """Items of the finished steps of all lives: those before the step that the next life began."""
+    begun = [(log, world) for log, world in lives if all(rows(log, r) for r in range(world))]
+    firsts = [rows(log, 0)[0] for log, _ in begun]
+    taken: list[int] = []
+    for (log, world), first, end in zip(begun, firsts, [*firsts[1:], steps], strict=True):
+        of_ranks = [rows(log, rank) for rank in range(world)]
+        assert {of_rank[0] for of_rank in of_ranks} == {first}
+        for step in range(end - first):
+            taken += [item for of_rank in of_ranks for item in of_rank[1 + step]]
+    return taken
+
+
+def undisturbed(shards: Path, **options) -> TrainingItems:
+    """The training in this process, for its plan."""
+    config = ImageTraining(batch_size=BATCH, **options)
+    return training_items(ShardSet(shards), "image", config, 1)
+
+
+@pytest.mark.parametrize(
+    ("kills", "options"),
+    [
+        (3, {"order": "window"}),
+        pytest.param(20, {"order": "global"}, marks=pytest.mark.full),
+        pytest.param(8, {"photos_per_product": 4}, marks=pytest.mark.full),
+    ],
+)
+def test_killed_ranks_take_every_item_in_the_one_order(
+    kills: int, options: dict, shard_set: Path, tiny_vit: Path, tmp_path: Path
+) -> None:
+    length = undisturbed(shard_set, **options).order.positions
+    options["epochs"] = kills * STEPS_A_KILL * BATCH / length
+    items, draw = undisturbed(shard_set, **options), random.Random(kills)
+    verb = [
+        "train", "image", "--shards", shard_set, "--out", tmp_path / "run", "--device", "cpu",
+        "--encoder.model", tiny_vit, "--encoder.image-size", 32, "--batch-size", BATCH,
+        "--precision", "fp32", "--workers", 1, "--checkpoint-every", 1, "--validate-every", 0,
+    ]  # fmt: skip
+    for name, value in options.items():
+        verb += [f"--{name.replace('_', '-')}", value]
+    lives = [(tmp_path / f"life-{number}", 2 - number % 2) for number in range(kills + 1)]
+    for log, world in lives[:-1]:
+        process = start(world, log, *verb)
+        seen = draw.randint(1, STEPS_A_KILL)
+        wait_for(lambda log=log, seen=seen: len(rows(log, 0)) >= seen, process, 150)
+        time.sleep(draw.random() * 0.1)
+        kill(process)
+    process = start(lives[-1][1], lives[-1][0], *verb)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    done = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert done["counts"]["steps"] == items.steps
+    whole = np.concatenate([plan.items for plan in items.plans(0, items.steps, 0, 1)])
+    assert taken_by(lives, items.steps) == whole.tolist()
+    assert len(whole) >= kills * STEPS_A_KILL * BATCH
