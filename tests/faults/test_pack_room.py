@@ -17,7 +17,7 @@ from shards.errors import Failed
 from shards.options import PackOptions
 from shards.packer import pack
 from shards.verify import verify
-from tests.faults.test_pack_kill import command, temporary_files, tree
+from tests.faults.packing import command, temporary_files, tree
 
 OPTIONS = PackOptions(size=24, shard_items=50)
 
