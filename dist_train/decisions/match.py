@@ -46,11 +46,22 @@ def match(embeddings: Path, index: Path, out: Path, config: MatchConfig) -> dict
         if not done:
             views = indexed_views(index, embedding_set)
             search = set_up(views, index, out, config, _given(config), runtime)
-            find(search, out, runtime)
+            _find(search, out, runtime)
+            # A slower rank may still work in the folder that finishing takes away.
+            runtime.barrier()
             if runtime.is_main:
                 _finish(embedding_set, views, search, out, config)
             runtime.barrier()
     return read_json(out / "threshold.json")
+
+
+def _find(search: Search, out: Path, runtime: Runtime) -> None:
+    try:
+        find(search, out, runtime)
+    except FileNotFoundError:
+        # Other workers on the same folder have finished it, and taken away what they worked in.
+        if not (out / stage_files.MANIFEST).exists():
+            raise
 
 
 def _given(config: MatchConfig) -> float | None:
