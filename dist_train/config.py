@@ -108,8 +108,8 @@ class TrainingConfig:
     """Items a step over all processes."""
     accumulation: int = 1
     """Forward passes a step; batch_size is the sum over them."""
-    order: Literal["global", "window"] = "global"
-    """Shuffled over all items, or within windows of small regions, where far seeks hurt."""
+    order: Literal["global", "window", "none"] = "global"
+    """Shuffled over all items, within windows of small regions (where far seeks hurt), or not."""
     photos_per_product: int = 1
     """Above 1: batches of whole products with so many items each; smaller products repeat some."""
     lr: float = 4e-5
@@ -149,10 +149,10 @@ class TrainingConfig:
             raise BadInput(
                 f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}"
             )
-        if self.order == "window" and self.photos_per_product > 1:
+        if self.order != "global" and self.photos_per_product > 1:
             raise BadInput(
-                "order window reads neighbours together, photos_per_product a product's items "
-                "wherever they lie; choose one of them"
+                f"order {self.order} reads neighbours together, photos_per_product a product's "
+                "items wherever they lie; choose one of them"
             )
 
 
@@ -232,7 +232,7 @@ class MatchConfig:
     """How vectors become matches."""
 
     engine: Literal["auto", "faiss", "gemm"] = "auto"
-    """faiss searches the saved index; gemm multiplies the stored rows (GPU or CPU)."""
+    """faiss searches the saved index; gemm (auto) multiplies the stored rows, on GPU or CPU."""
     threshold: float | None = None
     """Score from which two items match; not given: the best mean F1 on the val products."""
     threshold_from: Path | None = None

@@ -10,7 +10,7 @@ import pandas as pd
 from dist_train.config import TrainingOptions, View
 from dist_train.encoders.batches import BatchPlan
 from shards.errors import BadInput
-from shards.order import Order, WindowOrder
+from shards.order import Order, StoredOrder, WindowOrder
 from shards.order_state import OrderState
 from shards.product_order import ProductOrder
 from shards.reader import ItemReader, ShardSet
@@ -36,7 +36,7 @@ class TrainingItems:
         if (photos := config.photos_per_product) > 1:
             class_ids = self.reader.records["class_id"][self.numbers]
             return ProductOrder(class_ids, config.seed, config.batch_size // photos, photos)
-        kind = {"global": Order, "window": WindowOrder}[config.order]
+        kind = {"global": Order, "window": WindowOrder, "none": StoredOrder}[config.order]
         return kind(len(self.numbers), config.seed)
 
     @property

@@ -46,7 +46,6 @@ class ValidationItems:
         curve = f1_curve(self.groups, pairs.i, pairs.j, pairs.score)
         threshold, f1 = curve.best()
         nearest = _nearest(pairs.i, pairs.j, pairs.score, len(vectors))
-        nearest = _nearest(pairs.i, pairs.j, pairs.score, len(vectors))
         recall = recall_at_1(self.groups, nearest)
         scores = {"f1": f1, "threshold": float(threshold), "f1_itself_only": curve.base}
         # Where every item is alone in its group there is no recall, and JSON has no NaN.

@@ -180,7 +180,7 @@ class _Counting:
         return self.order.at(positions)
 
 
-@pytest.mark.parametrize("order", ["global", "window"])
+@pytest.mark.parametrize("order", ["global", "window", "none"])
 def test_the_first_batch_asks_for_as_many_positions_wherever_it_is(order):
     N, asked = 10_000_000, []
     for step in (0, int(0.99 * N) // 256):
@@ -196,7 +196,7 @@ def test_the_first_batch_asks_for_as_many_positions_wherever_it_is(order):
     assert late[0][0] == int(0.99 * N) // 256 * 256 + 128
 
 
-@pytest.mark.parametrize("options", [{"order": "global"}, {"order": "window"}])
+@pytest.mark.parametrize("options", [{"order": o} for o in ("global", "window", "none")])
 def test_the_state_of_a_huge_training_is_small(options):
     state = items_of(10_000_000, 4096, **options).state
     assert len(json.dumps(state.at(10**13).to_json())) < 1000
