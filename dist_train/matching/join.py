@@ -114,6 +114,8 @@ def join(views: Views, engine: Engine, wanted: Wanted, out: Path, runtime: Runti
     quiet = None if runtime.is_main else True
     with tqdm(total=len(mine), desc="match", unit="tile", disable=quiet) as bar:
         while left := [tile for tile in mine if not work.is_done(tile.number)]:
+            if work.is_finished():
+                return
             bar.update(len(mine) - len(left) - bar.n)
             if not _take_some(views, engine, wanted, left, work, known, runtime, bar):
                 time.sleep(LOOK_AGAIN)
@@ -132,7 +134,7 @@ def _take_some(
         if runtime.stop_asked():
             break
         with work.claim(tile.number) as ours:
-            if ours and not work.is_done(tile.number):
+            if ours and not work.is_done(tile.number) and not work.is_finished():
                 any_free = True
                 floor = work.floor(wanted.floor, wanted.budget, wanted.highest)
                 do_tile(views, engine, replace(wanted, floor=floor), tile, work, known)

@@ -18,6 +18,7 @@ import pandas as pd
 
 from shards.errors import Corrupt
 from shards.files import read_json, write_json, write_parquet
+from shards.stage_files import MANIFEST
 
 GRID = 1_000
 """Steps of the floor in a unit of score."""
@@ -43,6 +44,13 @@ class Work:
     def is_done(self, tile: int) -> bool:
         """The tile is committed."""
         return tile in self._records or (self.tiles / f"{tile:05d}.json").exists()
+
+    def is_finished(self) -> bool:
+        """Some worker has finished the whole of it, and taken away the records of the tiles.
+
+        To be asked after `is_done` has said no: while a tile is not committed nobody can finish.
+        """
+        return (self.out / MANIFEST).exists()
 
     def commit(self, tile: int, record: dict[str, Any], nearest: pd.DataFrame | None) -> None:
         """Write what the tile found besides its pairs, its record last."""

@@ -1,6 +1,7 @@
 """Tiles, claims, the floor, memory and the proof: what keeps a join whole."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -73,6 +74,18 @@ def test_the_floor_rises_to_the_budget_whatever_the_order(tmp_path, budget):
     for other_floor, other in answers[1:]:
         assert other_floor == floor
         pd.testing.assert_frame_equal(other, pairs)
+
+
+def test_a_worker_that_comes_when_all_is_finished_does_nothing(tmp_path):
+    views = indexed_like({"image": planted(200, 16)["image"]})
+    join(views, gemm(views, 50), Wanted(0.3), tmp_path, Runtime("cpu"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "pairs").iterdir()}
+    # As another worker leaves it that was the first to finish.
+    shutil.rmtree(tmp_path / ".work")
+    (tmp_path / "manifest.json").write_text("{}")
+    join(views, gemm(views, 50), Wanted(0.3), tmp_path, Runtime("cpu"))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "pairs").iterdir()} == before
+    assert not list((tmp_path / ".work").glob("tiles/*"))
 
 
 def _scores(vectors: dict[str, np.ndarray]) -> np.ndarray:
