@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.errors import BadInput, Corrupt, Failed, Unreadable
 from shards.reader import Item, ItemReader
+from shards.srgb import PhotoRefused
 
 STAND_INS = 100
 """Items that are tried in the place of a broken one."""
 FEW = 10
 """Broken items that no budget counts: one of twenty says nothing of a million."""
-BROKEN = (Unreadable, ValueError)
+BROKEN = (Unreadable, PhotoRefused)
 """What reading and decoding raise when nothing but the one item is at fault."""
 log = logging.getLogger(__name__)
 
