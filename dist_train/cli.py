@@ -1,16 +1,11 @@
 """The verbs: parsing and a call. Heavy imports wait until a verb needs them."""
 
-import logging
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import yaml
-from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Dict
+from cyclopts import App, Parameter
 
-from dist_train import __version__
+from dist_train import __version__, command
 from dist_train.config import (
     Config,
     EmbedConfig,
@@ -19,7 +14,7 @@ from dist_train.config import (
     MatchConfig,
     TextTraining,
 )
-from shards.errors import BadInput, Failed, NoGPU, Stopped
+from shards.errors import BadInput
 from shards.options import PackOptions
 from shards.remote import shown
 
@@ -32,6 +27,7 @@ app = App(
 )
 train_app = App(name="train", help="Fine-tune an encoder on the products of a shard set.")
 app.command(train_app)
+command.take_config(app)
 
 
 @app.command
@@ -311,64 +307,9 @@ def run(*, config: Annotated[Config, Flat]) -> None:
     _run(config)
 
 
-@app.meta.default
-def _with_config(
-    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Path | None = None,
-) -> None:
-    if tokens[:1] == ("run",) and len(tokens) > 1 and not tokens[1].startswith("-"):
-        config, tokens = Path(tokens[1]), ("run", *tokens[2:])
-    if config is not None:
-        app.config = (_options_of(config, tokens),)
-    app(tokens, exit_on_error=False, print_error=False)
-
-
 def main() -> None:
     """Parse, call, and end with the exit code of the outcome."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for name in ("dist_train", "shards"):
-        logging.getLogger(name).setLevel(logging.INFO)
-    try:
-        app.meta(exit_on_error=False, print_error=False)
-        _leave_group()
-    except CycloptsError as error:
-        _end(" ".join(str(error).split()), 2)
-    except Stopped as stopped:
-        _leave_group()
-        # A launcher takes any code but 0 for a crash; status.json tells the difference.
-        _end(str(stopped), 0 if "RANK" in os.environ else stopped.exit_code)
-    except (BadInput, Failed, NoGPU) as error:
-        _end(str(error), error.exit_code)
-
-
-def _options_of(config: Path, tokens: tuple[str, ...]) -> Dict:
-    """The file's options as those of the verb; cyclopts names file and key of a wrong one."""
-    try:
-        options = yaml.safe_load(config.read_text()) or {}
-    except OSError:
-        raise BadInput(f"{config}: no such config file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{config}: not YAML ({' '.join(str(error).split())})") from None
-    # Nested under the verb's name: at the top level cyclopts would drop, without a word, keys
-    # that are verbs as well (pack, embed, index, match).
-    for verb in reversed(app.parse_commands(tokens)[0]):
-        options = {verb: options}
-    return Dict(options, source=str(config))
-
-
-def _leave_group() -> None:
-    # gloo's threads abort an interpreter that ends while the process group stands. torch is not
-    # imported for it: verbs that need no group have none.
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_initialized():
-        distributed.barrier()
-        distributed.destroy_process_group()
-
-
-def _end(message: str, code: int) -> None:
-    rank = os.environ.get("RANK")
-    print(f"dist-train{f' [rank {rank}]' if rank else ''}: {message}", file=sys.stderr)
-    sys.exit(code)
+    command.call(app)
 
 
 def _run(config: Config) -> None:
