@@ -14,6 +14,7 @@ from dist_train.config import (
     MatchConfig,
     TextTraining,
 )
+from dist_train.operations import verbs
 from shards.errors import BadInput
 from shards.options import PackOptions
 from shards.remote import shown
@@ -27,6 +28,8 @@ app = App(
 )
 train_app = App(name="train", help="Fine-tune an encoder on the products of a shard set.")
 app.command(train_app)
+for verb in (verbs.plan, verbs.doctor, verbs.submit, verbs.status):
+    app.command(verb)
 command.take_config(app)
 
 
@@ -277,7 +280,7 @@ def match(
 
 
 @app.command
-def evaluate(matches: Path, /, *, compare: tuple[Path, ...] = ()) -> None:
+def evaluate(matches: Path, /, *, compare: tuple[str, ...] = ()) -> None:
     """Score matches on the test products, beside their floors.
 
     Parameters
@@ -285,12 +288,13 @@ def evaluate(matches: Path, /, *, compare: tuple[Path, ...] = ()) -> None:
     matches
         A match directory.
     compare
-        Other embedding sets over the same shards, scored beside it.
+        Other embedding sets over the same shards, scored beside it: FOLDER, or NAME=FOLDER.
     """
     from dist_train.decisions import score
     from dist_train.evaluation.table import score_table
 
-    print(score_table(score.evaluate(matches, {str(path): path for path in compare})))
+    others = {name: Path(path or name) for name, _, path in (c.partition("=") for c in compare)}
+    print(score_table(score.evaluate(matches, others)))
 
 
 @app.command
@@ -323,13 +327,10 @@ def _run(config: Config) -> None:
 
 
 def _print_twins(shards: Path, counts: dict) -> None:
-    import pandas as pd
-
     from shards.label_noise import told
     from shards.layout import LABEL_NOISE
 
-    where = shards / LABEL_NOISE
-    print(told(counts["twins"], pd.read_parquet(where), where))
+    print(told(counts["twins"], shards / LABEL_NOISE))
 
 
 def _columns(text: str) -> dict[str, str]:

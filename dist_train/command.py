@@ -12,7 +12,7 @@ from cyclopts.config import Dict
 
 from shards.errors import BadInput, Failed, NoGPU, Stopped
 
-TAKES_FILE = ("run",)
+TAKES_FILE = ("run", "plan", "submit")
 """Verbs whose first argument is the config file."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dist_train.cluster import SlurmConfig
 from shards.decode import Recipe
 from shards.errors import BadInput
 from shards.options import HOW_NOT_WHAT, PackOptions
@@ -81,6 +82,8 @@ class HeadOptions:
     """Share of the training over which the margin grows from 0."""
     lr: float = 5e-3
     """Learning rate of the class centres; ten or more times the encoder's."""
+    warmup: float | None = None
+    """Share of the training over which lr rises; not given: the encoder's."""
     start: Literal["random", "means"] = "random"
     """Centres before training: random by class, or each class's mean embedding."""
     grow_from: Path | None = None
@@ -92,6 +95,8 @@ class HeadOptions:
         _positive(self, "scale", "lr", "chunk", "centres", "sample")
         _within(self, 0, 1, "ramp", "sample")
         _within(self, 0, 1.5, "margin")
+        if self.warmup is not None:
+            _within(self, 0, 1, "warmup")
         if self.margin_of_largest is not None:
             _within(self, 0, self.margin, "margin_of_largest")
         if self.scale > 64:
@@ -114,19 +119,37 @@ class TrainingConfig:
     """Above 1: batches of whole products with so many items each; smaller products repeat some."""
     lr: float = 4e-5
     """Peak learning rate of the encoder."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate as a share of that of the layer above it; 1: all alike."""
+    freeze: float = 0.0
+    """Share of the training at whose beginning the encoder stands still and the head learns."""
     weight_decay: float = 0.01
     """AdamW's, for encoder matrices and class centres."""
     clip: float = 5.0
     """Largest gradient norm of the encoder, and of the head."""
+    schedule: Literal["cosine", "one-cycle"] = "cosine"
+    """After the warm-up a cosine to 0; one-cycle also rises in one, beta1 going the other way."""
     warmup: float = 0.1
-    """Share of the training over which the learning rates rise; then a cosine to 0."""
+    """Share of the training over which the learning rates rise; one-cycle is at home with 0.3."""
     head: HeadOptions = field(default_factory=HeadOptions)
+    ema: float = 0.0
+    """Decay of a moving average of the encoder, which then is validated and exported; 0: none."""
+    keep_best: bool = True
+    """Export the encoder of the best validation since the first step, else that of the last."""
+    patience: int = 0
+    """Validations in a row without a better F1 after which training ends; 0: never."""
     precision: Precision = "auto"
     """auto: bf16 where the device multiplies it natively, else fp32."""
+    gradient_checkpointing: bool = field(default=False, metadata=HOW_NOT_WHAT)
+    """Compute activations again in the backward pass: less memory, a third more time."""
+    compile: bool = field(default=False, metadata=HOW_NOT_WHAT)
+    """torch.compile of the encoder: minutes at the start, faster steps on a GPU."""
     checkpoint_every: int = field(default=500, metadata=HOW_NOT_WHAT)
     """Steps between checkpoints."""
     keep: int = field(default=2, metadata=HOW_NOT_WHAT)
     """Checkpoints that stay."""
+    grace: float = field(default=90.0, metadata=HOW_NOT_WHAT)
+    """Seconds between a stop signal and the kill; a checkpoint that takes longer is warned of."""
     validate_every: float = field(default=1.0, metadata=HOW_NOT_WHAT)
     """Epochs between validations; 0: only at the end."""
     log_every: int = field(default=10, metadata=HOW_NOT_WHAT)
@@ -135,6 +158,10 @@ class TrainingConfig:
     """Processes that read and decode, for each rank."""
     max_unreadable: float = field(default=0.01, metadata=HOW_NOT_WHAT)
     """Share of the items served that may be broken (others stand in); above it training stops."""
+    max_skipped: int = field(default=5, metadata=HOW_NOT_WHAT)
+    """Steps in a row that may be left out, their loss or gradient being no number."""
+    compare_every: int = field(default=100, metadata=HOW_NOT_WHAT)
+    """Steps between comparisons of the encoder's weights over processes; 0: never."""
     seed: int = 0
     """Of weights, order and augmentation."""
     device: Device = field(default="auto", metadata=HOW_NOT_WHAT)
@@ -142,9 +169,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "batch_size", "accumulation", "lr", "checkpoint_every", "keep", "log_every")
-        _positive(self, "clip", "photos_per_product")
-        _within(self, 0, 1, "warmup", "max_unreadable")
+        _positive(self, "clip", "photos_per_product", "layer_decay", "grace", "max_skipped")
+        _within(self, 0, 1, "warmup", "max_unreadable", "layer_decay", "freeze", "ema")
         _within(self, 0, math.inf, "epochs", "workers", "validate_every", "weight_decay")
+        _within(self, 0, math.inf, "patience", "compare_every")
+        if self.ema == 1:
+            raise BadInput("ema: 1 would keep the encoder as it begins; 0.99 to 0.9999 are usual")
         if self.batch_size % self.accumulation:
             raise BadInput(
                 f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}"
@@ -163,11 +193,21 @@ class ImageTraining(TrainingConfig):
     encoder: ImageEncoderOptions = field(default_factory=ImageEncoderOptions)
     min_crop: float = 0.5
     """Least share of a photo's area that a training crop shows."""
+    jitter: float = 0.2
+    """Of brightness, contrast and saturation: up to that share more or less."""
+    erase: float = 0.0
+    """Probability that a box of a training photo is blanked (random erasing, cut-out)."""
+    rand_augment: str = ""
+    """timm's form, such as rand-m7-mstd0.5-inc1 (it takes the place of jitter); not given: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "min_crop")
-        _within(self, 0, 1, "min_crop")
+        _within(self, 0, 1, "min_crop", "jitter", "erase")
+        if self.rand_augment and not self.rand_augment.startswith("rand"):
+            raise BadInput(
+                f"rand_augment: {self.rand_augment}, begins with rand, as in rand-m7-mstd0.5-inc1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +320,7 @@ class Config:
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def __post_init__(self) -> None:
         if not self.encoders:

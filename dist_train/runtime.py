@@ -1,12 +1,15 @@
 """Who runs where: process group, device, rank-0 logging, stop signals, shares of the work."""
 
+import faulthandler
 import logging
 import os
+import re
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -15,12 +18,13 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
+from dist_train.meeting import Meeting, timeout
+from dist_train.stage import newer_life, this_life
 from shards import stage_files
-from shards.errors import BadInput, NoGPU, Stopped
+from shards.errors import BadInput, Failed, NoGPU, Stopped
 
-TIMEOUT = timedelta(hours=12)
-"""Of collectives. Long: between them one rank may have a block more to do, or rank 0 a file to
-hash. A rank that dies is seen at once by the launcher, which ends the others."""
+LOST = re.compile(r"gloo|nccl|by peer|broken pipe", re.IGNORECASE)
+"""What torch says when another rank is gone."""
 Work = TypeVar("Work")
 log = logging.getLogger("dist_train")
 
@@ -35,6 +39,7 @@ class Runtime:
         another size than the launcher's WORLD_SIZE (separate copies would train in silence).
         """
         cpu = _on_cpu(device)
+        _leave_traces()
         state = _join(cpu)
         if not cpu and _device_of(state).type == "cpu":
             raise BadInput(f"device {device}: this process has begun on the CPU; start another")
@@ -42,7 +47,9 @@ class Runtime:
         self.device: torch.device = torch.device("cpu") if cpu else _device_of(state)
         _check_world(self.world)
         _log_on_rank_0(self.rank)
-        self._stop = _StopFlag()
+        self._meeting = Meeting(self.rank, self.world) if self.world > 1 else None
+        self._stop = stop_flag()
+        self.life: dict[str, Any] = {}
 
     @property
     def is_main(self) -> bool:
@@ -54,12 +61,12 @@ class Runtime:
         return work[self.rank :: self.world]
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.world > 1:
-            dist.barrier()
+        """Wait for all ranks, for as long as they live: one may work for hours before it comes."""
+        if self._meeting is not None:
+            self._meeting.wait()
 
     def total(self, value: float) -> float:
-        """Sum of `value` over ranks."""
+        """Sum of `value` over ranks, which come within minutes of each other."""
         if self.world == 1:
             return value
         box = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -67,24 +74,30 @@ class Runtime:
         return box.item()
 
     def tell_all(self, value: Any) -> Any:
-        """Rank 0's `value` on every rank (JSON-like values)."""
+        """Rank 0's `value` on every rank (JSON-like values); waits for it as `barrier` does."""
         if self.world == 1:
             return value
+        self.barrier()
         box = [value]
         dist.broadcast_object_list(box, device=self.device)
         return box[0]
 
     def from_all(self, value: Any) -> list[Any]:
-        """Every rank's `value` in rank order, on every rank (JSON-like values)."""
+        """Every rank's `value` in rank order, on every rank; waits for all as `barrier` does."""
         if self.world == 1:
             return [value]
+        self.barrier()
         values = [None] * self.world
         dist.all_gather_object(values, value)
         return values
 
     def stop_asked(self) -> bool:
-        """A signal has reached this rank; to be looked at between pieces of work."""
-        return self._stop.asked
+        """A signal has reached some rank; to be looked at between pieces of work."""
+        if self._meeting is None:
+            return self._stop.asked
+        if self._stop.asked:
+            self._meeting.ask_to_stop()
+        return self._stop.asked or self._meeting.stop_asked()
 
     def anyone_asked_to_stop(self) -> bool:
         """A signal has reached some rank; every rank must call it at the same point."""
@@ -105,28 +118,66 @@ class Runtime:
             self._write_status(out, "preempted", str(stopped))
             raise
         except BaseException as error:
+            cause = _cause(error, self.rank)
             # Any rank may be the one that fails, and the others may be stuck: it writes itself.
-            # The first to fail is the cause; the others lose their connection to it.
-            if stage_files.status_of(out) != "failed":
-                reason = f"rank {self.rank}: {type(error).__name__}: {error}"
-                stage_files.write_status(out, "failed", reason)
-            raise
+            # The first to fail is the cause; the others lose their connection to it, or fail alike
+            # and leave the word to the lowest of them.
+            time.sleep(min(0.05 * self.rank, 5.0))
+            if newer_life(out, self.life):
+                raise
+            if self.world > 1 and stage_files.status_of(out) == "failed":
+                raise SystemExit(getattr(error, "exit_code", 1)) from None
+            with suppress(OSError):  # where the disk is full
+                reason = f"rank {self.rank}: {type(cause).__name__}: {cause}"
+                stage_files.write_status(out, "failed", reason, self.life)
+            if cause is error:
+                raise
+            raise cause from None
+
+    def check_newest(self, out: Path) -> None:
+        """Before a commit: Failed when another life of this stage has begun since.
+
+        Slurm starts a job again whose node is cut off, where the one before may go on.
+        """
+        if self.is_main and (newer := newer_life(out, self.life)):
+            raise Failed(newer)
 
     def _begin(self, out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any]) -> bool:
-        answer: tuple[bool, str] = (False, "")
+        done, refusal, life = False, "", this_life()
         if self.is_main:
             try:
-                answer = (stage_files.begin(out, kind, config, parents), "")
+                if newer := newer_life(out, life, begun=False):
+                    raise BadInput(newer)
+                done = stage_files.begin(out, kind, config, parents)
+                if not done:
+                    stage_files.write_status(out, "running", by=life)
             except BadInput as refused:
-                answer = (False, str(refused))
-        done, refusal = self.tell_all(answer)
+                refusal = str(refused)
+        done, refusal, self.life = self.tell_all((done, refusal, life))
         if refusal:
             raise BadInput(refusal)
         return done
 
     def _write_status(self, out: Path, state: str, reason: str) -> None:
-        if self.is_main:
-            stage_files.write_status(out, state, reason)
+        if self.is_main and not newer_life(out, self.life):
+            stage_files.write_status(out, state, reason, self.life)
+
+
+def _cause(error: BaseException, rank: int) -> BaseException:
+    """`error`, or what it means when it only says that another rank does not answer any more."""
+    if not (isinstance(error, RuntimeError) and LOST.search(str(error))):
+        return error
+    return Failed(
+        f"rank {rank} lost its connection to another rank, which was killed or whose machine is "
+        "gone (out of memory? the launcher names it); the same command goes on "
+        f"({str(error).partition('. ')[0]})"
+    )
+
+
+def stop_flag() -> "_StopFlag":
+    """The process's: a stage that begins after the signal hears of it too."""
+    installed = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return installed if isinstance(installed, _StopFlag) and installed.is_ours() else _StopFlag()
 
 
 class _StopFlag:
@@ -144,8 +195,12 @@ class _StopFlag:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
+    def is_ours(self) -> bool:
+        """It was not inherited from the process that forked this one."""
+        return os.getpid() == self._pid
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:
+        if not self.is_ours():
             # A loader's worker inherits the handler; it goes when its loader lets it go.
             if number == signal.SIGTERM:
                 os._exit(0)
@@ -213,17 +268,50 @@ def _on_cpu(device: str) -> bool:
     return device == "cpu" or not torch.cuda.is_available()
 
 
+def _leave_traces() -> None:
+    """A crash prints where it was, SIGUSR2 prints where every thread is, and NCCL's flight recorder
+    writes down what each rank was at when a collective times out.
+    """
+    errors = sys.__stderr__
+    if errors is not None:
+        faulthandler.enable(errors)
+        faulthandler.register(signal.SIGUSR2, errors)
+    folder = Path(tempfile.gettempdir())
+    job = os.environ.get("SLURM_JOB_ID", os.environ.get("MASTER_PORT", "0"))
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder / f"dist_train-{job}-rank-"))
+
+
+def _check_nodes() -> None:
+    """No node of a Slurm step works alone beside the others, for want of a launcher over all."""
+    tasks, nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{of}", "1")) for of in ("TASKS", "NODES"))
+    if under_launcher():
+        world, here = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        alone, knows = world < nodes * here, f"{world} processes, {here} of them here"
+    else:
+        alone, knows = tasks > 1, "itself alone"
+    if alone:
+        raise BadInput(
+            f"Slurm runs this step as {tasks} tasks on {nodes} nodes, and task "
+            f"{os.environ.get('SLURM_PROCID')} knows of {knows}: each would do all the work; start "
+            "it by launch/slurm/stage.sh, or with --num_machines and --machine_rank"
+        )
+
+
 def _join(cpu: bool) -> PartialState:
+    _check_nodes()
     if not under_launcher():
         _check_world(1)  # before accelerate fails on the half of a launcher's variables
+        _check_alone()
     if not cpu:
-        return PartialState(timeout=TIMEOUT)
+        return PartialState(timeout=timeout())
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         # use_cpu would drop DeepSpeed without a word.
         os.environ["DS_ACCELERATOR"] = "cpu"
-        return PartialState(backend="gloo", timeout=TIMEOUT)
+        return PartialState(backend="gloo", timeout=timeout())
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    return PartialState(cpu=True, backend="gloo" if under_launcher() else None, timeout=TIMEOUT)
+    return PartialState(cpu=True, backend="gloo" if under_launcher() else None, timeout=timeout())
 
 
 def _device_of(state: PartialState) -> torch.device:
@@ -238,6 +326,16 @@ def _check_world(world: int) -> None:
         raise BadInput(
             f"the launcher meant {meant} processes, accelerate sees {world} and the process group "
             f"has {grouped}; start with: accelerate launch --num_processes {meant} -m dist_train"
+        )
+
+
+def _check_alone() -> None:
+    """`accelerate launch` says so little where it was to start several and started this one."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
+        raise BadInput(
+            "accelerate launch was told of several processes and has started this one alone; use a "
+            "config whose distributed_type is MULTI_GPU (on CPUs too: launch/accelerate/cpu.yaml), "
+            "without --cpu"
         )
 
 

@@ -1,6 +1,10 @@
-"""The chain of stage directories: what each was made from, by relative path and fingerprint."""
+"""The chain of stage directories: what each was made from, by relative path and fingerprint.
+
+And the lives of a stage: starts of the same command, of which only the newest may write.
+"""
 
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +61,32 @@ def _parent(path: Path, name: str) -> Location:
     if open_files(found, KINDS[name]).manifest["fingerprint"] != known[name]["fingerprint"]:
         raise BadInput(f"{path}: was made from another {name} than now lies at {found}")
     return found
+
+
+def this_life() -> dict[str, Any]:
+    """What this start of a stage is known by; under launch/slurm/stage.sh with job and restart."""
+    life: dict[str, Any] = {"life": uuid.uuid4().hex}
+    if job := os.environ.get("DIST_TRAIN_JOB", ""):
+        life |= {"job": job, "restart": int(os.environ.get("DIST_TRAIN_LIFE", "0"))}
+    return life
+
+
+def newer_life(out: Path, mine: dict[str, Any], begun: bool = True) -> str:
+    """What is to be said when a newer life than `mine` has begun the stage `out`; else empty.
+
+    Once begun, any other is newer; before, only a later restart of the same Slurm job.
+    """
+    path = out / stage_files.STATUS
+    known = read_json(path) if path.exists() else {}
+    if begun:
+        newer = bool(mine) and known.get("life") != mine["life"]
+    else:
+        newer = "job" in mine and known.get("job") == mine["job"]
+        newer = newer and known.get("restart", 0) > mine["restart"]
+    if not newer:
+        return ""
+    job = f", Slurm job {known['job']} restart {known['restart']}" if "job" in known else ""
+    return (
+        f"{out}: begun again elsewhere ({known.get('host', 'by a job that starts now')}"
+        f"{job}); this older start stops and writes nothing more"
+    )

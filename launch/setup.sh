@@ -15,6 +15,10 @@ main() {
     mkdir -p .venv
     exec 9>.venv/.lock
     flock 9 # two at a time would trip over each other
+    if [[ $purpose == test && ! -x /usr/sbin/slurmctld ]]; then
+        echo "setup: no Slurm here, its tests are skipped;" \
+            "apt-get install --no-install-recommends slurm-wlm iproute2 brings it"
+    fi
     if installed "$device" "$purpose"; then return; fi
 
     local seconds=$SECONDS

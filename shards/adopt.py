@@ -1,9 +1,12 @@
 """Tars that others made become a shard set where they lie: an index beside each, nothing moved.
 
 All tars are scanned before anything is written, so what is refused leaves the folder as it was.
+What was found of the items lies on the disk meanwhile: memory is that of the largest tar.
 """
 
 import logging
+import shutil
+import sqlite3
 import time
 from collections.abc import Collection, Mapping
 from contextlib import closing
@@ -11,23 +14,76 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 from tqdm import tqdm
 
 from shards import stage_files
-from shards.counts import counts_of
 from shards.errors import BadInput, Corrupt, Stopped
-from shards.files import read_json, remove_abandoned, sha256_file, write_json, write_parquet
+from shards.files import read_json, remove_abandoned, sha256_file, write_json
 from shards.foreign import scan_tar
 from shards.index import MAGIC, write_index
-from shards.label_noise import label_noise, twin_counts
-from shards.layout import ITEMS, KIND, LABEL_NOISE
+from shards.items import (
+    ARROW,
+    OWN,
+    STORED,
+    TYPES,
+    count_items,
+    create_items,
+    group_photos,
+    tell_twins,
+    write_rows,
+)
+from shards.layout import ITEMS, KIND, LABEL_NOISE, WORK
+from shards.scratch import scratch
 from shards.split import SPLITS, split_of
-from shards.twins import fingerprints, photo_groups
 from shards.verify import verify
 from shards.workers import each, sigterm_interrupts
 
 COLUMNS = ("posting_id", "title", "label_group")
+OTHERS = ("tar", "key", "folder", "cls", "image", "title")
+SCHEMA = pa.schema(
+    [(name, ARROW.get(TYPES.get(name, ""), pa.string())) for name in (
+        "posting_id", "image", "label_group", "tar", *OWN, "title",
+    )]
+)  # fmt: skip
+DOUBLE = """
+SELECT two.tar, two.key, two.posting_id, one.key, one.tar FROM (
+    SELECT rowid AS row, MIN(rowid) OVER (PARTITION BY posting_id) AS first FROM item
+) JOIN item AS two ON two.rowid = row JOIN item AS one ON one.rowid = first
+    WHERE row > first ORDER BY first, row LIMIT 1
+"""
+# Without a label there is nothing to train on or to score, wherever the tar lies.
+SPLIT = """
+UPDATE item SET split = IIF(folder = '' OR label_group = '', split_of(label_group), folder);
+UPDATE item SET shard = -1, slot = -1 WHERE status = 'rejected';
+"""
+# Whether the tars' own cls number the products of train one to one.
+OWN_NUMBERS = """
+SELECT COUNT(*) = COUNT(DISTINCT label_group) AND COUNT(*) = COUNT(DISTINCT cls)
+    AND MIN(cls = CAST(CAST(cls AS INTEGER) AS TEXT)) AND MIN(CAST(cls AS INTEGER)) = 0
+    AND MAX(CAST(cls AS INTEGER)) = COUNT(*) - 1
+    FROM (SELECT DISTINCT label_group, cls FROM item WHERE split = 'train')
+"""
+NUMBERS_OF_TARS = "UPDATE item SET class_id = CAST(cls AS INTEGER) WHERE split = 'train'"
+# As in a plan: the rank of its first posting among the first postings of all classes.
+NUMBERS = """
+CREATE TABLE class (row INTEGER PRIMARY KEY, class_id INTEGER);
+INSERT INTO class SELECT row, DENSE_RANK() OVER (ORDER BY first) - 1 FROM (
+    SELECT rowid AS row, MIN(rowid) OVER (PARTITION BY label_group) AS first
+    FROM item WHERE split = 'train'
+) ORDER BY row;
+UPDATE item SET class_id = class.class_id FROM class WHERE class.row = item.rowid;
+"""
+PACKED = """
+SELECT split, class_id, posting_id, title FROM item
+    WHERE rowid BETWEEN ? AND ? AND status = 'packed' ORDER BY rowid
+"""
+ACROSS = """
+SELECT COUNT(*) FROM (
+    SELECT 1 FROM item WHERE status = 'packed' AND label_group <> ''
+    GROUP BY label_group HAVING COUNT(DISTINCT split) > 1
+)
+"""
 PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 log = logging.getLogger("shards")
 
@@ -53,15 +109,20 @@ def index_tars(
     tars = _tars(path)
     try:
         with sigterm_interrupts():
-            table, records = _scan(path, tars, config, workers)
-            items = _items(table)
-            return _write(path, tars, items, records, config)
+            remove_abandoned(path)
+            # Beside the tars: a temporary folder of the system may be memory.
+            with scratch(path / WORK / "items") as database:
+                items = _scan(path, tars, config, workers, path / WORK, database)
+                _settle(database, path / WORK)
+                return _write(path, tars, items, config, path / WORK, database)
     except KeyboardInterrupt:
         if (path / stage_files.STAGE).exists():
             stage_files.write_status(path, "preempted", "stopped by a signal")
         raise Stopped(f"{path}: stopped by a signal; the same command starts again") from None
     except OSError as error:
         raise BadInput(f"{error.filename or path}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(path / WORK, ignore_errors=True)
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:
@@ -126,116 +187,95 @@ def _folder_split(path: Path, tar: Path) -> str:
 
 
 def _scan(
-    path: Path, tars: list[Path], config: dict[str, Any], workers: int
-) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    path: Path, tars: list[Path], config: dict[str, Any], workers: int, folder: Path,
+    database: sqlite3.Connection,
+) -> list[int]:  # fmt: skip
+    """Fill table item; the index records of each tar in a file in `folder`. Items of each tar."""
+    create_items(database, *OTHERS)
+    columns = [*STORED, *OTHERS]
+    places = ", ".join("?" * len(columns))
     jobs = [(tar, config["columns"], config["leave"]) for tar in tars]
-    tables, records = [], []
     bar = tqdm(total=len(tars), desc="index", unit="tar", disable=None)
+    items = []
     with bar, closing(each(scan_tar, jobs, workers)) as scanned:
-        for number, (tar, (facts, found)) in enumerate(zip(tars, scanned, strict=True)):
+        for number, (tar, (facts, records)) in enumerate(zip(tars, scanned, strict=True)):
             name = str(tar.relative_to(path))
-            tables.append(facts.assign(tar=name, shard=number, folder=_folder_split(path, tar)))
-            records.append(found)
+            facts = facts.assign(tar=name, shard=number, folder=_folder_split(path, tar),
+                                 split="", class_id=-1)  # fmt: skip
+            rows = facts[columns].astype(object).itertuples(index=False, name=None)
+            database.executemany(f"INSERT INTO item ({', '.join(columns)}) VALUES ({places})", rows)
+            np.save(folder / str(number), records)
+            items.append(len(facts))
             bar.update()
-    return pd.concat(tables, ignore_index=True), records
+    return items
 
 
-def _items(table: pd.DataFrame) -> pd.DataFrame:
-    """items.parquet as a pack writes it, with the column tar."""
-    items = table.assign(posting_id=_posting_ids(table))
-    by_group = {group: split_of(group) for group in dict.fromkeys(items.label_group)}
-    drawn = items.label_group.map(by_group)
-    # Without a label there is nothing to train on or to score, wherever the tar lies.
-    split = drawn.where((items.folder == "") | (drawn == "unlabelled"), items.folder)
-    items = items.assign(split=split)
-    items["class_id"] = _class_ids(items)
-    prints = fingerprints(items.sha256, items.phash, items.colours)
-    items["photo_group"] = photo_groups(prints)
-    items.loc[items.status == "rejected", ["shard", "slot"]] = -1
-    order = ["posting_id", "image", "label_group", "tar", "split", "class_id", "shard", "slot",
-             "status", "reason", "sha256", "phash", "colours", "photo_group", "width", "height",
-             "has_image", "has_text",
-             "title"]  # fmt: skip
-    types = dict.fromkeys(("class_id", "shard", "slot"), np.int32)
-    return items[order].astype(types)
-
-
-def _posting_ids(table: pd.DataFrame) -> pd.Series:
-    named = table.posting_id != ""
-    keys = table.key
-    if keys[~named].duplicated().any():
+def _settle(database: sqlite3.Connection, folder: Path) -> None:
+    """Ids, splits, classes and photo groups of all items, as a pack gives them."""
+    returning = "SELECT 1 FROM item WHERE posting_id = '' GROUP BY key HAVING COUNT(*) > 1 LIMIT 1"
+    if database.execute(returning).fetchone():
         log.warning("keys return in other tars: posting_id is TAR/KEY where json names none")
-        keys = table.tar.str.removesuffix(".tar") + "/" + table.key
-    ids = table.posting_id.where(named, keys)
-    double = ids.duplicated(keep=False)
-    if double.any():
-        first, second = table[ids == ids[double].iloc[0]].iloc[:2].itertuples()
+        key = "SUBSTR(tar, 1, LENGTH(tar) - LENGTH('.tar')) || '/' || key"
+    else:
+        key = "key"
+    database.execute(f"UPDATE item SET posting_id = {key} WHERE posting_id = ''")
+    double = database.execute(DOUBLE).fetchone()
+    if double:
+        tar, item, posting_id, other, first = double
         raise BadInput(
-            f"{second.tar}: item {second.key!r} has the posting_id {ids[second.Index]!r} of "
-            f"{first.key!r} in {first.tar}; name another with --columns posting_id=NAME"
+            f"{tar}: item {item!r} has the posting_id {posting_id!r} of {other!r} in {first}; "
+            "name another with --columns posting_id=NAME"
         )
-    return ids
-
-
-def _class_ids(items: pd.DataFrame) -> np.ndarray:
-    """As in a plan; the tars' own cls where they number the products of train one to one."""
-    train = items[items.split == "train"]
-    groups = list(dict.fromkeys(train.label_group))
-    number = {group: place for place, group in enumerate(groups)}
-    pairs = set(zip(train.label_group, train.cls, strict=True))
-    if {cls for _, cls in pairs} == set(map(str, range(len(groups)))) and len(pairs) == len(groups):
-        number = {group: int(cls) for group, cls in pairs}
-    of_train = np.where(items.split == "train", items.label_group.map(number), -1)
-    return of_train.astype(np.int32)
+    database.create_function("split_of", 1, split_of, deterministic=True)
+    database.executescript(SPLIT)
+    own = database.execute(OWN_NUMBERS).fetchone()[0]
+    database.executescript(NUMBERS_OF_TARS if own else NUMBERS)
+    group_photos(database, folder)
 
 
 def _write(
-    path: Path,
-    tars: list[Path],
-    items: pd.DataFrame,
-    records: list[np.ndarray],
-    config: dict[str, Any],
-) -> dict[str, Any]:
-    remove_abandoned(path)
+    path: Path, tars: list[Path], items: list[int], config: dict[str, Any], folder: Path,
+    database: sqlite3.Connection,
+) -> dict[str, Any]:  # fmt: skip
     stamp = {"format": stage_files.FORMAT, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     made = {"index-tars": True, "kind": KIND, "config": config, "parents": {}}
     write_json(path / stage_files.STAGE, stamp | made)
     stage_files.write_status(path, "running")
-    packed = items[items.status == "packed"]
-    of_tar = dict(list(packed.groupby("shard")))
-    for number, (tar, found) in enumerate(zip(tars, records, strict=True)):
-        _write_index(tar, of_tar.get(number, packed[:0]), found)
-    write_parquet(path / ITEMS, items)
-    write_parquet(path / LABEL_NOISE, label_noise(items))
-    counts = counts_of(items) | {
+    last = 0
+    for number, (tar, size) in enumerate(zip(tars, items, strict=True)):
+        first, last = last + 1, last + size
+        packed = database.execute(PACKED, (first, last)).fetchall()
+        _write_index(tar, packed, np.load(folder / f"{number}.npy"))
+    write_rows(
+        path / ITEMS, SCHEMA, database.execute(f"SELECT {', '.join(SCHEMA.names)} FROM item")
+    )
+    across = database.execute(ACROSS).fetchone()[0]
+    counts = count_items(database) | {
         "indexed_tars": len(tars),
-        "products_in_several_splits": _across_splits(packed),
-        "twins": twin_counts(items),
+        "products_in_several_splits": across,
+        "twins": tell_twins(database, path / LABEL_NOISE),
     }
-    if counts["products_in_several_splits"]:
+    if across:
         log.warning("%s: %d products lie in several splits; scores of test will be too good",
-                    path, counts["products_in_several_splits"])  # fmt: skip
+                    path, across)  # fmt: skip
     indices = [tar.with_suffix(".idx") for tar in tars]
     stage_files.finish(path, counts, [*tars, *indices, path / ITEMS, path / LABEL_NOISE])
     return counts
 
 
-def _write_index(tar: Path, items: pd.DataFrame, records: np.ndarray) -> None:
-    """The index of one tar: records by split, then slot, with what else the reader tells."""
-    rank = items.split.map(SPLITS.index).to_numpy(np.int64)
-    order = np.lexsort((items.slot, rank))
-    records = records.copy()
-    records["class_id"] = items.class_id
+def _write_index(tar: Path, packed: list[tuple], records: np.ndarray) -> None:
+    """The index of one tar: records by split, then slot, with what else the reader tells.
+
+    packed: (split, class_id, posting_id, title) of each record.
+    """
+    splits, class_ids, posting_ids, titles = zip(*packed, strict=True) if packed else [()] * 4
+    order = np.argsort([SPLITS.index(split) for split in splits], kind="stable")
+    records["class_id"] = class_ids
     header = {
         "tar_bytes": tar.stat().st_size,
         "tar_sha256": sha256_file(tar),
-        "splits": {split: int((items.split == split).sum()) for split in SPLITS},
-        "posting_ids": items.posting_id.iloc[order].tolist(),
-        "titles": items.title.iloc[order].tolist(),
+        "splits": {split: splits.count(split) for split in SPLITS},
+        "posting_ids": [posting_ids[place] for place in order],
+        "titles": [titles[place] for place in order],
     }
     write_index(tar.with_suffix(".idx"), header, records[order])
-
-
-def _across_splits(packed: pd.DataFrame) -> int:
-    labelled = packed[packed.label_group != ""]
-    return int((labelled.groupby("label_group").split.nunique() > 1).sum())

@@ -6,16 +6,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from shards.errors import Corrupt
-from shards.files import write_parquet
+from shards.files import atomic_path
 from shards.index import read_index
 from shards.layout import facts_path, shard_path
 from shards.options import PackOptions
 from shards.photo import Photo, PhotoRefused, load_photo
 from shards.plan import Plan, Row, Shard
 from shards.tar import Sample, write_shard
+
+TO_JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 
 
 def build_shard(
@@ -31,9 +34,14 @@ def build_shard(
         write_shard(
             shard_path(out, shard.split, shard.number),
             samples(opened.rows(shard), images, options, facts),
-            before_mark=lambda: write_parquet(facts_file, pd.DataFrame(facts)),
+            before_mark=lambda: _write_facts(facts_file, facts),
         )
     return shard.items
+
+
+def _write_facts(path: Path, facts: list[dict[str, Any]]) -> None:
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(facts), temporary)
 
 
 def is_built(shard: Shard, out: Path) -> bool:
@@ -91,7 +99,7 @@ def _members(row: Row, photo: Photo | None, title: str, fact: dict[str, Any]) ->
     about = told | {
         "posting_id": row.posting_id, "label_group": row.label_group, "title": title,
     }  # fmt: skip
-    members = {"json": json.dumps(about, ensure_ascii=False, sort_keys=True).encode()}
+    members = {"json": TO_JSON(about).encode()}
     if photo is not None:
         members["jpg"] = photo.jpeg
     if title.strip():

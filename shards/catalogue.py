@@ -6,8 +6,6 @@ Memory is that of one chunk, however long the catalogue. A Parquet file is read 
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +19,6 @@ from shards.errors import BadInput
 COLUMNS = ("posting_id", "image", "title", "label_group")
 CHUNK = 4_096  # rows
 CHUNK_BYTES = 2**20  # of JSON Lines
-
-
-def read_catalogue(path: Path, columns: dict[str, str] | None = None) -> pd.DataFrame:
-    """Read and check a catalogue that fits into memory.
-
-    `columns` maps our names to the file's (`{"posting_id": "sku"}`). Returns text columns
-    posting_id, image, title, label_group ("" where empty or missing) and then every other
-    column of the file as it is, or as text where its values are of several types. A column
-    whose name `columns` gives to another is carried as catalogue_NAME. Raises BadInput naming
-    the file and the row.
-    """
-    catalogue, carried, rows = Catalogue(path, columns), Carried(), count(1)
-    with closing(sqlite3.connect(":memory:")) as database:
-        database.execute("CREATE TABLE posting (row INTEGER PRIMARY KEY, posting_id TEXT)")
-        for chunk in catalogue.postings(carried):
-            ids = zip(chunk.posting_id, rows, strict=False)
-            database.executemany("INSERT INTO posting (posting_id, row) VALUES (?, ?)", ids)
-        check_unique(database, path)
-    return pd.concat(catalogue.frames(carried.schema()), ignore_index=True)
 
 
 def check_unique(database: sqlite3.Connection, path: Path) -> None:

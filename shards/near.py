@@ -1,4 +1,4 @@
-"""All pairs of 64-bit hashes within a Hamming distance: exact, in memory that N alone sets.
+"""All pairs of 64-bit hashes within a Hamming distance: exact, in bounded memory.
 
 Pigeonhole: cut the 64 bits into radius + EQUAL blocks. Two hashes that differ in at most
 `radius` bits agree in at least EQUAL whole blocks, so it is enough to compare, for every choice
@@ -8,6 +8,7 @@ web crawling, WWW 2007, §3).
 
 from collections.abc import Iterator
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -15,22 +16,26 @@ BITS = 64
 # Blocks that have to agree: at radius 6 they hold 21 bits, so that a million hashes that have
 # nothing to do with one another give buckets of one.
 EQUAL = 3
+ROWS = 2**18
+"""Rows that are compared at a time; more of them are first sorted apart on the disk."""
+PARTS = 128
 
 Pairs = tuple[np.ndarray, np.ndarray]
+Blocks = tuple[int, ...]
 
 
-def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[Pairs]:
+def near_pairs(hashes: np.ndarray, radius: int, within: Blocks = ()) -> Iterator[Pairs]:
     """Yield (i, j), int64 positions in `hashes` (N,) uint64: every pair within `radius` bits, once.
 
-    No yielded array is longer than N. Time grows with the pairs that agree in EQUAL blocks, so
-    with the square of the largest crowd of alike hashes; equal ones should be merged before.
+    `within` leaves those alone whose first agreeing blocks are others (see `pieces`). No yielded
+    array is longer than N. Time grows with the pairs that agree in EQUAL blocks, so with the
+    square of the largest crowd of alike hashes; equal ones should be merged before.
     Raises ValueError for a radius outside 0 to 32.
     """
-    if not 0 <= radius <= BITS // 2:
-        raise ValueError(f"radius: {radius}, must be 0 to {BITS // 2}")
-    edges = [round(BITS * block / (radius + EQUAL)) for block in range(radius + EQUAL + 1)]
-    blocks = list(pairwise(edges))
+    blocks = _blocks(radius)
     for chosen in combinations(range(len(blocks)), EQUAL):
+        if chosen[: len(within)] != within:
+            continue
         together = _mask([blocks[b] for b in chosen])
         # A pair is reported where its first agreeing blocks are the chosen ones, nowhere else.
         others = [_mask([blocks[b]]) for b in range(chosen[-1]) if b not in chosen]
@@ -43,6 +48,94 @@ def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[Pairs]:
                 first &= (differing & other) != 0
             if first.any():
                 yield i[found[first]], j[found[first]]
+
+
+def pieces(path: Path, kind: np.dtype, radius: int) -> Iterator[tuple[np.ndarray, Blocks]]:
+    """Yield (rows, within) such that `near_pairs` of each piece finds every near pair of a file.
+
+    path: records of dtype `kind`, which has the field `hash` (uint64); sorted copies of it lie
+    beside it meanwhile. A piece has at most ROWS rows. No pair comes in two pieces, but within
+    crowds of more than ROWS rows that agree in EQUAL blocks.
+    """
+    rows = path.stat().st_size // kind.itemsize
+    yield from _pieces(path, kind, 0, rows, (), _blocks(radius))
+
+
+def _blocks(radius: int) -> list[tuple[int, int]]:
+    if not 0 <= radius <= BITS // 2:
+        raise ValueError(f"radius: {radius}, must be 0 to {BITS // 2}")
+    edges = [round(BITS * block / (radius + EQUAL)) for block in range(radius + EQUAL + 1)]
+    return list(pairwise(edges))
+
+
+def _pieces(
+    path: Path, kind: np.dtype, first: int, rows: int, within: Blocks, blocks: list[tuple[int, int]]
+) -> Iterator[tuple[np.ndarray, Blocks]]:
+    if rows <= ROWS:
+        yield _read(path, kind, first, rows), within
+    elif len(within) == EQUAL:
+        half = ROWS // 2
+        for one, other in combinations(range(first, first + rows, half), 2):
+            ends = (min(half, first + rows - begin) for begin in (one, other))
+            parts = [_read(path, kind, b, n) for b, n in zip((one, other), ends, strict=True)]
+            yield np.concatenate(parts), within
+    else:
+        begin = within[-1] + 1 if within else 0
+        for block in range(begin, len(blocks) - EQUAL + len(within) + 1):
+            apart = path.with_name(f"{path.name}-{block}")
+            for start, size in _apart(path, kind, first, rows, blocks[block], apart):
+                yield from _pieces(apart, kind, start, size, (*within, block), blocks)
+            apart.unlink()
+
+
+def _apart(
+    path: Path, kind: np.dtype, first: int, rows: int, block: tuple[int, int], out: Path
+) -> list[tuple[int, int]]:
+    """Write the rows to `out` so that those which agree in a block lie together: (start, size)s."""
+    sizes = np.zeros(PARTS, np.int64)
+    for chunk in _chunks(path, kind, first, rows):
+        sizes += np.bincount(_part(chunk, block), minlength=PARTS)
+    ends = np.cumsum(sizes)
+    places = ends - sizes
+    with out.open("wb") as file:
+        for chunk in _chunks(path, kind, first, rows):
+            part = _part(chunk, block)
+            chunk, counts = chunk[np.argsort(part, kind="stable")], np.bincount(part)
+            begin = 0
+            for number in np.flatnonzero(counts):
+                file.seek(int(places[number]) * kind.itemsize)
+                file.write(chunk[begin : begin + counts[number]].tobytes())
+                begin += counts[number]
+                places[number] += counts[number]
+    return _filled(ends, sizes)
+
+
+def _filled(ends: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int]]:
+    """Neighbouring parts together as long as they are no more than ROWS."""
+    spans: list[tuple[int, int]] = []
+    for end, size in zip(ends.tolist(), sizes.tolist(), strict=True):
+        if spans and spans[-1][1] + size <= ROWS:
+            spans[-1] = (spans[-1][0], spans[-1][1] + size)
+        else:
+            spans.append((end - size, size))
+    return spans
+
+
+def _part(chunk: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    start, end = block
+    bits = (chunk["hash"] >> np.uint64(start)) & _mask([(0, end - start)])
+    return (bits % np.uint64(PARTS)).astype(np.int64)
+
+
+def _chunks(path: Path, kind: np.dtype, first: int, rows: int) -> Iterator[np.ndarray]:
+    step = max(1, ROWS // 4)
+    return (
+        _read(path, kind, first + begin, min(step, rows - begin)) for begin in range(0, rows, step)
+    )
+
+
+def _read(path: Path, kind: np.dtype, first: int, rows: int) -> np.ndarray:
+    return np.fromfile(path, kind, rows, offset=first * kind.itemsize)
 
 
 def _mask(blocks: list[tuple[int, int]]) -> np.uint64:

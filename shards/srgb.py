@@ -2,13 +2,20 @@
 
 import io
 import re
+from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from shards.pixels import decode_jpeg, resize
+from shards.png import in_strips, told_beside
 
 MAX_PIXELS = 64_000_000
+LARGE = 8_000_000
+"""Of a photo of more pixels that is no JPEG, STRIP pixels at a time are made sRGB and smaller."""
+STRIP = 2_000_000
+NEARLY = 2
 ORIENTATION = 0x0112
 TURNS = range(2, 9)
 # Named, since others start programs on untrusted bytes: EPS runs Ghostscript. MPO is a JPEG here.
@@ -43,7 +50,8 @@ def rgb_pixels(data: bytes, image: Image.Image, short: int, least: int) -> np.nd
 
     A JPEG is decoded at the smallest size whose short side is `least`. An ordinary one takes the
     fast way; one that the fast way knows no answer to (another colour space or kind, a profile,
-    damage) is Pillow's, which raises nearly anything when it cannot either.
+    damage) is Pillow's, which raises nearly anything when it cannot either. Another kind of photo
+    that is LARGE is first reduced to means of squares, so that it never lies whole in memory.
     """
     if _is_ordinary(image):
         try:
@@ -52,6 +60,9 @@ def rgb_pixels(data: bytes, image: Image.Image, short: int, least: int) -> np.nd
             pass  # damage that Pillow may look past, or not: its word is the one that is told
         else:
             return _turned(_resized(pixels, short), orientation(image))
+    factor = min(image.size) // least
+    if image.format != "JPEG" and image.width * image.height > LARGE and factor > 1:
+        return _resized(_reduced(data, image, factor), short)
     image.draft("RGB", (least, least))
     image.load()
     return exact_pixels(image, short)
@@ -63,6 +74,12 @@ def exact_pixels(image: Image.Image, short: int) -> np.ndarray:
     if min(rgb.size) != short:
         rgb = rgb.resize(_with_short(rgb.size, short), Image.Resampling.BICUBIC)
     return np.asarray(rgb)
+
+
+def is_srgb(image: Image.Image) -> bool:
+    """Whether the colour profile of `image` is none, broken, or one that leaves colours alone."""
+    profile = image.info.get("icc_profile")
+    return not profile or _conversion(profile, "RGB") is None or _leaves_alone(profile)
 
 
 def orientation(image: Image.Image) -> int | None:
@@ -127,9 +144,41 @@ def _on_white(image: Image.Image, alpha: Image.Image | None) -> Image.Image:
 
 
 def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
+    conversion = _conversion(profile, image.mode)
+    return image if conversion is None else ImageCms.applyTransform(image, conversion) or image
+
+
+@lru_cache(8)
+def _conversion(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From a profile to sRGB; None for a broken one: the numbers are taken as they are."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         srgb = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB") or image
+        return ImageCms.buildTransform(source, srgb, mode, "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):
-        return image  # a broken profile: the numbers are taken as they are
+        return None
+
+
+@lru_cache(8)
+def _leaves_alone(profile: bytes) -> bool:
+    """Whether a profile moves no colour of a grid of all by more than NEARLY levels."""
+    levels = np.linspace(0, 255, 17).round().astype(np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(17, -1, 3)
+    moved = np.asarray(_through_profile(Image.fromarray(grid), profile))
+    return int(np.abs(grid.astype(int) - moved).max()) <= NEARLY
+
+
+def _reduced(data: bytes, image: Image.Image, factor: int) -> np.ndarray:
+    """Upright sRGB pixels of a LARGE photo, each the mean of a square of factor x factor."""
+    rows = -(-STRIP // (image.width * factor)) * factor
+    strips = in_strips(data, rows) if image.format == "PNG" else None
+    if strips is None:
+        image.load()  # which turns a TIFF
+    turned = orientation(told_beside(data) if strips else image)
+    small = [np.asarray(_to_srgb(strip).reduce(factor)) for strip in strips or _bands(image, rows)]
+    return _turned(np.concatenate(small), turned)
+
+
+def _bands(image: Image.Image, rows: int) -> Iterator[Image.Image]:
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))

@@ -68,11 +68,11 @@ def _claim(out: Path, wanted: dict[str, Any]) -> None:
         raise BadInput(f"{out}: cannot be written ({error.strerror})") from None
 
 
-def write_status(out: Path, state: str, reason: str = "") -> None:
-    """Record running, preempted, done or failed, with the reason and the host."""
+def write_status(out: Path, state: str, reason: str = "", by: dict[str, Any] | None = None) -> None:
+    """Record running, preempted, done or failed, with the reason, the host and `by` whom."""
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     value = {"status": state, "reason": reason, "time": now, "host": socket.gethostname()}
-    write_json(out / STATUS, value)
+    write_json(out / STATUS, value | (by or {}))
 
 
 def status_of(out: Path) -> str:

@@ -12,6 +12,10 @@ from shards.errors import Corrupt
 from shards.files import atomic_path, sha256_file
 from shards.index import ABSENT, MEMBERS, RECORD, write_index
 
+FIELDS = RECORD.names or ()
+TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+# Of all but name and size; the checksum counts itself as blanks (POSIX.1, ustar).
+TEMPLATE_SUM = sum(TEMPLATE[100:124] + TEMPLATE[135:148] + b" " * 8 + TEMPLATE[156:])
 Sample = tuple[int, int, dict[str, bytes]]
 
 
@@ -35,29 +39,34 @@ def write_shard(tar: Path, samples: Iterable[Sample], before_mark: Callable[[], 
 
 def _write(path: Path, shard: int, samples: Iterable[Sample]) -> np.ndarray:
     rows = []
-    # Fixed time, owner and mode (tarfile's defaults): the same plan gives the same bytes.
-    with (
-        path.open("wb") as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-    ):
+    with path.open("wb") as file:
         for slot, class_id, members in samples:
-            record = np.zeros((), RECORD)
-            record["slot"], record["class_id"] = slot, class_id
+            record = {f"{name}_size": ABSENT for name in MEMBERS}
+            record |= {"slot": slot, "class_id": class_id}
             for name in MEMBERS:
-                record[f"{name}_size"] = ABSENT
                 if name in members:
-                    _add(tar, f"{key_of(shard, slot)}.{name}", members[name], name, record)
-            rows.append(record)
+                    data = members[name]
+                    file.write(_header(f"{key_of(shard, slot)}.{name}", len(data)))
+                    record |= {f"{name}_at": file.tell(), f"{name}_size": len(data),
+                               f"{name}_crc": zlib.crc32(data)}  # fmt: skip
+                    file.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
+            rows.append(tuple(record.get(name, 0) for name in FIELDS))
+        file.write(bytes(2 * tarfile.BLOCKSIZE))
+        file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
     return np.array(rows, RECORD)
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes, member: str, record: np.ndarray) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    record[f"{member}_at"] = tar.offset + tarfile.BLOCKSIZE
-    record[f"{member}_size"] = len(data)
-    record[f"{member}_crc"] = zlib.crc32(data)
-    tar.addfile(info, io.BytesIO(data))
+def _header(name: str, size: int) -> bytes:
+    """The USTAR header of a member, as tarfile writes it but several times faster.
+
+    Fixed time, owner and mode: the same plan gives the same bytes.
+    """
+    if size >= 8**11:
+        raise ValueError(f"{name}: {size} bytes, more than a tar can tell")
+    told = b"%011o" % size
+    head, rest = name.encode().ljust(100, b"\0"), TEMPLATE[100:124] + told + TEMPLATE[135:]
+    total = sum(head) + sum(told) + TEMPLATE_SUM
+    return head + rest[:48] + b"%06o\0 " % total + rest[56:]
 
 
 def _read_back(path: Path, records: np.ndarray) -> None:

@@ -11,6 +11,9 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+STOPS = (signal.SIGTERM, signal.SIGUSR1)
+"""What asks for a stop: of a user or a launcher, and of Slurm before a time limit."""
+
 
 def each(function: Callable[..., Any], jobs: Iterable[tuple], workers: int) -> Generator[Any]:
     """Yield `function(*job)` of every job in their order; in this process when `workers` is 1.
@@ -40,7 +43,7 @@ def each(function: Callable[..., Any], jobs: Iterable[tuple], workers: int) -> G
 def _end_with(watched: Connection) -> None:
     """End this worker as soon as the other end is closed, be it that its owner was killed."""
     # A signal to the whole group is the owner's to answer.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (*STOPS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
@@ -52,18 +55,20 @@ def _end_with(watched: Connection) -> None:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Within it SIGTERM raises KeyboardInterrupt, as Ctrl-C does; in the main thread only."""
+    """Within it SIGTERM and SIGUSR1 raise KeyboardInterrupt, as Ctrl-C does; main thread only."""
     # No Exception: what catches those of a broken photo would swallow the stop.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in STOPS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one must not disturb the ending
+    for stop in STOPS:
+        signal.signal(stop, signal.SIG_IGN)  # a second one must not disturb the ending
     raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from dist_train.decisions.groups import components
 
@@ -11,30 +12,47 @@ def matches_table(postings: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
     `pairs` are the accepted ones; a rejected posting matches only itself.
     """
-    ids = _ids_by_row(postings)
-    asking = np.concatenate([pairs.i, pairs.j]).astype(np.int64)
+    place = _places(postings)
+    asking = place[np.concatenate([pairs.i, pairs.j]).astype(np.int64)]
     other = np.concatenate([pairs.j, pairs.i]).astype(np.int64)
     score = np.concatenate([pairs.score, pairs.score])
-    order = np.lexsort((other, -score, asking))
-    ends = np.cumsum(np.bincount(asking, minlength=len(ids)))[:-1]
-    found = np.split(ids[other[order]], ends)
-    scores = np.split(score[order].astype(np.float32), ends)
-    rows = postings.row.to_numpy()
-    return pd.DataFrame({
-        "posting_id": postings.posting_id.to_numpy(),
-        "matches": [
-            [own, *(found[row] if row >= 0 else ())]
-            for own, row in zip(postings.posting_id, rows, strict=True)
-        ],
-        "scores": [[1.0, *(scores[row] if row >= 0 else ())] for row in rows],
+    names = name_array(pa.chunked_array([pa.array(postings.posting_id)]))
+    lists = match_lists(names, place, range(len(postings)), asking, other, score)
+    return pd.DataFrame(lists.to_pydict())
+
+
+def match_lists(
+    names: pa.Array, place: np.ndarray, some: range,
+    asking: np.ndarray, other: np.ndarray, score: np.ndarray,
+) -> pa.Table:  # fmt: skip
+    """matches_table of `some` postings, all of whose matches (P,) are given.
+
+    `asking` are postings, `other` vector rows; `place` (N,) is the posting of each row.
+    """
+    own = np.arange(some.start, some.stop)
+    # Itself comes before all others, whatever their score.
+    order = np.lexsort((np.r_[own, other], -np.r_[np.full(len(own), np.inf), score],
+                        np.r_[own, asking]))  # fmt: skip
+    ends = np.cumsum(np.r_[0, 1 + np.bincount(asking - some.start, minlength=len(own))])
+    match = np.r_[own, place[other]][order]
+    value = np.r_[np.ones(len(own), np.float32), score.astype(np.float32)][order]
+    offsets = pa.array(ends, pa.int32())
+    text = names.take(pa.array(match))
+    return pa.table({
+        "posting_id": names.slice(some.start, len(own)),
+        "matches": pa.ListArray.from_arrays(offsets, text),
+        "scores": pa.ListArray.from_arrays(offsets, pa.array(value)),
     })  # fmt: skip
+
+
+def name_array(column: pa.ChunkedArray) -> pa.Array:
+    """Posting ids as one array, of any length."""
+    return pa.concat_arrays(column.cast(pa.large_string()).chunks)
 
 
 def groups_table(postings: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """posting_id, group_id: connected components of the accepted pairs, the rest alone."""
-    place = np.empty((postings.row >= 0).sum(), np.int64)
-    rows = postings.row.to_numpy()
-    place[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+    place = _places(postings)
     groups = components(len(postings), place[pairs.i.to_numpy()], place[pairs.j.to_numpy()])
     return pd.DataFrame({"posting_id": postings.posting_id.to_numpy(), "group_id": groups})
 
@@ -53,6 +71,9 @@ def accepted_pairs(matches: pd.DataFrame, row_of: pd.Series) -> pd.DataFrame:
     return pd.DataFrame({"i": i[keep], "j": j[keep], "score": 1.0})
 
 
-def _ids_by_row(postings: pd.DataFrame) -> np.ndarray:
-    packed = postings[postings.row >= 0].sort_values("row")
-    return packed.posting_id.to_numpy(object)
+def _places(postings: pd.DataFrame) -> np.ndarray:
+    """The posting of every vector row (N,)."""
+    rows = postings.row.to_numpy()
+    place = np.empty((rows >= 0).sum(), np.int64)
+    place[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+    return place

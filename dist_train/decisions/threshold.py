@@ -60,7 +60,7 @@ def _given(config: MatchConfig) -> tuple[str, float | None]:
 
 def _curve(items: pd.DataFrame, rows: np.ndarray, pairs: pd.DataFrame) -> F1Curve:
     i, j, score = pairs_among(rows, pairs, len(items))
-    return f1_curve(items.label_group.to_numpy(str)[rows], i, j, score)
+    return f1_curve(items.label_group.iloc[rows].to_numpy(str), i, j, score)
 
 
 def _at_floor(curve: F1Curve, threshold: float) -> bool:

@@ -55,34 +55,41 @@ def embed(
 def _embed_parts(
     shard_set: ShardSet, runs: dict[View, Path], out: Path, config: EmbedConfig, runtime: Runtime
 ) -> None:
-    reader, packed = shard_set.reader(), shard_set.packed
-    mine = runtime.share(list(enumerate(row_blocks(len(packed)))))
     for view, run in runs.items():
-        encoder = load_encoder(run / "encoder", view).to(runtime.device)
-        encoder.precision = config.precision
-        here = packed[f"has_{view}"].to_numpy()
-        todo = {
-            part: (rows, plan_batches(reader, np.asarray(rows)[here[rows]], config.batch_size))
-            for part, rows in mine
-            if not part_path(out, view, part).exists()
-        }
-        # One loader for all parts: its workers start once.
-        ahead = [plan for _, plans in todo.values() for plan in plans]
-        batches = load(reader, encoder.inputs(), ahead, config.workers)
-        quiet = None if runtime.is_main else True
-        for part, (rows, plans) in tqdm(todo.items(), f"embed {view}", unit="part", disable=quiet):
-            if runtime.stop_asked():
-                break
-            vectors = np.zeros((len(rows), encoder.width), config.dtype)
-            found = unit_vectors(encoder, batches, len(plans), runtime.device)
-            for items, unit in found:
-                vectors[items - rows.start] = unit
-            if not np.isfinite(vectors).all():
-                raise Failed(f"{out}: {view} part {part} has vectors that are not finite; "
-                             f"the encoder of {run} is broken")  # fmt: skip
-            _save_part(part_path(out, view, part), vectors)
+        if not runtime.stop_asked():
+            _embed_view(shard_set, view, run, out, config, runtime)
+    runtime.barrier()  # one may have a part more to do
     if runtime.anyone_asked_to_stop():
         raise Stopped(f"{out}: stopped by a signal; the same command goes on")
+
+
+def _embed_view(
+    shard_set: ShardSet, view: View, run: Path, out: Path, config: EmbedConfig, runtime: Runtime
+) -> None:
+    """This rank's parts that are not there yet, until a signal asks for a stop."""
+    reader, packed = shard_set.reader(), shard_set.packed
+    encoder = load_encoder(run / "encoder", view).to(runtime.device)
+    encoder.precision = config.precision
+    here = packed[f"has_{view}"].to_numpy()
+    todo = {
+        part: (rows, plan_batches(reader, np.asarray(rows)[here[rows]], config.batch_size))
+        for part, rows in runtime.share(list(enumerate(row_blocks(len(packed)))))
+        if not part_path(out, view, part).exists()
+    }
+    # One loader for all parts: its workers start once.
+    ahead = [plan for _, plans in todo.values() for plan in plans]
+    batches = load(reader, encoder.inputs(), ahead, config.workers)
+    quiet = None if runtime.is_main else True
+    for part, (rows, plans) in tqdm(todo.items(), f"embed {view}", unit="part", disable=quiet):
+        vectors = np.zeros((len(rows), encoder.width), config.dtype)
+        for items, unit in unit_vectors(encoder, batches, len(plans), runtime.device):
+            vectors[items - rows.start] = unit
+            if runtime.stop_asked():
+                return  # a signal's grace may be shorter than a part: what is half done is left
+        if not np.isfinite(vectors).all():
+            raise Failed(f"{out}: {view} part {part} has vectors that are not finite; "
+                         f"the encoder of {run} is broken")  # fmt: skip
+        _save_part(part_path(out, view, part), vectors)
 
 
 def _save_part(path: Path, vectors: np.ndarray) -> None:

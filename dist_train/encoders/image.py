@@ -13,7 +13,7 @@ from timm.data import create_transform
 from torch import nn
 
 from dist_train.config import ImageEncoderOptions, local_path
-from dist_train.encoders.pooling import Neck, generalised_mean
+from dist_train.encoders.pooling import Neck, freeze_shift, generalised_mean
 from dist_train.encoders.sources import no_model, no_weights
 from dist_train.runtime import autocast
 from shards.decode import Recipe, decode_photo
@@ -35,6 +35,8 @@ class ImageEncoder(nn.Module):
         if options.pooling == "cls" and not getattr(self.backbone, "num_prefix_tokens", 0):
             raise BadInput(f"encoder.pooling cls: {options.model} has no class token")
         self.neck = Neck(self.width) if options.neck else nn.Identity()
+        if options.neck and options.pooling != "gem":
+            freeze_shift(self.backbone, self.width)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (b, 3, S, S) float32, normalised, to float32 (b, D)."""
@@ -42,6 +44,20 @@ class ImageEncoder(nn.Module):
         with autocast(self.precision, pixels.device):
             pooled = self._pooled(pixels)
         return self.neck(pooled.float())
+
+    def recompute_activations(self) -> None:
+        """Keep only some activations for the backward pass; BadInput when the model cannot."""
+        try:
+            self.backbone.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError):
+            raise BadInput(
+                f"gradient_checkpointing: timm has none for {self.options.model}; leave it off, or "
+                "use accumulation for less memory"
+            ) from None
+
+    def compile_backbone(self) -> None:
+        """Have torch.compile make backbone and pooling faster; names of weights stay."""
+        self._pooled = torch.compile(self._pooled)
 
     def train(self, mode: bool = True) -> "ImageEncoder":
         """Training mode, but a pretrained backbone keeps its batch statistics.
@@ -55,9 +71,16 @@ class ImageEncoder(nn.Module):
                     module.eval()
         return self
 
-    def inputs(self, min_crop: float | None = None) -> "ImageInputs":
+    def inputs(self, min_crop: float | None = None, **augmentation: Any) -> "ImageInputs":
         """What makes this encoder's inputs of items; with `min_crop`, augmented for training."""
-        return ImageInputs(**self.preprocessing(), min_crop=min_crop)
+        return ImageInputs(**self.preprocessing(), min_crop=min_crop, **augmentation)
+
+    def training_inputs(self, config: Any) -> "ImageInputs":
+        """The same, augmented as `config` (ImageTraining) says."""
+        return self.inputs(
+            config.min_crop, jitter=config.jitter, erase=config.erase,
+            rand_augment=config.rand_augment,
+        )  # fmt: skip
 
     def preprocessing(self) -> dict[str, Any]:
         """What is done to a stored photo before the model sees it."""
@@ -100,6 +123,9 @@ class ImageInputs:
     std: list[float]
     min_crop: float | None
     decode: Recipe = "balanced"
+    jitter: float = 0.2
+    erase: float = 0.0
+    rand_augment: str = ""
 
     def __call__(self, items: list[Item], seeds: list[int]) -> tuple[torch.Tensor, ...]:
         """Pixels (b, 3, S, S) float32; `seeds` (b,) make the augmentation a function of them."""
@@ -108,8 +134,9 @@ class ImageInputs:
         view = self._augmentation(self.min_crop)
         rows = []
         for item, seed in zip(items, seeds, strict=True):
-            # timm's transforms draw from the global generators.
+            # timm's transforms draw from the global generators, RandAugment from all three.
             random.seed(seed)
+            np.random.seed(seed)
             torch.manual_seed(seed)
             rows.append(view(self._decoded(item, round(self.image_size * 1.15))))
         return (torch.stack(rows),)
@@ -132,7 +159,8 @@ class ImageInputs:
     def _augmentation(self, min_crop: float) -> Any:
         return create_transform(
             self.image_size, mean=self.mean, std=self.std, is_training=True,
-            scale=(min_crop, 1.0), color_jitter=0.2, interpolation="bilinear",
+            scale=(min_crop, 1.0), color_jitter=self.jitter, interpolation="bilinear",
+            re_prob=self.erase, auto_augment=self.rand_augment or None,
         )  # fmt: skip
 
 

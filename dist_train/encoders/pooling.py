@@ -45,3 +45,14 @@ class Neck(nn.Module):
             unbiased = variance * sums[1] / (sums[1] - 1).clamp(min=1)
             self.variance.lerp_(unbiased, self.momentum)
         return (x - mean) * (variance + self.eps).rsqrt() * self.weight
+
+
+def freeze_shift(backbone: nn.Module, width: int) -> None:
+    """Freeze the bias of the backbone's last layer norm: the neck takes its mean off again.
+
+    Its gradient is 0 but for rounding, which AdamW makes steps of full size of, others for every
+    number of ranks. Of a mean or a token pooled from (b, T, `width`), which such a shift passes.
+    """
+    norms = [m for m in backbone.modules() if isinstance(m, nn.LayerNorm)]
+    if norms and norms[-1].bias is not None and norms[-1].normalized_shape == (width,):
+        norms[-1].bias.requires_grad_(False)

@@ -10,10 +10,11 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from transformers.utils.logging import disable_progress_bar
 
 from dist_train.config import TextEncoderOptions, local_path
-from dist_train.encoders.pooling import Neck, mean_of_tokens
+from dist_train.encoders.pooling import Neck, freeze_shift, mean_of_tokens
 from dist_train.encoders.sources import no_weights
 from dist_train.evaluation.titles import decode_escapes
 from dist_train.runtime import autocast
+from shards.errors import BadInput
 from shards.reader import Item
 
 disable_progress_bar()  # of loading weights: it would write on every rank, into every log
@@ -31,17 +32,39 @@ class TextEncoder(nn.Module):
         self.backbone: Any = backbone
         self.width: int = backbone.config.hidden_size
         self.neck = Neck(self.width) if options.neck else nn.Identity()
+        if options.neck:
+            freeze_shift(self.backbone, self.width)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """tokens and mask (b, T) int64, mask 1 on real tokens, to float32 (b, D)."""
         with autocast(self.precision, tokens.device):
-            states = self.backbone(input_ids=tokens, attention_mask=mask).last_hidden_state
+            states = self._states(tokens, mask)
         pooled = states[:, 0] if self.options.pooling == "cls" else mean_of_tokens(states, mask)
         return self.neck(pooled.float())
+
+    def recompute_activations(self) -> None:
+        """Keep only some activations for the backward pass; BadInput when the model cannot."""
+        # Its name since transformers 5.20 or so, which warns of the older one.
+        enable = getattr(self.backbone, "activation_checkpointing_enable", None)
+        try:
+            (enable or self.backbone.gradient_checkpointing_enable)()
+        except ValueError as error:
+            raise BadInput(f"gradient_checkpointing: {error}; leave it off") from None
+
+    def compile_backbone(self) -> None:
+        """Have torch.compile make the backbone faster; names of weights stay."""
+        self._states = torch.compile(self._states, dynamic=True)
+
+    def _states(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.backbone(input_ids=tokens, attention_mask=mask).last_hidden_state
 
     def inputs(self, min_crop: float | None = None) -> "TextInputs":
         """What makes this encoder's inputs of items; titles are not augmented."""
         return TextInputs(self.tokenizer, self.options.max_length)
+
+    def training_inputs(self, config: Any) -> "TextInputs":
+        """The same: there is no augmentation of titles."""
+        return self.inputs()
 
     def preprocessing(self) -> dict[str, Any]:
         """What is done to a title before the model sees it."""
@@ -85,7 +108,14 @@ def _backbone(options: TextEncoderOptions) -> tuple[Any, PreTrainedTokenizerBase
     except (OSError, ValueError) as error:
         raise no_weights(options.model, error) from None
     _freeze_unused(backbone)
+    backbone.group_matcher = _layers
     return backbone.train(), tokenizer
+
+
+def _layers(coarse: bool = False) -> dict[str, Any]:
+    """Which weights make which layer, from below, in the form of timm's models."""
+    rest = (r"", (99999,))  # timm's word for "with the layer before"
+    return {"stem": r"^embeddings", "blocks": [(r"^(?:\w+\.)?layers?\.(\d+)\.", None), rest]}
 
 
 def _freeze_unused(backbone: nn.Module) -> None:

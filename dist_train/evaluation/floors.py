@@ -12,6 +12,7 @@ from dist_train.evaluation.titles import decode_escapes
 
 # Products of one title's words with others', held at a time: 12 bytes each, 240 MB.
 PRODUCTS_AT_ONCE = 20_000_000
+PAIRS_AT_ONCE = 1_000_000
 
 
 def same_photo_pairs(hashes) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +46,20 @@ def title_pairs(titles, *, floor: float = 0.2) -> tuple[np.ndarray, np.ndarray, 
         return none, none.copy(), np.empty(0, dtype=np.float32)
     i, j, score = (np.concatenate(part) for part in zip(*found, strict=True))
     return i, j, score
+
+
+def title_scores(titles, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """The score that `title_pairs` gives, for given pairs: (P,) float32, 0 without a common word.
+
+    titles: (N,) strings or None, all of them, for they say which words are rare; i, j: (P,) rows.
+    """
+    words = _word_vectors(titles)
+    scores = np.empty(len(i), np.float32)
+    for start in range(0, len(i), PAIRS_AT_ONCE):
+        cut = slice(start, start + PAIRS_AT_ONCE)
+        both = words[i[cut]].multiply(words[j[cut]])
+        scores[cut] = np.minimum(np.asarray(both.sum(axis=1)).ravel(), np.float32(1))
+    return scores
 
 
 def _pairs_within_runs(rows, keys) -> tuple[np.ndarray, np.ndarray]:

@@ -62,6 +62,24 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def paired_difference(
+    ours: np.ndarray, theirs: np.ndarray, groups, *, rounds: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of ours - theirs on the same items, and its 95 % bootstrap interval by product.
+
+    What is hard for both cancels: the interval is narrower than those of the two means. Drawn are
+    label groups, each with the differences of all its items (Efron and Tibshirani 1993, paired).
+    ours, theirs: (N,) values of the same items; groups: (N,). Returns (mean, low, high).
+    Raises ValueError for different lengths or without items.
+    """
+    ours, theirs = (np.asarray(values, np.float64) for values in (ours, theirs))
+    if ours.shape != theirs.shape:
+        raise ValueError(f"values of {len(ours)} and of {len(theirs)} items are no pairs")
+    difference = ours - theirs
+    low, high = bootstrap_interval(difference, groups, rounds=rounds, seed=seed)
+    return float(difference.mean()), low, high
+
+
 def _counts(groups, i, j) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Right, predicted and true members of every item, (N,) int64 each."""
     codes, sizes = group_codes(groups)

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def score_table(metrics: dict[str, Any]) -> str:
-    """metrics.json as lines: each matcher with its F1, interval, precision, recall, threshold."""
+    """metrics.json as lines: each matcher with its scores and threshold, then their differences."""
     head = f"{'':28}{'F1':>8}  {'95 % interval':^15}{'precision':>10}{'recall':>8}{'threshold':>11}"
     lines = [_title(metrics), "", head]
     for row in metrics["rows"]:
@@ -15,7 +15,27 @@ def score_table(metrics: dict[str, Any]) -> str:
             f"{mark} {row['name']:26}{row['f1']:8.4f}  {interval:^15}{row['precision']:10.4f}"
             f"{row['recall']:8.4f}{threshold:>11}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_weights(metrics), *_differences(metrics)])
+
+
+def _weights(metrics: dict[str, Any]) -> list[str]:
+    return [
+        f"  {row['name']}: {row['weight']:.2f} of the first score, {1 - row['weight']:.2f} of the "
+        "second, chosen on val products"
+        for row in metrics["rows"] if "weight" in row
+    ]  # fmt: skip
+
+
+def _differences(metrics: dict[str, Any]) -> list[str]:
+    if not metrics["differences"]:
+        return []
+    width = max(len(f"{row['of']} over {row['over']}") for row in metrics["differences"])
+    lines = ["", "Differences in F1 on the same items, 95 % intervals paired by product"]
+    for row in metrics["differences"]:
+        name = f"{row['of']} over {row['over']}"
+        interval = f"{row['low']:+.4f} – {row['high']:+.4f}"
+        lines.append(f"  {name:{width}}{row['f1']:+10.4f}  {interval}")
+    return lines
 
 
 def _title(metrics: dict[str, Any]) -> str:

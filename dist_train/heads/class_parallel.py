@@ -107,6 +107,9 @@ class _ShardedMarginSoftmax(torch.autograd.Function):
         factor = each * (-lse.clamp(min=-head.scale - 1)).exp()
         onto = -each * torch.sigmoid(rest[items]) * slope
         d_everyone, d_rows = exponentials.gradients(factor.to(dtype), onto.to(dtype), best, centre)
+        # Centres whose gradient is no number make that of the embeddings so, and with it the
+        # encoder's on all ranks: whoever looks at the latter alone leaves the step out as well.
+        d_everyone += 0 * torch.linalg.vector_norm(d_rows)
         d_weight = _as_gradient(d_rows, exponentials.chunks)
         ctx.exponentials = None  # its buffers would live as long as somebody holds the loss
         # DDP and ZeRO take the mean over ranks of what is a sum.

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 
 Margin = Callable[[torch.Tensor, torch.Tensor | float], torch.Tensor]
-SIN_FLOOR = 8.0
-"""Of sin^2, in units of the dtype's spacing at 1: keeps d sin / d cos finite at the poles."""
+SIN_FLOOR = 1.0
+"""Of sin^2, in units of the dtype's spacing at 1: keeps d sin / d cos finite at the poles, and is
+what the nearest cosine to 1 gives, so that short of the poles nothing is changed."""
 
 
 def arcface(cosine: torch.Tensor, margin: torch.Tensor | float) -> torch.Tensor:

@@ -54,14 +54,19 @@ def block_size(items: int) -> int:
     return min(LARGEST_BLOCK, wanted)
 
 
-def blocks_of(views: Views, size: int) -> list[Block]:
-    """All items that have a part, cut into blocks of at most `size`."""
+def blocks_of(views: Views, size: int, first_new: int = 0) -> list[Block]:
+    """All items that have a part, cut into blocks of at most `size`.
+
+    Rows from `first_new` on lie in blocks of their own, behind those before them.
+    """
     found: list[Block] = []
-    for kind, mask in views.kinds.items():
-        parts = tuple(views.parts) if kind == "complete" else (kind,)
-        rows = range(len(mask)) if mask.all() else np.flatnonzero(mask)
-        for start in range(0, len(rows), size):
-            found.append(Block(len(found), parts, rows[start : start + size]))
+    for first, last in ((0, first_new), (first_new, len(views))):
+        for kind, mask in views.kinds.items():
+            parts = tuple(views.parts) if kind == "complete" else (kind,)
+            here = mask[first:last]
+            rows = range(first, last) if here.all() else first + np.flatnonzero(here)
+            for start in range(0, len(rows), size):
+                found.append(Block(len(found), parts, rows[start : start + size]))
     return found
 
 
@@ -70,23 +75,38 @@ def common_parts(one: Block, other: Block) -> tuple[str, ...]:
     return tuple(part for part in one.parts if part in other.parts)
 
 
-def tiles_of(blocks: list[Block]) -> list[Tile]:
+def tiles_of(blocks: list[Block], first_new: int = 0) -> list[Tile]:
     """Every unordered pair of blocks with a common part, ordered so that blocks are reused.
 
     A block meets its partners forwards, the next one backwards: one block changes at a time.
+    Pairs of rows that both lie before `first_new` are left out: they were joined before.
     """
     found: list[Tile] = []
+    new = next((n for n, block in enumerate(blocks) if block.rows[0] >= first_new), len(blocks))
     for a, one in enumerate(blocks):
-        partners = [b for b in range(a, len(blocks)) if common_parts(one, blocks[b])]
+        partners = [b for b in range(max(a, new), len(blocks)) if common_parts(one, blocks[b])]
         for b in partners if a % 2 == 0 else reversed(partners):
             area = len(one) * (len(one) + 1) // 2 if a == b else len(one) * len(blocks[b])
             found.append(Tile(len(found), a, b, area))
     return found
 
 
-def area_apart(views: Views) -> int:
-    """Unordered pairs that no tile holds: those of items without a common part."""
-    N, nothing = len(views), int((~views.some).sum())
+def area_wanted(items: int, first_new: int = 0) -> int:
+    """Unordered pairs, each item with itself included, of which one lies at `first_new` or after.
+
+    N (N + 1) / 2 of all; of old and new rows N_new N_old + N_new (N_new + 1) / 2.
+    """
+    return (items * (items + 1) - first_new * (first_new + 1)) // 2
+
+
+def area_apart(views: Views, first_new: int = 0) -> int:
+    """Those of area_wanted that no tile holds: pairs of items without a common part."""
+    return _apart(views, len(views)) - _apart(views, first_new)
+
+
+def _apart(views: Views, N: int) -> int:
+    """Pairs without a common part among the first N rows."""
+    nothing = int((~views.some[:N]).sum())
     apart = nothing * (N - nothing) + nothing * (nothing + 1) // 2
-    single = [int((part.present & ~views.complete).sum()) for part in views.parts.values()]
+    single = [int((p.present & ~views.complete)[:N].sum()) for p in views.parts.values()]
     return apart + (single[0] * single[1] if len(single) == 2 else 0)

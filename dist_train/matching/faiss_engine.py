@@ -13,7 +13,7 @@ import numpy as np
 
 from dist_train.matching.blocks import Tile
 from dist_train.matching.engines import FirstPass, Floors, Found
-from dist_train.matching.faiss_library import faiss, gpus, on_gpu, use_threads
+from dist_train.matching.faiss_library import faiss, gpus, on_cpu, on_gpu, use_threads
 from dist_train.matching.kernels import U
 from dist_train.matching.kinds import EXACT, set_nprobe
 from dist_train.matching.views import Views
@@ -24,7 +24,8 @@ GPU_MOST = 2_048
 """The largest k of FAISS's own search on a GPU."""
 HALF = 2.0**-11
 ASKING = 4_096
-Answer = tuple[np.ndarray, np.ndarray]
+Hits = tuple[np.ndarray, ...]
+"""Query, row number and score (P,) of what was found."""
 
 
 class FaissEngine:
@@ -40,14 +41,11 @@ class FaissEngine:
         use_threads()
         self.views, self.shards, self.asking = views, list(shards), list(asking)
         self.device, self.nprobe = device, about["recall"].get("nprobe", 0)
-        self.exact = about["kind"] in EXACT
+        self.kind, self.exact = about["kind"], about["kind"] in EXACT
         self.tiles = _tiles([rows for _, rows in self.shards], self.asking, k)
         self.seen, self.apart = FirstPass(), 0
         self._loaded: OrderedDict[int, Any] = OrderedDict()
-        rounding = (views.width + 16) * U + (HALF if about["kind"] == "SQfp16" else 0.0)
-        # Of an item with one part the query is longer: that part divided by the root of its weight.
-        longest = 1 / np.sqrt(min(part.weight for part in views.parts.values()))
-        self.margin = 1.01 * rounding * longest + 2.0**-24
+        self.margin = rounding(views, about["kind"])
         if not self.exact:
             self.margin += about["recall"].get("margin", 0.0)
         self.seen.margin = self.margin
@@ -75,21 +73,11 @@ class FaissEngine:
                 self._look(who[asking] + start, found, scores)
                 yield who[asking] + start, found
 
-    def _search(
-        self, shard: Any, queries: np.ndarray, mask: np.ndarray, floors: Floors
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        # Held in a variable: FAISS keeps a bare pointer to the selector.
-        selector = None
-        if self.exact and not mask.all():
-            selector = faiss.IDSelectorBatch(np.flatnonzero(mask))
-        parameters = None if selector is None else faiss.SearchParameters(sel=selector)
-        search = _Search(shard, parameters, self.margin)
+    def _search(self, shard: Any, queries: np.ndarray, mask: np.ndarray, floors: Floors) -> Hits:
+        search = search_of(shard, self.views, mask, self.kind, self.margin)
         # Rounded down and one below: FAISS keeps what is above the radius, not at it.
         least = np.nextafter(np.float32(floors.pair() - self.margin), np.float32(-np.inf))
-        if (gpus() and self.device == "cuda") or not _has_range_search(shard):
-            hits = search.range_by_nearest(queries, float(least))
-        else:
-            hits = search.range(queries, float(least))
+        hits = search.range(queries, float(least))
         if floors.k:
             near = search.nearest(queries, floors.k)
             hits = tuple(np.concatenate(pair) for pair in zip(hits, near, strict=True))
@@ -98,13 +86,19 @@ class FaissEngine:
         _, first = np.unique(code, return_index=True)
         return hits[0][here][first], hits[1][here][first], hits[2][here][first]
 
+    def _on_gpu(self, held: range) -> bool:
+        """Without a word FAISS drops the selector of rows on a GPU: all rows must be wanted."""
+        alike = all(mask[held.start : held.stop].all() or not mask[held.start : held.stop].any()
+                    for mask in self.views.kinds.values())  # fmt: skip
+        return gpus() > 0 and self.device == "cuda" and (alike or not self.exact)
+
     def _shard(self, number: int) -> Any:
         if number not in self._loaded:
             self._loaded.clear()
             index = faiss.read_index(str(self.shards[number][0]))
-            if gpus() and self.device == "cuda":
+            set_nprobe(index, self.nprobe)  # before it is copied: there it is set another way
+            if self._on_gpu(self.shards[number][1]):
                 index = on_gpu(index)
-            set_nprobe(index, self.nprobe)
             self._loaded[number] = index
         return self._loaded[number]
 
@@ -117,46 +111,50 @@ class FaissEngine:
         self.seen.error = max(self.seen.error, float(difference.max(initial=0.0)))
 
 
-class _Search:
-    """One shard, asked with one set of parameters."""
+class ShardSearch:
+    """One shard, asked for the rows of one selector (None: all)."""
 
-    def __init__(self, shard: Any, parameters: Any, margin: float) -> None:
-        self.shard, self.parameters, self.margin = shard, parameters, margin
+    def __init__(self, shard: Any, selector: Any = None, margin: float = 0.0) -> None:
+        self.shard, self.margin = shard, margin
+        self.selector = selector  # held: FAISS keeps a bare pointer to it
+        self.parameters = None if selector is None else faiss.SearchParameters(sel=selector)
 
-    def range(self, queries: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(query, id, score) above `least`."""
+    def range(self, queries: np.ndarray, least: float) -> Hits:
+        """(query, id, score) above `least`: by k nearest where there is no range search."""
+        if not _has_range_search(self.shard):
+            return self.range_by_nearest(queries, least)
         limits, scores, ids = self.shard.range_search(queries, least, params=self.parameters)
         return np.repeat(np.arange(len(queries)), np.diff(limits.astype(np.int64))), ids, scores
 
-    def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def nearest(self, queries: np.ndarray, k: int) -> Hits:
         """All that may be among the k best beside the asking item itself."""
 
         def least(scores: np.ndarray) -> np.ndarray:
             few = scores.shape[1] <= k
             return scores[:, -1] if few else scores[:, k] - 2 * self.margin
 
-        found, _ = self._grow(queries, k + 1 + MORE, least, self.shard.ntotal)
-        return found
+        return self._until(queries, k + 1 + MORE, least)
 
-    def range_by_nearest(
-        self, queries: np.ndarray, least: float, most: int = GPU_MOST
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `range`, where there is no range search: more neighbours until one is below.
+    def range_by_nearest(self, queries: np.ndarray, least: float, most: int = GPU_MOST) -> Hits:
+        """As `range`, by more and more neighbours until one is not above."""
+        found = self._until(queries, 64, lambda scores: np.float32(least), most)
+        return tuple(side[found[2] > least] for side in found)
 
-        Items that have more than `most` go through a copy on the CPU.
-        """
-        found, open_ = self._grow(queries, 64, lambda scores: np.float32(least), most)
-        where, ids, scores = (side[found[2] > least] for side in found)
+    def _until(
+        self, queries: np.ndarray, k: int, least: Callable[[np.ndarray], Any], most: int = GPU_MOST
+    ) -> Hits:
+        """The best k, 2 k, ... until one is below `least`; beyond `most` on the CPU, if it must."""
+        found, open_ = self._grow(queries, k, least, most)
         if not len(open_):
-            return where, ids, scores
-        cpu = faiss.index_gpu_to_cpu(self.shard) if gpus() else self.shard
-        again = _Search(cpu, self.parameters, self.margin).range(queries[open_], least)
-        return (np.concatenate([where, open_[again[0]]]), np.concatenate([ids, again[1]]),
-                np.concatenate([scores, again[2]]))  # fmt: skip
+            return found
+        cpu = ShardSearch(on_cpu(self.shard), self.selector, self.margin)
+        again, _ = cpu._grow(queries[open_], 2 * most, least, self.shard.ntotal)
+        again = (open_[again[0]], *again[1:])
+        return tuple(np.concatenate(pair) for pair in zip(found, again, strict=True))
 
     def _grow(
         self, queries: np.ndarray, k: int, least: Callable[[np.ndarray], Any], most: int
-    ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    ) -> tuple[Hits, np.ndarray]:
         """Ask for k and, where even the last may be wanted, for twice as many again.
 
         Also the queries whose `most` were not enough; nothing is returned for these.
@@ -178,6 +176,27 @@ class _Search:
         return (where, ids, scores), open_
 
 
+def rounding(views: Views, kind: str = "Flat") -> float:
+    """By how much an exact kind's score may differ from the true one."""
+    # A query in float16 too where a GPU searches: twice a half rounding.
+    relative = (views.width + 16) * U + (2 * HALF if kind == "SQfp16" else 0.0)
+    # Of an item with one part the query is longer: that part divided by the root of its weight.
+    longest = 1 / np.sqrt(min(part.weight for part in views.parts.values()))
+    return float(1.01 * relative * longest + 2.0**-24)
+
+
+def search_of(
+    shard: Any, views: Views, mask: np.ndarray, kind: str, margin: float | None = None
+) -> ShardSearch:
+    """A search for the rows of `mask` (N,) in a shard of an exact kind; of all rows in others."""
+    selector = None
+    if kind in EXACT and not mask.all():
+        selector = faiss.IDSelectorBatch(np.flatnonzero(mask))
+    if margin is None:
+        margin = rounding(views, kind) if kind in EXACT else 0.0
+    return ShardSearch(shard, selector, margin)
+
+
 def _has_range_search(shard: Any) -> bool:
     try:
         shard.range_search(np.zeros((1, shard.d), np.float32), 1.0)
@@ -186,7 +205,7 @@ def _has_range_search(shard: Any) -> bool:
     return True
 
 
-def _nothing() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _nothing() -> Hits:
     return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
 
 

@@ -7,12 +7,14 @@ must not be forked (its threads hang in the child): workers are spawned.
 """
 
 import importlib
+import logging
 import os
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
+log = logging.getLogger(__name__)
 CHOICE = "OPENBLAS_CORETYPE"
 KNOWN = {
     "SkylakeX": "SkylakeX", "Cooperlake": "SkylakeX", "SapphireRapids": "SkylakeX",
@@ -50,15 +52,33 @@ def gpus() -> int:
 
 
 def use_threads() -> None:
-    """As many threads as OMP_NUM_THREADS says, or this rank's share of the processors."""
+    """As many threads as OMP_NUM_THREADS says, or this rank's share of the processors.
+
+    For FAISS, and for the BLAS and the OpenMP of every library that is loaded by now: ranks that
+    were started without a launcher would each take all processors.
+    """
     cores = len(os.sched_getaffinity(0))
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    faiss.omp_set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, cores // ranks))))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", "1")))
+    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, cores // ranks)))
+    faiss.omp_set_num_threads(threads)
+    threadpool_limits(threads)
 
 
 def on_gpu(index: Any) -> Any:
-    """A copy of an index on this process's GPU; to be called only where `gpus()` are."""
+    """A copy of an index on this process's GPU; the index itself where FAISS has none of its kind.
+
+    To be called only where `gpus()` are. Of an index in an id map the inside is copied.
+    """
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(256 << 20)
     number = int(os.environ.get("LOCAL_RANK", "0")) % gpus()
-    return faiss.index_cpu_to_gpu(resources, number, index, faiss.GpuClonerOptions())
+    try:
+        return faiss.index_cpu_to_gpu(resources, number, index, faiss.GpuClonerOptions())
+    except RuntimeError as error:  # of a kind that only CPUs have, or too large
+        log.warning("%s stays on the CPU: %s", type(index).__name__, str(error).splitlines()[-1])
+        return index
+
+
+def on_cpu(index: Any) -> Any:
+    """A copy of an index that may be on a GPU, in plain memory; one that is there already."""
+    return faiss.index_gpu_to_cpu(index) if gpus() else index

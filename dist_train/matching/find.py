@@ -1,6 +1,7 @@
 """From views to a finished join: the floor, the engine and its bounds, the work, the proof."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,26 @@ import numpy as np
 from dist_train.config import MatchConfig, bytes_of
 from dist_train.matching.blocks import blocks_of
 from dist_train.matching.canaries import Canaries, with_canaries
+from dist_train.matching.choosing import (
+    MEASURED_FROM,
+    Choice,
+    choose_sketch,
+    faiss_nanoseconds,
+)
 from dist_train.matching.engines import Engine, GemmEngine
 from dist_train.matching.index import index_about, index_shards
 from dist_train.matching.join import Wanted, join, settle_pairs
 from dist_train.matching.kernels import kernels_for
+from dist_train.matching.kinds import EXACT
 from dist_train.matching.memory import Bounds, join_bounds, peak_bytes
 from dist_train.matching.nearest import merged_nearest
 from dist_train.matching.proof import prove
 from dist_train.matching.sampling import floor_of_sample, sample_rows
-from dist_train.matching.sketches import MEASURED_FROM, Choice, Sketch, choose_sketch
+from dist_train.matching.sketches import Sketch
 from dist_train.matching.views import Views
 from dist_train.matching.work import Work
 from dist_train.runtime import Runtime, bf16_pays
-from shards.files import read_json, write_json
-from shards.lock import locked
+from shards.files import atomic_path, read_json, write_json
 
 SLACK = 2.0
 """The budget is passed by the sample's error before the floor rises."""
@@ -39,30 +46,29 @@ class Search:
     engine: Engine
     wanted: Wanted
     bounds: Bounds
+    first_new: int = 0
+    """Rows before it were joined already; their pairs with one another are left out."""
 
 
 def set_up(
-    views: Views, index: Path, out: Path, config: MatchConfig, given: float | None,
-    runtime: Runtime,
+    views: Views, index: Path | None, out: Path, config: MatchConfig, given: float | None,
+    runtime: Runtime, first_new: int = 0, floor: float | None = None,
 ) -> Search:  # fmt: skip
     """Agree with the other workers on the floor, the engine and the blocks.
 
-    `given` is a threshold chosen by the user. Raises BadInput when the memory is too little.
+    `given` is a threshold chosen by the user; `index` is looked at by the engine faiss alone; the
+    floor of the budget is taken where none is given. Raises BadInput when the memory is too little.
     """
-    work, items = Work(out), len(views)
-    with locked(work.hidden / "lock"):
-        plan = work.hidden / "plan.json"
-        if not plan.exists():
-            write_json(plan, _plan(views, index, config, given, runtime))
-    plan = read_json(work.hidden / "plan.json")
+    items = len(views)
+    plan = _agreed(Work(out), lambda: _plan(views, index, config, given, runtime, floor))
     with_them, canaries = with_canaries(views, plan["floor"])
     bounds = _bounds(with_them, config, plan)
-    engine = _engine(with_them, items, index, config, plan, bounds, runtime)
+    engine = _engine(with_them, items, index, config, plan, bounds, runtime, first_new)
     _announce(plan, bounds, runtime)
     budget = SLACK * config.pairs_per_item * items
     highest = 1.0 if given is None else min(given, 1.0)
     wanted = Wanted(plan["floor"], config.neighbours, budget, highest, items)
-    return Search(with_them, canaries, engine, wanted, bounds)
+    return Search(with_them, canaries, engine, wanted, bounds, first_new)
 
 
 def find(search: Search, out: Path, runtime: Runtime) -> None:
@@ -81,7 +87,8 @@ def finish(search: Search, out: Path, config: MatchConfig) -> dict[str, Any]:
         log.warning("more than %.0f pairs: the floor was raised from %.3f to %.3f; allow more "
                     "with --pairs-per-item", wanted.budget, wanted.floor, floor)  # fmt: skip
     settle_pairs(out, floor, search.canaries.items)
-    proof = prove(search.views, search.engine, search.canaries, out, floor, config.audit_rows)
+    proof = prove(search.views, search.engine, search.canaries, out, floor, config.audit_rows,
+                  search.first_new)  # fmt: skip
     write_json(out / "proof.json", proof)
     if wanted.k:
         files = sorted(work.nearest.glob("*.parquet"))
@@ -90,34 +97,83 @@ def finish(search: Search, out: Path, config: MatchConfig) -> dict[str, Any]:
     return proof
 
 
+def _agreed(work: Work, decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the first worker decided, all of it in memory: the folder may be cleared after this."""
+    with work.locked():
+        path = work.hidden / "plan.json"
+        if not path.exists():
+            plan = decide()
+            for parts, told in plan["first_pass"].items():
+                columns = told.pop("columns")
+                told["width"] = None if columns is None else columns.shape[-1]
+                if columns is not None:
+                    _save(_columns_path(work, parts), columns)
+            write_json(path, plan)
+        plan = read_json(path)
+        for parts, told in plan["first_pass"].items():
+            whole = told["width"] is None
+            told["columns"] = None if whole else np.load(_columns_path(work, parts))
+    return plan
+
+
+def _columns_path(work: Work, parts: str) -> Path:
+    return work.hidden / f"columns-{parts}.npy"
+
+
+def _save(path: Path, columns: np.ndarray) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, columns)
+
+
 def _plan(
-    views: Views, index: Path, config: MatchConfig, given: float | None, runtime: Runtime
-) -> dict[str, Any]:
+    views: Views, index: Path | None, config: MatchConfig, given: float | None, runtime: Runtime,
+    floor: float | None,
+) -> dict[str, Any]:  # fmt: skip
     """What the first worker decides for all: the floor, the engine, how the first pass goes."""
-    floor = floor_of_sample(views, config.pairs_per_item)
+    floor = floor_of_sample(views, config.pairs_per_item) if floor is None else floor
     if given is not None and given < floor:
         log.warning("threshold %.3f is below the floor %.3f of the pair budget: "
                     "the budget is passed over", given, floor)  # fmt: skip
         floor = float(given)
     choices = first_passes(views, floor, config.neighbours, runtime)
-    name = config.engine
+    kind = index_about(index)["kind"] if index else None
+    name, reason = config.engine, "asked for"
     if name == "auto":
-        # FAISS searches both of (i, j) and (j, i), and has no range search on a GPU.
-        name = "gemm"
-    kind = index_about(index)["kind"] if name == "faiss" else "Flat"
+        name, reason = _faster_engine(views, kind, choices, floor, runtime)
+    kind = kind if name == "faiss" else "Flat"
     return {
-        "format": 1, "floor": floor, "engine": name, "kind": kind, "k": config.neighbours,
+        "format": 1, "floor": floor, "engine": name, "reason": reason,
+        "kind": kind, "k": config.neighbours,
         "memory": bytes_of(config.memory), "items": len(views),
         "first_pass": {
             "+".join(parts): {
                 "kernel": best.sketch.kernel.name, "nanoseconds": best.nanoseconds,
-                "columns": None if best.sketch.columns is None
-                else best.sketch.columns.tolist(),
+                "columns": best.sketch.columns,
                 "considered": [str(choice) for choice in found[:4]],
             }
             for parts, found in choices.items() for best in found[:1]
         },
     }  # fmt: skip
+
+
+def _faster_engine(
+    views: Views, kind: str | None, choices: dict[tuple[str, ...], list[Choice]], floor: float,
+    runtime: Runtime,
+) -> tuple[str, str]:  # fmt: skip
+    """The engine for these items on this machine, and why."""
+    if runtime.device.type != "cpu":
+        return "gemm", "FAISS has no range search on a GPU"
+    if kind is None:
+        return "gemm", "there is no index"
+    if kind not in EXACT:
+        return "gemm", f"it is exact, the index of kind {kind} is not"
+    parts = max(choices, key=len)
+    ours = choices[parts][0].nanoseconds
+    if not ours:
+        return "gemm", f"{len(views)} items are done at once by either"
+    theirs = faiss_nanoseconds(sample_rows(views, parts), kind, floor)
+    told = f"{ours:.2f} ns a pair, faiss {theirs:.2f} (measured on a sample)"
+    return ("gemm" if ours <= theirs else "faiss"), f"gemm takes {told}"
 
 
 def first_passes(
@@ -131,16 +187,16 @@ def first_passes(
         rows = sample_rows(views, parts)
         ends = np.cumsum([views.parts[name].rows.width for name in parts]).tolist()
         share = k / max(1, len(views))
-        found[parts] = choose_sketch(rows, kernels, floor, share, ends)
+        found[parts] = choose_sketch(rows, kernels, floor, share, ends, len(views))
     return found
 
 
 def _bounds(views: Views, config: MatchConfig, plan: dict[str, Any]) -> Bounds:
-    stored = sum(part.rows.width * part.rows.parts[0].itemsize for part in views.parts.values())
+    stored = 4 * views.width  # float32, whatever their files hold
     bytes_per = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 2}
     prepared = 0
     for told in plan["first_pass"].values():
-        width = views.width if told["columns"] is None else len(told["columns"]) + 16
+        width = views.width if told["columns"] is None else told["width"] + 16
         prepared = max(prepared, bytes_per[told["kernel"]] * width)
     # A complete item is prepared once for each of the parts that others may lack.
     times = len(plan["first_pass"])
@@ -151,10 +207,10 @@ def _bounds(views: Views, config: MatchConfig, plan: dict[str, Any]) -> Bounds:
 
 
 def _engine(
-    views: Views, items: int, index: Path, config: MatchConfig, plan: dict[str, Any],
-    bounds: Bounds, runtime: Runtime,
+    views: Views, items: int, index: Path | None, config: MatchConfig, plan: dict[str, Any],
+    bounds: Bounds, runtime: Runtime, first_new: int,
 ) -> Engine:  # fmt: skip
-    if plan["engine"] == "faiss":
+    if plan["engine"] == "faiss" and index:
         from dist_train.matching.faiss_engine import FaissEngine
 
         about = index_about(index)
@@ -169,19 +225,17 @@ def _engine(
     plain = next(iter(by_name.values()))
     sketches = {}
     for parts, told in plan["first_pass"].items():
-        columns = told["columns"]
         # Another machine than the first worker's may lack its kernel; the pairs are the same.
         kernel = by_name.get(told["kernel"], plain)
-        sketches[tuple(parts.split("+"))] = Sketch(
-            kernel, None if columns is None else np.asarray(columns)
-        )
-    return GemmEngine(views, blocks_of(views, bounds.block), sketches, bounds.held)
+        sketches[tuple(parts.split("+"))] = Sketch(kernel, told["columns"])
+    blocks = blocks_of(views, bounds.block, first_new)
+    return GemmEngine(views, blocks, sketches, bounds.held, first_new)
 
 
 def _announce(plan: dict[str, Any], bounds: Bounds, runtime: Runtime) -> None:
-    log.info("engine %s on %s, floor %.3f; blocks of %d rows, %d held, at most %.2f GB",
-             plan["engine"], runtime.device, plan["floor"], bounds.block, bounds.held,
-             bounds.bytes / 1e9)  # fmt: skip
+    log.info("engine %s (%s) on %s, floor %.3f; blocks of %d rows, %d held, at most %.2f GB",
+             plan["engine"], plan["reason"], runtime.device, plan["floor"], bounds.block,
+             bounds.held, bounds.bytes / 1e9)  # fmt: skip
     if plan["engine"] == "gemm":
         for parts, told in plan["first_pass"].items():
             for n, choice in enumerate(told["considered"]):

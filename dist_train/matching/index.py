@@ -11,29 +11,35 @@ from tqdm import tqdm
 from dist_train import stage
 from dist_train.config import IndexConfig, View, bytes_of, result_options
 from dist_train.embedding.store import EmbeddingSet
-from dist_train.matching.faiss_library import faiss, gpus, on_gpu
+from dist_train.matching.faiss_library import faiss, gpus, on_cpu, on_gpu, use_threads
 from dist_train.matching.kinds import (
     TRAIN_PER_LIST,
     Kind,
     choose_kind,
     empty_index,
+    has_lists,
     number_of_lists,
-    with_ids,
 )
 from dist_train.matching.recall import ShardedIndex, measured_recall
 from dist_train.matching.views import Views, open_views, subset
 from dist_train.runtime import Runtime, row_blocks
 from shards import stage_files
 from shards.errors import BadInput, Corrupt, Stopped
-from shards.files import atomic_path, read_json, sha256_file, write_json
+from shards.files import (
+    atomic_path,
+    read_json,
+    remove_abandoned,
+    sha256_file,
+    write_json,
+)
 from shards.lock import locked
 
 FORMAT = 2
 SHARD_ROWS = 1_000_000
+SHARD_COPIES = 4
+"""Of a shard's vectors in memory while it is built: FAISS's arrays double when they grow."""
 ADDED = 65_536
 """Rows in memory at one time."""
-ON_CPU = (faiss.IndexFlat, faiss.IndexScalarQuantizer)
-"""Kinds that are only copied: a GPU would not help to build them."""
 WORK = ".work"
 log = logging.getLogger(__name__)
 
@@ -53,8 +59,9 @@ def build_index(embeddings: Path, out: Path, config: IndexConfig) -> dict[str, A
             views = open_views(embedding_set, names, config.image_weight)
             kind = choose_kind(config.kind, len(views), views.width, bytes_of(config.memory))
             log.info("index kind %s: %s", kind.factory, kind.reason)
-            _build_shards(views, kind, out, runtime)
-            _finish(views, names, kind, config, out, runtime)
+            shards = shard_rows(len(views), views.width, bytes_of(config.memory))
+            _build_shards(views, kind, shards, out, runtime)
+            _finish(views, names, kind, shards, config, out, runtime)
     return read_json(out / "index.json")
 
 
@@ -94,21 +101,32 @@ def _names(embeddings: EmbeddingSet, config: IndexConfig) -> list[View]:
     return names
 
 
-def shard_rows(items: int) -> list[range]:
-    """Row numbers of every shard: a function of the number of items alone."""
-    return row_blocks(items, smallest=1024, largest=SHARD_ROWS)
+def shard_rows(items: int, width: int, memory: int) -> list[range]:
+    """Row numbers of every shard, so that `memory` bytes hold one with room while it grows."""
+    fit = memory // (SHARD_COPIES * 4 * width)
+    return row_blocks(items, smallest=1024, largest=max(1024, min(SHARD_ROWS, fit)))
 
 
-def _build_shards(views: Views, kind: Kind, out: Path, runtime: Runtime) -> None:
-    shards = list(enumerate(shard_rows(len(views))))
+def shard_path(out: Path, number: int) -> Path:
+    """Where a shard lies."""
+    return out / f"shard-{number:05d}.faiss"
+
+
+def _build_shards(
+    views: Views, kind: Kind, shards: list[range], out: Path, runtime: Runtime
+) -> None:
+    use_threads()
+    remove_abandoned(out)
     trained = _trained(views, kind, out)
     quiet = None if runtime.is_main else True
-    for number, rows in tqdm(runtime.share(shards), desc="index", unit="shard", disable=quiet):
+    mine = runtime.share(list(enumerate(shards)))
+    for number, rows in tqdm(mine, desc="index", unit="shard", disable=quiet):
         if runtime.stop_asked():
             break
-        path = out / f"shard-{number:05d}.faiss"
+        path = shard_path(out, number)
         if not path.exists():
-            _build_shard(views, rows, trained, path)
+            build_shard(views, rows, trained, path)
+    runtime.barrier()  # one may have a shard more to build
     if runtime.anyone_asked_to_stop():
         raise Stopped(f"{out}: stopped by a signal; the same command goes on")
 
@@ -127,28 +145,32 @@ def _trained(views: Views, kind: Kind, out: Path) -> Path:
     return path
 
 
-def _build_shard(views: Views, rows: range, trained: Path, path: Path) -> None:
-    empty = faiss.read_index(str(trained))
-    index = with_ids(on_gpu(empty) if gpus() and not isinstance(empty, ON_CPU) else empty)
+def build_shard(views: Views, rows: range, trained: Path, path: Path) -> None:
+    index = faiss.read_index(str(trained))
+    if not has_lists(index):
+        index = faiss.IndexIDMap2(index)
+    elif gpus():
+        index = on_gpu(index)
     for start in range(rows.start, rows.stop, ADDED):
         some = range(start, min(start + ADDED, rows.stop))
         index.add_with_ids(views.database(some), np.asarray(some, np.int64))
     with atomic_path(path) as temporary:
-        faiss.write_index(faiss.index_gpu_to_cpu(index) if gpus() else index, str(temporary))
+        faiss.write_index(on_cpu(index), str(temporary))
 
 
 def _finish(
-    views: Views, names: list[View], kind: Kind, config: IndexConfig, out: Path, runtime: Runtime
+    views: Views, names: list[View], kind: Kind, bounds: list[range], config: IndexConfig,
+    out: Path, runtime: Runtime,
 ) -> None:  # fmt: skip
     runtime.barrier()
     if runtime.is_main:
         weights = {name: part.weight for name, part in views.parts.items()}
-        shards = sorted(out.glob("shard-*.faiss"))
+        shards = [shard_path(out, number) for number in range(len(bounds))]
         about = {
             "format": FORMAT, "kind": kind.name, "factory": kind.factory, "reason": kind.reason,
             "metric": "inner product", "views": names,
             "image_weight": weights.get("image", 0.0), "items": len(views), "width": views.width,
-            "rows": [[rows.start, rows.stop] for rows in shard_rows(len(views))],
+            "rows": [[rows.start, rows.stop] for rows in bounds],
             "recall": _recall(views, kind, shards, config),
         }  # fmt: skip
         write_json(out / "index.json", about)
@@ -162,13 +184,15 @@ def _finish(
 def _recall(
     views: Views, kind: Kind, shards: list[Path], config: IndexConfig
 ) -> dict[str, Any]:  # fmt: skip
-    """Of an exact kind it is known; of any other it is measured and said."""
-    if kind.exact or not config.recall_rows:
-        return {"nprobe": 0}
+    """What is found of the truth, measured whatever the kind; nprobe 0 where it has no lists."""
     lists = number_of_lists(len(views)) if "IVF" in kind.factory else 0
-    found = measured_recall(views, ShardedIndex(shards), config.recall_rows, lists)
-    if "recall_at_50" in found:
-        log.info("recall@50 of %s: %.4f (%.4f to %.4f), nprobe %d", kind.factory,
-                 *(found["recall_at_50"][name] for name in ("share", "low", "high")),
-                 found["nprobe"])  # fmt: skip
+    if not config.recall_rows:
+        return {"nprobe": 0}
+    index = ShardedIndex(shards, kind.name, memory=bytes_of(config.memory) // 2)
+    found = measured_recall(views, index, config.recall_rows, lists)
+    for name, told in (("recall_at_50", "recall@50"), ("range_recall", "range recall")):
+        if name in found:
+            log.info("%s of %s: %.4f (95 %%: %.4f to %.4f), nprobe %d", told, kind.factory,
+                     *(found[name][key] for key in ("share", "low", "high")),
+                     found["nprobe"])  # fmt: skip
     return found

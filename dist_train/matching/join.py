@@ -75,6 +75,11 @@ class TileFloors:
         """See engines.Floors."""
         return None if self.near is None else self.near.of(rows)
 
+    def among(self, rows: np.ndarray) -> int:
+        """See engines.Floors."""
+        items = self.wanted.items
+        return self.k + (0 if items is None else int((rows >= items).sum()))
+
 
 @dataclass
 class _Kept:

@@ -107,12 +107,11 @@ class FloatKernel(Kernel):
 
     def margin(self, left: Prepared, right: Prepared) -> float:
         """See Kernel; 16 more roundings than products: of weights, of the rows, of the score."""
-        n = left.width + 16
         lengths = (left.length + left.error) * (right.length + right.error)
-        rounding = n * U / (1 - n * U)
+        share = rounding(left.width + 16)
         if self.dtype == torch.bfloat16 and self.device.type == "cpu":
-            rounding += 2.0**-8  # the product itself comes in bfloat16
-        return rounding * lengths + _apart(left, right)
+            share += 2.0**-8  # the product itself comes in bfloat16
+        return share * lengths + _apart(left, right)
 
     def steps(self, scores: np.ndarray) -> np.ndarray:
         """See Kernel."""
@@ -164,7 +163,9 @@ class Int8Kernel(Kernel):
     def product(self, left: Prepared, right: Prepared) -> torch.Tensor:
         """See Kernel."""
         out = torch.ops.quantized.linear(left.values, right.values, self.STEP, self.ZERO)
-        return out.int_repr()
+        # The bytes where they lie: int_repr would copy them into fresh pages.
+        nothing = torch.empty(0, dtype=torch.uint8)
+        return nothing.set_(out.untyped_storage(), 0, out.shape, out.stride())
 
     def margin(self, left: Prepared, right: Prepared) -> float:
         """See Kernel; the integer sum is exact, a step is lost where it becomes a byte."""
@@ -180,6 +181,11 @@ class Int8Kernel(Kernel):
         """See Kernel."""
         scores = (products.astype(np.float32) - self.ZERO) * np.float32(self.STEP)
         return np.where(products == 0, -np.inf, scores)
+
+
+def rounding(n: int) -> float:
+    """Largest relative error of a float32 sum of `n` products, in any order."""
+    return n * U / (1 - n * U)
 
 
 def kernels_for(device: torch.device, bf16: bool) -> list[Kernel]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.matching.faiss_library import faiss, gpus, on_gpu
+from dist_train.matching.faiss_library import faiss, gpus, on_cpu, on_gpu
 from shards.errors import BadInput
 
 EXACT = ("Flat", "SQfp16")
@@ -52,18 +52,32 @@ def choose_kind(wanted: str, items: int, width: int, memory: int) -> Kind:
 
 
 def _by_memory(items: int, width: int, memory: int) -> Kind:
-    for name, size in (("Flat", 4), ("SQfp16", 2)):
-        needed = int(items * width * size * OVERHEAD)
-        if needed <= memory:
-            return Kind(name, name, f"{needed / 1e9:.2f} GB of {memory / 1e9:.2f} GB, exact")
-    lists = number_of_lists(items)
-    needed = int(items * width * OVERHEAD)
-    if needed <= memory:
-        return Kind("IVF", f"IVF{lists},SQ8", f"{needed / 1e9:.2f} GB in bytes, approximate")
-    codes = max(1, next(m for m in range(width // 4, 0, -1) if width % m == 0))
-    needed = int(items * (codes + 8) * OVERHEAD)
-    told = f"{needed / 1e9:.2f} GB in codes of {codes} bytes, approximate"
-    return Kind("IVF", f"IVF{lists},PQ{codes}x8", told)
+    lists, codes = number_of_lists(items), _codes(width)
+    choices = [
+        Kind("Flat", "Flat", "exact"),
+        Kind("SQfp16", "SQfp16", "exact to float16"),
+        Kind("IVF", f"IVF{lists},SQ8", "approximate, numbers as bytes"),
+        Kind("IVF", f"IVF{lists},PQ{codes}x8", f"approximate, rows as codes of {codes} bytes"),
+    ]
+    for kind in choices:
+        needed = int(items * bytes_of_row(kind, width) * OVERHEAD)
+        if needed <= memory or kind is choices[-1]:
+            break
+    told = "within" if needed <= memory else "more than"
+    reason = f"{kind.reason}: {needed / 1e9:.2f} GB, {told} the {memory / 1e9:.2f} GB given"
+    return Kind(kind.name, kind.factory, reason)
+
+
+def bytes_of_row(kind: Kind, width: int) -> int:
+    """In memory and on disk, ids aside; of a factory string of the user's, that of Flat."""
+    code = kind.factory.rpartition(",")[2]
+    sizes = {"SQfp16": 2 * width, "SQ8": width, f"PQ{_codes(width)}x8": _codes(width)}
+    return sizes.get(code, 4 * width)
+
+
+def _codes(width: int) -> int:
+    """Bytes of a row in product quantisation: a quarter of its columns, or what divides them."""
+    return max(1, next((m for m in range(width // 4, 0, -1) if width % m == 0), 1))
 
 
 def number_of_lists(items: int) -> int:
@@ -75,18 +89,19 @@ def empty_index(kind: Kind, width: int, sample: np.ndarray) -> Any:
     """An index without rows, trained on `sample` float32 (n, D) where the kind wants it."""
     index = faiss.index_factory(width, kind.factory, faiss.METRIC_INNER_PRODUCT)
     if not index.is_trained:
-        if gpus():
-            copy = on_gpu(index)
-            copy.train(sample)
-            index = faiss.index_gpu_to_cpu(copy)
-        else:
-            index.train(sample)
+        # Only of lists does FAISS train a copy on a GPU and give back the same kind.
+        copy = on_gpu(index) if gpus() and has_lists(index) else index
+        copy.train(sample)
+        index = on_cpu(copy) if copy is not index else index
     return index
 
 
-def with_ids(index: Any) -> Any:
-    """The index itself where it takes ids, else wrapped so that it does."""
-    return index if isinstance(index, faiss.IndexIVF) else faiss.IndexIDMap2(index)
+def has_lists(index: Any) -> bool:
+    """It takes ids by itself, and FAISS builds it on a GPU; a copied Flat or SQfp16 gains nothing.
+
+    An IVF behind a transform (OPQ, PCA) is wrapped and built on a CPU.
+    """
+    return isinstance(index, faiss.IndexIVF)
 
 
 def set_nprobe(index: Any, nprobe: int) -> None:

@@ -1,18 +1,22 @@
 """What a worker of the join needs in memory, told before it begins."""
 
 import resource
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_train.matching.blocks import CHUNK, block_size
 from dist_train.matching.join import SPILL
+from dist_train.matching.sketches import Sketch
 from shards.errors import BadInput
 
-PROGRAM = 650_000_000
+PROGRAM = 720_000_000
 """Bytes of Python with torch, FAISS, pandas and Arrow, before any row is read."""
 PAIR_BYTES = 28 * 3
 """A pair in the tables of a tile: as found, as laid together, as sorted."""
-PRODUCT_BYTES = 4 + 4 + 16
-"""A product, its copy while rows are picked from it, and the places of what is picked."""
+ITEM_BYTES = 60
+"""An item on the process that ends the join: its name, its row, its place, its degree."""
+PRODUCT_BYTES = 4 + 40
+"""A product, and of what it leaves the places, the values and the scores of the second look."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,23 @@ def join_bounds(items: int, stored: int, prepared: int, width: int, memory: int)
     blocks = -(-items // block) + 2
     held = int(max(2, min(blocks, (memory - fixed) // max(1, block * row))))
     return Bounds(block, held, fixed + held * block * row)
+
+
+def row_bytes(width: int, sketches: Sequence[Sketch]) -> tuple[int, int]:
+    """Bytes of a row of D = `width` in a block: as it is, float32, and as it is multiplied."""
+    prepared = [s.kernel.bytes_per_value * s.width(width) for s in sketches]
+    # A complete item is prepared once for each of the parts that others may lack.
+    return 4 * width, max(prepared, default=0) * len(prepared)
+
+
+def join_peak(bounds: Bounds, items: int, row: int, pairs: int, tiles: int) -> int:
+    """What a worker is expected to hold at most, the last one with the match lists too.
+
+    `row` are bytes of a row in a block, `pairs` those of all `tiles`.
+    """
+    blocks = min(bounds.held * bounds.block, items) * row
+    tables = PAIR_BYTES * min(SPILL, pairs // max(1, tiles))
+    return PROGRAM + PRODUCT_BYTES * CHUNK**2 + blocks + tables + ITEM_BYTES * items
 
 
 def peak_bytes() -> int:

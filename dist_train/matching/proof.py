@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta
 
+from dist_train.matching.blocks import area_wanted
 from dist_train.matching.canaries import Canaries
 from dist_train.matching.engines import Engine
 from dist_train.matching.rows import read_rows
@@ -24,21 +25,29 @@ log = logging.getLogger(__name__)
 
 
 def prove(
-    views: Views, engine: Engine, canaries: Canaries, out: Path, floor: float, audit_rows: int
+    views: Views,
+    engine: Engine,
+    canaries: Canaries,
+    out: Path,
+    floor: float,
+    audit_rows: int,
+    first_new: int = 0,
 ) -> dict[str, Any]:
     """What is known of a finished join; Failed when it is not what it must be.
 
-    An engine that is not exact is measured, not refused: its recall stands in the proof.
+    An engine that is not exact is measured, not refused: its recall stands in the proof. Of rows
+    before `first_new` only the pairs with later ones were looked for.
     """
     records = list(Work(out).records().values())
     found = {
         "engine": engine.name, "exact": engine.exact, "items": canaries.items, "floor": floor,
-        "tiles": len(records), "pairs_covered": _coverage(records, engine, canaries, len(views)),
+        "tiles": len(records), "old": first_new,
+        "pairs_covered": _coverage(records, engine, canaries, len(views), first_new),
         "first_pass_error": max((r["error"] for r in records), default=0.0),
         "first_pass_margin": max((r["margin"] for r in records), default=0.0),
         "first_pass_checked": sum(r["checked"] for r in records),
         "canaries": _canaries(records, views, canaries, floor, engine.exact),
-        "audit": audit(views, canaries.items, out, floor, audit_rows),
+        "audit": audit(views, canaries.items, out, floor, audit_rows, first_new),
     }  # fmt: skip
     _judge(found, engine)
     for line in told(found):
@@ -48,9 +57,11 @@ def prove(
 
 def told(proof: dict[str, Any]) -> list[str]:
     """The proof in words."""
-    audit_ = proof["audit"]
+    audit_, whole = proof["audit"], "N (N + 1) / 2"
+    if proof["old"]:
+        whole = f"N_new N_old + N_new (N_new + 1) / 2, N_old = {proof['old']},"
     return [
-        f"proof: {proof['tiles']} tiles cover {proof['pairs_covered']} pairs, all of N (N + 1) / 2 "
+        f"proof: {proof['tiles']} tiles cover {proof['pairs_covered']} pairs, all of {whole} "
         f"for the {proof['items']} items and the canaries",
         f"proof: first pass off by at most {proof['first_pass_error']:.1e} in "
         f"{proof['first_pass_checked']} looked at, margin {proof['first_pass_margin']:.1e}",
@@ -61,11 +72,14 @@ def told(proof: dict[str, Any]) -> list[str]:
     ]
 
 
-def _coverage(records: list[dict[str, Any]], engine: Engine, canaries: Canaries, rows: int) -> int:
+def _coverage(
+    records: list[dict[str, Any]], engine: Engine, canaries: Canaries, rows: int, first_new: int
+) -> int:
     covered = sum(record["area"] for record in records) + engine.apart
     N = rows if engine.both_ways else canaries.items
-    if covered != N * (N + 1) // 2:
-        raise Failed(f"the tiles cover {covered} pairs of {N * (N + 1) // 2}: remove the folder "
+    wanted = area_wanted(N, first_new)
+    if covered != wanted:
+        raise Failed(f"the tiles cover {covered} pairs of {wanted}: remove the folder "
                      "and match again")  # fmt: skip
     return covered
 
@@ -82,9 +96,12 @@ def _canaries(
     return {"planted": len(expected), "found": len(expected) - len(missed)}
 
 
-def audit(views: Views, items: int, out: Path, floor: float, rows: int) -> dict[str, Any]:
+def audit(
+    views: Views, items: int, out: Path, floor: float, rows: int, first_new: int = 0
+) -> dict[str, Any]:
     """Compare the pairs of some items with all of theirs, computed in float64 by other code."""
-    some = np.unique(np.linspace(0, items - 1, min(rows, items)).astype(np.int64))
+    some = np.linspace(first_new, items - 1, min(rows, items - first_new))
+    some = np.unique(some.astype(np.int64))
     ours = _found_of(out, some, items)
     true, near = _true_pairs(views, some, items, floor)
     # Between the two sums in float64 lies 1e-15: on the edge the score that decides decides.

@@ -1,14 +1,16 @@
 """A sharded index searched as one, and how much of the truth it finds, with an interval."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import beta
 
+from dist_train.matching.faiss_engine import Hits, ShardSearch, rounding, search_of
 from dist_train.matching.faiss_library import faiss
-from dist_train.matching.kinds import set_nprobe
+from dist_train.matching.kinds import EXACT, set_nprobe
 from dist_train.matching.sampling import floor_of_sample, scores_with
 from dist_train.matching.views import Views, subset
 from dist_train.runtime import row_blocks
@@ -22,18 +24,29 @@ TARGET = 0.95
 class ShardedIndex:
     """The shards of an index, searched as one."""
 
-    def __init__(self, shards: Sequence[Path], nprobe: int = 0) -> None:
-        self.shards = [faiss.read_index(str(path)) for path in shards]
-        self.probe(nprobe)
+    def __init__(
+        self, shards: Sequence[Path], kind: str, nprobe: int = 0, memory: int | None = None
+    ) -> None:
+        """Shards of a `kind`; what is beyond `memory` bytes is read again by every search."""
+        self.paths, self.kind, self.nprobe, self._held = list(shards), kind, nprobe, {}
+        self._room = sys.maxsize if memory is None else memory
 
     def probe(self, nprobe: int) -> None:
         """Look into so many lists of every shard from now on."""
-        for shard in self.shards:
-            set_nprobe(shard, nprobe)
+        self.nprobe = nprobe
+
+    def shards(self) -> Iterator[Any]:
+        """The FAISS indexes, one after the other."""
+        for path in self.paths:
+            shard = self._held.get(path) or faiss.read_index(str(path))
+            if path not in self._held and path.stat().st_size <= self._room:
+                self._held[path], self._room = shard, self._room - path.stat().st_size
+            set_nprobe(shard, self.nprobe)
+            yield shard
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and ids (n, k) of the best of all shards; -inf and -1 where there are fewer."""
-        found = [shard.search(np.ascontiguousarray(queries), k) for shard in self.shards]
+        found = [shard.search(np.ascontiguousarray(queries), k) for shard in self.shards()]
         scores, ids = (np.hstack(side) for side in zip(*found, strict=True))
         scores = np.where(ids < 0, -np.inf, scores)
         order = np.lexsort((ids, -scores), axis=1)[:, :k]
@@ -42,17 +55,63 @@ class ShardedIndex:
     def nearest(self, views: Views, rows: np.ndarray, k: int) -> np.ndarray:
         """The k nearest (n, k) of items, ranked by the score that decides; -1 for none.
 
-        More than k are asked for, so that those that FAISS rounds otherwise change no rank.
+        More than k are asked for, and all ties, so that what FAISS rounds otherwise, or in which
+        shard a row lies, changes no rank.
         """
+        item, ids, score = self._found(
+            views, rows, lambda shard, queries: shard.nearest(queries, 2 * k)
+        )
+        item, ids = _best(item, ids, score, 2 * k, 2 * self.margin(views))
+        item, ids = item[ids != rows[item]], ids[ids != rows[item]]
+        score = views.scores(rows[item], ids)["score"]
+        item, ids, score = (side[~np.isnan(score)] for side in (item, ids, score))
+        order = np.lexsort((ids, -score, item))
+        item, ids = item[order], ids[order]
+        rank = np.arange(len(item)) - np.searchsorted(item, item)
+        out = np.full((len(rows), k), -1)
+        out[item[rank < k], rank[rank < k]] = ids[rank < k]
+        return out
+
+    def margin(self, views: Views) -> float:
+        """By how much an exact kind's scores may be off; of others nothing is promised."""
+        return rounding(views, self.kind) if self.kind in EXACT else 0.0
+
+    def at_least(self, views: Views, rows: np.ndarray, least: float) -> np.ndarray:
+        """Codes n len(views) + id of what a search for `least` and above finds for each item n."""
+        below = float(np.nextafter(np.float32(least), np.float32(-np.inf)))
+        item, ids, _ = self._found(views, rows, lambda shard, queries: shard.range(queries, below))
+        return item * len(views) + ids
+
+    def _found(
+        self, views: Views, rows: np.ndarray, ask: Callable[[ShardSearch, np.ndarray], Hits]
+    ) -> Hits:
+        """(item, id, score), each once, of what every shard answers, by its kinds of rows."""
         sample = subset(views, rows)
-        queries, _ = sample.queries(range(len(rows)), "complete")
-        _, ids = self.search(queries, k + 1 + k)
-        asking = np.repeat(rows, ids.shape[1])
-        score = views.scores(asking, ids.ravel().clip(min=0))["score"].reshape(ids.shape)
-        score = np.where((ids < 0) | (ids == rows[:, None]) | np.isnan(score), -np.inf, score)
-        order = np.lexsort((ids, -score), axis=1)[:, :k]
-        best = np.take_along_axis(ids, order, 1)
-        return np.where(np.isneginf(np.take_along_axis(score, order, 1)), -1, best)
+        codes, scores = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+        for shard in self.shards():
+            for kind, mask in views.kinds.items():
+                queries, asks = sample.queries(range(len(rows)), kind)
+                who = np.flatnonzero(asks)
+                if len(who):
+                    search = search_of(shard, views, mask, self.kind)
+                    item, ids, score = ask(search, queries[who])
+                    codes.append((who[item] * len(views) + ids)[mask[ids]])
+                    scores.append(score[mask[ids]])
+        code, first = np.unique(np.concatenate(codes), return_index=True)
+        return *np.divmod(code, len(views)), np.concatenate(scores)[first]
+
+
+def _best(
+    item: np.ndarray, ids: np.ndarray, score: np.ndarray, k: int, margin: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(item, id) of those that may be among the k best of their item beside itself."""
+    order = np.lexsort((ids, -score, item))
+    item, ids, score = item[order], ids[order], score[order]
+    rank = np.arange(len(item)) - np.searchsorted(item, item)
+    last = np.full(int(item.max(initial=-1)) + 1, -np.inf)
+    last[item[rank == k]] = score[rank == k]
+    keep = score >= last[item] - margin
+    return item[keep], ids[keep]
 
 
 def measured_recall(views: Views, index: ShardedIndex, rows: int, lists: int) -> dict[str, Any]:
@@ -76,10 +135,11 @@ def measured_recall(views: Views, index: ShardedIndex, rows: int, lists: int) ->
         if nprobe >= lists or at_k["low"] >= TARGET:
             break
         nprobe = min(2 * nprobe, lists)
+    margin = index.margin(views) if index.kind in EXACT else _error(views, index, some)
     return {
         "rows": len(some), "nprobe": nprobe, "recall_at_50": at_k, "range_floor": floor,
-        "range_recall": _range_recall(views, index, some, within, floor),
-        "margin": _error(views, index, some),
+        "range_recall": _range_recall(views, index, some, within, floor - margin),
+        "margin": margin,
     }  # fmt: skip
 
 
@@ -113,14 +173,12 @@ def _truth(views: Views, some: np.ndarray, floor: float) -> tuple[np.ndarray, li
 
 
 def _range_recall(
-    views: Views, index: ShardedIndex, some: np.ndarray, within: list[np.ndarray], floor: float
+    views: Views, index: ShardedIndex, some: np.ndarray, within: list[np.ndarray], least: float
 ) -> dict[str, float]:
-    """Of the rows that score at the floor, those among as many candidates as are asked for."""
-    most = max((len(rows) for rows in within), default=0)
-    queries, _ = subset(views, some).queries(range(len(some)), "complete")
-    _, ids = index.search(queries, max(1, 2 * most + 1))
-    hits = int(sum(np.isin(rows, found).sum() for rows, found in zip(within, ids, strict=True)))
-    return interval(hits, sum(map(len, within)))
+    """Of the rows that score at the floor, those that a search for `least` and above finds."""
+    wanted = np.concatenate([n * len(views) + rows for n, rows in enumerate(within)])
+    found = np.isin(wanted, index.at_least(views, some, least))
+    return interval(int(found.sum()), len(wanted))
 
 
 def _error(views: Views, index: ShardedIndex, some: np.ndarray) -> float:

@@ -1,7 +1,5 @@
 """What a sample of rows says before the join begins."""
 
-import heapq
-
 import numpy as np
 
 from dist_train.matching.rows import read_rows
@@ -20,7 +18,7 @@ def sample_rows(views: Views, parts: tuple[str, ...], size: int = SAMPLE) -> np.
         rows = rows[np.linspace(0, len(rows) - 1, size).astype(np.int64)]
     # In another order, so that neighbours in the catalogue do not all fall into one half.
     rows = np.random.default_rng(0).permutation(rows)
-    stored = {name: views.parts[name].rows.take(rows) for name in parts}
+    stored = {name: views.take(name, rows) for name in parts}
     return weighted_rows(views, parts, stored)
 
 
@@ -33,14 +31,14 @@ def floor_of_sample(views: Views, pairs_per_item: float) -> float:
     sample = subset(views, rows)
     # Each pair is seen from both its items, and each item sees itself.
     keep = max(1, int((2 * pairs_per_item + 1) * len(rows)))
-    best: list[float] = []
+    best, lowest = np.zeros(0, np.float32), -np.inf
     for block in row_blocks(len(views), smallest=4096, largest=16_384):
-        scores = scores_with(views, sample, block).ravel()
-        few = min(keep, len(scores))
-        top = -np.partition(-scores, few - 1)[:few]
-        best = heapq.nlargest(keep, best + top[top > -np.inf].tolist())
-    lowest = best[-1] if len(best) == keep else -1.0
-    return max(0.05, float(np.ceil(max(lowest, -1.0) * 1000) / 1000))
+        scores = scores_with(views, sample, block)
+        best = np.concatenate([best, scores[scores > lowest]])
+        if len(best) >= keep:
+            best = np.partition(best, len(best) - keep)[len(best) - keep :]
+            lowest = best[0]
+    return max(0.05, float(np.ceil(max(float(lowest), -1.0) * 1000) / 1000))
 
 
 def scores_with(views: Views, sample: Views, block: range) -> np.ndarray:

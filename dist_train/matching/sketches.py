@@ -4,41 +4,66 @@ Exact pruning. A score is the sum over some columns plus the rest, and the rest 
 product of the lengths of what was cut off: s <= x_c.y_c + |x_r| |y_r| (Cauchy-Schwarz; the prefix
 bound of Panorama). The length rides along as one more column, so one product gives the bound.
 With the image columns alone it says s >= t => cos_image >= (t - w_t) / w_i.
+
+The columns may also be axes B (D, k) of a subspace that holds most of the rows' length. With
+G = B'B, d = |G - I| and z = B'x: x.y = z_x' G^-1 z_y + x_r.y_r, so s <= z_x.z_y + d / (1 - d)
+|z_x| |z_y| + |x_r| |y_r| and |x_r|^2 <= |x|^2 - (1 - d) |z_x|^2: B need not be perfect. Its float32
+products are off by at most h |x|, h = sqrt((1 + d) k) times the rounding of a sum of D.
 """
 
-import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import torch
 
-from dist_train.matching.kernels import Int8Kernel, Kernel, Prepared
+from dist_train.matching.kernels import Int8Kernel, Kernel, Prepared, rounding
 from dist_train.matching.views import Views
 
-SAMPLE = 2_048
-MEASURED_FROM = 8_192
-"""Items; with fewer the plain kernel is done before others are measured."""
-SHARES = tuple(n / 20 for n in range(7, 20))
-RESCORE_SECONDS = 5e-6
-"""About what one candidate costs: two rows of 768 numbers gathered and multiplied in float64."""
-SCAN_SECONDS = 0.1e-9
-"""About what reading one byte of a product costs."""
+SAMPLE = 4_096
+"""Rows that say how the first pass goes."""
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """A kernel and the columns that it multiplies; None: all of them, then products are scores."""
+    """A kernel and what it multiplies.
+
+    `columns`: None, all of them, and products are scores; the numbers (k,) of some; or axes (D, k)
+    float32. Of the last two products are bounds on scores from above.
+    """
 
     kernel: Kernel
     columns: np.ndarray | None = None
 
+    @property
+    def cuts(self) -> bool:
+        """A product may be more than the score; it is never less, but for the margin."""
+        return self.columns is not None
+
     def width(self, all_columns: int) -> int:
         """Values that stand for a row."""
-        return all_columns if self.columns is None else len(self.columns) + self._copies
+        return all_columns if self.columns is None else self.columns.shape[-1] + self._copies
 
     @property
     def _copies(self) -> int:
         # As one large column among small ones the length would coarsen the integers of all.
         return 16 if isinstance(self.kernel, Int8Kernel) else 1
+
+    @cached_property
+    def _axes_off(self) -> tuple[float, float]:
+        """d and h of the module's docstring; nothing where columns are merely picked."""
+        if self.columns is None or self.columns.ndim == 1:
+            return 0.0, 0.0
+        axes = self.columns.astype(np.float64)
+        d = float(np.linalg.norm(axes.T @ axes - np.eye(axes.shape[1]))) + 1e-12
+        assert d < 1e-3, "the axes are not at right angles"
+        return d, float(np.sqrt((1 + d) * axes.shape[1])) * rounding(axes.shape[0])
+
+    def margin(self, left: Prepared, right: Prepared) -> float:
+        """By how much a product of these rows may lie below the true one, or beside it."""
+        d, h = self._axes_off
+        off = d / (1 - d) * (1 + h) ** 2 + 2 * h + h * h
+        return self.kernel.margin(left, right) + 1.01 * off * left.length * right.length
 
     def left(self, rows: np.ndarray) -> Prepared:
         """Asking rows, float32 (n, D)."""
@@ -51,13 +76,19 @@ class Sketch:
     def _cut(self, rows: np.ndarray) -> np.ndarray:
         if self.columns is None:
             return np.ascontiguousarray(rows)
-        out = np.empty((len(rows), self.width(rows.shape[1])), np.float32)
-        kept = out[:, : len(self.columns)]
-        np.take(rows, self.columns, axis=1, out=kept, mode="clip")
-        squares = np.einsum("nd,nd->n", rows, rows) - np.einsum("nd,nd->n", kept, kept)
-        # Up: two float32 sums of at most D squares have been subtracted.
-        rest = np.sqrt(np.maximum(squares, 0) + rows.shape[1] * 2.0**-22) * (1 + 1e-6)
-        out[:, len(self.columns) :] = (rest / np.sqrt(self._copies))[:, None]
+        k = self.columns.shape[-1]
+        out = np.empty((len(rows), k + self._copies), np.float32)
+        kept = out[:, :k]
+        if self.columns.ndim == 1:
+            np.take(rows, self.columns, axis=1, out=kept, mode="clip")
+        else:
+            np.matmul(rows, self.columns, out=kept)
+        whole = np.einsum("nd,nd->n", rows, rows)
+        d, h = self._axes_off
+        # Up: two float32 sums of at most D squares are subtracted, and the axes are not perfect.
+        off = whole * np.float32(rows.shape[1] * 2.0**-22 + 1.01 * (d + 2 * h))
+        rest = np.sqrt(np.maximum(whole - np.einsum("nd,nd->n", kept, kept), 0) + off) * (1 + 1e-6)
+        out[:, k:] = (rest / np.sqrt(self._copies))[:, None]
         return out
 
 
@@ -73,89 +104,6 @@ def weighted_rows(
     ])  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A sketch, and what the sample says of it."""
-
-    sketch: Sketch
-    nanoseconds: float
-    """Predicted for a pair of rows."""
-    survivors: float
-    """Share of the pairs that need their exact score."""
-
-    def __str__(self) -> str:
-        columns = self.sketch.columns
-        if not self.nanoseconds:
-            return f"{self.sketch.kernel.name}, all columns (too few items to measure others)"
-        cut = "all columns" if columns is None else f"{len(columns)} columns and a bound"
-        return (
-            f"{self.sketch.kernel.name}, {cut}: {self.nanoseconds:.2f} ns a pair, "
-            f"{self.survivors:.1e} of the pairs to score"
-        )
-
-
-def choose_sketch(
-    rows: np.ndarray, kernels: list[Kernel], floor: float, nearest: float, ends: list[int]
-) -> list[Choice]:
-    """All that can be done for sample `rows` float32 (n, D), the cheapest first.
-
-    `ends` are the widths of the parts laid side by side: the first part alone is one of the cuts.
-    `nearest` is the share of all items wanted as neighbours of each; above 0 the products must be
-    scores on both sides, so nothing is cut off.
-    """
-    wanted, choices = floor, []
-    if nearest:
-        half = len(rows) // 2
-        scores = rows[:half] @ rows[half:].T if half else np.zeros((1, 1), np.float32)
-        wanted = min(floor, float(np.quantile(scores, max(0.0, 1 - nearest))))
-    if len(kernels) == 1:
-        return [Choice(Sketch(kernels[0]), 0.0, 0.0)]
-    for kernel in kernels:
-        rate = measured_rate(kernel, rows)
-        cuts: list[np.ndarray | None] = [None]
-        if not nearest and rows.shape[1] >= 64 and kernel.device.type == "cpu":
-            cuts += _cuts(rows, ends)
-        for columns in cuts:
-            sketch = Sketch(kernel, columns)
-            share = _survivors(sketch, rows, wanted)
-            flop = 2 * sketch.width(rows.shape[1])
-            scan = SCAN_SECONDS * (1 if isinstance(kernel, Int8Kernel) else 4)
-            seconds = flop / rate + scan + share * RESCORE_SECONDS
-            choices.append(Choice(sketch, 1e9 * seconds, share))
-    return sorted(choices, key=lambda choice: choice.nanoseconds)
-
-
-def measured_rate(kernel: Kernel, rows: np.ndarray) -> float:
-    """Operations a second of processor time in the first pass, the best of some tries."""
-    some = np.resize(rows, (2048, rows.shape[1]))
-    left, right = kernel.left(some), kernel.right(some)
-    best = 0.0
-    # The processor's time, where it is one: others on the machine must not decide.
-    now = time.perf_counter if kernel.device.type == "cuda" else time.process_time
-    for _ in range(3):
-        begin = now()
-        kernel.product(left, right)[0, 0].item()
-        best = max(best, 2 * 2048 * 2048 * rows.shape[1] / max(now() - begin, 1e-9))
-    return best
-
-
-def _cuts(rows: np.ndarray, ends: list[int]) -> list[np.ndarray | None]:
-    """The columns of the most energy first, and the first part by itself."""
-    order = np.argsort(-(rows * rows).sum(0), kind="stable")
-    widths = sorted({int(share * rows.shape[1]) // 16 * 16 for share in SHARES})
-    cuts: list[np.ndarray | None] = [np.sort(order[:width]) for width in widths]
-    if len(ends) > 1:
-        cuts.append(np.arange(ends[0]))
-    return cuts
-
-
-def _survivors(sketch: Sketch, rows: np.ndarray, floor: float) -> float:
-    """Share of the sample's pairs that the first pass leaves at the floor."""
-    half = len(rows) // 2
-    if half == 0:
-        return 0.0
-    left, right = sketch.left(rows[:half]), sketch.right(rows[half:])
-    kernel = sketch.kernel
-    products = kernel.product(left, right)
-    least = kernel.steps(np.asarray(floor - kernel.margin(left, right)))
-    return float((products >= least.item()).double().mean())
+def wide(rows: np.ndarray) -> np.ndarray:
+    """Stored rows as float32; torch does it ten times as fast as NumPy."""
+    return torch.from_numpy(rows).float().numpy()

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from dist_train.config import View
 from dist_train.embedding.store import EmbeddingSet, Rows
-from dist_train.matching.rows import read_rows
+from dist_train.matching.rows import read_rows, take_rows
 
-EXACT_ROWS = 4_096
-"""Pairs whose rows are in memory at one time, in float64."""
+EXACT_ROWS = 512
+"""Pairs whose rows are in memory at one time, in float64: few, so that they stay near."""
 Take = Callable[[str, np.ndarray], np.ndarray]
 Scores = dict[str, np.ndarray]
 
@@ -83,7 +84,7 @@ class Views:
 
     def take(self, name: str, rows: np.ndarray) -> np.ndarray:
         """The stored values of a part, float64 (n, D)."""
-        return self.parts[name].rows.take(rows)
+        return take_rows(self.parts[name].rows, rows)
 
     def scores(self, i: np.ndarray, j: np.ndarray, take: Take | None = None) -> Scores:
         """The scores that decide, float32 (P,): `score`, `score_image`, `score_text`.
@@ -108,7 +109,7 @@ def subset(views: Views, rows: np.ndarray) -> Views:
     """Some rows (n,) of the views, in memory."""
     parts = {
         name: ViewPart(
-            Rows([part.rows.take(rows).astype(np.float32)]), part.present[rows], part.weight
+            Rows([take_rows(part.rows, rows).astype(np.float32)]), part.present[rows], part.weight
         )
         for name, part in views.parts.items()
     }
@@ -117,12 +118,11 @@ def subset(views: Views, rows: np.ndarray) -> Views:
 
 def open_views(embeddings: EmbeddingSet, names: Sequence[View], image_weight: float) -> Views:
     """The views `names` of an embedding set; one view alone has weight one."""
-    items = embeddings.items
     weights = {"image": image_weight, "text": 1 - image_weight}
     return Views({
         name: ViewPart(
             embeddings.rows(name),
-            items[f"has_{name}"].to_numpy(),
+            _present(embeddings, name),
             weights[name] if len(names) > 1 else 1.0,
         )
         for name in names
@@ -132,6 +132,16 @@ def open_views(embeddings: EmbeddingSet, names: Sequence[View], image_weight: fl
 def views_of_array(vectors: np.ndarray) -> Views:
     """One view over unit vectors (N, D) in memory."""
     return Views({"image": ViewPart(Rows([vectors]), np.ones(len(vectors), bool), 1.0)})
+
+
+def _present(embeddings: EmbeddingSet, name: View) -> np.ndarray:
+    """Which rows (N,) have a part, from two columns: names and titles would fill the memory."""
+    here = np.zeros(len(embeddings.rows(name)), bool)
+    with pq.ParquetFile(embeddings.path / "items.parquet") as file:
+        for batch in file.iter_batches(columns=["row", f"has_{name}"]):
+            row, has = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
+            here[row[row >= 0]] = has[row >= 0]
+    return here
 
 
 def _block(part: ViewPart, rows: range) -> np.ndarray:

@@ -8,8 +8,9 @@ locks two workers may do the same tile, and write the same pairs.
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pandas as pd
 
 from shards.errors import Corrupt
 from shards.files import read_json, write_json, write_parquet
+from shards.lock import locked
 from shards.stage_files import MANIFEST
 
 GRID = 1_000
@@ -34,6 +36,15 @@ class Work:
         self.pairs, self.tiles = out / "pairs", out / ".work" / "tiles"
         self.nearest = out / ".work" / "nearest"
         self._records: dict[int, dict[str, Any]] = {}
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Nobody else sets up or clears while this is held."""
+        return locked(self.hidden / "lock")
+
+    def clear(self) -> None:
+        """Take away what was needed to work; a worker that sets up just now does so before."""
+        with self.locked():
+            shutil.rmtree(self.hidden, ignore_errors=True)
 
     def pairs_path(self, tile: int, part: int) -> Path:
         """Where a part of a tile's pairs lies."""
@@ -100,10 +111,10 @@ def histogram(scores: np.ndarray) -> list[list[int]]:
     return np.stack([found, counts], axis=1).tolist()
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A table of the join; Corrupt names a broken one."""
+def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """A table of the join, or some of its columns; Corrupt names a broken one."""
     try:
-        return pd.read_parquet(path)
+        return pd.read_parquet(path, columns=columns)
     except (OSError, ValueError) as error:
         raise Corrupt(f"{path}: cannot be read ({error}); remove it and its folder's "
                       ".work/tiles entry, and match again") from None  # fmt: skip

@@ -20,7 +20,7 @@ from dist_train.heads.row_optimizer import RowAdamW
 from dist_train.heads.store import load_head
 from dist_train.runtime import Runtime
 from dist_train.training.data import TrainingItems
-from shards.errors import BadInput
+from shards.errors import BadInput, Stopped
 from shards.files import read_json
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,8 @@ def _start_from_means(
             vectors[: len(numbers)] = torch.from_numpy(unit)
             labels[: len(numbers)] = torch.from_numpy(class_ids[numbers].astype(np.int64))
         means.add(vectors.to(runtime.device), labels.to(runtime.device))
+        if runtime.anyone_asked_to_stop():
+            raise Stopped("stopped by a signal before the first step; the same command begins")
     encoder.train()
     known = runtime.total(means.into(head.weight.data, head.centres))
     log.info("centres of %d of %d classes start at their mean embedding", known, head.classes)

@@ -1,17 +1,13 @@
-"""Optimizers of encoder and head, their learning rates and the margin, as functions of the step."""
-
-from dataclasses import dataclass
+"""Optimizers of encoder and head: which weights, at which learning rates, clipped how."""
 
 import torch
 import torch.distributed as dist
-from timm.optim import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
-from torch import nn
-from torch.optim import AdamW, Optimizer
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch.optim import AdamW
 
-from dist_train.config import HeadOptions, TrainingOptions
+from dist_train.config import TrainingOptions
+from dist_train.encoders.folder import Encoder
 from dist_train.heads.class_parallel import MarginHead
-from dist_train.heads.margins import ramped
 from dist_train.heads.row_optimizer import RowAdamW, coalesced
 
 EPS = 1e-6
@@ -19,9 +15,18 @@ EPS = 1e-6
 batch normalisation, the bias of attention keys) becomes steps of full size, which differ with W."""
 
 
-def encoder_optimizer(encoder: nn.Module, config: TrainingOptions) -> AdamW:
-    """AdamW over the encoder's trainable weights; biases and norms do not decay."""
-    groups = param_groups_weight_decay(encoder, config.weight_decay)
+def encoder_optimizer(encoder: Encoder, config: TrainingOptions) -> AdamW:
+    """AdamW over the encoder's trainable weights; biases and norms do not decay.
+
+    With `layer_decay` d a layer n below the top has the learning rate lr * d^n (Clark et al.,
+    ELECTRA, 2020; Bao et al., BEiT, 2021); the neck has lr.
+    """
+    if config.layer_decay == 1:
+        groups = param_groups_weight_decay(encoder, config.weight_decay)
+    else:
+        groups = param_groups_layer_decay(
+            encoder.backbone, config.weight_decay, layer_decay=config.layer_decay
+        ) + param_groups_weight_decay(encoder.neck, config.weight_decay)
     return AdamW([group for group in groups if group["params"]], lr=config.lr, eps=EPS)
 
 
@@ -30,45 +35,21 @@ def head_optimizer(head: MarginHead, config: TrainingOptions) -> RowAdamW:
     return RowAdamW(head.weight, lr=config.head.lr, weight_decay=config.weight_decay, eps=EPS)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rates and margin in closed form: resuming needs the step alone."""
+def clip_head(head: MarginHead, limit: float, told: torch.Tensor | None = None) -> torch.Tensor:
+    """Scale the head's gradient to norm `limit` over all ranks; its norm before, () float64.
 
-    schedulers: tuple[CosineLRScheduler, ...]
-    head: HeadOptions
-    steps: int
-
-    def apply(self, step: int) -> float:
-        """Set the learning rates of `step`; the margin of that step."""
-        for scheduler in self.schedulers:
-            scheduler.step_update(step)
-        return ramped(self.head.margin, step, self.steps, self.head.ramp)
-
-
-def make_schedule(optimizers: list[Optimizer], config: TrainingOptions, steps: int) -> Schedule:
-    """Warm-up and cosine to 0 for each optimizer, the margin's ramp beside them."""
-    warmup = round(config.warmup * steps)
-    # At least two steps of cosine: timm warns of one that has no effect.
-    made = [
-        CosineLRScheduler(
-            optimizer, t_initial=max(steps - warmup, 2), warmup_t=warmup, warmup_prefix=True,
-            warmup_lr_init=optimizer.param_groups[0]["lr"] / (warmup + 1),
-            t_in_epochs=False,
-        )
-        for optimizer in optimizers
-    ]  # fmt: skip
-    return Schedule(tuple(made), config.head, steps)
-
-
-def clip_head(head: MarginHead, limit: float) -> float:
-    """Scale the head's gradient to norm `limit` over all ranks; its norm before."""
+    `told` (n,) is summed over ranks in place, in the same collective. The host waits for nothing.
+    """
     assert head.weight.grad is not None
     grad = head.weight.grad = coalesced(head.weight.grad)
     values = grad.values() if grad.is_sparse else grad
-    square = torch.linalg.vector_norm(values).double().square()
+    sums = torch.linalg.vector_norm(values).double().square()[None]
+    if told is not None:
+        sums = torch.cat([sums, told.double()])
     if dist.is_initialized():
-        dist.all_reduce(square)
-    norm = square.sqrt().item()
-    if norm > limit:
-        values.mul_(limit / norm)
+        dist.all_reduce(sums)
+    norm = sums[0].sqrt()
+    values.mul_((limit / norm).clamp(max=1).to(values.dtype))
+    if told is not None:
+        told.copy_(sums[1:])
     return norm

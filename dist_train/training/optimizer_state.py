@@ -27,7 +27,12 @@ def moments(prepared: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor
 def load_moments(
     prepared: nn.Module, optimizer: Optimizer, saved: dict[str, torch.Tensor], step: int
 ) -> None:
-    """Put back what `moments` gave, as of `step`; all ranks call it, weights loaded before."""
+    """Put back what `moments` gave after `step` updates; all ranks call it, weights loaded before.
+
+    Nothing was given where no update had been made yet.
+    """
+    if not saved:
+        return
     if _zero():
         _load_zero_moments(_trained(prepared), _zero_optimizer(optimizer), saved, step)
         return

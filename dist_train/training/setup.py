@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedType
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
@@ -13,15 +15,13 @@ from dist_train.config import TrainingOptions, View
 from dist_train.encoders.folder import Encoder, new_encoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.row_optimizer import RowAdamW
-from dist_train.runtime import TIMEOUT, Runtime
+from dist_train.meeting import timeout
+from dist_train.runtime import Runtime
 from dist_train.training.data import TrainingItems
 from dist_train.training.head_start import class_names_digest, new_head
-from dist_train.training.optimisation import (
-    Schedule,
-    encoder_optimizer,
-    head_optimizer,
-    make_schedule,
-)
+from dist_train.training.optimisation import encoder_optimizer, head_optimizer
+from dist_train.training.progress import Progress
+from dist_train.training.schedule import Schedule, make_schedule
 from dist_train.training.whole import load_whole, whole_state
 from shards.errors import BadInput
 from shards.order_state import OrderState
@@ -43,6 +43,14 @@ class Training:
     """Digest of the label groups by class."""
     twin: Encoder | None
     """Where ZeRO-3 takes `encoder` apart: another, for all the weights."""
+    average: ModelEmaV3 | None
+    """Moving average of the encoder's weights and statistics, where one is asked for."""
+    progress: Progress
+
+    @property
+    def deepspeed(self) -> bool:
+        """DeepSpeed has the encoder's optimizer."""
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
     def whole_encoder(self) -> Encoder:
         """The encoder with all its present weights on this rank; all ranks call it together."""
@@ -50,6 +58,10 @@ class Training:
             return self.encoder
         load_whole(self.twin, whole_state(self.encoder))
         return self.twin
+
+    def judged_encoder(self) -> Encoder:
+        """What is validated and exported: the average where there is one; all ranks call it."""
+        return self.whole_encoder() if self.average is None else self.average.module
 
 
 def set_up(view: View, config: TrainingOptions, items: TrainingItems, runtime: Runtime) -> Training:
@@ -62,17 +74,23 @@ def set_up(view: View, config: TrainingOptions, items: TrainingItems, runtime: R
         # DeepSpeed broadcasts weights as rows of bytes and cannot take this layout.
         encoder.to(memory_format=torch.channels_last)
     bare_optimizer = encoder_optimizer(encoder, config)
-    twin = copy.deepcopy(encoder) if _takes_apart(accelerator) else None
+    parted = _takes_apart(accelerator)
+    twin = copy.deepcopy(encoder) if parted else None
+    average = _average(encoder, config.ema) if config.ema else None
+    if config.gradient_checkpointing:
+        encoder.recompute_activations()
+    if config.compile:
+        _refuse_compiling(parted)
+        encoder.compile_backbone()
     # The head stays outside: DDP would overwrite its shards, ZeRO has no place for them.
     prepared, optimizer = accelerator.prepare(encoder, bare_optimizer)
     head = new_head(config, items, encoder.width, runtime)
     of_head = head_optimizer(head, config)
-    inner = _inner(optimizer)
-    schedule = make_schedule([inner, of_head], config, items.steps)
+    schedule = make_schedule(_inner(optimizer), of_head, config, items.steps)
     prepared.train()
     return Training(
         accelerator, encoder, prepared, optimizer, head, of_head, schedule, items.state,
-        class_names_digest(items.class_names), twin,
+        class_names_digest(items.class_names), twin, average, Progress(),
     )  # fmt: skip
 
 
@@ -82,7 +100,7 @@ def _accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
         gradient_accumulation_steps=config.accumulation,
         mixed_precision="no",  # ours is the autocast inside the encoder, the same everywhere
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=TIMEOUT),
+            InitProcessGroupKwargs(timeout=timeout()),
             # The neck's statistics are equal on all ranks already; a frozen pooler has none.
             DistributedDataParallelKwargs(broadcast_buffers=False),
         ],
@@ -104,6 +122,16 @@ def _refuse_float16(asked: bool) -> None:
             "DeepSpeed's loss scale would reach the head; launch with --mixed_precision bf16 or no "
             "(--precision says what is used)"
         )
+
+
+def _refuse_compiling(parted: bool) -> None:
+    if parted:
+        raise BadInput("compile: ZeRO-3 moves weights while the encoder runs; use ZeRO-2 or DDP")
+
+
+def _average(encoder: Encoder, decay: float) -> ModelEmaV3:
+    """Follows closely at first: after t updates it keeps at most 1 - (1 + t)^(-2/3) of itself."""
+    return ModelEmaV3(encoder, decay=decay, use_warmup=True)
 
 
 def _takes_apart(accelerator: Accelerator) -> bool:

@@ -31,13 +31,19 @@ class ValidationItems:
 
     def score(
         self, encoder: Encoder, config: TrainingOptions, runtime: Runtime
-    ) -> dict[str, float]:
-        """f1, its threshold, recall_at_1 and the floor, equal on all ranks; empty without items."""
+    ) -> dict[str, float] | None:
+        """f1, its threshold, recall_at_1 and the floor, equal on all ranks; empty without items.
+
+        None when a signal has asked for a stop meanwhile.
+        """
         if not len(self.numbers):
             return {}
+        training = encoder.training
         encoder.eval()
         vectors = self._vectors(encoder, config, runtime)
-        encoder.train()
+        encoder.train(training)
+        if vectors is None:
+            return None
         scores = self._score(vectors, runtime.device) if runtime.is_main else {}
         return runtime.tell_all(scores)
 
@@ -52,13 +58,21 @@ class ValidationItems:
         known = {} if math.isnan(recall) else {"recall_at_1": recall}
         return scores | known | {"items": len(vectors)}
 
-    def _vectors(self, encoder: Encoder, config: TrainingOptions, runtime: Runtime) -> np.ndarray:
-        """Unit vectors (n, D) of all items; each rank computes its batches, each item once."""
+    def _vectors(
+        self, encoder: Encoder, config: TrainingOptions, runtime: Runtime
+    ) -> np.ndarray | None:
+        """Unit vectors (n, D) of all items; each rank computes its batches, each item once.
+
+        All ranks look out for a signal after each round of batches; None when there was one.
+        """
         out = np.zeros((len(self.numbers), encoder.width), np.float32)
-        plans = runtime.share(plan_batches(self.reader, self.numbers, config.batch_size))
-        batches = load(self.reader, encoder.inputs(), plans, config.workers)
-        for items, unit in unit_vectors(encoder, batches, len(plans), runtime.device):
-            out[np.searchsorted(self.numbers, items)] = unit
+        plans = plan_batches(self.reader, self.numbers, config.batch_size)
+        batches = load(self.reader, encoder.inputs(), runtime.share(plans), config.workers)
+        for _ in range(-(-len(plans) // runtime.world)):
+            for items, unit in unit_vectors(encoder, batches, 1, runtime.device):
+                out[np.searchsorted(self.numbers, items)] = unit
+            if runtime.anyone_asked_to_stop():
+                return None
         if runtime.world > 1:
             box = torch.from_numpy(out).to(runtime.device)
             dist.all_reduce(box)  # every row is zero on all ranks but one

@@ -1,9 +1,10 @@
 """The join beside FAISS and beside the machine's limit: python -m tests.benchmarks.joining
 
 N items of D columns with planted groups of four, t = 0.5, one thread; every contender in a process
-of its own, in one run, CPU seconds of the whole search (no reading, no start). Kernel variables are
-changed only in those processes. The limit is N^2 D at the best float32 product of the machine,
-measured before, between and after. The last line is JSON: figures and ratios.
+of its own, all in one run and in turns, slice by slice, so that what else the machine does falls on
+all alike. CPU seconds of the whole search, the choice of the first pass included (no reading, no
+start). Kernel variables are changed only in those processes. The limit is N^2 D at the best
+float32 product of the machine seen in the run. The last line is JSON: figures and ratios.
 """
 
 import argparse
@@ -12,13 +13,18 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
 
 import numpy as np
 
 THRESHOLD, BOUND_THRESHOLD = 0.5, 0.6
 KERNELS = ("Zen", "Haswell", "SkylakeX")
-FAISS_ROWS = 8_192
-"""Asking rows that FAISS is timed on; its cost is the same for each."""
+SLICES, FAISS_SLICES, FAISS_ROWS = 24, 6, 512
+"""Of the limit and of FAISS, and asking rows in one of FAISS's; it costs the same for each row."""
+Slices = Generator[dict[str, Any], None, None]
 
 
 def vectors(items: int, width: int, seed: int = 0) -> np.ndarray:
@@ -30,137 +36,195 @@ def vectors(items: int, width: int, seed: int = 0) -> np.ndarray:
     return rows[rng.permutation(len(rows))].astype(np.float16)
 
 
-def limit(items: int, width: int) -> dict[str, float]:
-    """CPU seconds of N^2 D at the best of NumPy's and torch's float32 products."""
+def limit(rows: np.ndarray, parts: int) -> Slices:
+    """A float32 product by NumPy and one by torch, whichever is faster; its rate."""
     import torch
 
     torch.set_num_threads(1)
-    best = 0.0
-    for size in (1024, 2048, 4096):
-        a, out = np.random.default_rng(0).random((size, width), np.float32), None
-        out = np.empty((size, size), np.float32)
-        mine, theirs = torch.from_numpy(a), torch.empty(size, size)
-        for work in (lambda a=a, out=out: np.matmul(a, a.T, out=out),
-                     lambda m=mine, t=theirs: torch.mm(m, m.T, out=t)):  # fmt: skip
+    size, width = 2048, rows.shape[1]
+    a, out = np.random.default_rng(0).random((size, width), np.float32), np.empty((size, size))
+    out = out.astype(np.float32)
+    mine, theirs = torch.from_numpy(a), torch.empty(size, size)
+    ways = (lambda: np.matmul(a, a.T, out=out), lambda: torch.mm(mine, mine.T, out=theirs))
+    for _ in range(SLICES):
+        spent = []
+        for work in ways:
+            begin = time.process_time()
             work()
-            for _ in range(6):
-                begin = time.process_time()
-                work()
-                best = max(best, 2 * size**2 * width / (time.process_time() - begin))
-    return {"cpu": items**2 * width / best, "gflops": best / 1e9}
+            spent.append(time.process_time() - begin)
+        yield {"gflops": 2e-9 * size**2 * width / min(spent)}
 
 
-def ours(items: int, width: int, parts: int, cut: bool) -> dict[str, float]:
+def ours(rows: np.ndarray, parts: int, cut: bool) -> Slices:
     """The engine gemm through to scored pairs; `parts` 2: image and text of half the width."""
     import torch
 
     torch.set_num_threads(1)
     from dist_train.embedding.store import Rows
     from dist_train.matching.blocks import block_size, blocks_of
+    from dist_train.matching.choosing import choose_sketch
     from dist_train.matching.engines import GemmEngine
     from dist_train.matching.join import TileFloors, Wanted, scored
     from dist_train.matching.kernels import kernels_for
     from dist_train.matching.sampling import sample_rows
-    from dist_train.matching.sketches import Choice, Sketch, choose_sketch
     from dist_train.matching.views import ViewPart, Views
     from dist_train.runtime import bf16_pays
 
+    items, width = rows.shape
     names, here = ("image", "text")[:parts], np.ones(items, bool)
-    halves = np.split(vectors(items, width).astype(np.float32), parts, axis=1)
+    halves = np.split(rows.astype(np.float32), parts, axis=1)
     units = [half / np.linalg.norm(half, axis=1, keepdims=True) for half in halves]
     views = Views({
         name: ViewPart(Rows([unit.astype(np.float16)]), here, 1 / parts)
         for name, unit in zip(names, units, strict=True)
     })  # fmt: skip
     threshold = THRESHOLD if parts == 1 else BOUND_THRESHOLD
-    wall, begin = time.perf_counter(), time.process_time()
+    yield {"wait": True}
     kernels = kernels_for(torch.device("cpu"), bf16_pays(torch.device("cpu")))
     ends = [width // parts * (n + 1) for n in range(parts)]
-    choices = choose_sketch(sample_rows(views, names), kernels, threshold, 0.0, ends)
-    best: Choice = choices[0] if cut else next(c for c in choices if c.sketch.columns is None)
-    sketch: Sketch = best.sketch
-    engine = GemmEngine(views, blocks_of(views, block_size(items)), {names: sketch}, held=99)
+    choices = choose_sketch(sample_rows(views, names), kernels, threshold, 0.0, ends, items)
+    best = choices[0] if cut else next(c for c in choices if not c.sketch.cuts)
+    engine = GemmEngine(views, blocks_of(views, block_size(items)), {names: best.sketch}, held=99)
     floors, pairs = TileFloors(Wanted(threshold), None), 0
+    yield {"how": str(best)}
     for tile in engine.tiles:
         for asking, found in engine.candidates(tile, floors):
             table = scored(views, engine, asking, found)
             pairs += int((table.score >= np.float32(threshold)).sum())
-    spent = time.process_time() - begin
-    return {"cpu": spent, "wall": time.perf_counter() - wall, "pairs": pairs, "how": str(best)}
+        yield {"pairs": pairs}
 
 
-def peer(items: int, width: int) -> dict[str, float]:
+def peer(rows: np.ndarray, parts: int) -> Slices:
     """faiss.IndexFlat.range_search as the wheel comes, for some of the rows, told for all."""
     import faiss
 
     faiss.omp_set_num_threads(1)
-    rows = vectors(items, width).astype(np.float32)
-    index = faiss.IndexFlatIP(width)
-    index.add(rows)
-    asking = rows[: min(FAISS_ROWS, items)]
-    wall, begin = time.perf_counter(), time.process_time()
-    limits, _, _ = index.range_search(asking, float(np.nextafter(np.float32(THRESHOLD), 0)))
-    spent, share = time.process_time() - begin, items / len(asking)
-    return {"cpu": share * spent, "wall": share * (time.perf_counter() - wall),
-            "pairs": int(limits[-1] - len(asking)), "extrapolated": share}  # fmt: skip
-
-
-def child(name: str, args: argparse.Namespace, **variables: str) -> dict[str, float] | None:
-    """Run a contender in a process of its own; None when the processor lacks its kernel."""
-    env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"} | variables
-    env["OMP_NUM_THREADS"] = env["OPENBLAS_NUM_THREADS"] = "1"
-    words = ["--items", str(args.items), "--width", str(args.width), "--contender", name]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.joining", *words],
-        env=env, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    if done.returncode:
-        return None
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(f"{name} {' '.join(variables.values())}: {json.dumps(found)}", flush=True)
-    return found
+    wide, found = rows.astype(np.float32), 0
+    index = faiss.IndexFlatIP(rows.shape[1])
+    index.add(wide)
+    yield {"wait": True}
+    for start in range(0, FAISS_SLICES * FAISS_ROWS, FAISS_ROWS):
+        asking = wide[start : start + FAISS_ROWS]
+        if len(asking):
+            limits, _, _ = index.range_search(asking, float(np.nextafter(np.float32(THRESHOLD), 0)))
+            found += int(limits[-1]) - len(asking)
+        yield {"pairs": found, "share": min(1.0, (start + len(asking)) / len(rows))}
 
 
 CONTENDERS = {
-    "limit": limit,
-    "gemm": lambda n, d: ours(n, d, 1, True),
-    "gemm, all columns": lambda n, d: ours(n, d, 1, False),
-    "image+text": lambda n, d: ours(n, d, 2, True),
-    "image+text, all columns": lambda n, d: ours(n, d, 2, False),
-    "faiss": peer,
+    "limit": (limit, 1),
+    "faiss": (peer, 1),
+    "gemm": (lambda rows, parts: ours(rows, parts, True), 1),
+    "gemm, all columns": (lambda rows, parts: ours(rows, parts, False), 1),
+    "image+text": (lambda rows, parts: ours(rows, parts, True), 2),
+    "image+text, all columns": (lambda rows, parts: ours(rows, parts, False), 2),
 }
 
 
+def contend(name: str, rows: np.ndarray) -> None:
+    """Do a slice for each line that comes in; answer with its CPU seconds and what it told."""
+    work, parts = CONTENDERS[name]
+    slices = work(rows, parts)
+    for _ in sys.stdin:
+        begin = time.process_time()
+        told = next(slices, None)
+        spent = 0.0 if told is None or "wait" in told else time.process_time() - begin
+        print(json.dumps({"cpu": spent, "told": told}), flush=True)
+
+
+@dataclass
+class Child:
+    """A contender in a process of its own."""
+
+    process: subprocess.Popen
+    cpu: list[float] = field(default_factory=list)
+    told: dict[str, Any] = field(default_factory=dict)
+    best: float = 0.0
+    rates: list[float] = field(default_factory=list)
+    done: bool = False
+    slices: int = 50
+
+    def go(self) -> None:
+        """One slice; a contender whose kernel this processor lacks is done with nothing."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        line = self.process.stdout.readline()
+        answer = json.loads(line) if line.startswith("{") else {"told": None}
+        self.done = answer["told"] is None
+        if not self.done:
+            self.cpu.append(answer["cpu"])
+            self.told |= answer["told"]
+            self.rates += [answer["told"]["gflops"]] if "gflops" in answer["told"] else []
+
+    def seconds(self) -> float:
+        """CPU seconds of the whole job; infinite when it could not run."""
+        return sum(self.cpu) / self.told.get("share", 1.0) if any(self.cpu) else float("inf")
+
+
+def start(args: argparse.Namespace, name: str, **variables: str) -> Child:
+    """Start a contender with these variables and one thread."""
+    env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"} | variables
+    env["OMP_NUM_THREADS"] = env["OPENBLAS_NUM_THREADS"] = "1"
+    words = ["--items", str(args.items), "--width", str(args.width), "--contender", name]
+    words += ["--vectors", args.vectors] if args.vectors else []
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.joining", *words],
+        env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return Child(process, slices={"limit": SLICES, "faiss": FAISS_SLICES}.get(name, 50))
+
+
+def in_turns(children: dict[str, Child]) -> None:
+    """Slice by slice, so that all are about equally far at any time."""
+    while waiting := [child for child in children.values() if not child.done]:
+        min(waiting, key=lambda child: len(child.cpu) / child.slices).go()
+    for child in children.values():
+        assert child.process.stdin is not None
+        child.process.stdin.close()
+        child.process.wait()
+
+
 def main() -> None:
-    """Every contender once, the limit three times; ratios by CPU seconds."""
+    """All contenders in turns; ratios by CPU seconds."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--items", type=int, default=50_000)
     parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--vectors", help="unit rows (N, D) of a .npy file instead of made ones")
     parser.add_argument("--contender", choices=CONTENDERS)
     args = parser.parse_args()
     if args.contender:
-        print(json.dumps(CONTENDERS[args.contender](args.items, args.width)))
+        made = np.load(args.vectors) if args.vectors else vectors(args.items, args.width)
+        contend(args.contender, made)
         return
-    limits, found = [child("limit", args)], {}
-    for name in ("faiss", "gemm", "gemm, all columns"):
-        found[name] = child(name, args)
-    limits.append(child("limit", args))
-    for name in ("image+text", "image+text, all columns"):
-        found[name] = child(name, args)
-    kernels = {k: child("faiss", args, OPENBLAS_CORETYPE=k) for k in KERNELS}
-    limits.append(child("limit", args))
-    best_limit = min(one["cpu"] for one in limits if one)
-    best_faiss = min(one["cpu"] for one in [found["faiss"], *kernels.values()] if one)
-    gemm = found["gemm"]["cpu"]
+    children = {name: start(args, name) for name in CONTENDERS}
+    children |= {k: start(args, "faiss", OPENBLAS_CORETYPE=k) for k in KERNELS}
+    in_turns(children)
+    report(children, args.items, args.width)
+
+
+def report(children: dict[str, Child], items: int, width: int) -> None:
+    """Print what each took, and the ratios."""
+    cpu = {name: child.seconds() for name, child in children.items() if name != "limit"}
+    for name, seconds in cpu.items():
+        print(f"{name}: {seconds:.1f} CPU s {json.dumps(children[name].told)}")
+    rates = children["limit"].rates
+    best = items**2 * width / max(rates) / 1e9
+    faiss = min(cpu["faiss"], *(cpu[name] for name in KERNELS))
     ratios = {
-        "gemm / faiss as it comes": gemm / found["faiss"]["cpu"],
-        "gemm / faiss with its best kernel": gemm / best_faiss,
-        "gemm / limit": gemm / best_limit,
-        "image+text with the bound / limit": found["image+text"]["cpu"] / best_limit,
-        "image+text with the bound / without": found["image+text"]["cpu"]
-        / found["image+text, all columns"]["cpu"],
-    }  # fmt: skip
-    print(json.dumps({"found": found, "kernels": kernels, "limits": limits, "ratios": ratios}))
+        "gemm / faiss as it comes": cpu["gemm"] / cpu["faiss"],
+        "gemm / faiss with its best kernel": cpu["gemm"] / faiss,
+        "gemm / limit": cpu["gemm"] / best,
+        "image+text with the bound / limit": cpu["image+text"] / best,
+        "image+text with the bound / gemm": cpu["image+text"] / cpu["gemm"],
+        "image+text with the bound / without": cpu["image+text"] / cpu["image+text, all columns"],
+    }
+    found = {"cpu": cpu, "limit": best, "gflops": [median(rates), max(rates)], "ratios": ratios}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Packing beside a webdataset ShardWriter with Pillow: python -m tests.benchmarks.packing
 
-Photos of 1000 x 1000 pixels, and small ones that need no reduction, to JPEGs of 384 pixels on the
-short side at quality 92, one process each, CPU time. Ours is the whole of `pack` with one worker:
-plan, sha256 and perceptual hash of each photo, every tar read back, seal. The peer's loop does none
-of that. Peak memory is that of a process that does nothing else, its imports in it.
+Photos of 1000 x 1000 pixels to JPEGs of 384 pixels on the short side at quality 92, and small ones
+that need no reduction (ours keeps their coded pictures), one process each, CPU time. Ours is the
+whole of `pack` with one worker: plan, sha256 and perceptual hash of each photo, every tar read
+back, seal. The peer's loop does none of that. Peak memory is that of a process that does nothing
+else, its imports in it.
 """
 
 import io
@@ -47,7 +48,7 @@ def main() -> None:
         small = (path.read_bytes() for path in islice(real_photos(), PHOTOS))
         found = small if real_photos() else originals(PHOTOS, 348)
         few = catalogue(Path(folder) / "small", found, EACH)
-        compare("packing small photos", few, Path(folder) / "out", wanted=None)
+        compare("packing small photos", few, Path(folder) / "out", wanted=2.5)
         print(f"peak memory of our packer: {peak(large, Path(folder) / 'out'):.0f} MB")
 
 

@@ -11,18 +11,21 @@ out. The last line is JSON.
 import argparse
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageEnhance
 
 from shards import twins
+from shards.items import create_items, group_photos
 from shards.label_noise import UNLEARNED, codes, differs_within
 from shards.near import near_pairs
 from shards.options import PackOptions
 from shards.photo import Photo, prepare_photo
+from shards.scratch import scratch
 from shards.split import split_of
 
 RADII = (0, 2, 4, 6, 8)
@@ -69,15 +72,26 @@ COPIES: dict[str, Callable[[Image.Image], bytes]] = {
 }
 
 
-def prints_of(photos: list[Photo]) -> np.ndarray:
-    """(n,) FINGERPRINT of packed photos."""
-    return twins.fingerprints(*zip(*((p.sha256, p.phash, p.colours) for p in photos), strict=True))
+def looks_of(photos: list[Photo]) -> np.ndarray:
+    """(n,) LOOKS of packed photos."""
+    phash, colours = zip(*((photo.phash, photo.colours) for photo in photos), strict=True)
+    return twins.looks(range(len(photos)), phash, colours)
 
 
 def are_twins(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """(n,) bool: whether photos one by one are twins under the bounds as they are set."""
-    near = np.bitwise_count(one["phash"] ^ other["phash"]) <= twins.RADIUS
-    return near & twins._alike(one["colours"], other["colours"])
+    near = np.bitwise_count(one["hash"] ^ other["hash"]) <= twins.RADIUS
+    return near & twins.alike(one["colours"], other["colours"])
+
+
+def photo_groups(photos: Iterable[tuple[str, str, str]]) -> np.ndarray:
+    """(n,) int64: the photo groups of (sha256, phash, colours), as they are found at the seal."""
+    with TemporaryDirectory() as folder, scratch(Path(folder) / "items") as database:
+        create_items(database)
+        database.executemany("INSERT INTO item (sha256, phash, colours) VALUES (?, ?, ?)", photos)
+        group_photos(database, Path(folder))
+        found = database.execute("SELECT photo_group FROM item ORDER BY rowid").fetchall()
+    return np.array(found, np.int64).reshape(-1)
 
 
 def main() -> None:
@@ -90,15 +104,15 @@ def main() -> None:
     table = pd.read_csv(args.catalogue, dtype=str, keep_default_na=False)
     options = PackOptions()
     files = [(args.images / name).read_bytes() for name in table.image]
-    prints = prints_of([prepare_photo(data, options) for data in files])
+    photos = [prepare_photo(data, options) for data in files]
     some = np.random.default_rng(0).permutation(len(files))[: args.copies]
     images = [Image.open(io.BytesIO(files[k])).convert("RGB") for k in some]
     copies = {
-        name: prints_of([prepare_photo(change(image), options) for image in images])
+        name: looks_of([prepare_photo(change(image), options) for image in images])
         for name, change in COPIES.items()
     }
     rows = [
-        _row(radius, colours, table, prints, prints[some], copies)
+        _row(radius, colours, table, photos, [photos[k] for k in some], copies)
         for colours in (NO_BOUND, 4, 3.5, 3, 2.5)
         for radius in RADII
     ]
@@ -107,18 +121,21 @@ def main() -> None:
 
 
 def _row(
-    radius: int, colours: float, table: pd.DataFrame, prints: np.ndarray, some: np.ndarray,
+    radius: int, colours: float, table: pd.DataFrame, photos: list[Photo], some: list[Photo],
     copies: dict[str, np.ndarray],
 ) -> dict[str, float]:  # fmt: skip
     twins.RADIUS, twins.COLOURS = radius, colours
     twins.BRIGHTNESS = NO_BOUND if colours == NO_BOUND else 16
     labels = codes(table.label_group)
-    across = sum(_across(labels, prints, i, j) for i, j in near_pairs(prints["phash"], radius))
+    prints = looks_of(photos)
+    across = sum(_across(labels, prints, i, j) for i, j in near_pairs(prints["hash"], radius))
     splits = pd.Series([split_of(group) for group in table.label_group])
-    groups = twins.photo_groups(prints)
+    groups = photo_groups((photo.sha256, photo.phash, photo.colours) for photo in photos)
     test = (splits == "test").to_numpy()
     left_out = test & differs_within(groups, codes(splits, UNLEARNED))
-    found = {name: round(float(are_twins(some, c).mean()), 3) for name, c in copies.items()}
+    found = {
+        name: round(float(are_twins(looks_of(some), c).mean()), 3) for name, c in copies.items()
+    }
     return {
         "radius": radius, "colours": colours, **found, "pairs across groups": int(across),
         "left out of test": int(left_out.sum()), "of": int(test.sum()),

@@ -14,7 +14,15 @@ pytestmark = pytest.mark.timeout(600)  # up to three launches in a test
 
 @pytest.mark.parametrize(
     ("world", "launcher"),
-    [(2, CPU), (3, CPU), *((2, f"deepspeed_zero{stage}.yaml") for stage in (1, 2, 3))],
+    [
+        (3, CPU),
+        # Two ranks are in test_elastic.py, every ZeRO against plain PyTorch in test_strategies.py.
+        pytest.param(2, CPU, marks=pytest.mark.full),
+        *(
+            pytest.param(2, f"deepspeed_zero{stage}.yaml", marks=pytest.mark.full)
+            for stage in (1, 2, 3)
+        ),
+    ],
 )
 def test_weights_do_not_depend_on_the_processes(
     world: int, launcher: str, image_options: list[object], image_run: Path, shard_set: Path,
@@ -54,7 +62,9 @@ def test_a_batch_that_cannot_be_cut_is_refused(image_options: list[object], tmp_
 @pytest.mark.parametrize(
     ("launcher", "others"),
     [
-        ("deepspeed_zero2.yaml", [(2, "deepspeed_zero1.yaml"), (1, CPU)]),
+        pytest.param(
+            "deepspeed_zero2.yaml", [(2, "deepspeed_zero1.yaml"), (1, CPU)], marks=pytest.mark.full
+        ),
         ("deepspeed_zero3.yaml", [(2, "deepspeed_zero3.yaml"), (1, CPU)]),
     ],
 )

@@ -196,36 +196,6 @@ def test_real_photos_in_short(tmp_path: Path) -> None:
     assert f1["random: image"] >= f1["itself only"]
 
 
-@pytest.mark.full
-@needs_weights
-@needs_data
-@pytest.mark.timeout(2400)
-def test_grocery_beats_untrained_and_random(tmp_path: Path) -> None:
-    done = dist_train(*GROCERY, "--out", tmp_path / "run", timeout=2300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    print(done.stdout)
-    f1 = _f1(tmp_path / "run")
-    assert f1["image"] > f1["untrained: image"] + 0.1
-    assert f1["untrained: image"] > f1["random: image"]
-
-
-@pytest.mark.full
-@needs_weights
-@needs_data
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["abt_buy", "amazon_google"])
-def test_offers_beat_untrained(name: str, tmp_path: Path) -> None:
-    done = dist_train(
-        "run", ROOT / "launch" / "recipes" / "offers.yaml", "--out", tmp_path / "run",
-        "--catalogue", DATA / "offers" / f"{name}.csv", timeout=850,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    print(done.stdout)
-    f1 = _f1(tmp_path / "run")
-    assert f1["text"] > f1["untrained: text"]
-    assert f1["text"] > f1["itself only"]
-
-
 def _f1(out: Path) -> dict[str, float]:
     metrics = json.loads((out / "matches" / "metrics.json").read_text())
     return {row["name"]: row["f1"] for row in metrics["rows"]}

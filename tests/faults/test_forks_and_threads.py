@@ -1,5 +1,6 @@
 """FAISS beside other libraries: its kernel, its threads, and processes made after its import."""
 
+import ast
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from tests.distributed.launching import ROOT, environment
 
 PROBE = """
 import json, os
+import torch
 from dist_train.matching.faiss_library import CHOICE, faiss, use_threads, gpus
 from threadpoolctl import threadpool_info
 use_threads()
@@ -19,6 +21,7 @@ print(json.dumps({
     "numpy": [b["architecture"] for b in blas if "numpy" in b["filepath"]],
     "faiss": [b["architecture"] for b in blas if "faiss" in b["filepath"]],
     "left": os.environ.get(CHOICE), "threads": faiss.omp_get_max_threads(), "gpus": gpus(),
+    "blas": [b["num_threads"] for b in blas], "torch": torch.get_num_threads(),
 }))
 """
 SPAWN = """
@@ -62,7 +65,7 @@ def test_a_kernel_of_the_users_choice_stays():
     assert found["left"] == "Nehalem"
 
 
-@pytest.mark.parametrize(("given", "ranks", "threads"), [("3", "1", 3), (None, "2", None)])
+@pytest.mark.parametrize(("given", "ranks", "threads"), [("1", "1", 1), (None, "2", None)])
 def test_threads_are_shared_among_the_ranks_of_a_machine(monkeypatch, given, ranks, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     env = {k: v for k, v in environment().items() if k != "OMP_NUM_THREADS"}
@@ -71,8 +74,10 @@ def test_threads_are_shared_among_the_ranks_of_a_machine(monkeypatch, given, ran
         [sys.executable, "-c", PROBE], env=env, cwd=ROOT, text=True, capture_output=True,
         check=True, timeout=120,
     )  # fmt: skip
-    cores = len(os.sched_getaffinity(0))
-    assert json.loads(done.stdout)["threads"] == (threads or max(1, cores // int(ranks)))
+    wanted = threads or max(1, len(os.sched_getaffinity(0)) // int(ranks))
+    found = json.loads(done.stdout)
+    assert found["blas"]
+    assert {found["threads"], found["torch"], *found["blas"]} == {wanted}
 
 
 def test_spawned_processes_search_after_the_import(tmp_path):
@@ -84,6 +89,15 @@ def test_spawned_processes_search_after_the_import(tmp_path):
         timeout=200, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == "same", done.stderr
+
+
+def test_the_matching_starts_no_process_and_never_forks():
+    """Its workers are ranks that somebody else starts: nothing to be forked after the import."""
+    starts = {"fork", "forkpty", "Process", "Pool", "ProcessPoolExecutor", "DataLoader"}
+    for path in (ROOT / "dist_train" / "matching").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, "attr", getattr(node, "id", None))
+            assert name not in starts, f"{path}:{node.lineno} {name}"
 
 
 def test_no_module_forks_after_faiss_is_imported():

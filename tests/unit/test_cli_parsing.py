@@ -17,7 +17,7 @@ Said = Callable[..., tuple[object, str, str]]
 Refused = Callable[..., str]
 VERBS = (
     "demo", "generate", "pack", "verify", "train image", "train text", "embed", "index", "match",
-    "evaluate", "report", "run",
+    "evaluate", "report", "run", "submit", "status",
 )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_help_of_every_verb_shows_defaults(said: Said, tmp_path: Path, verb: str
     assert (code, err) == (0, "")
     assert out.startswith(f"Usage: dist-train {verb}")
     assert "--config" in out
-    if verb not in ("verify", "evaluate", "report"):
+    if verb not in ("verify", "evaluate", "report", "status"):
         assert "[default: " in out
         assert "[required]" in out or verb == "demo"
 

@@ -45,7 +45,8 @@ def test_result_options_leave_out_how_and_keep_the_rest(kind: type) -> None:
 
 def test_what_only_says_how_is_marked() -> None:
     training = {"checkpoint_every", "keep", "validate_every", "log_every", "max_unreadable",
-                "workers", "device"}  # fmt: skip
+                "workers", "device", "gradient_checkpointing", "compile", "grace", "max_skipped",
+                "compare_every"}  # fmt: skip
     assert how_fields(ImageTraining) == how_fields(TextTraining) == training
     assert how_fields(HeadOptions) == {"chunk"}
     assert how_fields(EmbedConfig) == {"max_unreadable", "workers", "device"}

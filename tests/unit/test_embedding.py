@@ -1,7 +1,9 @@
 """The embedding set: one row an item, zero rows for missing parts, resumed to the same bytes."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,11 @@ from dist_train.config import (
 )
 from dist_train.embedding.embed import embed
 from dist_train.embedding.store import EmbeddingSet, Rows
+from dist_train.encoders.batches import Batch
 from dist_train.encoders.folder import load_encoder
 from dist_train.runtime import row_blocks
 from dist_train.training.loop import train
-from shards.errors import BadInput, Unfinished
+from shards.errors import BadInput, Stopped, Unfinished
 from shards.options import PackOptions
 from shards.packer import pack
 from shards.reader import ShardSet
@@ -135,6 +138,43 @@ def test_a_cut_off_set_is_completed_to_the_same_bytes(holed, runs, embedded, tmp
         assert (out / path.name).read_bytes() == path.read_bytes(), path.name
     first, second = (json.loads((p / "manifest.json").read_text()) for p in (embedded, out))
     assert first["fingerprint"] == second["fingerprint"]
+
+
+@pytest.fixture
+def signals_as_before():
+    """The signal handlers that a stage installs go when the test ends, and their flag with them."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.usefixtures("signals_as_before")
+def test_a_signal_in_the_middle_of_a_part_is_heard_at_once(
+    number, holed, runs, embedded, tmp_path, monkeypatch
+):
+    out, taken, inputs_on = embedded.with_name(f"stopped-{number}"), [], Batch.inputs_on
+
+    def third_is_the_last(batch, device):
+        taken.append(len(batch.items))
+        if len(taken) == 3:
+            os.kill(os.getpid(), number)
+        return inputs_on(batch, device)
+
+    monkeypatch.setattr(Batch, "inputs_on", third_is_the_last)
+    with pytest.raises(Stopped, match="the same command goes on"):
+        embed(holed, out, CONFIG, **runs)
+    assert taken == [32, 32, 32]
+    assert json.loads((out / "status.json").read_text())["status"] == "preempted"
+    assert not list(out.glob("*.npy"))
+    monkeypatch.undo()
+    for installed in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(installed, signal.SIG_DFL)  # another process begins without a flag
+    embed(holed, out, CONFIG, **runs)
+    for path in [*sorted(embedded.glob("*.npy")), embedded / "items.parquet"]:
+        assert (out / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_a_finished_set_is_left_as_it_is(holed, runs, embedded):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from dist_train.evaluation import floors
-from dist_train.evaluation.floors import same_photo_pairs, title_pairs
+from dist_train.evaluation.floors import same_photo_pairs, title_pairs, title_scores
 from dist_train.evaluation.titles import decode_escapes
 
 WORDS = ["red", "Red", "shoe", "XL", "5", "250gr", "kopi", "🌸"]
@@ -111,3 +111,13 @@ def test_escaped_text_comes_back(before, after):
 )
 def test_malformed_escapes_stay(title, expected):
     assert decode_escapes(title) == expected
+
+
+@given(TITLES.filter(lambda titles: len(titles) > 1), st.sampled_from([1, 1_000]))
+def test_scores_of_given_pairs_equal_all_against_all(titles, at_once):
+    i, j = np.triu_indices(len(titles), k=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(floors, "PAIRS_AT_ONCE", at_once)
+        found = title_scores(titles, i, j)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, cosines(titles)[i, j], atol=1e-6)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dist_train.evaluation.metrics import (
     bootstrap_interval,
+    paired_difference,
     per_item_f1,
     precision_recall,
     recall_at_1,
@@ -113,3 +114,41 @@ def test_interval_of_a_constant_is_the_constant(case):
 def test_interval_without_items_is_refused():
     with pytest.raises(ValueError, match="no items"):
         bootstrap_interval(np.empty(0), np.empty(0, dtype=int))
+
+
+def test_paired_difference_is_the_bootstrap_written_out():
+    """Groups of different sizes, drawn here one by one."""
+    rng = np.random.default_rng(7)
+    groups = rng.integers(0, 25, 90)
+    ours, theirs = rng.random(90), rng.random(90)
+    mean, low, high = paired_difference(ours, theirs, groups, rounds=20_000)
+    names = np.unique(groups)
+    totals = np.array([[(ours - theirs)[groups == g].sum(), (groups == g).sum()] for g in names])
+    drawn = totals[rng.integers(0, len(names), (20_000, len(names)))].sum(1)
+    expected = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+    assert mean == pytest.approx((ours - theirs).mean())
+    np.testing.assert_allclose([low, high], expected, atol=0.01)
+
+
+def test_what_is_hard_for_both_cancels():
+    """Two matchers that differ by the same step on every item: no doubt, however hard the items."""
+    rng = np.random.default_rng(1)
+    theirs, groups = rng.random(60), rng.integers(0, 12, 60)
+    found = paired_difference(theirs + 0.125, theirs, groups)
+    np.testing.assert_allclose(found, 0.125)
+    low, high = bootstrap_interval(theirs + 0.125, groups)
+    assert high - low > 0.05
+
+
+def test_the_sign_turns_with_the_sides():
+    rng = np.random.default_rng(2)
+    ours, theirs, groups = rng.random(40), rng.random(40), rng.integers(0, 8, 40)
+    mean, low, high = paired_difference(ours, theirs, groups)
+    np.testing.assert_allclose(
+        paired_difference(theirs, ours, groups), [-mean, -high, -low], atol=0.01
+    )
+
+
+def test_values_of_different_items_are_refused():
+    with pytest.raises(ValueError, match="no pairs"):
+        paired_difference(np.ones(3), np.ones(4), np.arange(3))

@@ -1,5 +1,6 @@
 """The files that start things: they load, mean what they say and name nobody's machine."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +12,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.distributed.test_launch_configs import STARTED
+from tests.distributed.test_strategies import LAUNCHERS
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [ROOT / "accelerate_config.yaml", *sorted((ROOT / "launch/accelerate").glob("*.yaml"))]
@@ -58,7 +62,7 @@ def pins() -> dict[str, str]:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_accelerate_reads_every_config(path):
     config = load_config_from_file(str(path))
-    assert config.num_machines == 1
+    assert config.num_machines == (2 if path.stem == "many_nodes" else 1)
     assert config.num_processes != -1, "accelerate would refuse to start without --num_processes"
     assert config.rdzv_backend == "static"
 
@@ -86,13 +90,23 @@ def test_cpu_config_starts_several_processes():
     assert not config.use_cpu
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeed_configs_name_their_stage(stage):
     config = load_config_from_file(str(ROOT / f"launch/accelerate/deepspeed_zero{stage}.yaml"))
     assert config.distributed_type == DistributedType.DEEPSPEED
-    assert config.deepspeed_config["zero_stage"] == stage
+    asked = json.loads((ROOT / config.deepspeed_config["deepspeed_config_file"]).read_text())
+    assert asked["zero_optimization"]["stage"] == stage
+    # What the training sets itself, and accelerate refuses to have named twice.
+    for name in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
+        assert asked[name] == "auto"
+    assert config.mixed_precision is None
     assert config.deepspeed_config["deepspeed_multinode_launcher"] == "standard"
     assert not config.use_cpu, "accelerate then drops DeepSpeed without a word"
+
+
+def test_every_config_is_started_by_a_test():
+    started = {path.name for path in STARTED} | set(LAUNCHERS)
+    assert {path.name for path in CONFIGS} == started
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -101,8 +115,8 @@ def test_bash_accepts_every_script(path):
 
 
 def test_slurm_script_reads_the_node_number_on_the_node():
-    text = (ROOT / "launch/slurm/train.sbatch").read_text()
-    on_the_node = text.split("bash -c '")[1].split("' train")[0]
+    text = (ROOT / "launch/slurm/stage.sh").read_text()
+    on_the_node = text.split("bash -c '")[1].split("' launched")[0]
     assert '--machine_rank "$SLURM_NODEID"' in on_the_node
     assert 'trap "" USR1 TERM' in on_the_node
     assert on_the_node.count("SLURM_NODEID") == text.count("SLURM_NODEID")

@@ -7,7 +7,7 @@ from dist_train.config import IndexConfig
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.matching.index import build_index, indexed_views
 from dist_train.matching.join import Wanted, join, read_pairs
-from dist_train.matching.views import views_of_array
+from dist_train.matching.sketches import Sketch
 from dist_train.runtime import Runtime
 from tests.distributed.planted import planted, true_pairs, write_set
 from tests.unit.test_matching_join import ENGINES, faiss_engine, gemm
@@ -55,6 +55,18 @@ def test_some_columns_and_a_bound(case, tmp_path, kernel, share):
     assert found(tmp_path, views, gemm(views, 1024, kernel, share)) == truth
 
 
+@pytest.mark.parametrize("kernel", ["float32", "int8"])
+def test_some_axes_and_a_bound(case, tmp_path, kernel):
+    folder, _, truth = case
+    views = indexed_views(folder / "Flat", EmbeddingSet(folder / "emb"))
+    engine = gemm(views, 1024, kernel)
+    for parts, sketch in engine.sketches.items():
+        width = D * len(parts)
+        axes, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((width, width * 3 // 4)))
+        engine.sketches[parts] = Sketch(sketch.kernel, axes.astype(np.float32))
+    assert found(tmp_path, views, engine) == truth
+
+
 def test_the_order_of_the_parts_does_not_matter(case, tmp_path):
     _, vectors, truth = case
     starts = np.random.default_rng(0).permutation(np.arange(0, N, 700))
@@ -66,20 +78,30 @@ def test_the_order_of_the_parts_does_not_matter(case, tmp_path):
     assert {tuple(sorted((int(order[i]), int(order[j])))) for i, j in pairs} == truth
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """50 000 rows of 768 columns with an index, and their true pairs."""
+    rows, folder = planted(50_000, 768)["image"], tmp_path_factory.mktemp("large")
+    write_set(folder / "emb", {"image": rows}, part_rows=20_000)
+    build_index(folder / "emb", folder / "index", IndexConfig(kind="Flat"))
+    truth: set[tuple[int, int]] = set()
+    exact = rows.astype(np.float64)
+    for start in range(0, len(rows), 2000):
+        scores = (exact[start : start + 2000] @ exact[start:].T).astype(np.float32)
+        at, by = np.nonzero(scores >= np.float32(FLOOR))
+        above = by > at
+        truth.update(zip((at + start)[above].tolist(), (by + start)[above].tolist(), strict=True))
+    return folder, truth
+
+
 @pytest.mark.full
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("engine", ["float32", "int8", "int8 cut"])
-def test_fifty_thousand(tmp_path, engine):
-    vectors = {"image": planted(50_000, 768)["image"]}
-    views = views_of_array(vectors["image"])
-    views.parts["image"].present[:] = vectors["image"].any(1)
-    share = 0.65 if "cut" in engine else 1.0
-    pairs = found(tmp_path, views, gemm(views, 6144, engine.split()[0], share))
-    truth: set[tuple[int, int]] = set()
-    rows = vectors["image"].astype(np.float64)
-    for start in range(0, len(rows), 2000):
-        scores = (rows[start : start + 2000] @ rows.T).astype(np.float32)
-        at, by = np.nonzero(scores >= np.float32(FLOOR))
-        above = by > at + start
-        truth.update(zip((at[above] + start).tolist(), by[above].tolist(), strict=True))
-    assert pairs == truth
+@pytest.mark.parametrize("engine", ["float32", "int8", "int8 cut", "faiss"])
+def test_fifty_thousand(large, tmp_path, engine):
+    folder, truth = large
+    views = indexed_views(folder / "index", EmbeddingSet(folder / "emb"))
+    if engine == "faiss":
+        searcher = faiss_engine(views, folder / "index", 0)
+    else:
+        searcher = gemm(views, 6144, engine.split()[0], 0.65 if "cut" in engine else 1.0)
+    assert found(tmp_path, views, searcher) == truth

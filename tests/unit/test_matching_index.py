@@ -185,8 +185,8 @@ def whole(tmp_path_factory):
 def test_every_kind_says_how_much_it_finds(whole, tmp_path, kind):
     about = build_index(whole / "emb", tmp_path / "index", IndexConfig(kind=kind))
     views = indexed_views(tmp_path / "index", EmbeddingSet(whole / "emb"))
-    index = ShardedIndex(index_shards(tmp_path / "index"), about["recall"].get("nprobe", 0))
-    told = measured_recall(views, index, 100, about["recall"].get("nprobe", 0))
+    index = ShardedIndex(index_shards(tmp_path / "index"), kind, about["recall"]["nprobe"])
+    told = measured_recall(views, index, 100, about["recall"]["nprobe"])
     if kind in ("Flat", "SQfp16"):
         assert told["recall_at_50"]["share"] == told["range_recall"]["share"] == 1
         return
@@ -208,8 +208,8 @@ def test_a_sharded_flat_index_answers_as_a_single_one(whole, tmp_path):
     single.add(views.database(range(3000)))
     faiss.write_index(single, str(tmp_path / "single.faiss"))
     rows = np.arange(0, 3000, 37)
-    ours = ShardedIndex(shards).nearest(views, rows, 50)
-    theirs = ShardedIndex([tmp_path / "single.faiss"]).nearest(views, rows, 50)
+    ours = ShardedIndex(shards, "Flat").nearest(views, rows, 50)
+    theirs = ShardedIndex([tmp_path / "single.faiss"], "Flat").nearest(views, rows, 50)
     np.testing.assert_array_equal(ours, theirs)
 
 

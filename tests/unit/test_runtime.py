@@ -229,3 +229,22 @@ def test_fewer_processes_than_the_launcher_meant_are_refused(late):
     assert "meant 2 processes" in said
     assert "accelerate launch --num_processes 2" in said
     assert len(said.splitlines()) == 1
+
+
+# Under Slurm
+
+
+@pytest.mark.parametrize(
+    ("variables", "what"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}, "itself alone"),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "RANK": "0",
+          "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}, "8 processes, 8 of them here"),
+    ],
+    ids=["no launcher", "a launcher of one node"],
+)  # fmt: skip
+def test_a_node_that_thinks_it_is_alone_stops(monkeypatch, variables, what):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match=what):
+        Runtime("cpu")

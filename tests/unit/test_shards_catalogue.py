@@ -1,6 +1,9 @@
 """Reading a catalogue: kinds of file, column names, checks that name file and row."""
 
 import json
+import sqlite3
+from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from shards import catalogue as module
 from shards.carried import Carried
-from shards.catalogue import CHUNK, COLUMNS, Catalogue, read_catalogue
+from shards.catalogue import CHUNK, COLUMNS, Catalogue, check_unique
 from shards.errors import BadInput
 
 ROWS = [
@@ -21,6 +24,18 @@ ROWS = [
     {"posting_id": "NA", "image": "2.jpg", "title": "", "label_group": "null"},
     {"posting_id": "1e5", "image": "3.jpg", "title": "kopi\tsusu ☕", "label_group": "17"},
 ]
+
+
+def read_catalogue(path: Path, columns: dict[str, str] | None = None) -> pd.DataFrame:
+    """All of a catalogue, checked and read as a pack does it."""
+    catalogue, carried, rows = Catalogue(path, columns), Carried(), count(1)
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.execute("CREATE TABLE posting (row INTEGER PRIMARY KEY, posting_id TEXT)")
+        for chunk in catalogue.postings(carried):
+            ids = zip(chunk.posting_id, rows, strict=False)
+            database.executemany("INSERT INTO posting (posting_id, row) VALUES (?, ?)", ids)
+        check_unique(database, path)
+    return pd.concat(catalogue.frames(carried.schema()), ignore_index=True)
 
 
 def write(path: Path, rows: list[dict]) -> Path:

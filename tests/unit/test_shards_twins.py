@@ -1,7 +1,9 @@
 """Twins: every pair of near photos is found, against a comparison of every two."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -11,24 +13,25 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dist_train.decisions.labelled import labelled_rows, left_out
-from shards.catalogue import read_catalogue
-from shards.label_noise import label_noise, told, twin_counts
+from dist_train.evaluation import leaks
+from shards import near as near_module
+from shards.items import connect, create_items, tell_twins
+from shards.label_noise import told
 from shards.near import near_pairs
 from shards.options import PackOptions
 from shards.packer import pack
 from shards.photo import prepare_photo
+from shards.scratch import scratch
 from shards.split import split_of
 from shards.twins import (
     BRIGHTNESS,
     CHANNELS,
     COLOURS,
-    FINGERPRINT,
     NO_PHOTO,
     RADIUS,
-    fingerprints,
-    photo_groups,
+    looks,
 )
-from tests.benchmarks.twins import COPIES, are_twins, jpeg, prints_of
+from tests.benchmarks.twins import COPIES, are_twins, jpeg, looks_of, photo_groups
 
 HASH = st.integers(0, 2**64 - 1)
 # Few bits in few places, so that a good part of the pairs are near the bound.
@@ -64,7 +67,7 @@ def photo(bytes_: int = 0, phash: int = 0, colours=(0,) * CHANNELS) -> tuple[str
 
 
 def groups_of(photos: list[tuple[str, str, str]]) -> list[int]:
-    return photo_groups(fingerprints(*zip(*photos, strict=True))).tolist()
+    return photo_groups(photos).tolist()
 
 
 def colours_near(one: bytes, other: bytes) -> bool:
@@ -108,10 +111,62 @@ FRESH = st.tuples(HASH.map(lambda n: f"{n:016x}{0:048x}"), NEARBY.map(lambda n: 
                   COLOUR.map(bytes.hex))  # fmt: skip
 
 
-@given(st.lists(st.one_of(PHOTO, FRESH), min_size=1, max_size=16))
-@settings(max_examples=100, deadline=None)
-def test_groups_are_the_components_of_every_two_photos_compared(photos):
-    assert groups_of(photos) == components(photos)
+# Few rows at a time: the photos are sorted apart on the disk, block by block, down to crowds.
+@given(st.lists(st.one_of(PHOTO, FRESH), min_size=1, max_size=16), st.sampled_from([6, 2**18]))
+@settings(max_examples=50, deadline=None)
+def test_groups_are_the_components_of_every_two_photos_compared(photos, at_once):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_module, "ROWS", at_once)
+        assert groups_of(photos) == components(photos)
+
+
+KIND = np.dtype([("place", "<i8"), ("hash", "<u8")])
+
+
+@pytest.mark.parametrize("radius", [0, 6])
+def test_pieces_hold_every_near_pair_once_and_few_rows(tmp_path, monkeypatch, radius):
+    rng = np.random.default_rng(radius)
+    rows = np.zeros(3_000, KIND)
+    rows["place"] = np.arange(len(rows))
+    # Most lie within a few bits of others, and half agree in all blocks but the last ones.
+    rows["hash"] = rng.choice(rng.integers(0, 2**64, 40, np.uint64), len(rows))
+    for _ in range(4):
+        rows["hash"] ^= np.uint64(1) << rng.integers(0, 64, len(rows), np.uint64)
+    rows["hash"][::2] >>= np.uint64(40)
+    whole = sorted_pairs(near_pairs(rows["hash"], radius))
+    rows.tofile(tmp_path / "rows")
+    monkeypatch.setattr(near_module, "ROWS", 500)
+    found = []
+    for piece, within in near_module.pieces(tmp_path / "rows", KIND, radius):
+        assert len(piece) <= 500
+        pairs = near_pairs(piece["hash"], radius, within)
+        found += [(piece["place"][i], piece["place"][j]) for i, j in pairs]
+    found = sorted_pairs(found)
+    assert len(whole) > 1_000
+    assert np.array_equal(np.unique(found, axis=0), whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+def sorted_pairs(pairs) -> np.ndarray:
+    """(n, 2) of (smaller, larger), in order."""
+    found = np.concatenate([np.sort(np.stack(pair, axis=1), axis=1) for pair in pairs])
+    return found[np.lexsort(found.T[::-1])]
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_rows_that_edges_connect_are_one_group_however_they_lie(edges):
+    group = list(range(31))
+    for a, b in edges:
+        one, other = group[a], group[b]
+        group = [min(one, other) if g in (one, other) else g for g in group]
+    with TemporaryDirectory() as folder, scratch(Path(folder) / "edges") as database:
+        database.execute("CREATE TABLE edge (a INTEGER, b INTEGER)")
+        pairs = [(max(pair), min(pair)) for pair in edges if len(set(pair)) == 2]
+        database.executemany("INSERT INTO edge VALUES (?, ?)", pairs)
+        connect(database)
+        found = dict(database.execute("SELECT a, b FROM least"))
+    assert found == {row: first for row, first in enumerate(group) if first != row}
 
 
 def test_the_bounds_are_kept():
@@ -140,74 +195,104 @@ def test_photos_without_looks_are_compared_by_their_bytes():
     none = ("", "", "")
     assert groups_of([none, one, other, one, none]) == [NO_PHOTO, 1, 2, 1, NO_PHOTO]
     assert groups_of([none, none]) == [NO_PHOTO, NO_PHOTO]
-    assert photo_groups(np.zeros(0, FINGERPRINT)).tolist() == []
+    assert groups_of([]) == []
 
 
-def test_text_that_is_no_fingerprint_is_refused():
-    for broken in (("x" * 64, "", ""), ("aa" * 32, "zz", ""), ("aa" * 32, "00" * 8, "00" * 26)):
+def test_text_that_is_no_hash_or_no_colours_is_refused():
+    for broken in (("zz", "00" * 27), ("00", "x" * 54), ("00", "00" * 26)):
         with pytest.raises(ValueError, match=r"hex|reshape|invalid literal"):
-            fingerprints(*([text] for text in broken))
+            looks([0], *([text] for text in broken))
 
 
 @pytest.mark.timeout(60)
 def test_a_crowd_of_one_picture_costs_no_square():
     """200,000 white pictures, and 5,000 nearly white ones of one hash: 2·10¹⁰ pairs."""
-    prints = np.zeros(205_000, FINGERPRINT)
-    prints["has_photo"] = prints["has_looks"] = True
-    prints["sha256"] = np.arange(len(prints))
-    prints["colours"] = 255
-    rng = np.random.default_rng(0)
-    prints["colours"][200_000:] = rng.integers(252, 256, (5_000, CHANNELS))
-    prints["phash"][100_000] = 2**64 - 1
-    groups = photo_groups(prints)
+    levels = np.full((205_000, CHANNELS), 255, np.uint8)
+    levels[200_000:] = np.random.default_rng(0).integers(252, 256, (5_000, CHANNELS))
+    hashes = np.zeros(len(levels), np.uint64)
+    hashes[100_000] = 2**64 - 1
+    groups = photo_groups(photos_of(hashes, levels))
     assert (groups == 100_000).sum() == 1
-    assert (groups == 0).sum() == len(prints) - 1
+    assert (groups == 0).sum() == len(levels) - 1
 
 
-@pytest.mark.full
-def test_a_million_photos_are_grouped_as_they_were_made():
+def photos_of(hashes: np.ndarray, colours: np.ndarray) -> Iterator[tuple[str, str, str]]:
+    """(sha256, phash, colours) of photos no two of which are the same file."""
+    for number, (phash, levels) in enumerate(zip(hashes.tolist(), colours, strict=True)):
+        yield f"{number:064x}", f"{phash:016x}", levels.tobytes().hex()
+
+
+@pytest.mark.parametrize("photos", [30_000, pytest.param(1_000_000, marks=pytest.mark.full)])
+def test_many_photos_are_grouped_as_they_were_made(photos, monkeypatch):
     """A third are copies of others, with up to 3 bits moved and colours off by up to 3."""
-    n, copies = 1_000_000, 300_000
+    monkeypatch.setattr(near_module, "ROWS", min(near_module.ROWS, photos // 6))
+    copies = photos * 3 // 10
     rng = np.random.default_rng(1)
-    prints = np.zeros(n, FINGERPRINT)
-    prints["has_photo"] = prints["has_looks"] = True
-    prints["sha256"], prints["phash"] = rng.integers(0, 2**64, (2, n), dtype=np.uint64)
-    prints["colours"] = rng.integers(8, 248, (n, CHANNELS), dtype=np.uint8)
-    source = rng.integers(0, n - copies, copies)
-    for name in ("phash", "colours"):
-        prints[name][n - copies :] = prints[name][source]
+    hashes = rng.integers(0, 2**64, photos, dtype=np.uint64)
+    colours = rng.integers(8, 248, (photos, CHANNELS), dtype=np.uint8)
+    source = rng.integers(0, photos - copies, copies)
+    for values in (hashes, colours):
+        values[photos - copies :] = values[source]
     for _ in range(3):
-        prints["phash"][n - copies :] ^= np.uint64(1) << rng.integers(0, 64, copies, np.uint64)
-    prints["colours"][n - copies :] += rng.integers(0, 4, (copies, CHANNELS), dtype=np.uint8)
-    assert np.array_equal(photo_groups(prints), [*range(n - copies), *source])
+        hashes[photos - copies :] ^= np.uint64(1) << rng.integers(0, 64, copies, np.uint64)
+    colours[photos - copies :] += rng.integers(0, 4, (copies, CHANNELS), dtype=np.uint8)
+    groups = photo_groups(photos_of(hashes, colours))
+    assert np.array_equal(groups, [*range(photos - copies), *source])
 
 
-def items_of(groups: list[int], labels: list[str], splits: list[str]) -> pd.DataFrame:
-    ids = [f"p{n}" for n in range(len(groups))]
-    return pd.DataFrame(
-        {"posting_id": ids, "label_group": labels, "split": splits, "photo_group": groups}
-    )
+def told_of(
+    folder: Path, groups: list[int], labels: list[str], splits: list[str]
+) -> tuple[dict[str, int], pd.DataFrame]:
+    """Counts of twins and label_noise.parquet of items named p0, p1, ..."""
+    with scratch(folder / "items") as database:
+        create_items(database)
+        rows = [(f"p{n}", *row) for n, row in enumerate(zip(labels, splits, groups, strict=True))]
+        database.executemany(
+            "INSERT INTO item (posting_id, label_group, split, photo_group) VALUES (?, ?, ?, ?)",
+            rows,
+        )
+        counts = tell_twins(database, folder / "noise.parquet")
+    return counts, pd.read_parquet(folder / "noise.parquet")
 
 
-def test_noise_is_a_photo_of_two_known_products():
-    items = items_of(
+def test_noise_is_a_photo_of_two_known_products(tmp_path):
+    counts, noise = told_of(
+        tmp_path,
         [0, 1, 0, 1, 4, 4, -1, -1, 0],
         ["a", "b", "c", "b", "", "d", "e", "f", "c"],
         ["train", "val", "test", "val", "unlabelled", "train", "val", "test", "test"],
     )
-    noise = label_noise(items)
     assert noise.posting_id.tolist() == ["p0", "p2", "p8"]
     assert noise.columns.tolist() == ["photo_group", "posting_id", "label_group"]
-    counts = twin_counts(items)
     assert counts == {"photo_groups": 3, "postings": 7, "largest": 3, "noise_groups": 1,
                       "noise_postings": 3, "across_splits": 3}  # fmt: skip
-    assert "p0 (a), p2 (c), p8 (c)" in told(counts, noise, "there.parquet")
+    assert "p0 (a), p2 (c), p8 (c)" in told(counts, tmp_path / "noise.parquet")
 
 
-def test_nothing_shared_is_told_as_such():
-    items = items_of([0, -1], ["a", "b"], ["train", "val"])
-    assert label_noise(items).empty
-    assert told(twin_counts(items), label_noise(items), "") == "no photo stands twice"
+GROUPED = st.lists(
+    st.tuples(st.integers(-1, 4), st.sampled_from(["", "a", "b"]),
+              st.sampled_from(["train", "test", "unlabelled"])), min_size=1, max_size=20,
+)  # fmt: skip
+
+
+@given(GROUPED)
+@settings(max_examples=60, deadline=None)
+def test_the_twins_told_are_those_that_scores_leave_out(tmp_path_factory, rows):
+    """The counts beside those of dist_train's own look at items.parquet."""
+    table = pd.DataFrame(rows, columns=["photo_group", "label_group", "split"])
+    counts, noise = told_of(tmp_path_factory.mktemp("t"), *(table[c].tolist() for c in table))
+    crosses = leaks.twins(table)
+    assert counts["across_splits"] == crosses.crosses_split.sum()
+    assert sorted(noise.posting_id) == sorted(f"p{n}" for n in table[crosses.crosses_group].index)
+    sizes = table.photo_group[table.photo_group >= 0].value_counts()
+    assert counts["largest"] == (sizes.max() if len(sizes) else 0)
+    assert counts["postings"] == sizes[sizes > 1].sum()
+
+
+def test_nothing_shared_is_told_as_such(tmp_path):
+    counts, noise = told_of(tmp_path, [0, -1], ["a", "b"], ["train", "val"])
+    assert noise.empty
+    assert told(counts, tmp_path / "noise.parquet") == "no photo stands twice"
 
 
 def picture(seed: int) -> Image.Image:
@@ -237,12 +322,14 @@ def test_copies_of_real_photos_are_found_and_other_products_are_no_twins():
     grocery = Path(os.environ["DIST_TRAIN_DATA"]) / "grocery"
     table = pd.read_csv(grocery / "catalogue.csv").sample(160, random_state=0)
     images = [Image.open(grocery / "images" / name).convert("RGB") for name in table.image]
-    photos = prints_of([prepare_photo(jpeg(image, 95), PackOptions()) for image in images])
+    packed = [prepare_photo(jpeg(image, 95), PackOptions()) for image in images]
+    photos = looks_of(packed)
     for name, least in FOUND.items():
-        copies = prints_of([prepare_photo(COPIES[name](i), PackOptions()) for i in images])
+        copies = looks_of([prepare_photo(COPIES[name](i), PackOptions()) for i in images])
         assert are_twins(photos, copies).mean() >= least, name
     labels = pd.Series(table.label_group.to_numpy())
-    assert (labels.groupby(photo_groups(photos)).nunique() == 1).all()
+    groups = photo_groups((photo.sha256, photo.phash, photo.colours) for photo in packed)
+    assert (labels.groupby(groups).nunique() == 1).all()
 
 
 def test_another_colour_is_another_photo():
@@ -285,4 +372,3 @@ def test_a_copied_photo_is_told_as_noise_and_left_out_of_scores(tmp_path: Path):
     assert scored.tolist() == ["own", "none", "fresh", "again"]
     assert left_out(items, "test") == 1
     assert items.split.tolist() == [split_of(g) for g in items.label_group]
-    assert read_catalogue(tmp_path / "catalogue.csv").label_group.tolist() == [*items.label_group]

@@ -16,8 +16,8 @@ from dist_train.training.optimisation import (
     clip_head,
     encoder_optimizer,
     head_optimizer,
-    make_schedule,
 )
+from dist_train.training.schedule import make_schedule
 from shards.errors import BadInput
 from shards.reader import ShardSet
 from tests.many_items import many_items
@@ -243,26 +243,76 @@ def test_training_items_are_those_of_the_train_split(shard_set, view, config):
 
 
 def schedule_of(steps: int, **options):
-    config = ImageTraining(head=HeadOptions(ramp=options.pop("ramp", 0.3)), **options)
+    head = {name: options.pop(name) for name in ("ramp", "head_warmup") if name in options}
+    of_head = HeadOptions(ramp=head.get("ramp", 0.3), warmup=head.get("head_warmup"))
+    config = ImageTraining(head=of_head, **options)
     linear = torch.nn.Linear(3, 3)
     head = MarginHead(classes=4, width=3, loss="arcface", scale=8, chunk=4, seed=0)
     optimizers = [encoder_optimizer(linear, config), head_optimizer(head, config)]
-    return make_schedule(optimizers, config, steps), optimizers, config
+    return make_schedule(*optimizers, config, steps), optimizers, config
 
 
 def rates(optimizers) -> list[float]:
     return [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
 
 
+def betas(optimizers) -> list[tuple[float, float]]:
+    return [group["betas"] for optimizer in optimizers for group in optimizer.param_groups]
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 60), st.floats(0, 1), st.floats(0, 1))
-def test_a_step_needs_no_steps_before_it(steps, warmup, ramp):
-    walked, walked_optimizers, _ = schedule_of(steps, warmup=warmup, ramp=ramp)
+@given(
+    st.integers(1, 60), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1),
+    st.sampled_from(["cosine", "one-cycle"]),
+)  # fmt: skip
+def test_a_step_needs_no_steps_before_it(steps, warmup, ramp, freeze, kind):
+    options = {"warmup": warmup, "ramp": ramp, "freeze": freeze, "schedule": kind}
+    walked, walked_optimizers, _ = schedule_of(steps, **options)
     for step in range(steps):
         margin = walked.apply(step)
-        jumped, jumped_optimizers, _ = schedule_of(steps, warmup=warmup, ramp=ramp)
+        jumped, jumped_optimizers, _ = schedule_of(steps, **options)
         assert jumped.apply(step) == margin
         assert rates(jumped_optimizers) == rates(walked_optimizers)
+        assert betas(jumped_optimizers) == betas(walked_optimizers)
+
+
+@pytest.mark.parametrize(("steps", "rising"), [(200, 0.3), (37, 0.1), (11, 0.5)])
+def test_one_cycle_is_that_of_torch(steps, rising):
+    schedule, optimizers, config = schedule_of(steps, schedule="one-cycle", warmup=rising)
+    theirs = torch.optim.AdamW(torch.nn.Linear(2, 2).parameters(), lr=config.lr)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, max_lr=config.lr, total_steps=steps, pct_start=rising
+    )
+    for step in range(steps):
+        schedule.apply(step)
+        assert rates(optimizers)[0] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-9)
+        wanted = theirs.param_groups[0]["betas"]
+        assert betas(optimizers)[0] == pytest.approx(wanted, rel=1e-9)
+        theirs.step()
+        if step + 1 < steps:
+            torchs.step()
+
+
+def test_a_frozen_encoder_stands_still_while_the_head_learns():
+    schedule, optimizers, _ = schedule_of(50, freeze=0.2, warmup=0.0)
+    thawed, others, _ = schedule_of(40, warmup=0.0)
+    for step in range(50):
+        schedule.apply(step)
+        assert optimizers[1].param_groups[0]["lr"] > 0
+        if step < 10:
+            assert rates(optimizers[:1]) == [0, 0]
+        else:
+            thawed.apply(step - 10)
+            assert rates(optimizers[:1]) == rates(others[:1])
+
+
+def test_the_head_has_a_warm_up_of_its_own():
+    schedule, optimizers, _ = schedule_of(100, warmup=0.5, head_warmup=0.1)
+    seen = []
+    for step in range(100):
+        schedule.apply(step)
+        seen.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+    assert np.argmax(seen, axis=0).tolist() == [50, 10]
 
 
 def test_rates_rise_to_the_peak_and_fall_in_a_cosine():

@@ -1,0 +1,132 @@
+"""Match lists and groups written piece by piece from the files of pairs.
+
+Memory grows with the postings, by their names and some numbers each, never with the pairs: these
+are laid out on disk by the posting they belong to and come back a piece at a time.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dist_train.decisions.groups import Groups
+from dist_train.decisions.tables import match_lists, name_array, submission_table
+from dist_train.matching.work import read_table
+from shards.files import atomic_path
+
+PIECE = 4_000_000
+"""Matches in memory at one time."""
+POSTINGS = 250_000
+"""Postings in memory at one time, with their lists."""
+ENTRY = np.dtype([("asking", np.int64), ("other", np.int64), ("score", np.float32)])
+
+
+@dataclass(frozen=True)
+class Postings:
+    """M catalogue postings: names (M,), vector row (M,) or -1, and the place (N,) of every row."""
+
+    names: pa.Array
+    row: np.ndarray
+    place: np.ndarray
+
+
+def read_postings(path: Path) -> Postings:
+    """The postings of an embedding set's items.parquet."""
+    table = pq.read_table(path, columns=["posting_id", "row"])
+    row = table["row"].to_numpy()
+    place = np.empty(int((row >= 0).sum()), np.int64)
+    place[row[row >= 0]] = np.flatnonzero(row >= 0)
+    return Postings(name_array(table["posting_id"]), row, place)
+
+
+def pair_files(out: Path) -> Iterator[pd.DataFrame]:
+    """The pairs of a match directory, i, j, score, a file at a time."""
+    for file in sorted((out / "pairs").glob("*.parquet")):
+        yield read_table(file, ["i", "j", "score"])
+
+
+def write_lists(out: Path, postings: Postings, threshold: float, room: Path) -> dict[str, int]:
+    """Write matches.parquet, groups.parquet and submission.csv; counts of pairs and matches.
+
+    `room` is a folder for what does not fit in memory; it is removed.
+    """
+    groups, kept = Groups(len(postings.row)), 0
+    degree, lists = (np.zeros(len(postings.row), np.int64) for _ in range(2))
+    for pairs in pair_files(out):
+        i, j = (postings.place[pairs[name].to_numpy()] for name in ("i", "j"))
+        accepted = pairs.score.to_numpy() >= np.float32(threshold)
+        for side in (i, j):
+            degree += np.bincount(side, minlength=len(degree))
+            lists += np.bincount(side[accepted], minlength=len(degree))
+        groups.join(i[accepted], j[accepted])
+        kept += len(pairs)
+    with atomic_path(out / "groups.parquet") as temporary:
+        columns = {"posting_id": postings.names, "group_id": groups.numbers()}
+        pq.write_table(pa.table(columns), temporary)
+    cuts = _cuts(lists)
+    _lay_out(out, postings, threshold, cuts, room)
+    _write_matches(out, postings, degree, cuts, room)
+    shutil.rmtree(room)
+    return {"pairs": kept, "matches": int(lists.sum()) // 2}
+
+
+def _cuts(lists: np.ndarray) -> np.ndarray:
+    """First postings of the pieces, and the end: each of at most POSTINGS with PIECE matches.
+
+    A posting that has more than PIECE by itself is a piece of its own.
+    """
+    cuts, before = [0], np.r_[0, np.cumsum(lists)]
+    while cuts[-1] < len(lists):
+        full = int(np.searchsorted(before, before[cuts[-1]] + PIECE, "right")) - 1
+        cuts.append(min(max(full, cuts[-1] + 1), cuts[-1] + POSTINGS, len(lists)))
+    return np.asarray(cuts)
+
+
+def _lay_out(out: Path, postings: Postings, threshold: float, cuts: np.ndarray, room: Path) -> None:
+    """Both directions of every accepted pair, into a file for each piece of the postings."""
+    shutil.rmtree(room, ignore_errors=True)
+    room.mkdir(parents=True)
+    for pairs in pair_files(out):
+        pairs = pairs[pairs.score >= np.float32(threshold)]
+        if not len(pairs):
+            continue
+        i, j = pairs.i.to_numpy(), pairs.j.to_numpy()
+        entries = np.empty(2 * len(pairs), ENTRY)
+        entries["asking"] = postings.place[np.concatenate([i, j])]
+        entries["other"] = np.concatenate([j, i])
+        entries["score"] = np.tile(pairs.score.to_numpy(), 2)
+        piece = np.searchsorted(cuts, entries["asking"], "right") - 1
+        entries = entries[np.argsort(piece, kind="stable")]
+        numbers, counts = np.unique(piece, return_counts=True)
+        for number, some in zip(numbers, np.split(entries, np.cumsum(counts)[:-1]), strict=True):
+            with (room / str(number)).open("ab") as file:
+                some.tofile(file)
+
+
+def _write_matches(
+    out: Path, postings: Postings, degree: np.ndarray, cuts: np.ndarray, room: Path
+) -> None:
+    with (
+        atomic_path(out / "matches.parquet") as table_path,
+        atomic_path(out / "submission.csv") as text_path,
+    ):
+        writer = None
+        for number, (first, last) in enumerate(pairwise(cuts)):
+            file = room / str(number)
+            found = np.fromfile(file, ENTRY) if file.exists() else np.zeros(0, ENTRY)
+            table = match_lists(
+                postings.names, postings.place, range(first, last),
+                found["asking"], found["other"], found["score"],
+            ).append_column("degree", pa.array(degree[first:last]))  # fmt: skip
+            writer = writer or pq.ParquetWriter(table_path, table.schema)
+            writer.write_table(table)
+            submission = submission_table(table.select(["posting_id", "matches"]).to_pandas())
+            submission.to_csv(text_path, index=False, mode="a", header=not number)
+        assert writer is not None
+        writer.close()

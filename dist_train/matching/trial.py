@@ -1,0 +1,217 @@
+"""What the work of an index and of a join costs on this machine: real tiles and files, timed."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import nnls
+
+from dist_train.embedding.store import Rows
+from dist_train.matching.blocks import Block, Tile
+from dist_train.matching.engines import GemmEngine, Parts
+from dist_train.matching.faiss_library import faiss
+from dist_train.matching.index import build_shard
+from dist_train.matching.join import SCORES, Wanted, do_tile, in_order
+from dist_train.matching.kinds import Kind, empty_index
+from dist_train.matching.nearest import KnownFloors, merged_nearest
+from dist_train.matching.proof import audit
+from dist_train.matching.recall import ShardedIndex, measured_recall
+from dist_train.matching.rows import take_rows
+from dist_train.matching.sampling import floor_of_sample
+from dist_train.matching.sketches import Sketch, weighted_rows
+from dist_train.matching.views import ViewPart, Views
+from dist_train.matching.work import Work, read_table
+from shards.files import write_parquet
+
+SIDE, SMALL = 4_096, 256
+"""Rows of a large and of a small block."""
+SAMPLE = 2 * SIDE
+"""Rows that are wanted for a trial."""
+PAIRS = 200_000
+"""Pairs in a file that is written and read."""
+SHARDS = 8
+TRIES = 3
+Seconds = np.ndarray
+"""On the clock, and of the processor."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of each piece of a join's work."""
+
+    pair: Seconds
+    """A pair of rows multiplied, with what is found among such pairs."""
+    visit: Seconds
+    """A row of a tile, for what is kept of its neighbours."""
+    tile: Seconds
+    """A tile's claim, record and files."""
+    row: Seconds
+    """A row read and prepared."""
+    item: Seconds
+    """An item, for the floor before and the proof and the neighbours after."""
+    start: Seconds
+    """Of these, what does not depend on the number of items."""
+    kept: Seconds
+    """A kept pair written, read and sorted once."""
+
+
+def sample_views(views: Views, size: int = SAMPLE) -> Views:
+    """Up to `size` evenly spread complete items, in memory, in the stored dtype."""
+    rows = np.flatnonzero(views.complete)
+    rows = rows[np.linspace(0, len(rows) - 1, min(size, len(rows))).astype(np.int64)]
+    # In another order, so that neighbours in the catalogue do not all fall into one tile.
+    rows = np.random.default_rng(0).permutation(rows)
+    return Views({
+        name: ViewPart(
+            Rows([take_rows(part.rows, rows).astype(part.rows.parts[0].dtype)]),
+            part.present[rows], part.weight,
+        )
+        for name, part in views.parts.items()
+    })  # fmt: skip
+
+
+def random_views(widths: Mapping[str, int], dtype: str, weights: Mapping[str, float]) -> Views:
+    """Unit rows without any structure: what can be left out of the work is found in data alone."""
+    rng, parts = np.random.default_rng(0), {}
+    for name, width in widths.items():
+        rows = rng.standard_normal((SAMPLE, width), np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        parts[name] = ViewPart(Rows([rows.astype(dtype)]), np.ones(SAMPLE, bool), weights[name])
+    return Views(parts)
+
+
+def score_of_share(views: Views, share: float) -> float:
+    """The score that this share of the pairs of a sample reaches."""
+    names = tuple(views.parts)
+    stored = {name: part.rows.parts[0] for name, part in views.parts.items()}
+    rows = weighted_rows(views, names, stored)
+    few = min(2_048, len(rows) // 2)
+    return float(np.quantile(rows[:few] @ rows[few : 2 * few].T, max(0.0, 1 - share)))
+
+
+def measured(
+    views: Views, sketches: dict[Parts, Sketch], wanted: Wanted, near: float, audit_rows: int,
+    folder: Path,
+) -> Rates:  # fmt: skip
+    """The rates over a sample of items (`sample_views`), with what `wanted` looks for.
+
+    `near` is the score that neighbours must reach on the average of the tiles. Files are written
+    below `folder`.
+    """
+    pair, visit, tile, row = _tiles(views, sketches, wanted, near, folder)
+    start, item = _items(views, wanted, audit_rows, folder)
+    return Rates(pair, visit, tile, row, item, start, _kept(folder))
+
+
+def _tiles(
+    views: Views, sketches: dict[Parts, Sketch], wanted: Wanted, near: float, folder: Path
+) -> list[Seconds]:
+    half = len(views) // 2
+    parts, few = tuple(views.parts), min(SMALL, half)
+    ranges = [range(half), range(half, 2 * half), range(few), range(half, half + few)]
+    blocks = [Block(number, parts, rows) for number, rows in enumerate(ranges)]
+    cold, engine = (GemmEngine(views, blocks, sketches, held=len(blocks)) for _ in range(2))
+    wanted = replace(wanted, items=None, budget=float("inf"))
+    known = KnownFloors(folder / "floors.f32", len(views)) if wanted.k else None
+    if known is not None:
+        known.raise_to(np.arange(len(views)), np.full(len(views), near, np.float32))
+
+    def work(number: int, one: int, other: int, engine: GemmEngine = engine) -> Seconds:
+        tile = Tile(number, one, other, len(blocks[one]) * len(blocks[other]))
+        return timed(lambda: do_tile(views, engine, wanted, tile, Work(folder), known))
+
+    work(0, 0, 1, cold)  # a process's first product takes longer
+    first = work(0, 0, 1)
+    shapes = [(0, 0, 1), (1, 0, 3), (2, 2, 3)]
+    for shape in shapes[1:]:
+        work(*shape)
+    found = np.array([np.min([work(*shape) for _ in range(TRIES)], axis=0) for shape in shapes])
+    sizes = np.array([(1, len(blocks[a]) + len(blocks[b]), len(blocks[a]) * len(blocks[b]))
+                      for _, a, b in shapes], float)  # fmt: skip
+    # Weighted by their seconds, so that the small tile counts as much as the large one.
+    solved = np.array([nnls(sizes / side[:, None], np.ones(3))[0] for side in found.T]).T
+    return [solved[2], solved[1], solved[0], np.maximum(first - found[0], 0) / (2 * half)]
+
+
+def _items(views: Views, wanted: Wanted, rows: int, folder: Path) -> tuple[Seconds, Seconds]:
+    """Of two sizes: the seconds before the first item, and those of each."""
+
+    def work(size: int) -> Seconds:
+        some = sample_views(views, size)
+        spent = timed(lambda: floor_of_sample(some, 1.0))
+        spent = spent + timed(lambda: audit(some, len(some), folder, wanted.floor, rows))
+        if wanted.k:
+            files = sorted(Work(folder).nearest.glob("*.parquet"))
+            out = folder / "nearest.parquet"
+            spent = spent + timed(lambda: merged_nearest(files, some, wanted.k, out, len(some)))
+        return spent
+
+    return line(work, len(views) // 4, len(views))
+
+
+def line(work: Callable[[int], Seconds], few: int, many: int) -> tuple[Seconds, Seconds]:
+    """(start, each) of work that takes start + each x size seconds, the first time of a process."""
+    first, low, high = work(few), work(few), work(many)
+    each = np.maximum(high - low, 0) / (many - few)
+    return np.maximum(first - few * each, 0), each
+
+
+def index_rates(
+    views: Views, kind: Kind, recall_rows: int, folder: Path
+) -> tuple[Seconds, Seconds, Seconds, Seconds]:
+    """Of an index: seconds before the first row, of each row built, and of the recall's rows and
+    shards."""
+    trained = folder / "trained.faiss"
+    plain = kind if kind.exact else Kind("Flat", "Flat", "")  # a copy of rows, whatever the code
+    faiss.write_index(empty_index(plain, views.width, np.zeros((0, views.width), np.float32)),
+                      str(trained))  # fmt: skip
+
+    def recall(size: int, shards: int = 1) -> Seconds:
+        some, paths = sample_views(views, size), []
+        for number, rows in enumerate(np.array_split(np.arange(len(some)), shards)):
+            paths.append(folder / f"shard-{number:05d}.faiss")
+            build_shard(some, range(int(rows[0]), int(rows[-1]) + 1), trained, paths[-1])
+        index = ShardedIndex(paths, plain.name)
+        return timed(lambda: measured_recall(some, index, recall_rows, 0))
+
+    def build(size: int) -> Seconds:
+        return timed(lambda: build_shard(views, range(size), trained, folder / "shard.faiss"))
+
+    few, many = len(views) // 4, len(views)
+    start, each = line(build, few, many)
+    if not recall_rows:
+        return start, each, np.zeros(2), np.zeros(2)
+    begin, row = line(recall, few, many)
+    shard = np.maximum(recall(many, SHARDS) - recall(many), 0) / (SHARDS - 1)
+    return start + begin, each, row, shard
+
+
+def _kept(folder: Path) -> Seconds:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {name: np.sort(rng.integers(0, 1 << 20, PAIRS)) for name in ("i", "j")}
+        | {name: rng.random(PAIRS, np.float32) for name in SCORES}
+    )
+    path = folder / "kept.parquet"
+
+    def work() -> None:
+        write_parquet(path, in_order([table]))
+        read_table(path)
+
+    return np.min([timed(work) for _ in range(TRIES)], axis=0) / PAIRS
+
+
+def timed(work: Callable[[], Any]) -> Seconds:
+    """Seconds that it takes."""
+    begin = now()
+    work()
+    return now() - begin
+
+
+def now() -> Seconds:
+    """The clock, and the processor's."""
+    return np.array([time.perf_counter(), time.process_time()])

@@ -1,0 +1,61 @@
+"""What steps cost: their time, the share of it spent waiting for data, memory."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from dist_train.runtime import Clock
+
+Thing = TypeVar("Thing")
+
+
+class Meter:
+    """Of one rank, over the steps since it was last read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._steps, self._working, self._waiting = 0, 0.0, 0.0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Times a step; what happens between steps (validation, checkpoints) does not count."""
+        clock = Clock()
+        yield
+        self._steps += 1
+        self._working += clock.seconds()
+
+    def waited_for(self, batches: Iterator[Thing]) -> Iterator[Thing]:
+        """The batches, with the time that each is waited for."""
+        while True:
+            clock = Clock()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waiting += clock.seconds()
+            yield batch
+
+    def read(self, batch_size: int) -> dict[str, float]:
+        """samples_per_second, step_seconds, data_wait (share of the time) and peak memory_gb.
+
+        The memory is the GPU's where there is one, else the largest this process ever had.
+        """
+        seconds = max(self._working, 1e-9)
+        told = {
+            "samples_per_second": self._steps * batch_size / seconds,
+            "step_seconds": seconds / max(self._steps, 1),
+            "data_wait": self._waiting / seconds,
+            "memory_gb": _peak_memory(self._device) / 1e9,
+        }
+        self._steps, self._working, self._waiting = 0, 0.0, 0.0
+        return told
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,1 @@
+"""Looking after runs and machines: doctor, plan, acceptance, Slurm."""

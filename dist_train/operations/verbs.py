@@ -1,0 +1,93 @@
+"""The verbs around the stages: plan, doctor, submit, status. Parsing and a call, as in cli.py."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from dist_train.config import Config, Device
+from shards.errors import Failed
+
+Flat = Parameter(name="*")
+
+
+def plan(
+    *, config: Annotated[Config, Flat], processes: int = 0, measure: bool = True,
+    json: bool = False,
+) -> None:  # fmt: skip
+    """What each stage will take, before anything runs: dist-train plan CONFIG.yaml.
+
+    Parameters
+    ----------
+    processes
+        Ranks; 0: the GPUs of this machine, or one.
+    measure
+        Run some steps of the encoders on a sample of the catalogue, for seconds and memory.
+    json
+        As JSON instead of a table.
+    """
+    from dist_train.operations import plan as stage
+
+    found = stage.plan(config, processes, measure)
+    print(found.to_json() if json else found)
+    if found.unfit:
+        raise Failed(f"{len(found.unfit)} things will not fit, see above")
+
+
+def doctor(*, out: Path = Path(), device: Device = "auto", json: bool = False) -> None:
+    """Look at this machine: what it has, what is wrong, and how to mend it.
+
+    Parameters
+    ----------
+    out
+        Where the stages are to be written.
+    device
+        cuda: a machine without a GPU that answers is at fault.
+    json
+        As JSON instead of lines.
+    """
+    from dist_train.operations.doctor import examine
+    from dist_train.operations.finding import as_json
+
+    findings = examine(device, out)
+    print(as_json(findings) if json else "\n".join(map(str, findings)))
+    faults = sum(finding.level == "fault" for finding in findings)
+    if faults:
+        raise Failed(f"{faults} faults, see above")
+
+
+def submit(*, config: Annotated[Config, Flat], dry_run: bool = False) -> None:
+    """Take a catalogue through every stage as dependent Slurm jobs: dist-train submit CONFIG.yaml.
+
+    Stages that are done are not submitted again, nor those whose job is still in the queue.
+
+    Parameters
+    ----------
+    dry_run
+        Only write the scripts, below OUT/slurm/dry-run; sbatch checks them where there is one.
+    """
+    from dist_train.operations import slurm
+    from dist_train.operations import submit as operation
+    from dist_train.operations.table import submitted
+
+    print(submitted(operation.submit(config, dry_run), dry_run))
+    if dry_run:
+        print(f"not tested by sbatch: {slurm.missing()}" if slurm.missing() else "sbatch takes all")
+
+
+def status(folder: Path, /) -> None:
+    """Tell what runs, waits and failed below a folder, and why.
+
+    Exit code 0: all is done; 1: some stage failed; 3: some stage is not done yet.
+
+    Parameters
+    ----------
+    folder
+        OUT of a run or a submit, or one stage's folder.
+    """
+    from dist_train.operations import status as operation
+    from dist_train.operations.table import standing
+
+    rows = operation.status(folder)
+    print(standing(rows))
+    operation.check(rows)

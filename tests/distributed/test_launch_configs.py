@@ -1,0 +1,97 @@
+"""`accelerate launch` with the shipped configs, as they are, on a CPU; ZeRO in test_strategies."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launching import ROOT, environment, free_port
+
+pytestmark = pytest.mark.timeout(600)
+DEFAULT = ROOT / "accelerate_config.yaml"
+ONE = ROOT / "launch/accelerate/one_gpu.yaml"
+MANY = ROOT / "launch/accelerate/many_nodes.yaml"
+STARTED = [DEFAULT, ONE, MANY]
+
+
+@pytest.fixture
+def verb(image_options: list[object], tmp_path: Path) -> list[object]:
+    """A training of a few steps into tmp_path/run; a batch that 1, 2, 3 and 4 processes divide."""
+    few = [0.2 if option == 0.8 else option for option in image_options]
+    return ["train", "image", *few, "--out", tmp_path / "run"]
+
+
+def launch(config: Path, *words: object) -> subprocess.Popen[str]:
+    """accelerate launch, with nothing but the config and `words`."""
+    line = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, *words]
+    env = {name: value for name, value in environment().items() if name != "ACCELERATE_USE_CPU"}
+    return subprocess.Popen(
+        [str(word) for word in line], cwd=ROOT, env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and all that was said."""
+    try:
+        said, _ = process.communicate(timeout=400)
+    finally:
+        process.kill()
+    return process.returncode, said
+
+
+def trained_by(run: Path) -> int:
+    """How many processes, as one group, made the finished run: each wrote its part of the head."""
+    assert json.loads((run / "status.json").read_text())["status"] == "done"
+    return len(list(max((run / "checkpoints").iterdir()).glob("head-*")))
+
+
+@pytest.mark.parametrize(
+    "world", [2, *(pytest.param(n, marks=pytest.mark.full) for n in (1, 3, 4))]
+)
+def test_the_default_config_with_any_number_of_processes(
+    world: int, verb: list[object], tmp_path: Path
+) -> None:  # fmt: skip
+    port = ["--main_process_port", free_port()]
+    words = ["--num_processes", world, *port, "-m", "dist_train", *verb]
+    code, said = ended(launch(DEFAULT, *words))
+    assert code == 0, said
+    assert trained_by(tmp_path / "run") == world
+
+
+def test_one_process(verb: list[object], tmp_path: Path) -> None:
+    code, said = ended(launch(ONE, "-m", "dist_train", *verb))
+    assert code == 0, said
+    assert trained_by(tmp_path / "run") == 1
+
+
+def test_two_machines(verb: list[object], tmp_path: Path) -> None:
+    """Two launchers, as on two machines; one folder."""
+    where = ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
+    together = ["--num_machines", 2, "--num_processes", 2, *where]
+    machines = [
+        launch(MANY, *together, "--machine_rank", rank, "-m", "dist_train", *verb)
+        for rank in range(2)
+    ]
+    for code, said in map(ended, machines):
+        assert code == 0, said
+    assert trained_by(tmp_path / "run") == 2
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [[ONE], pytest.param([DEFAULT, "--cpu", "--num_machines", 1], marks=pytest.mark.full)],
+    ids=["one_gpu.yaml", "--cpu"],
+)
+def test_a_process_that_is_alone_where_two_were_meant_is_refused(
+    alone: list[object], verb: list[object], tmp_path: Path
+) -> None:
+    """accelerate starts one without a word; separate copies would train."""
+    config, *words = alone
+    code, said = ended(launch(Path(str(config)), *words, "--num_processes", 2, "-m",
+                              "dist_train", *verb))  # fmt: skip
+    assert code != 0
+    assert "told of several processes and has started this one alone" in said
+    assert not (tmp_path / "run").exists()

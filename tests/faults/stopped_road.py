@@ -1,0 +1,79 @@
+"""`dist-train run CONFIG` told to stop in every stage, one after the other, then to its end.
+
+`-m tests.faults.stopped_road CONFIG`: each life is a fork that sends itself a signal as it comes to
+a place of PLACES for the first time. The last line printed lists places and exit codes.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from itertools import cycle
+
+import torch
+
+import dist_train.pipeline  # noqa: F401 (once, and not in every fork)
+from dist_train.cli import main
+
+PLACES = [
+    "shards.packer:_seal",
+    "dist_train.training.checkpoint:Checkpoints.load_newest",
+    "dist_train.training.loop:export",
+    "dist_train.embedding.embed:unit_vectors",
+    "dist_train.embedding.embed:_finish",
+    "dist_train.matching.index:build_shard",
+    "dist_train.matching.index:_finish",
+    "dist_train.matching.join:do_tile",
+    "dist_train.decisions.match:_decide",
+    "dist_train.decisions.score:per_item_f1",
+    "dist_train.decisions.score:write_json",
+    "dist_train.report.html:gather",
+    "dist_train.report.html:write_atomic",
+]
+"""Between the looks at the flag, and after the last of them: in whatever a stage ends with."""
+
+
+def signal_at(place: str, number: signal.Signals) -> None:
+    """From now on the first call of `place` begins with the signal."""
+    module, _, name = place.partition(":")
+    *inside, last = name.split(".")
+    holder = importlib.import_module(module)
+    for part in inside:
+        holder = getattr(holder, part)
+    function = getattr(holder, last)
+
+    def signalled(*arguments, **options):
+        setattr(holder, last, function)
+        os.kill(os.getpid(), number)
+        return function(*arguments, **options)
+
+    setattr(holder, last, signalled)
+
+
+def life(config: str, place: str | None, number: signal.Signals) -> int:
+    """The road in a process of its own; how it ended."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 70
+    try:
+        if place is not None:
+            signal_at(place, number)
+        sys.argv = ["dist-train", "run", config]
+        main()
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # threads would not be in the forks
+    numbers = cycle([signal.SIGTERM, signal.SIGUSR1])
+    ends = [(place, life(sys.argv[1], place, next(numbers))) for place in [*PLACES, None]]
+    print(json.dumps(ends))

@@ -1,0 +1,149 @@
+"""Killed at any step and in the middle of any save, a training ends as if nothing had happened:
+
+the same postings in every step, the same loss bits, the same weights.
+"""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from dist_train.config import ImageTraining, TextTraining, View
+from dist_train.training.data import training_items
+from shards.reader import ShardSet
+from tests.distributed.comparing import losses
+from tests.distributed.launching import ROOT, environment
+from tests.faults.lives import Life, served
+
+pytestmark = pytest.mark.timeout(1800)
+STEPS, BATCH, PASSES = 20, 12, 2
+KILLS = ("step", "save", "step", "save", "save")
+POINTS = {0: 40, 1: 8}
+"""Changes of the disk of about one and a half saves, by rank: the second writes its head alone."""
+
+
+class Course:
+    """A training of 20 steps whose lives all start the same command."""
+
+    def __init__(self, view: View, shards: Path, model: Path, folder: Path) -> None:
+        config = (ImageTraining if view == "image" else TextTraining)(batch_size=BATCH)
+        items = training_items(ShardSet(shards), view, config, 1)
+        self.out, self.folder, self.lives = folder / "run", folder, []
+        # Dropout: what the steps draw is put back as well.
+        more = ["--encoder.image-size", 32] if view == "image" else ["--encoder.dropout", 0.1]
+        self.verb = [
+            "train", view, "--shards", shards, "--out", self.out, "--encoder.model", model, *more,
+            "--epochs", STEPS * BATCH / items.order.positions, "--batch-size", BATCH,
+            "--accumulation", PASSES, "--lr", 1e-3, "--precision", "fp32", "--log-every", 1,
+            "--checkpoint-every", 2, "--validate-every", 0, "--device", "cpu",
+        ]  # fmt: skip
+
+    def life(self, world: int, workers: int, fate: str = "none") -> tuple[Life, list]:
+        """The next one, and its command."""
+        life = Life(self.folder / f"life-{len(self.lives)}", world, fate=fate)
+        self.lives.append(life)
+        return life, [*self.verb, "--workers", workers]
+
+    def outcome(self) -> tuple[list, list, dict]:
+        """What was served in every step, every loss, and the encoder that was exported."""
+        return served(self.lives, STEPS, PASSES), losses(self.out), bits(self.out)
+
+
+def bits(run: Path) -> dict[str, bytes]:
+    """Every tensor of a finished run's encoder and of its newest checkpoint, as bytes."""
+    newest = max((run / "checkpoints").glob("step-*"))
+    files = [*(run / "encoder").glob("*.safetensors"), *newest.glob("*.safetensors")]
+    return {
+        f"{file.name}/{name}": value.numpy().tobytes()
+        for file in files
+        for name, value in load_file(file).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, shard_set: Path, tiny_vit: Path, tiny_bert: Path):
+    """The outcome of a training that nothing happens to, by view and number of ranks."""
+    known = {}
+
+    def of(view: View, world: int) -> tuple[list, list, dict]:
+        if (view, world) not in known:
+            model = {"image": tiny_vit, "text": tiny_bert}[view]
+            course = Course(view, shard_set, model, tmp_path_factory.mktemp("undisturbed"))
+            life, verb = course.life(world, 0)
+            life.live_out(*verb)
+            known[view, world] = course.outcome()
+        return known[view, world]
+
+    return of
+
+
+def dies(course: Course, where: str, world: int, workers: int, draw: random.Random) -> None:
+    """One rank is killed, in a pass of its first steps or in one of its first saves."""
+    rank = draw.randrange(world)
+    how, count = "SIGKILL", draw.randint(1, 3 * PASSES)
+    if where == "save":
+        how, count = "save", draw.randrange(POINTS[rank])
+    life, verb = course.life(world, workers, f"{rank}:{how}:{count}")
+    process = life.start(*verb)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == -signal.SIGKILL or "(SIGKILL)" in output, output
+
+
+@pytest.mark.parametrize(
+    ("view", "world", "workers", "kills"),
+    [
+        ("image", 1, 2, KILLS[:2]),
+        *(
+            pytest.param(*case, marks=pytest.mark.full)
+            for case in [
+                ("image", 1, 0, KILLS), ("image", 2, 0, KILLS), ("image", 2, 2, KILLS),
+                ("text", 1, 2, KILLS), ("text", 2, 0, KILLS),
+            ]
+        ),
+    ],
+)  # fmt: skip
+def test_killed_training_ends_with_the_same_bits(
+    view: View, world: int, workers: int, kills: tuple[str, ...], undisturbed, shard_set: Path,
+    tiny_vit: Path, tiny_bert: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    model = {"image": tiny_vit, "text": tiny_bert}[view]
+    draw = random.Random(f"{view}{world}{workers}")
+    course = Course(view, shard_set, model, tmp_path)
+    for where in kills:
+        dies(course, where, world, workers, draw)
+    life, verb = course.life(world, workers)
+    life.live_out(*verb)
+    begun = [life.first_step for life in course.lives if life.begun()]
+    print(f"fates {[life.fate for life in course.lives]}; began at steps {begun}")
+    for ours, theirs in zip(course.outcome(), undisturbed(view, world), strict=True):
+        assert ours == theirs
+    assert len(course.outcome()[0]) == STEPS
+
+
+# ── at every change of the disk that the saves make
+
+
+@pytest.mark.parametrize(
+    ("first", "each"), [(4, 23), pytest.param(0, 1, marks=pytest.mark.full)], ids=["some", "all"]
+)
+def test_killed_at_every_change_of_the_disk(
+    first: int, each: int, shard_set: Path, tiny_vit: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.every_save", tmp_path, shard_set, tiny_vit,
+         str(first), str(each)],
+        cwd=ROOT, env=environment(), text=True, timeout=1500, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    points = json.loads(done.stdout.splitlines()[-1])
+    # A write, an fsync, a rename and an fsync for each of five files, thrice; then the folder's.
+    assert len(points) * each >= 3 * 4 * 5
+    ends = {name: tmp_path / str(name) for name in ["undisturbed", *points]}
+    found = {name: (losses(out), bits(out)) for name, out in ends.items()}
+    assert [name for name in points if found[name] != found["undisturbed"]] == []
