@@ -225,6 +225,12 @@ def row_blocks(rows: int, smallest: int = 256, largest: int = 65_536) -> list[ra
     return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
+def peak_bytes() -> int:
+    """The most memory that this process has held (ru_maxrss may be that of who started it)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
 def under_launcher() -> bool:
     """This process was started by torchrun or accelerate launch."""
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ

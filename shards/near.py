@@ -16,7 +16,7 @@ BITS = 64
 # Blocks that have to agree: at radius 6 they hold 21 bits, so that a million hashes that have
 # nothing to do with one another give buckets of one.
 EQUAL = 3
-ROWS = 2**18
+ROWS = 2**17
 """Rows that are compared at a time; more of them are first sorted apart on the disk."""
 PARTS = 128
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_train.matching.faiss_library import faiss, use_threads
+from dist_train.matching.faiss_library import faiss
 from dist_train.matching.kernels import Kernel
 from dist_train.matching.passes import FirstPass, Side, left_of_tile
 from dist_train.matching.sketches import Sketch
+from dist_train.matching.threads import use_threads
 
 MEASURED_FROM = 8_192
 """Items; with fewer the plain kernel is done before others are measured."""

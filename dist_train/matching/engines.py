@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 
 from dist_train.matching.blocks import CHUNK, Block, Tile, area_apart, common_parts, tiles_of
-from dist_train.matching.faiss_library import use_threads
 from dist_train.matching.kernels import Prepared
 from dist_train.matching.passes import FirstPass, Floors, Side, left_of_tile
 from dist_train.matching.rows import read_rows
 from dist_train.matching.sketches import Sketch, weighted_rows, wide
+from dist_train.matching.threads import use_threads
 from dist_train.matching.views import Views
 
 LOOKED_AT = 64

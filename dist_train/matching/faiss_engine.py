@@ -13,9 +13,10 @@ import numpy as np
 
 from dist_train.matching.blocks import Tile
 from dist_train.matching.engines import FirstPass, Floors, Found
-from dist_train.matching.faiss_library import faiss, gpus, on_cpu, on_gpu, use_threads
+from dist_train.matching.faiss_library import faiss, gpus, on_cpu, on_gpu
 from dist_train.matching.kernels import U
 from dist_train.matching.kinds import EXACT, set_nprobe
+from dist_train.matching.threads import use_threads
 from dist_train.matching.views import Views
 
 MORE = 8

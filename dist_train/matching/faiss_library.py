@@ -12,7 +12,7 @@ import os
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_info
 
 log = logging.getLogger(__name__)
 CHOICE = "OPENBLAS_CORETYPE"
@@ -49,19 +49,6 @@ faiss = _load()
 def gpus() -> int:
     """GPUs that FAISS may use. To be asked before any GPU call: without a driver those abort."""
     return getattr(faiss, "get_num_gpus", lambda: 0)()
-
-
-def use_threads() -> None:
-    """As many threads as OMP_NUM_THREADS says, or this rank's share of the processors.
-
-    For FAISS, and for the BLAS and the OpenMP of every library that is loaded by now: ranks that
-    were started without a launcher would each take all processors.
-    """
-    cores = len(os.sched_getaffinity(0))
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", "1")))
-    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, cores // ranks)))
-    faiss.omp_set_num_threads(threads)
-    threadpool_limits(threads)
 
 
 def on_gpu(index: Any) -> Any:

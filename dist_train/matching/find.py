@@ -22,14 +22,14 @@ from dist_train.matching.index import index_about, index_shards
 from dist_train.matching.join import Wanted, join, settle_pairs
 from dist_train.matching.kernels import kernels_for
 from dist_train.matching.kinds import EXACT
-from dist_train.matching.memory import Bounds, join_bounds, peak_bytes
+from dist_train.matching.memory import Bounds, join_bounds
 from dist_train.matching.nearest import merged_nearest
 from dist_train.matching.proof import prove
 from dist_train.matching.sampling import floor_of_sample, sample_rows
 from dist_train.matching.sketches import Sketch
 from dist_train.matching.views import Views
 from dist_train.matching.work import Work
-from dist_train.runtime import Runtime, bf16_pays
+from dist_train.runtime import Runtime, bf16_pays, peak_bytes
 from shards.files import atomic_path, read_json, write_json
 
 SLACK = 2.0

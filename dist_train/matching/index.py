@@ -11,7 +11,7 @@ from tqdm import tqdm
 from dist_train import stage
 from dist_train.config import IndexConfig, View, bytes_of, result_options
 from dist_train.embedding.store import EmbeddingSet
-from dist_train.matching.faiss_library import faiss, gpus, on_cpu, on_gpu, use_threads
+from dist_train.matching.faiss_library import faiss, gpus, on_cpu, on_gpu
 from dist_train.matching.kinds import (
     TRAIN_PER_LIST,
     Kind,
@@ -21,6 +21,7 @@ from dist_train.matching.kinds import (
     number_of_lists,
 )
 from dist_train.matching.recall import ShardedIndex, measured_recall
+from dist_train.matching.threads import use_threads
 from dist_train.matching.views import Views, open_views, subset
 from dist_train.runtime import Runtime, row_blocks
 from shards import stage_files

@@ -1,6 +1,5 @@
 """What a worker of the join needs in memory, told before it begins."""
 
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,8 +62,3 @@ def join_peak(bounds: Bounds, items: int, row: int, pairs: int, tiles: int) -> i
     blocks = min(bounds.held * bounds.block, items) * row
     tables = PAIR_BYTES * min(SPILL, pairs // max(1, tiles))
     return PROGRAM + PRODUCT_BYTES * CHUNK**2 + blocks + tables + ITEM_BYTES * items
-
-
-def peak_bytes() -> int:
-    """The most that this process has ever held."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

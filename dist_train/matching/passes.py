@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from dist_train.matching.faiss_library import faiss
 from dist_train.matching.kernels import Kernel, Prepared, rounding
 from dist_train.matching.sketches import Sketch
 
@@ -118,6 +117,9 @@ def _products_at(
     rows: np.ndarray, others: np.ndarray, at: np.ndarray, by: np.ndarray
 ) -> np.ndarray:
     """Inner products float32 (P,) of rows[at] and others[by], both float32 and contiguous."""
+    # Not before it is needed: a training's validation never is here, and its loaders fork.
+    from dist_train.matching.faiss_library import faiss
+
     out = np.empty(len(at), np.float32)
     assert all(side.dtype == np.float32 and side.flags.c_contiguous for side in (rows, others))
     assert not len(at) or (at.max() < len(rows) and by.max() < len(others))

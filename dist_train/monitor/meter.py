@@ -1,13 +1,12 @@
 """What steps cost: their time, the share of it spent waiting for data, memory."""
 
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-from dist_train.runtime import Clock
+from dist_train.runtime import Clock, peak_bytes
 
 Thing = TypeVar("Thing")
 
@@ -58,4 +57,4 @@ def _peak_memory(device: torch.device) -> int:
     """Bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_bytes()

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +22,7 @@ from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.heads.margins import arcface
 from dist_train.heads.row_optimizer import RowAdamW
+from tests.benchmarks.server import Worker
 
 B, C, D, SCALE, MARGIN = 512, 200_000, 256, 64.0, 0.5
 MATRIX = B * C * 4
@@ -164,8 +164,8 @@ def two_ranks(rounds: int = 7) -> tuple[float, float]:
     The one and the two take turns, so that both meet the same machine; the least time counts.
     """
     with TemporaryDirectory() as folder, ExitStack() as stack:
-        alone = [stack.enter_context(_Worker(0, 1, folder))]
-        both = [stack.enter_context(_Worker(rank, 2, folder)) for rank in range(2)]
+        alone = [stack.enter_context(Worker(_serve, 0, 1, folder))]
+        both = [stack.enter_context(Worker(_serve, rank, 2, folder)) for rank in range(2)]
         found: dict[tuple[str, int], list[float]] = {}
         for _ in range(rounds):
             for what in ("gemm", "head"):
@@ -177,42 +177,25 @@ def two_ranks(rounds: int = 7) -> tuple[float, float]:
     return gemm, least["head", 1] / least["head", 2]
 
 
-def _take_time(workers: list["_Worker"], what: str) -> float:
+def _take_time(workers: list[Worker], what: str) -> float:
     for worker in workers:
-        worker.pipe.send(what)
-    return max(worker.pipe.recv() for worker in workers)
+        worker.ask(what)
+    return max(worker.answer() for worker in workers)
 
 
-class _Worker:
-    """A process that does one piece of work whenever it is told to."""
-
-    def __init__(self, rank: int, world: int, folder: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        arguments = (theirs, rank, world, folder)
-        self.process = context.Process(target=_serve, args=arguments, daemon=True)
-
-    def __enter__(self) -> "_Worker":
-        self.process.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.pipe.send("end")
-        self.process.join()
-
-
-def _serve(pipe: Any, rank: int, world: int, folder: str) -> None:
+def _serve(rank: int, world: int, folder: str) -> Callable[[str], float]:
     torch.set_num_threads(1)
     if world > 1:
         meeting = f"file://{folder}/meeting"
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     steps = {"gemm": _gemms(), "head": _share_of_head(rank, world)}
-    while (what := pipe.recv()) != "end":
+
+    def answer(what: str) -> float:
         start = time.perf_counter()
         steps[what]()
-        pipe.send(time.perf_counter() - start)
-    if world > 1:
-        dist.destroy_process_group()
+        return time.perf_counter() - start
+
+    return answer
 
 
 def _gemms() -> Step:

@@ -9,7 +9,6 @@ each stage, and bytes and pairs. The last line is JSON.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -78,7 +77,7 @@ def happened(stage: str, args: argparse.Namespace, folder: Path) -> dict[str, fl
     spent = {"seconds": time.perf_counter() - wall, "processor_seconds": time.process_time() - cpu}
     manifest = json.loads((out / "manifest.json").read_text())
     return spent | {
-        "memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "memory_bytes": peak_bytes(),
         "disk_bytes": sum(file["bytes"] for file in manifest["files"].values()),
         "pairs": manifest["counts"].get("pairs", 0),
     }
@@ -133,7 +132,8 @@ def compare(args: argparse.Namespace, items: int) -> list[dict]:
                 rows.append(row)
                 print(json.dumps(row), flush=True)
         rows.append({"items": items, "stage": "join", "what": "pairs", "planned": said["pairs"],
-                     "measured": real["pairs"], "ratio": said["pairs"] / real["pairs"]})  # fmt: skip
+                     "measured": real["pairs"],
+                     "ratio": said["pairs"] / real["pairs"]})  # fmt: skip
         print(json.dumps(rows[-1]), flush=True)
     return rows
 

@@ -26,7 +26,7 @@ from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.heads.row_optimizer import RowAdamW
 from dist_train.training.optimisation import clip_head
-from tests.benchmarks.workers import Worker
+from tests.benchmarks.server import Worker
 
 MODEL, PIXELS = "vit_tiny_patch16_224", 224
 BATCH, CLASSES = 12, 20_000

@@ -13,7 +13,8 @@ from tests.distributed.launching import ROOT, environment
 PROBE = """
 import json, os
 import torch
-from dist_train.matching.faiss_library import CHOICE, faiss, use_threads, gpus
+from dist_train.matching.faiss_library import CHOICE, faiss, gpus
+from dist_train.matching.threads import use_threads
 from threadpoolctl import threadpool_info
 use_threads()
 blas = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]

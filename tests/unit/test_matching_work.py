@@ -102,6 +102,7 @@ def test_the_floor_never_rises_above_a_given_threshold(tmp_path):
 def test_tiles_that_overflow_are_split(tmp_path, monkeypatch):
     monkeypatch.setattr("dist_train.matching.join.SPILL", 40)
     monkeypatch.setattr("dist_train.matching.engines.CHUNK", 10)
+    monkeypatch.setattr("dist_train.matching.engines.TOGETHER", 10)
     vectors = {"image": planted(400, 16)["image"]}
     views = indexed_like(vectors)
     join(views, gemm(views, 30), Wanted(0.3), tmp_path, Runtime("cpu"))
