@@ -141,7 +141,7 @@ class TrainingConfig:
     precision: Precision = "auto"
     """auto: bf16 where the device multiplies it natively, else fp32."""
     gradient_checkpointing: bool = field(default=False, metadata=HOW_NOT_WHAT)
-    """Compute activations again in the backward pass: less memory, a third more time."""
+    """Compute activations again in the backward pass: less memory, more time."""
     compile: bool = field(default=False, metadata=HOW_NOT_WHAT)
     """torch.compile of the encoder: minutes at the start, faster steps on a GPU."""
     checkpoint_every: int = field(default=500, metadata=HOW_NOT_WHAT)

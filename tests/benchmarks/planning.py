@@ -63,7 +63,7 @@ def happened(stage: str, args: argparse.Namespace, folder: Path) -> dict[str, fl
     """One stage, really."""
     from dist_train.decisions.match import match
     from dist_train.matching.index import build_index
-    from dist_train.runtime import Runtime
+    from dist_train.runtime import Runtime, peak_bytes
 
     index, matching = options(args)
     Runtime("cpu")  # the program's start is not planned
