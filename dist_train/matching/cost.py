@@ -113,7 +113,7 @@ def plan(
     names = ("image", "text")[:parts]
     weights = {"image": index.image_weight, "text": 1 - index.image_weight}
     widths = {name: width // parts for name in names}
-    views = trial.random_views(widths, dtype, weights if parts > 1 else {"image": 1.0})
+    views = trial.random_views(items, widths, dtype, weights if parts > 1 else {"image": 1.0})
     runtime = Runtime(device)
     k, pairs = match.neighbours, int(min(match.pairs_per_item * items, items * (items - 1) / 2))
     found: dict[tuple[str, ...], list[Choice]] = {}

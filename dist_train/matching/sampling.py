@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from dist_train.matching.blocks import CHUNK
 from dist_train.matching.rows import read_rows
 from dist_train.matching.sketches import SAMPLE, weighted_rows
 from dist_train.matching.views import Views, subset
-from dist_train.runtime import row_blocks
 
 ASKING = 256
 
@@ -32,7 +32,9 @@ def floor_of_sample(views: Views, pairs_per_item: float) -> float:
     # Each pair is seen from both its items, and each item sees itself.
     keep = max(1, int((2 * pairs_per_item + 1) * len(rows)))
     best, lowest = np.zeros(0, np.float32), -np.inf
-    for block in row_blocks(len(views), smallest=4096, largest=16_384):
+    # Blocks of one size: what is held must not grow with the items.
+    for start in range(0, len(views), CHUNK):
+        block = range(start, min(start + CHUNK, len(views)))
         scores = scores_with(views, sample, block)
         best = np.concatenate([best, scores[scores > lowest]])
         if len(best) >= keep:

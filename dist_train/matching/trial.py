@@ -27,10 +27,11 @@ from dist_train.matching.views import ViewPart, Views
 from dist_train.matching.work import Work, read_table
 from shards.files import write_parquet
 
-SIDE, SMALL = 4_096, 256
-"""Rows of a large and of a small block."""
-SAMPLE = 2 * SIDE
-"""Rows that are wanted for a trial."""
+SAMPLE, LEAST = 8_192, 512
+"""Rows of a trial: two blocks of half of them. At least so many, else as many as there are items,
+so that it never takes longer than what it is a trial of."""
+SMALL = 16
+"""A small block is this part of a large one."""
 PAIRS = 200_000
 """Pairs in a file that is written and read."""
 SHARDS = 8
@@ -74,13 +75,15 @@ def sample_views(views: Views, size: int = SAMPLE) -> Views:
     })  # fmt: skip
 
 
-def random_views(widths: Mapping[str, int], dtype: str, weights: Mapping[str, float]) -> Views:
+def random_views(
+    items: int, widths: Mapping[str, int], dtype: str, weights: Mapping[str, float]
+) -> Views:
     """Unit rows without any structure: what can be left out of the work is found in data alone."""
-    rng, parts = np.random.default_rng(0), {}
+    rng, parts, count = np.random.default_rng(0), {}, min(SAMPLE, max(LEAST, items))
     for name, width in widths.items():
-        rows = rng.standard_normal((SAMPLE, width), np.float32)
+        rows = rng.standard_normal((count, width), np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        parts[name] = ViewPart(Rows([rows.astype(dtype)]), np.ones(SAMPLE, bool), weights[name])
+        parts[name] = ViewPart(Rows([rows.astype(dtype)]), np.ones(count, bool), weights[name])
     return Views(parts)
 
 
@@ -111,7 +114,7 @@ def _tiles(
     views: Views, sketches: dict[Parts, Sketch], wanted: Wanted, near: float, folder: Path
 ) -> list[Seconds]:
     half = len(views) // 2
-    parts, few = tuple(views.parts), min(SMALL, half)
+    parts, few = tuple(views.parts), half // SMALL
     ranges = [range(half), range(half, 2 * half), range(few), range(half, half + few)]
     blocks = [Block(number, parts, rows) for number, rows in enumerate(ranges)]
     cold, engine = (GemmEngine(views, blocks, sketches, held=len(blocks)) for _ in range(2))

@@ -62,7 +62,7 @@ def test_ranks_share_the_tiles_and_not_the_end():
 @pytest.mark.parametrize("k", [0, 5])
 def test_a_tile_of_another_size_takes_what_the_trial_says(tmp_path, k):
     """Six thousand rows by two thousand, where four and a quarter thousand were tried."""
-    views = trial.random_views({"image": 96}, "float16", {"image": 1.0})
+    views = trial.random_views(10**5, {"image": 96}, "float16", {"image": 1.0})
     plain = Sketch(kernels_for(Runtime("cpu").device, bf16=False)[0])
     wanted, near = Wanted(0.35, k), 0.4
     (tmp_path / "trial").mkdir()
