@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,8 @@ print(counts["twins"]["photo_groups"])
 print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 """
 SMALL = [1_000, 2**18, 2**12]
+# Allocators that give back what is freed: what they keep else is chance, tens of megabytes of it.
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 def catalogue(folder: Path, postings: int, photos: bool) -> Path:
@@ -59,7 +62,7 @@ def peak(folder: Path, postings: int, *images: str, buffers: list[int] | None = 
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(path), str(folder / f"s{postings}"),
          json.dumps(buffers), *images],
-        capture_output=True, text=True, check=True, timeout=1500,
+        env=os.environ | GIVES_BACK, capture_output=True, text=True, check=True, timeout=1500,
     )  # fmt: skip
     groups, peaked = done.stdout.split()
     assert int(groups) == (postings // 4 if images else 0)
@@ -71,8 +74,8 @@ def test_memory_does_not_grow_with_the_postings_and_their_photos(tmp_path: Path)
     # Buffers so small that 20,000 postings fill them: what grows then is of the postings.
     small, large = (peak(tmp_path, n, str(tmp_path), buffers=SMALL) for n in (20_000, 80_000))
     print(f"{small / 2**20:.0f} MB and {large / 2**20:.0f} MB")
-    assert large - small < 160 * 60_000  # a table of their photos alone took 245 bytes each
-    assert large < 300e6
+    assert large - small < 140 * 60_000  # 50 to 100 are seen; a table of their photos alone took 245
+    assert large < 250e6
 
 
 @pytest.mark.full
