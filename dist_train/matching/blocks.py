@@ -14,8 +14,9 @@ CHUNK = 2_048
 """Rows of a product's sides: its scores stay near the processor while they are read."""
 LARGEST_BLOCK = 65_536
 SMALLEST_BLOCK = 1_024
-BLOCKS = 12
-"""Wanted in a small catalogue: 78 tiles are enough for some dozens of workers."""
+BLOCKS, MOST_BLOCKS = 12, 1_024
+"""Wanted in a small catalogue: 78 tiles are enough for some dozens of workers. And in the largest:
+half a million tiles, a file each."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,8 @@ class Tile:
 
 def block_size(items: int) -> int:
     """Rows of a block, whole chunks where there are some: a function of the items alone."""
-    wanted = -(-items // BLOCKS)
-    wanted = -(-wanted // CHUNK) * CHUNK if wanted > SMALLEST_BLOCK else SMALLEST_BLOCK
-    return min(LARGEST_BLOCK, wanted)
+    wanted = max(min(-(-items // BLOCKS), LARGEST_BLOCK), -(-items // MOST_BLOCKS))
+    return -(-wanted // CHUNK) * CHUNK if wanted > SMALLEST_BLOCK else SMALLEST_BLOCK
 
 
 def blocks_of(views: Views, size: int, first_new: int = 0) -> list[Block]:

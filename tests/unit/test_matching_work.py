@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dist_train.config import bytes_of
-from dist_train.matching.blocks import area_apart, blocks_of, tiles_of
+from dist_train.matching.blocks import CHUNK, area_apart, block_size, blocks_of, tiles_of
 from dist_train.matching.canaries import with_canaries
 from dist_train.matching.engines import GemmEngine
 from dist_train.matching.join import Wanted, join, read_pairs, settle_pairs
@@ -45,6 +45,14 @@ def test_tiles_hold_every_pair_once(size):
     common = np.outer(here["image"], here["image"]) | np.outer(here["text"], here["text"])
     np.testing.assert_array_equal(seen, common.astype(np.int64))
     assert sum(tile.area for tile in tiles) + area_apart(views) == 300 * 301 // 2
+
+
+@pytest.mark.parametrize("items", [1, 1024, 30_000, 10**6, 10**8, 10**9])
+def test_a_list_of_tiles_stays_short(items):
+    blocks = -(-items // block_size(items))
+    assert blocks <= 1024
+    assert blocks >= min(7, -(-items // 1024))
+    assert block_size(items) % CHUNK == 0 or block_size(items) < CHUNK
 
 
 def test_one_block_changes_at_a_time():
