@@ -74,7 +74,7 @@ def test_memory_does_not_grow_with_the_postings_and_their_photos(tmp_path: Path)
     # Buffers so small that 20,000 postings fill them: what grows then is of the postings.
     small, large = (peak(tmp_path, n, str(tmp_path), buffers=SMALL) for n in (20_000, 80_000))
     print(f"{small / 2**20:.0f} MB and {large / 2**20:.0f} MB")
-    assert large - small < 140 * 60_000  # 50 to 100 are seen; a table of their photos alone took 245
+    assert large - small < 140 * 60_000  # 50 to 100 seen; a table of photos took 245
     assert large < 250e6
 
 
