@@ -137,13 +137,17 @@ def _trained(views: Views, kind: Kind, out: Path) -> Path:
     path = out / WORK / "trained.faiss"
     with locked(out / WORK / "lock"):
         if not path.exists():
-            wanted = TRAIN_PER_LIST * number_of_lists(len(views))
-            rows = np.linspace(0, len(views) - 1, min(len(views), max(wanted, 20_000)))
-            sample = subset(views, np.unique(rows.astype(np.int64)))
             with atomic_path(path) as temporary:
-                index = empty_index(kind, views.width, sample.database(range(len(sample))))
+                index = empty_index(kind, views.width, lambda: _sample(views))
                 faiss.write_index(index, str(temporary))
     return path
+
+
+def _sample(views: Views) -> np.ndarray:
+    wanted = max(TRAIN_PER_LIST * number_of_lists(len(views)), 20_000)
+    rows = np.linspace(0, len(views) - 1, min(len(views), wanted)).astype(np.int64)
+    sample = subset(views, np.unique(rows))
+    return sample.database(range(len(sample)))
 
 
 def build_shard(views: Views, rows: range, trained: Path, path: Path) -> None:

@@ -4,6 +4,7 @@ The choice is a function of the number of items, the width and the memory of a p
 all shards at once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,13 +86,13 @@ def number_of_lists(items: int) -> int:
     return max(1, min(int(4 * items**0.5), items // TRAIN_PER_LIST))
 
 
-def empty_index(kind: Kind, width: int, sample: np.ndarray) -> Any:
-    """An index without rows, trained on `sample` float32 (n, D) where the kind wants it."""
+def empty_index(kind: Kind, width: int, sample: Callable[[], np.ndarray]) -> Any:
+    """An index without rows, trained on a `sample` float32 (n, D) where the kind wants it."""
     index = faiss.index_factory(width, kind.factory, faiss.METRIC_INNER_PRODUCT)
     if not index.is_trained:
         # Only of lists does FAISS train a copy on a GPU and give back the same kind.
         copy = on_gpu(index) if gpus() and has_lists(index) else index
-        copy.train(sample)
+        copy.train(sample())
         index = on_cpu(copy) if copy is not index else index
     return index
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta
 
+from dist_train.matching.blocks import CHUNK
 from dist_train.matching.faiss_engine import Hits, ShardSearch, rounding, search_of
 from dist_train.matching.faiss_library import faiss
 from dist_train.matching.kinds import EXACT, set_nprobe
 from dist_train.matching.sampling import floor_of_sample, scores_with
 from dist_train.matching.views import Views, subset
-from dist_train.runtime import row_blocks
 
 K = 50
 RANGE_PAIRS = 20.0
@@ -152,17 +152,21 @@ def interval(hits: int, of: int) -> dict[str, float]:
 
 def _truth(views: Views, some: np.ndarray, floor: float) -> tuple[np.ndarray, list[np.ndarray]]:
     """The K nearest (n, K) of the items by the score that decides, and all rows at the floor."""
-    sample, near, within = subset(views, some), [], []
-    for block in row_blocks(len(views), smallest=4096, largest=16_384):
+    sample, within = subset(views, some), []
+    ids, known = np.full((len(some), 0), -1), np.zeros((len(some), 0), np.float32)
+    for start in range(0, len(views), CHUNK):
+        block = range(start, min(start + CHUNK, len(views)))
         scores = scores_with(views, sample, block)
         own = np.flatnonzero((some >= block.start) & (some < block.stop))
         scores[own, some[own] - block.start] = -np.inf
-        few = min(2 * K, len(block))
-        best = np.argpartition(-scores, few - 1, axis=1)[:, :few]
-        near.append(np.where(np.take_along_axis(scores, best, 1) > -np.inf, best + block.start, -1))
         at, by = np.nonzero(scores >= floor)
         within.append(np.stack([at, by + block.start]))
-    ids = np.hstack(near)
+        # Of the blocks so far, twice as many as are wanted: rounding may change places.
+        here = np.where(scores > -np.inf, np.arange(block.start, block.stop), -1)
+        ids, known = np.hstack([ids, here]), np.hstack([known, scores])
+        if ids.shape[1] > 2 * K:
+            best = np.argpartition(-known, 2 * K - 1, axis=1)[:, : 2 * K]
+            ids, known = (np.take_along_axis(side, best, 1) for side in (ids, known))
     score = views.scores(np.repeat(some, ids.shape[1]), ids.ravel().clip(min=0))["score"]
     score = np.where(ids < 0, -np.inf, score.reshape(ids.shape))
     order = np.lexsort((ids, -score), axis=1)[:, :K]

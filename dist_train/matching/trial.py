@@ -170,8 +170,8 @@ def index_rates(
     shards."""
     trained = folder / "trained.faiss"
     plain = kind if kind.exact else Kind("Flat", "Flat", "")  # a copy of rows, whatever the code
-    faiss.write_index(empty_index(plain, views.width, np.zeros((0, views.width), np.float32)),
-                      str(trained))  # fmt: skip
+    empty = empty_index(plain, views.width, lambda: views.database(range(len(views))))
+    faiss.write_index(empty, str(trained))
 
     def recall(size: int, shards: int = 1) -> Seconds:
         some, paths = sample_views(views, size), []
