@@ -17,6 +17,7 @@ from dist_train.matching.rows import read_rows
 from dist_train.matching.sketches import Sketch, weighted_rows, wide
 from dist_train.matching.threads import use_threads
 from dist_train.matching.views import Views
+from dist_train.runtime import give_back
 
 LOOKED_AT = 64
 """Candidates of a batch whose first score is compared with the one that decides."""
@@ -121,6 +122,7 @@ class GemmEngine:
                 # Neighbours that are scored at once raise the floors of the next product.
                 if waiting.count >= (1 if floors.k else TOGETHER):
                     yield self._looked_at(sketch, waiting)
+            give_back()
         if waiting.count:
             yield self._looked_at(sketch, waiting)
 

@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
+from transformers.integrations import unset_hf_deepspeed_config
 
 from dist_train.config import TrainingOptions, View
 from dist_train.encoders.folder import Encoder, new_encoder
@@ -112,6 +113,8 @@ def _accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = share
         plugin.deepspeed_config["gradient_accumulation_steps"] = config.accumulation
         plugin.deepspeed_config["gradient_clipping"] = config.clip
+        # Else transformers takes a new model's weights apart, whatever zero3_init_flag says.
+        unset_hf_deepspeed_config()
     return accelerator
 
 
