@@ -96,7 +96,7 @@ class GemmEngine:
         self.views, self.blocks, self.sketches = views, blocks, sketches
         self.tiles = tiles_of(blocks, first_new)
         self.seen, self.apart = FirstPass(), area_apart(views, first_new)
-        self._held = held
+        self._held, self._at = held, set[int]()
         self._loaded: OrderedDict[int, _Loaded] = OrderedDict()
 
     def rows(self, tile: Tile) -> np.ndarray:
@@ -107,6 +107,7 @@ class GemmEngine:
     def candidates(self, tile: Tile, floors: Floors) -> Iterator[Found]:
         """See Engine."""
         one, other = self.blocks[tile.asking], self.blocks[tile.asked]
+        self._at = {tile.asking, tile.asked}
         parts = common_parts(one, other)
         sketch = self.sketches[parts]
         left = self._sides(one, parts, "left", keep=tile.asked)
@@ -134,10 +135,10 @@ class GemmEngine:
         return i, j
 
     def take(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """See Engine: from the blocks in memory."""
+        """See Engine: from the blocks of the tile that is worked on."""
         out = np.empty((len(rows), self.views.parts[name].rows.width), np.float64)
-        for number, loaded in self._loaded.items():
-            ids = self.blocks[number].rows
+        for number in self._at:
+            ids, loaded = self.blocks[number].rows, self._loaded[number]
             if isinstance(ids, range):
                 mine = (rows >= ids.start) & (rows < ids.stop)
                 place = rows[mine] - ids.start

@@ -152,6 +152,7 @@ def do_tile(
 ) -> None:
     """Find, score and commit what one tile holds."""
     clock, kept, canaries = Clock(), _Kept(work, tile.number), []
+    checked = engine.seen.checked
     near = _nearest_of(engine, tile, wanted, known)
     floors = TileFloors(wanted, near)
     for asking, found in engine.candidates(tile, floors):
@@ -170,7 +171,7 @@ def do_tile(
         "floor": wanted.floor, "pairs": kept.pairs, "parts": kept.parts,
         "histogram": sorted(map(list, kept.counts.items())), "canaries": canaries,
         "seconds": clock.seconds(), "engine": engine.name, "error": engine.seen.error,
-        "margin": engine.seen.margin, "checked": engine.seen.checked,
+        "margin": engine.seen.margin, "checked": engine.seen.checked - checked,
     }  # fmt: skip
     work.commit(tile.number, record, None if near is None else near.table())
     if near is not None and known is not None:

@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 from dist_train.matching.views import Views
 from shards.files import atomic_path
 
-NOTHING = pd.DataFrame({
-    "i": np.zeros(0, np.int64), "j": np.zeros(0, np.int64), "score": np.zeros(0, np.float32)
-})  # fmt: skip
+MERGED, SCORED = 500_000, 500_000
+"""Items whose neighbours are merged at a time; neighbours that are scored at a time."""
 
 
 class KnownFloors:
@@ -114,21 +113,25 @@ def merged_nearest(files: list[Path], views: Views, k: int, out: Path, items: in
 
     By ranges of items, so that memory does not grow with their number.
     """
-    step = max(1, 2_000_000 // max(1, k * 4))
     with atomic_path(out) as temporary:
         writer = None
-        for start in range(0, max(items, 1), step):
-            table = _merged_range(files, views, k, start, min(start + step, items))
-            part = pa.Table.from_pandas(table, preserve_index=False)
-            writer = writer or pq.ParquetWriter(temporary, part.schema)
-            writer.write_table(part)
+        for start in range(0, max(items, 1), MERGED):
+            table = _merged_range(files, len(views), k, start, min(start + MERGED, items))
+            for first in range(0, max(len(table), 1), SCORED):
+                i, j = (table[name].to_numpy()[first : first + SCORED] for name in ("i", "j"))
+                scored = pd.DataFrame({"i": i, "j": j} | views.scores(i, j))
+                part = pa.Table.from_pandas(scored, preserve_index=False)
+                writer = writer or pq.ParquetWriter(temporary, part.schema)
+                writer.write_table(part)
         assert writer is not None
         writer.close()
 
 
-def _merged_range(files: list[Path], views: Views, k: int, start: int, stop: int) -> pd.DataFrame:
-    where = [("i", ">=", start), ("i", "<", stop), ("j", "<", len(views))]
-    found = [pd.read_parquet(file, filters=where) for file in files]
-    entries = pd.concat([NOTHING, *found], ignore_index=True)
-    i, j, _, _ = _best(entries.i.to_numpy(), entries.j.to_numpy(), entries.score.to_numpy(), k)
-    return pd.DataFrame({"i": i, "j": j} | views.scores(i, j))
+def _merged_range(files: list[Path], rows: int, k: int, start: int, stop: int) -> pd.DataFrame:
+    """The best k of the items from `start` to `stop`; of `rows` the last may be canaries."""
+    near = Nearest(np.arange(start, stop), k, np.full(stop - start, -np.inf, np.float32))
+    where = [("i", ">=", start), ("i", "<", stop), ("j", "<", rows)]
+    for file in files:
+        found = pd.read_parquet(file, filters=where)
+        near.add(found.i.to_numpy(), found.j.to_numpy(), found.score.to_numpy())
+    return near.table()

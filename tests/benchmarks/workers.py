@@ -86,7 +86,7 @@ def seconds(words: list[list[str]]) -> float:
 def main() -> None:
     """Rounds of one and two, multiplying and joining."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--items", type=int, default=30_000)
+    parser.add_argument("--items", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--multiply", type=float)
     parser.add_argument("--work", nargs=3, metavar=("FOLDER", "NUMBER", "WORKERS"))

@@ -181,6 +181,7 @@ def test_a_whole_join_is_proven(finished):
     assert (proof["audit"]["true"], proof["audit"]["missed"]) == (len(i), 0)
     assert 0.98 < proof["audit"]["recall_low"] < 1
     assert 0 < proof["first_pass_error"] < proof["first_pass_margin"]
+    assert proof["first_pass_checked"] == engine.seen.checked > 0
     assert read_pairs(out).j.max() < 300
 
 
