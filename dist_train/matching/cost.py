@@ -188,7 +188,7 @@ def join_cost(
     size = items / max(1, len(blocks))
     read = len(blocks) * ranks if bounds.held >= len(blocks) else len(tiles)
     shared = multiplied * rates.pair + visits * rates.visit + len(tiles) * rates.tile
-    shared = shared + min(read, len(tiles) + ranks) * size * rates.row
+    shared = shared + min(read, len(tiles) + ranks) * size * rates.row + items * rates.fresh
     alone = rates.start + items * rates.item + LISTS * pairs * rates.kept
     # The last tile of a rank ends, on the average, half a tile after the others'.
     late = shared / max(1, len(tiles)) / 2 if ranks > 1 else 0 * shared

@@ -48,6 +48,8 @@ class Rates:
     """A pair of rows multiplied, with what is found among such pairs."""
     visit: Seconds
     """A row of a tile, for what is kept of its neighbours."""
+    fresh: Seconds
+    """A row's first tile, over what others take: nothing is known of its neighbours yet."""
     tile: Seconds
     """A tile's claim, record and files."""
     row: Seconds
@@ -105,9 +107,9 @@ def measured(
     `near` is the score that neighbours must reach on the average of the tiles. Files are written
     below `folder`.
     """
-    pair, visit, tile, row = _tiles(views, sketches, wanted, near, folder)
+    pair, visit, tile, row, fresh = _tiles(views, sketches, wanted, near, folder)
     start, item = _items(views, wanted, audit_rows, folder)
-    return Rates(pair, visit, tile, row, item, start, _kept(folder))
+    return Rates(pair, visit, fresh, tile, row, item, start, _kept(folder))
 
 
 def _tiles(
@@ -119,11 +121,19 @@ def _tiles(
     blocks = [Block(number, parts, rows) for number, rows in enumerate(ranges)]
     cold, engine = (GemmEngine(views, blocks, sketches, held=len(blocks)) for _ in range(2))
     wanted = replace(wanted, items=None, budget=float("inf"))
-    known = KnownFloors(folder / "floors.f32", len(views)) if wanted.k else None
-    if known is not None:
-        known.raise_to(np.arange(len(views)), np.full(len(views), near, np.float32))
 
-    def work(number: int, one: int, other: int, engine: GemmEngine = engine) -> Seconds:
+    def floors(name: str, rows: int) -> KnownFloors | None:
+        known = KnownFloors(folder / name, len(views)) if wanted.k else None
+        if known is not None:
+            known.raise_to(np.arange(rows), np.full(rows, near, np.float32))
+        return known
+
+    all_known = floors("floors.f32", len(views))
+
+    def work(
+        number: int, one: int, other: int, engine: GemmEngine = engine,
+        known: KnownFloors | None = all_known,
+    ) -> Seconds:  # fmt: skip
         tile = Tile(number, one, other, len(blocks[one]) * len(blocks[other]))
         return timed(lambda: do_tile(views, engine, wanted, tile, Work(folder), known))
 
@@ -137,7 +147,11 @@ def _tiles(
                       for _, a, b in shapes], float)  # fmt: skip
     # Weighted by their seconds, so that the small tile counts as much as the large one.
     solved = np.array([nnls(sizes / side[:, None], np.ones(3))[0] for side in found.T]).T
-    return [solved[2], solved[1], solved[0], np.maximum(first - found[0], 0) / (2 * half)]
+    # Of the second block nothing is known.
+    fresh = [work(0, 0, 1, known=floors(f"fresh-{n}.f32", half)) for n in range(TRIES)]
+    rests = (first, 2 * half), (np.min(fresh, axis=0), half)
+    row, first_tile = (np.maximum(spent - found[0], 0) / rows for spent, rows in rests)
+    return [solved[2], solved[1], solved[0], row, first_tile]
 
 
 def _items(views: Views, wanted: Wanted, rows: int, folder: Path) -> tuple[Seconds, Seconds]:

@@ -19,7 +19,7 @@ from dist_train.runtime import Runtime
 from shards.errors import BadInput
 
 ONE, ZERO = np.ones(2), np.zeros(2)
-FIELDS = ("pair", "visit", "tile", "row", "item", "start", "kept")
+FIELDS = ("pair", "visit", "fresh", "tile", "row", "item", "start", "kept")
 
 
 def rates(**some: np.ndarray) -> trial.Rates:
@@ -40,6 +40,7 @@ def test_each_rate_counts_what_it_is_of():
     # Ten tiles of four blocks; those on the diagonal multiply their one chunk whole.
     assert seconds(rates(pair=ONE)) == 10 * CHUNK**2
     assert seconds(rates(visit=ONE)) == (6 * 2 + 4) * CHUNK
+    assert seconds(rates(fresh=ONE)) == items
     assert seconds(rates(tile=ONE)) == 10
     assert seconds(rates(row=ONE)) == items
     assert seconds(rates(row=ONE), ranks=2) == 2 * items  # each rank reads all blocks
