@@ -52,6 +52,10 @@ class Engine(Protocol):
         """Stored rows of a part, float64: those of the last candidates at the least."""
         ...
 
+    def release(self) -> None:
+        """Let go of what is in memory: all tiles are done."""
+        ...
+
 
 @dataclass
 class _Loaded:
@@ -149,6 +153,10 @@ class GemmEngine:
             if mine.any():
                 out[mine] = loaded.stored[name][place]
         return out
+
+    def release(self) -> None:
+        """See Engine."""
+        self._loaded.clear()
 
     def _sides(self, block: Block, parts: Parts, side: str, keep: int) -> list[Side]:
         loaded = self._load(block, keep)

@@ -59,6 +59,10 @@ class FaissEngine:
         """See Engine."""
         return self.views.take(name, rows)
 
+    def release(self) -> None:
+        """See Engine."""
+        self._loaded.clear()
+
     def candidates(self, tile: Tile, floors: Floors) -> Iterator[Found]:
         """See Engine."""
         block, shard = self.asking[tile.asking], self._shard(tile.asked)

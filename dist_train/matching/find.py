@@ -29,7 +29,7 @@ from dist_train.matching.sampling import floor_of_sample, sample_rows
 from dist_train.matching.sketches import Sketch
 from dist_train.matching.views import Views
 from dist_train.matching.work import Work
-from dist_train.runtime import Runtime, bf16_pays, peak_bytes
+from dist_train.runtime import Runtime, bf16_pays, give_back, peak_bytes
 from shards.files import atomic_path, read_json, write_json
 
 SLACK = 2.0
@@ -74,6 +74,8 @@ def set_up(
 def find(search: Search, out: Path, runtime: Runtime) -> None:
     """Work until every tile is committed, by this process or by others."""
     join(search.views, search.engine, search.wanted, out, runtime)
+    search.engine.release()
+    give_back()
     peak = peak_bytes()
     log.info("memory: at most %.2f GB were held, %.2f GB planned", peak / 1e9,
              search.bounds.bytes / 1e9)  # fmt: skip
