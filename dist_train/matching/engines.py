@@ -127,7 +127,8 @@ class GemmEngine:
                 # Neighbours that are scored at once raise the floors of the next product.
                 if waiting.count >= (1 if floors.k else TOGETHER):
                     yield self._looked_at(sketch, waiting)
-            give_back()
+            if floors.k:  # then the first products of a row leave much, of changing size
+                give_back()
         if waiting.count:
             yield self._looked_at(sketch, waiting)
 
