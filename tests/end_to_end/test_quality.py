@@ -62,6 +62,7 @@ def test_photos_of_products_never_seen(tmp_path: Path) -> None:
     assert quality.split_counts(runs[0]) == SPLIT
     assert quality.mean_gain(runs) >= 0.22
     for found in runs:
+        assert quality.unseen_gain(found.out)["low"] > 0
         assert found.difference("image", "untrained: image")["low"] > 0
         assert found.f1("untrained: image") > found.f1("random: image")
         assert found.cpu < MINUTES * 60
