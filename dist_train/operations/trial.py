@@ -6,6 +6,7 @@ the plan reads both at the batch that is wanted. The head is left small here: it
 
 import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,9 @@ class Trial:
 
 def try_out(view: View, shards: Path, config: TrainingOptions) -> Trial:
     """Train `view` for a few steps on the sample. Raises what the training would raise."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return Trial(**pool.apply(_trial, (view, shards, config)))
+    # Not a Pool: it ends its processes by SIGTERM, which ours take for a wish to stop in order.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return Trial(**pool.submit(_trial, view, shards, config).result())
 
 
 def _trial(view: View, shards: Path, config: TrainingOptions) -> dict[str, Any]:
