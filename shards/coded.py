@@ -29,10 +29,11 @@ class Coded(NamedTuple):
     told: bool
 
 
-def coded_picture(data: bytes) -> Coded | None:
+def coded_picture(data: bytes, largest: int) -> Coded | None:
     """The picture of an ordinary JPEG (sequential, 8 bits, YCbCr, one scan); None for any other.
 
-    Whether the coded data itself is whole is not looked at: decode what is returned.
+    None too when its short side is more than `largest` pixels. Whether the coded data itself is
+    whole is not looked at: decode what is returned.
     """
     if data[:2] != START:
         return None
@@ -52,6 +53,8 @@ def coded_picture(data: bytes) -> Coded | None:
             if not _is_ordinary(segment):
                 return None
             size = int.from_bytes(segment[7:9], "big"), int.from_bytes(segment[5:7], "big")
+            if min(size) > largest:
+                return None
             parts.append(segment)
         elif kind in TABLES:
             parts.append(segment)

@@ -9,7 +9,6 @@ import io
 import json
 import re
 import warnings
-import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from isal.isal_zlib import crc32
 
 from shards.errors import BadInput, Corrupt
 from shards.index import ABSENT, MEMBERS, RECORD
@@ -163,7 +163,7 @@ class _Reader:
         if len(data) != member.size:
             raise Corrupt(f"{self.tar}: became shorter while it was read; restore it")
         record[f"{role}_at"], record[f"{role}_size"] = member.at, member.size
-        record[f"{role}_crc"] = zlib.crc32(data)
+        record[f"{role}_crc"] = crc32(data)
         return data
 
     def _where(self) -> str:

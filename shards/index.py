@@ -6,12 +6,12 @@ holds `splits` (items of each, as the records lie), `posting_ids` and `titles`.
 """
 
 import json
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from shards.errors import Corrupt
 from shards.files import write_atomic
@@ -54,7 +54,7 @@ def write_index(path: Path, header: dict[str, Any], records: np.ndarray) -> None
     """Write an index; its presence is the mark that the tar beside it is whole."""
     head = json.dumps(header | {"members": MEMBERS, "items": len(records)}).encode()
     body = MAGIC + len(head).to_bytes(4, "little") + head + records.astype(RECORD).tobytes()
-    write_atomic(path, body + zlib.crc32(body).to_bytes(4, "little"))
+    write_atomic(path, body + crc32(body).to_bytes(4, "little"))
 
 
 def read_index(path: Path) -> ShardIndex:
@@ -69,7 +69,7 @@ def parse_index(data: bytes, path: str) -> ShardIndex:
     """Check the bytes of the index at `path`; raises Corrupt naming it."""
     if len(data) < 16 or data[:8] != MAGIC:
         raise Corrupt(f"{path}: not a shard index of this version")
-    if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+    if crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise Corrupt(f"{path}: checksum differs; the index is damaged")
     end = 12 + int.from_bytes(data[8:12], "little")
     try:

@@ -87,8 +87,8 @@ def _prepare(data: bytes, options: PackOptions) -> Photo:
 
 def _own_picture(data: bytes, options: PackOptions) -> tuple[Coded, np.ndarray] | None:
     """The coded picture of a JPEG that may be stored as it is, and pixels that show its looks."""
-    coded = coded_picture(data)
-    if coded is None or min(coded.width, coded.height) > options.size:
+    coded = coded_picture(data, options.size)
+    if coded is None:
         return None
     if coded.width * coded.height > options.max_pixels:
         return None

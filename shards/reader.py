@@ -5,7 +5,6 @@ A set at a URL is read the same way, from copies on this node (shards/location.p
 
 import json
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from isal.isal_zlib import crc32
 
 from shards.errors import BadInput, CacheFull, Corrupt, Unreadable
 from shards.index import ABSENT, MEMBERS, RECORD, TOLD, ShardIndex, parse_index
@@ -145,24 +145,27 @@ class ItemReader:
 
     def _members(self, tar: int, record: tuple, names: list[str]) -> dict[str, bytes]:
         """The members `names` of the item of `record`, which has them."""
-        found = self._pieces(tar, record, names)
-        broken = _broken(found, record)
+        found, broken = self._pieces(tar, record, names)
         if broken and self.files.renew(self.tars[tar]):
             self._close()
-            found = self._pieces(tar, record, names)
-            broken = _broken(found, record)
+            found, broken = self._pieces(tar, record, names)
         if broken:
             what = f"slot {record[0]}, member {broken}: bytes differ from its crc"
             raise Unreadable(f"{self.files.where(self.tars[tar])}: {what}")
         return found
 
-    def _pieces(self, tar: int, record: tuple, names: list[str]) -> dict[str, bytes]:
-        found = {}
+    def _pieces(
+        self, tar: int, record: tuple, names: list[str]
+    ) -> tuple[dict[str, bytes], str | None]:
+        """The members, and one whose bytes differ from its crc."""
+        file, found, broken = self._file(tar), {}, None
         for name in names:
             # One call for all of them would cost more: their bytes had to be copied apart.
-            at, size, _ = record[PLACES[name] : PLACES[name] + 3]
-            found[name] = os.pread(self._file(tar), size, at)
-        return found
+            place = PLACES[name]
+            found[name] = piece = os.pread(file, record[place + 1], record[place])
+            if crc32(piece) != record[place + 2]:
+                broken = name
+        return found, broken
 
     def _file(self, tar: int) -> int:
         if tar not in self._open:
@@ -197,11 +200,3 @@ def _checked_index(files: Folder | Mirror, tar: str) -> ShardIndex:
     if files.size(tar) != index.header["tar_bytes"]:
         raise Corrupt(f"{files.where(tar)}: does not fit its index; restore it or pack again")
     return index
-
-
-def _broken(found: dict[str, bytes], record: tuple) -> str | None:
-    """The first member whose bytes differ from its crc."""
-    for name, piece in found.items():
-        if zlib.crc32(piece) != record[PLACES[name] + 2]:
-            return name
-    return None

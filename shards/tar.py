@@ -2,11 +2,11 @@
 
 import io
 import tarfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from shards.errors import Corrupt
 from shards.files import atomic_path, sha256_file
@@ -48,7 +48,7 @@ def _write(path: Path, shard: int, samples: Iterable[Sample]) -> np.ndarray:
                     data = members[name]
                     file.write(_header(f"{key_of(shard, slot)}.{name}", len(data)))
                     record |= {f"{name}_at": file.tell(), f"{name}_size": len(data),
-                               f"{name}_crc": zlib.crc32(data)}  # fmt: skip
+                               f"{name}_crc": crc32(data)}  # fmt: skip
                     file.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
             rows.append(tuple(record.get(name, 0) for name in FIELDS))
         file.write(bytes(2 * tarfile.BLOCKSIZE))
@@ -83,5 +83,5 @@ def check_member(file: io.BufferedReader, record: np.ndarray, name: str, path: P
         return
     file.seek(int(record[f"{name}_at"]))
     data = file.read(size)
-    if len(data) != size or zlib.crc32(data) != int(record[f"{name}_crc"]):
+    if len(data) != size or crc32(data) != int(record[f"{name}_crc"]):
         raise Corrupt(f"{path}: slot {record['slot']}, member {name}: bytes differ from its crc")

@@ -30,8 +30,8 @@ from shards.files import remove_abandoned, write_parquet
 SCORES = ("score", "score_image", "score_text")
 SPILL = 2_000_000
 """Pairs of a tile in memory; then they are written as a part of it."""
-LOOK_AGAIN = 0.5
-"""Seconds between looks at the tiles that others are at."""
+LOOK_AGAIN = 0.02, 2.0
+"""Seconds between looks at the tiles that others are at: an eighth of what was waited, within."""
 log = logging.getLogger(__name__)
 
 
@@ -117,13 +117,16 @@ def join(views: Views, engine: Engine, wanted: Wanted, out: Path, runtime: Runti
     begin = len(engine.tiles) * runtime.rank // runtime.world
     mine = engine.tiles[begin:] + engine.tiles[:begin]
     quiet = None if runtime.is_main else True
+    idle = Clock()
     with tqdm(total=len(mine), desc="match", unit="tile", disable=quiet) as bar:
         while left := [tile for tile in mine if not work.is_done(tile.number)]:
             if work.is_finished():
                 return
             bar.update(len(mine) - len(left) - bar.n)
-            if not _take_some(views, engine, wanted, left, work, known, runtime, bar):
-                time.sleep(LOOK_AGAIN)
+            if _take_some(views, engine, wanted, left, work, known, runtime, bar):
+                idle = Clock()
+            else:
+                time.sleep(min(max(idle.seconds() / 8, LOOK_AGAIN[0]), LOOK_AGAIN[1]))
             if runtime.stop_asked():
                 raise Stopped(f"{out}: stopped by a signal; the same command goes on")
         bar.update(len(mine) - bar.n)

@@ -32,8 +32,8 @@ def project() -> dict:
 @pytest.fixture
 def copy(tmp_path):
     """A project folder with a .venv that setup.sh takes for finished."""
-    lists = ["pyproject.toml", "constraints.txt", "launch/weights.txt", "tests/benchmarks/peers.txt"]
-    for name in [*lists, "launch/setup.sh"]:
+    lists = ["constraints.txt", "launch/weights.txt", "tests/benchmarks/peers.txt"]
+    for name in ["pyproject.toml", "launch/setup.sh", *lists]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "launch/weights.py").touch()
