@@ -16,6 +16,7 @@ from dist_train.embedding.store import EmbeddingSet
 from dist_train.matching.cost import PLANNED_FROM, plan_of, told
 from dist_train.matching.find import Search, find, finish, set_up
 from dist_train.matching.index import indexed_views
+from dist_train.matching.threads import use_huge_pages
 from dist_train.matching.views import Views
 from dist_train.matching.work import Work
 from dist_train.runtime import Runtime
@@ -34,6 +35,7 @@ def match(embeddings: Path, index: Path, out: Path, config: MatchConfig) -> dict
     Raises BadInput when the index is over another embedding set, when no threshold can be chosen,
     or when `out` holds something else.
     """
+    use_huge_pages()
     runtime = Runtime(config.device)
     embedding_set = EmbeddingSet(embeddings)
     if stage.parent(index, "embedding").resolve() != embeddings.resolve():

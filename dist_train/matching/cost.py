@@ -20,6 +20,7 @@ from dist_train.matching.index import ADDED, shard_rows
 from dist_train.matching.join import Wanted
 from dist_train.matching.kinds import Kind, bytes_of_row, choose_kind
 from dist_train.matching.memory import PROGRAM, Bounds, join_bounds, join_peak, row_bytes
+from dist_train.matching.threads import use_huge_pages
 from dist_train.matching.trial import Rates
 from dist_train.matching.views import Views
 from dist_train.runtime import Runtime
@@ -109,6 +110,7 @@ def plan(
     catalogue the first pass may find something to leave out, which `match` says when it begins.
     Raises BadInput when the memory that the options give is too little.
     """
+    use_huge_pages()
     index, match = index or IndexConfig(), match or MatchConfig()
     names = ("image", "text")[:parts]
     weights = {"image": index.image_weight, "text": 1 - index.image_weight}

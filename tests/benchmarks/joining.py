@@ -67,9 +67,11 @@ def ours(rows: np.ndarray, parts: int, cut: bool) -> Slices:
     from dist_train.matching.join import TileFloors, Wanted, scored
     from dist_train.matching.kernels import kernels_for
     from dist_train.matching.sampling import sample_rows
+    from dist_train.matching.threads import use_huge_pages
     from dist_train.matching.views import ViewPart, Views
     from dist_train.runtime import bf16_pays
 
+    use_huge_pages()
     items, width = rows.shape
     names, here = ("image", "text")[:parts], np.ones(items, bool)
     halves = np.split(rows.astype(np.float32), parts, axis=1)

@@ -46,9 +46,11 @@ def work(items: int, folder: Path, number: int, workers: int) -> None:
     from dist_train.matching.engines import GemmEngine
     from dist_train.matching.join import Wanted, join
     from dist_train.matching.kernels import kernels_for
+    from dist_train.matching.threads import use_huge_pages
     from dist_train.matching.views import views_of_array
     from dist_train.runtime import Runtime
 
+    use_huge_pages()
     rows = vectors(items, 768)
     views, kernels = views_of_array(rows), kernels_for(torch.device("cpu"), False)
     sample = rows[:4096].astype(np.float32)
