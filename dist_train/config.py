@@ -185,6 +185,11 @@ class TrainingConfig:
                 "items wherever they lie; choose one of them"
             )
 
+    @property
+    def head_passes(self) -> int:
+        """Times a step that the head is asked."""
+        return self.accumulation
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTraining(TrainingConfig):
@@ -199,15 +204,30 @@ class ImageTraining(TrainingConfig):
     """Probability that a box of a training photo is blanked (random erasing, cut-out)."""
     rand_augment: str = ""
     """timm's form, such as rand-m7-mstd0.5-inc1 (it takes the place of jitter); not given: none."""
+    mixup: float = 0.0
+    """Photos laid over one another, in shares of Beta(mixup, mixup); 0: none."""
+    cutmix: float = 0.0
+    """A box of a photo shows another, in shares of Beta(cutmix, cutmix); with mixup: by chance."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "min_crop")
         _within(self, 0, 1, "min_crop", "jitter", "erase")
+        _within(self, 0, math.inf, "mixup", "cutmix")
         if self.rand_augment and not self.rand_augment.startswith("rand"):
             raise BadInput(
                 f"rand_augment: {self.rand_augment}, begins with rand, as in rand-m7-mstd0.5-inc1"
             )
+
+    @property
+    def mixes(self) -> bool:
+        """Photos are mixed in pairs."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def head_passes(self) -> int:
+        """See TrainingConfig: once for each of the two classes of a mixed photo."""
+        return self.accumulation * (2 if self.mixes else 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
@@ -233,10 +234,11 @@ def peak_bytes() -> int:
 
 
 def give_back() -> None:
-    """Return what is free in the allocator to the system.
+    """Return what is free in the allocators to the system.
 
     glibc keeps the gaps that pieces of changing sizes leave: twice what is held after some minutes.
     """
+    pa.default_memory_pool().release_unused()
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -19,7 +19,7 @@ from dist_train.matching.index import indexed_views
 from dist_train.matching.threads import use_huge_pages
 from dist_train.matching.views import Views
 from dist_train.matching.work import Work
-from dist_train.runtime import Runtime
+from dist_train.runtime import Runtime, give_back
 from shards import stage_files
 from shards.errors import BadInput, Stopped
 from shards.files import read_json, write_json
@@ -66,6 +66,7 @@ def _tell_plan(search: Search, out: Path, config: MatchConfig, runtime: Runtime)
     """What it will take, before it begins, where that is long enough to be worth a trial."""
     if runtime.is_main and search.canaries.items >= PLANNED_FROM:
         cost = plan_of(search, config.pairs_per_item, config.audit_rows, runtime.world, out / WORK)
+        give_back()
         if cost is not None:
             log.info("plan: %s on %d ranks for %d tiles", told(cost), runtime.world,
                      len(search.engine.tiles))  # fmt: skip

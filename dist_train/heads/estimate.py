@@ -16,7 +16,8 @@ class HeadEstimate:
     centres: int = 1
     sample: float = 1.0
     chunk: int = 8_192
-    accumulation: int = 1
+    passes: int = 1
+    """Of a step; they add up their gradients."""
 
     @property
     def rows(self) -> int:
@@ -40,14 +41,14 @@ class HeadEstimate:
 
     @property
     def gradient(self) -> int:
-        """That of the seen centres; with accumulation the most while a pass is added to it.
+        """That of the seen centres; of several passes the most while one is added.
 
         A dense one and the one that is added; of sparse ones also their list, and from the third
         pass on its sum (measured: 4 and 5 times one).
         """
-        if self.accumulation == 1:
+        if self.passes == 1:
             return self._one_gradient()
-        times = 2 if self.sample == 1 else 4 if self.accumulation == 2 else 5
+        times = 2 if self.sample == 1 else 4 if self.passes == 2 else 5
         return times * self._one_gradient()
 
     def _one_gradient(self) -> int:
@@ -88,18 +89,18 @@ class HeadEstimate:
         if self.world == 1:
             return 0
         one = self.batch * (self.width + 2) * 4 + 16 * self.batch + self.batch * self.width * 4
-        return self.accumulation * one + 8
+        return self.passes * one + 8
 
     @property
     def collectives(self) -> int:
         """Calls a step."""
-        return 0 if self.world == 1 else 3 * self.accumulation + 1
+        return 0 if self.world == 1 else 3 * self.passes + 1
 
     @property
     def total(self) -> int:
         """Bytes of memory at the peak."""
         held = self.weights + self.moments
-        if self.sample == 1 or self.accumulation == 1:
+        if self.sample == 1 or self.passes == 1:
             return held + self.gradient + self.buffers
         # Sparse gradients are added up between two passes, when no buffer is in use.
         return held + max(self.gradient, 2 * self._one_gradient() + self.buffers)

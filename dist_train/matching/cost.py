@@ -8,8 +8,6 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from dist_train.config import IndexConfig, MatchConfig, bytes_of
 from dist_train.matching import trial
 from dist_train.matching.blocks import CHUNK, Block, Tile, tiles_of
@@ -27,7 +25,7 @@ from dist_train.runtime import Runtime
 
 PLANNED_FROM = 50_000
 """Items; a join of fewer takes no longer than the trial that a plan is made from."""
-PAIR_BYTES = 15
+PAIR_BYTES = 19
 """On disk of a kept pair with its scores, compressed; of a match in the lists, both ways."""
 NEAREST_BYTES, ITEM_BYTES = 20, 40
 """Of a neighbour; of an item in the lists, the groups and the submission."""
@@ -35,6 +33,8 @@ TRUTH_BYTES, TRUTH_ROWS = 20, 16_384
 """The recall compares its rows with so many at a time, in so many bytes each."""
 GROWTH = 2
 """FAISS's array of a shard beside the one that it grew from."""
+SEEN = (0.125, 0.375, 0.625, 0.875)
+"""Shares of the rows that an item has met, at which a tile is tried."""
 LISTS = 7.0
 """What settling, the audit and the match lists cost of a kept pair, in writings and readings."""
 
@@ -166,14 +166,14 @@ def plan_of(
     return join_cost(engine.blocks, engine.tiles, search.bounds, row, rates, items, pairs, k, ranks)
 
 
-def _near(views: Views, k: int, items: int, bounds: Bounds) -> float:
-    """The score that a neighbour must reach, on the average of an item's tiles.
+def _near(views: Views, k: int, items: int, bounds: Bounds) -> list[float]:
+    """Scores that a neighbour must reach, after SEEN shares of the rows, each as often as another.
 
-    After a share f of the rows k / (f N) of the others reach what is known; over all N / B blocks
-    of B rows that is k (1 + ln (N / B)) of N.
+    After a share f of the rows k / (f N) of the others reach what is known.
     """
-    share = k * (1 + np.log(max(1.0, items / bounds.block))) / max(1, items)
-    return trial.score_of_share(views, share) if k else 0.0
+    first = min(1.0, bounds.block / max(1, items))
+    shares = [k / (max(f, first) * max(1, items)) for f in SEEN]
+    return [trial.score_of_share(views, share) if k else 0.0 for share in shares]
 
 
 def join_cost(

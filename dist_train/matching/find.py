@@ -89,13 +89,16 @@ def finish(search: Search, out: Path, config: MatchConfig) -> dict[str, Any]:
         log.warning("more than %.0f pairs: the floor was raised from %.3f to %.3f; allow more "
                     "with --pairs-per-item", wanted.budget, wanted.floor, floor)  # fmt: skip
     settle_pairs(out, floor, search.canaries.items)
+    give_back()
     proof = prove(search.views, search.engine, search.canaries, out, floor, config.audit_rows,
                   search.first_new)  # fmt: skip
     write_json(out / "proof.json", proof)
+    give_back()
     if wanted.k:
         files = sorted(work.nearest.glob("*.parquet"))
         items = search.canaries.items
         merged_nearest(files, search.views, wanted.k, out / "nearest.parquet", items)
+        give_back()
     return proof
 
 

@@ -99,13 +99,13 @@ def score_of_share(views: Views, share: float) -> float:
 
 
 def measured(
-    views: Views, sketches: dict[Parts, Sketch], wanted: Wanted, near: float, audit_rows: int,
-    folder: Path,
+    views: Views, sketches: dict[Parts, Sketch], wanted: Wanted, near: list[float],
+    audit_rows: int, folder: Path,
 ) -> Rates:  # fmt: skip
     """The rates over a sample of items (`sample_views`), with what `wanted` looks for.
 
-    `near` is the score that neighbours must reach on the average of the tiles. Files are written
-    below `folder`.
+    `near` are scores that neighbours must reach, each in as many tiles as another. Files are
+    written below `folder`.
     """
     pair, visit, tile, row, fresh = _tiles(views, sketches, wanted, near, folder)
     start, item = _items(views, wanted, audit_rows, folder)
@@ -113,7 +113,7 @@ def measured(
 
 
 def _tiles(
-    views: Views, sketches: dict[Parts, Sketch], wanted: Wanted, near: float, folder: Path
+    views: Views, sketches: dict[Parts, Sketch], wanted: Wanted, near: list[float], folder: Path
 ) -> list[Seconds]:
     half = len(views) // 2
     parts, few = tuple(views.parts), half // SMALL
@@ -122,35 +122,44 @@ def _tiles(
     cold, engine = (GemmEngine(views, blocks, sketches, held=len(blocks)) for _ in range(2))
     wanted = replace(wanted, items=None, budget=float("inf"))
 
-    def floors(name: str, rows: int) -> KnownFloors | None:
-        known = KnownFloors(folder / name, len(views)) if wanted.k else None
+    def floors(score: float, rows: int = len(views)) -> KnownFloors | None:
+        path = folder / "floors.f32"
+        path.unlink(missing_ok=True)
+        known = KnownFloors(path, len(views)) if wanted.k else None
         if known is not None:
-            known.raise_to(np.arange(rows), np.full(rows, near, np.float32))
+            known.raise_to(np.arange(rows), np.full(rows, score, np.float32))
         return known
 
-    all_known = floors("floors.f32", len(views))
-
     def work(
-        number: int, one: int, other: int, engine: GemmEngine = engine,
-        known: KnownFloors | None = all_known,
-    ) -> Seconds:  # fmt: skip
+        number: int, one: int, other: int, known: KnownFloors | None, engine: GemmEngine = engine
+    ) -> Seconds:
         tile = Tile(number, one, other, len(blocks[one]) * len(blocks[other]))
         return timed(lambda: do_tile(views, engine, wanted, tile, Work(folder), known))
 
-    work(0, 0, 1, cold)  # a process's first product takes longer
-    first = work(0, 0, 1)
+    def usual(number: int, one: int, other: int) -> Seconds:
+        """The mean over what may be known; the median of some tries, as others use the machine."""
+        return np.mean([
+            np.median([work(number, one, other, floors(score)) for _ in range(TRIES)], axis=0)
+            for score in near
+        ], axis=0)  # fmt: skip
+
+    work(0, 0, 1, floors(near[-1]), cold)  # a process's first product takes longer
+    first = work(0, 0, 1, floors(near[-1]))
     shapes = [(0, 0, 1), (1, 0, 3), (2, 2, 3)]
     for shape in shapes[1:]:
-        work(*shape)
-    found = np.array([np.min([work(*shape) for _ in range(TRIES)], axis=0) for shape in shapes])
+        work(*shape, floors(near[-1]))
+    found = np.array([usual(*shape) for shape in shapes])
     sizes = np.array([(1, len(blocks[a]) + len(blocks[b]), len(blocks[a]) * len(blocks[b]))
                       for _, a, b in shapes], float)  # fmt: skip
     # Weighted by their seconds, so that the small tile counts as much as the large one.
     solved = np.array([nnls(sizes / side[:, None], np.ones(3))[0] for side in found.T]).T
-    # Of the second block nothing is known.
-    fresh = [work(0, 0, 1, known=floors(f"fresh-{n}.f32", half)) for n in range(TRIES)]
-    rests = (first, 2 * half), (np.min(fresh, axis=0), half)
-    row, first_tile = (np.maximum(spent - found[0], 0) / rows for spent, rows in rests)
+    # Beside it the first time, and a tile of whose second block nothing is known.
+    plain, fresh = (
+        np.median([work(0, 0, 1, floors(near[-1], rows)) for _ in range(TRIES)], axis=0)
+        for rows in (2 * half, half)
+    )
+    rests = (first, 2 * half), (fresh, half)
+    row, first_tile = (np.maximum(spent - plain, 0) / rows for spent, rows in rests)
     return [solved[2], solved[1], solved[0], row, first_tile]
 
 

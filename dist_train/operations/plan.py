@@ -20,6 +20,7 @@ from dist_train.matching import cost
 from dist_train.operations.machine import existing, free_memory
 from dist_train.operations.sample import Counts, Packed, count, packed_sample
 from dist_train.operations.trial import Trial, try_out
+from dist_train.training.head_start import head_estimate
 from shards.errors import BadInput
 
 CHECKPOINT = 3
@@ -112,7 +113,7 @@ def _train(
     if trial is None:
         found.needs.append(Need(f"train {view}", world, None, None, 0, why=told))
         return
-    head = _head(options, counts.classes, trial.width, world)
+    head = head_estimate(options, counts.classes, trial.width, world)
     share = max(1, options.batch_size // (options.accumulation * world))
     needed = trial.bytes(share) + head.total
     step = options.accumulation * _pass_seconds(trial, head, options, share)
@@ -133,6 +134,7 @@ def _train(
 def _pass_seconds(trial: Trial, head: HeadEstimate, options: TrainingOptions, share: int) -> float:
     """A forward and backward pass, or the decoding that it waits for."""
     flops = 8 * head.batch * head.seen * head.width  # docs/head.md, What it costs
+    flops *= options.head_passes / options.accumulation
     work = trial.seconds(share) + flops / trial.head_flops
     loading = trial.decode_seconds * share
     # Without workers a rank decodes by itself.
@@ -166,7 +168,7 @@ def _accumulation(
     rows = options.batch_size // world
     for passes in (n for n in range(options.accumulation + 1, rows + 1) if rows % n == 0):
         parted = replace(options, accumulation=passes)
-        head = _head(parted, classes, trial.width, world)
+        head = head_estimate(parted, classes, trial.width, world)
         if trial.bytes(rows // passes) + head.total <= memory:
             return passes
     return 0
@@ -229,14 +231,6 @@ def _memory_of_a_rank(config: Config, world: int) -> float:
             torch.cuda.get_device_properties(n).total_memory for n in range(_gpus(config))
         )
     return SHARE * free_memory() / world
-
-
-def _head(options: TrainingOptions, classes: int, width: int, world: int) -> HeadEstimate:
-    return HeadEstimate(
-        classes=classes, width=width, batch=options.batch_size // options.accumulation,
-        world=world, centres=options.head.centres, sample=options.head.sample,
-        chunk=options.head.chunk, accumulation=options.accumulation,
-    )  # fmt: skip
 
 
 def _options(config: Config, view: View) -> TrainingOptions:

@@ -117,3 +117,9 @@ def _check_batch(config: TrainingOptions, world: int) -> None:
             f"{config.accumulation}{together}; choose a multiple of {unit}, the nearest is "
             f"{max(1, round(size / unit)) * unit}"
         )
+    rows = size // (config.accumulation * world)
+    if config.head_passes > config.accumulation and rows % (2 * photos):
+        raise BadInput(
+            f"mixup and cutmix pair neighbours: {rows} items a pass and process are no multiple of "
+            f"{2 * photos}; choose a batch_size that is one of {2 * unit}"
+        )

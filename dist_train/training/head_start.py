@@ -26,17 +26,22 @@ from shards.files import read_json
 log = logging.getLogger(__name__)
 
 
+def head_estimate(config: TrainingOptions, classes: int, width: int, world: int) -> HeadEstimate:
+    """What the head of a training over `classes` will take on one of `world` ranks."""
+    options = config.head
+    return HeadEstimate(
+        classes=classes, width=width, batch=config.batch_size // config.accumulation,
+        world=world, centres=options.centres, sample=options.sample, chunk=options.chunk,
+        passes=config.head_passes,
+    )  # fmt: skip
+
+
 def new_head(
     config: TrainingOptions, items: TrainingItems, width: int, runtime: Runtime
 ) -> MarginHead:
     """This rank's part of the head over the classes of `items`; says first what it will take."""
     options = config.head
-    estimate = HeadEstimate(
-        classes=items.classes, width=width, batch=config.batch_size // config.accumulation,
-        world=runtime.world, centres=options.centres, sample=options.sample,
-        chunk=options.chunk, accumulation=config.accumulation,
-    )  # fmt: skip
-    log.info("%s", estimate)
+    log.info("%s", head_estimate(config, items.classes, width, runtime.world))
     shares = None
     if options.margin_of_largest is not None and options.margin > 0:
         sizes = torch.from_numpy(np.bincount(_class_ids(items), minlength=items.classes))

@@ -15,6 +15,7 @@ from dist_train.encoders.batches import FEW, Batch
 from dist_train.encoders.pooling import Neck
 from dist_train.runtime import Runtime
 from dist_train.training.buckets import settle_buckets
+from dist_train.training.mixing import mix_of_step
 from dist_train.training.optimisation import clip_head
 from dist_train.training.setup import Training
 from shards.errors import Failed
@@ -91,6 +92,9 @@ class Stepper:
             self._broken += len(batch.unreadable)
             posting_ids += batch.posting_ids
             inputs = batch.inputs_on(self.runtime.device)
+            mix = mix_of_step(self.config, inputs[0].shape[-1], step)
+            if mix is not None:
+                inputs = (mix.photos(inputs[0]),)
             if not self._settled:
                 settle_buckets(training.prepared, training.optimizer, inputs)
                 self._settled = True
@@ -98,6 +102,9 @@ class Stepper:
                 vectors = training.prepared(*inputs)
                 labels = batch.class_ids.to(self.runtime.device)
                 one = training.head(vectors, labels, margin, step)
+                if mix is not None:
+                    other = training.head(vectors, mix.partners(labels), margin, step)
+                    one = mix.share * one + (1 - mix.share) * other
                 training.accelerator.backward(one)
             loss += one.detach().double() / passes
         return loss, posting_ids

@@ -25,8 +25,9 @@ def words_of(config, model: Path) -> list[object]:
         "--gradient-checkpointing", "--compare-every", 2,
     ]  # fmt: skip
     if hasattr(config, "erase"):
-        more = ["--erase", config.erase, "--rand-augment", config.rand_augment, "--jitter"]
-        return [*words, *more, config.jitter, "--encoder.image-size", 32]
+        more = ["--erase", config.erase, "--rand-augment", config.rand_augment, "--jitter",
+                config.jitter, "--mixup", config.mixup, "--cutmix", config.cutmix]  # fmt: skip
+        return [*words, *more, "--encoder.image-size", 32]
     return [*words, "--encoder.max-length", config.encoder.max_length]
 
 

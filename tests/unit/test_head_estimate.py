@@ -13,11 +13,11 @@ from dist_train.training.optimisation import clip_head
 
 CASES = [
     {"classes": 40_000, "width": 64, "batch": 128},
-    {"classes": 20_000, "width": 128, "batch": 64, "accumulation": 2},
+    {"classes": 20_000, "width": 128, "batch": 64, "passes": 2},
     {"classes": 12_000, "width": 64, "batch": 128, "centres": 3},
     {"classes": 100_000, "width": 64, "batch": 64, "sample": 0.1},
-    {"classes": 100_000, "width": 128, "batch": 64, "sample": 0.3, "accumulation": 2},
-    {"classes": 50_000, "width": 64, "batch": 64, "sample": 0.4, "centres": 2, "accumulation": 4},
+    {"classes": 100_000, "width": 128, "batch": 64, "sample": 0.3, "passes": 2},
+    {"classes": 50_000, "width": 64, "batch": 64, "sample": 0.4, "centres": 2, "passes": 4},
     {"classes": 5_000, "width": 256, "batch": 256, "chunk": 1_000},
     {"classes": 30_000, "width": 32, "batch": 512, "chunk": 2_048},
 ]
@@ -26,7 +26,7 @@ CASES = [
 def peak_of_a_step(case: dict) -> tuple[int, int]:
     """Bytes allocated before the second step, and the most at one time in it beyond those."""
     options = dict(case)
-    batch, passes = options.pop("batch"), options.pop("accumulation", 1)
+    batch, passes = options.pop("batch"), options.pop("passes", 1)
     options = {"chunk": 8_192, **options}
     head = MarginHead(loss="arcface", scale=32, seed=0, **options)
     optimizer = RowAdamW(head.weight, lr=1e-3)

@@ -67,7 +67,7 @@ def test_a_tile_of_another_size_takes_what_the_trial_says(tmp_path, k):
     plain = Sketch(kernels_for(Runtime("cpu").device, bf16=False)[0])
     wanted, near = Wanted(0.35, k), 0.4
     (tmp_path / "trial").mkdir()
-    found = trial.measured(views, {("image",): plain}, wanted, near, 50, tmp_path / "trial")
+    found = trial.measured(views, {("image",): plain}, wanted, [near], 50, tmp_path / "trial")
     blocks = [Block(0, ("image",), range(6144)), Block(1, ("image",), range(6144, 8192))]
     engine = GemmEngine(views, blocks, {("image",): plain})
     known = KnownFloors(tmp_path / "floors", len(views)) if k else None

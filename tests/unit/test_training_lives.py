@@ -33,7 +33,10 @@ EVERY = {
     "ema": 0.7, "layer_decay": 0.7, "freeze": 0.2, "schedule": "one-cycle", "keep_best": True,
     "warmup": 0.3, "head": HeadOptions(warmup=0.1, lr=1e-2), "gradient_checkpointing": True,
 }  # fmt: skip
-IMAGES = {"erase": 0.5, "rand_augment": "rand-m7-mstd0.5-inc1", "jitter": 0.4}
+IMAGES = {
+    "erase": 0.5, "rand_augment": "rand-m7-mstd0.5-inc1", "jitter": 0.4, "mixup": 0.4,
+    "cutmix": 1.0,
+}  # fmt: skip
 
 
 def begin_again(run: Path, step: int, name: str) -> Path:

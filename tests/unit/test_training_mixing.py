@@ -1,0 +1,77 @@
+"""Mixup and cut-mix: what a mixed photo shows, whose classes it counts for, and how much."""
+
+import numpy as np
+import pytest
+import torch
+
+from dist_train.config import ImageTraining, TextTraining
+from dist_train.training.loop import train
+from dist_train.training.mixing import mix_of_step
+from shards.errors import BadInput
+from tests.unit.test_training_checkpoints import image_config
+
+SIDE = 32
+
+
+def mixes(steps: int = 200, **options):
+    return [mix_of_step(ImageTraining(**options), SIDE, step) for step in range(steps)]
+
+
+def photos(count: int = 8) -> torch.Tensor:
+    """Each of one value, its number."""
+    return torch.arange(float(count))[:, None, None, None].expand(count, 3, SIDE, SIDE)
+
+
+def test_nothing_is_mixed_unless_asked_for():
+    assert mixes(5) == [None] * 5
+    assert mix_of_step(TextTraining(), SIDE, 0) is None
+
+
+def test_a_step_is_always_mixed_alike_and_another_otherwise():
+    both = {"mixup": 0.4, "cutmix": 1.0}
+    assert mixes(**both) == mixes(**both)
+    assert mixes(**both) != mixes(**both, seed=1)
+    found = mixes(**both)
+    assert 60 < sum(mix.box is None for mix in found) < 140
+    assert len({mix.share for mix in found if mix.box is None}) > 60
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.4}, {"cutmix": 1.0}], ids=str)
+def test_a_photo_shows_its_own_share_and_its_partners_the_rest(options):
+    own = np.arange(8)
+    partner = own ^ 1
+    for mix in mixes(30, **options):
+        mean = mix.photos(photos()).mean((1, 2, 3)).numpy()
+        assert mean == pytest.approx(mix.share * own + (1 - mix.share) * partner, abs=1e-4)
+        assert mix.partners(torch.arange(8)).tolist() == partner.tolist()
+        assert 0 <= mix.share <= 1
+
+
+def test_a_box_shows_the_partner_alone():
+    cut = next(mix for mix in mixes(cutmix=1.0) if 0.2 < mix.share < 0.8)
+    mixed = cut.photos(photos())
+    assert set(mixed[2].unique().tolist()) == {2.0, 3.0}
+    assert (mixed[2][..., *cut.box] == 3).all()
+
+
+def test_partners_are_of_other_products_in_batches_by_product():
+    mix = mix_of_step(ImageTraining(mixup=1.0, photos_per_product=3), SIDE, 0)
+    products = torch.arange(4).repeat_interleave(3)
+    assert (mix.partners(products) != products).all()
+    assert (mix.partners(mix.partners(products)) == products).all()
+
+
+def test_shares_of_mixup_are_betas():
+    shares = np.array([mix.share for mix in mixes(2000, mixup=0.4)])
+    assert shares.mean() == pytest.approx(0.5, abs=0.03)
+    assert shares.var() == pytest.approx(0.25 / (2 * 0.4 + 1), rel=0.1)
+
+
+def test_the_head_is_asked_twice_a_pass():
+    assert ImageTraining(accumulation=2, mixup=0.1).head_passes == 4
+    assert ImageTraining(accumulation=2).head_passes == 2
+
+
+def test_halves_of_pairs_are_refused(shard_set, tiny_vit, tmp_path):
+    with pytest.raises(BadInput, match="9 items a pass and process are no multiple of 2"):
+        train("image", shard_set, tmp_path, image_config(tiny_vit, mixup=0.2, batch_size=9))
