@@ -160,13 +160,14 @@ def do_tile(
     floors = TileFloors(wanted, near)
     for asking, found in engine.candidates(tile, floors):
         table = scored(views, engine, asking, found)
-        canaries += _caught(table, wanted)
-        table = table[table.j < wanted.items] if wanted.items is not None else table
+        if wanted.items is not None and (planted := table.j.to_numpy() >= wanted.items).any():
+            canaries += _caught(table[planted], wanted)
+            table = table[~planted]
         if near is not None:
             _tell(near, engine, table)
-        table = table[(table.score >= np.float32(wanted.floor)) & (table.asks < 1)]
-        if len(table):
-            kept.add(table[["i", "j", *SCORES]])
+        keep = (table.score.to_numpy() >= np.float32(wanted.floor)) & (table.asks.to_numpy() < 1)
+        if keep.any():
+            kept.add(table.loc[keep, ["i", "j", *SCORES]])
     if kept.tables or not kept.parts:
         kept.write()
     record = {
@@ -184,12 +185,14 @@ def do_tile(
 def scored(views: Views, engine: Engine, asking: np.ndarray, found: np.ndarray) -> pd.DataFrame:
     """i < j with the scores that decide; `asks` 1 where j asked: another tile gives that pair."""
     scores = views.scores(asking, found, engine.take)
-    turned = asking > found
-    table = pd.DataFrame({
-        "i": np.minimum(asking, found), "j": np.maximum(asking, found),
-        "asks": (turned & (not engine.both_ways)).astype(np.int8),
-    } | scores)  # fmt: skip
-    return table[(asking != found) & table.score.notna()]
+    # Taken from arrays: with neighbours a table is made for each product, of few rows.
+    real = (asking != found) & ~np.isnan(scores["score"])
+    asking, found = asking[real], found[real]
+    asks = (asking > found) & (not engine.both_ways)
+    columns = {"i": np.minimum(asking, found), "j": np.maximum(asking, found),
+               "asks": asks.astype(np.int8)}  # fmt: skip
+    columns |= {name: score[real] for name, score in scores.items()}
+    return pd.DataFrame(columns, copy=False)
 
 
 def _nearest_of(
@@ -213,10 +216,8 @@ def _tell(near: Nearest, engine: Engine, table: pd.DataFrame) -> None:
 
 
 def _caught(table: pd.DataFrame, wanted: Wanted) -> list[list[float]]:
-    """[source, canary, score] of the canaries among the candidates."""
-    if wanted.items is None:
-        return []
-    seen = table[(table.i < wanted.items) & (table.j >= wanted.items)]
+    """[source, canary, score] of pairs with a canary that reach the floor."""
+    seen = table[table.i < wanted.items]
     seen = seen[seen.score >= np.float32(wanted.floor)]
     return [[int(i), int(j), float(s)] for i, j, s in zip(seen.i, seen.j, seen.score, strict=True)]
 
