@@ -235,9 +235,7 @@ def test_a_step_sends_four_times_and_as_many_bytes_as_said(
                 classes=50, width=16, share=6, scale=32, margin=0.4, chunk=7, seed=3,
                 labels="any", **FAMILY[member],
             )  # fmt: skip
-            said = HeadEstimate(
-                classes=50, width=16, batch=6 * world, world=world, accumulation=passes
-            )
+            said = HeadEstimate(classes=50, width=16, batch=6 * world, world=world, passes=passes)
             counted = ranks.ask(count_collectives, problem, passes)
             assert set(counted) == {(said.collectives, said.communication)}
             assert said.collectives == (0 if world == 1 else 3 * passes + 1)
