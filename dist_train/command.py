@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,11 @@ from cyclopts.config import Dict
 
 from shards.errors import BadInput, Failed, NoGPU, Stopped
 
+NUMBERS = {
+    "tag:yaml.org,2002:int": r"^[-+]?(0|[1-9][0-9_]*)$",
+    "tag:yaml.org,2002:float": r"^[-+]?(?=.*[.eE])(\.[0-9]+|(0|[1-9][0-9_]*)(\.[0-9]*)?)"
+    r"([eE][-+]?[0-9]+)?$",
+}
 TAKES_FILE = ("run", "plan", "submit")
 """Verbs whose first argument is the config file."""
 
@@ -49,10 +55,22 @@ def take_config(app: App) -> None:
         app(tokens, exit_on_error=False, print_error=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """Numbers as YAML 1.2 has them: in 1.1 the time 12:00:00 is 43200, the account 0123 is 83."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in known if tag not in NUMBERS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _form in NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_form), list("-+.0123456789"))
+
+
 def _options_of(app: App, config: Path, tokens: tuple[str, ...]) -> Dict:
     """The file's options as those of the verb; cyclopts names file and key of a wrong one."""
     try:
-        options = yaml.safe_load(config.read_text()) or {}
+        options = yaml.load(config.read_text(), _Loader) or {}
     except OSError:
         raise BadInput(f"{config}: no such config file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

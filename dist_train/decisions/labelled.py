@@ -6,15 +6,17 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from dist_train.embedding.store import told_corrupt
 from dist_train.evaluation.leaks import twins
 
 
 def read_labels(embeddings: Path) -> pd.DataFrame:
     """The items of an embedding set by vector row, with what `labelled_rows` looks at alone."""
     names = ["row", "split", "label_group", "photo_group"]
-    table = pq.read_table(
-        embeddings / "items.parquet", columns=names, read_dictionary=["split", "label_group"]
-    ).to_pandas(split_blocks=True, self_destruct=True)
+    with told_corrupt(embeddings / "items.parquet") as path:
+        table = pq.read_table(
+            path, columns=names, read_dictionary=["split", "label_group"]
+        ).to_pandas(split_blocks=True, self_destruct=True)
     return table[table.row >= 0].sort_values("row", ignore_index=True).drop(columns="row")
 
 

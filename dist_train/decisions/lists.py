@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 
 from dist_train.decisions.groups import Groups
 from dist_train.decisions.tables import match_lists, name_array, submission_table
+from dist_train.embedding.store import told_corrupt
 from dist_train.matching.work import read_table
 from shards.files import atomic_path
 
-PIECE = 4_000_000
+PIECE = 500_000
 """Matches in memory at one time."""
 POSTINGS = 250_000
 """Postings in memory at one time, with their lists."""
@@ -38,7 +39,8 @@ class Postings:
 
 def read_postings(path: Path) -> Postings:
     """The postings of an embedding set's items.parquet."""
-    table = pq.read_table(path, columns=["posting_id", "row"])
+    with told_corrupt(path):
+        table = pq.read_table(path, columns=["posting_id", "row"])
     row = table["row"].to_numpy()
     place = np.empty(int((row >= 0).sum()), np.int64)
     place[row[row >= 0]] = np.flatnonzero(row >= 0)

@@ -11,7 +11,7 @@ from dist_train import stage
 from dist_train.config import MatchConfig, result_options
 from dist_train.decisions.labelled import labelled_rows, read_labels
 from dist_train.decisions.lists import pair_files, read_postings, write_lists
-from dist_train.decisions.threshold import check_threshold, decide_threshold
+from dist_train.decisions.threshold import check_threshold, decide_threshold, given_threshold
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.matching.cost import PLANNED_FROM, plan_of, told
 from dist_train.matching.find import Search, find, finish, set_up
@@ -19,7 +19,7 @@ from dist_train.matching.index import indexed_views
 from dist_train.matching.threads import use_huge_pages
 from dist_train.matching.views import Views
 from dist_train.matching.work import Work
-from dist_train.runtime import Runtime, give_back
+from dist_train.runtime import Runtime, give_back, peak_bytes
 from shards import stage_files
 from shards.errors import BadInput, Stopped
 from shards.files import read_json, write_json
@@ -40,16 +40,17 @@ def match(embeddings: Path, index: Path, out: Path, config: MatchConfig) -> dict
     embedding_set = EmbeddingSet(embeddings)
     if stage.parent(index, "embedding").resolve() != embeddings.resolve():
         raise BadInput(f"{index}: is over another embedding set than {embeddings}")
-    if _given(config) is None:
+    given = given_threshold(config)
+    if given is None:
         check_threshold(read_labels(embedding_set.path), config)
     options = result_options(config)
     if config.threshold_from is not None:
-        options["threshold"] = read_json(config.threshold_from)["threshold"]
+        options["threshold"] = given
     parents = stage.parents_for(out, embedding=embeddings, index=index)
     with runtime.stage(out, stage.MATCHES, options, parents) as done:
         if not done:
             views = indexed_views(index, embedding_set)
-            search = set_up(views, index, out, config, _given(config), runtime)
+            search = set_up(views, index, out, config, given, runtime)
             _tell_plan(search, out, config, runtime)
             _find(search, out, runtime)
             # A slower rank may still work in the folder that finishing takes away.
@@ -58,6 +59,7 @@ def match(embeddings: Path, index: Path, out: Path, config: MatchConfig) -> dict
                 raise Stopped(f"{out}: stopped by a signal; the same command goes on")
             if runtime.is_main:
                 _finish(embedding_set, views, search, out, config)
+                log.info("memory: at most %.2f GB were held to the end", peak_bytes() / 1e9)
             runtime.barrier()
     return read_json(out / "threshold.json")
 
@@ -81,12 +83,6 @@ def _find(search: Search, out: Path, runtime: Runtime) -> None:
         # Other workers on the same folder have finished it, and taken away what they worked in.
         if not (out / stage_files.MANIFEST).exists():
             raise
-
-
-def _given(config: MatchConfig) -> float | None:
-    if config.threshold_from is not None:
-        return read_json(config.threshold_from)["threshold"]
-    return config.threshold
 
 
 def _finish(

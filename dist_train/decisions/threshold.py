@@ -1,5 +1,6 @@
 """The threshold: the best mean per-item F1 on the validation products, given, or from a file."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def decide_threshold(
     """
     rows = labelled_rows(items, "val")
     curve = _curve(items, rows, pairs) if len(rows) else None
-    source, threshold = _given(config)
+    source, threshold = "file" if config.threshold_from else "given", given_threshold(config)
     if threshold is None:
         check_threshold(items, config)
         assert curve is not None
@@ -45,17 +46,23 @@ def decide_threshold(
 
 def check_threshold(items: pd.DataFrame, config: MatchConfig) -> None:
     """Raise BadInput when a threshold must be chosen and no val posting has a label."""
-    if _given(config)[1] is None and not len(labelled_rows(items, "val")):
+    if given_threshold(config) is None and not len(labelled_rows(items, "val")):
         raise BadInput(
             "no val posting has a label_group to choose the threshold on; "
             "give one: --threshold T or --threshold-from FILE"
         )
 
 
-def _given(config: MatchConfig) -> tuple[str, float | None]:
-    if config.threshold_from is not None:
-        return "file", float(read_json(config.threshold_from)["threshold"])
-    return "given", config.threshold
+def given_threshold(config: MatchConfig) -> float | None:
+    """The user's threshold, from a file or by itself; BadInput names a file that holds none."""
+    if config.threshold_from is None:
+        return config.threshold
+    told = read_json(config.threshold_from)
+    threshold = told.get("threshold") if isinstance(told, dict) else None
+    if not isinstance(threshold, int | float) or not math.isfinite(threshold):
+        raise BadInput(f"{config.threshold_from}: holds no threshold; give a match's "
+                       "threshold.json, or the number itself: --threshold T")  # fmt: skip
+    return float(threshold)
 
 
 def _curve(items: pd.DataFrame, rows: np.ndarray, pairs: pd.DataFrame) -> F1Curve:
@@ -65,4 +72,4 @@ def _curve(items: pd.DataFrame, rows: np.ndarray, pairs: pd.DataFrame) -> F1Curv
 
 def _at_floor(curve: F1Curve, threshold: float) -> bool:
     """The best threshold is the last that was looked at: below the floor may be a better one."""
-    return bool(len(curve.thresholds)) and threshold <= curve.thresholds[-1]
+    return not len(curve.thresholds) or bool(threshold <= curve.thresholds[-1])

@@ -1,7 +1,8 @@
 """An embedding set on disk: parts of unit rows beside the table of the catalogue's postings."""
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas as pd
 from dist_train.config import View
 from dist_train.stage import EMBEDDING
 from shards import stage_files
+from shards.errors import Corrupt
 
 VIEWS: tuple[View, ...] = ("image", "text")
 
@@ -58,12 +60,17 @@ class EmbeddingSet:
         """Open `path`; raises BadInput when it is not a finished embedding set."""
         self.path = path
         self.manifest = stage_files.open_finished(path, EMBEDDING)
+        for name, told in self.manifest["files"].items():
+            file = path / name
+            if not file.exists() or file.stat().st_size != told["bytes"]:
+                raise Corrupt(f"{file}: missing or not as long as it was written; embed again")
         self.views = [view for view in VIEWS if f"{view}-00000.npy" in self.manifest["files"]]
 
     @cached_property
     def postings(self) -> pd.DataFrame:
         """items.parquet: one row a catalogue posting; `row` is -1 for a rejected one."""
-        return pd.read_parquet(self.path / "items.parquet")
+        with told_corrupt(self.path / "items.parquet") as table:
+            return pd.read_parquet(table)
 
     @cached_property
     def items(self) -> pd.DataFrame:
@@ -73,8 +80,20 @@ class EmbeddingSet:
 
     def rows(self, view: str) -> Rows:
         """The vectors of a view, memory-mapped."""
-        names = sorted(n for n in self.manifest["files"] if n.startswith(f"{view}-"))
-        return Rows([np.load(self.path / name, mmap_mode="r") for name in names])
+        names, parts = sorted(n for n in self.manifest["files"] if n.startswith(f"{view}-")), []
+        for name in names:
+            with told_corrupt(self.path / name) as part:
+                parts.append(np.load(part, mmap_mode="r"))
+        return Rows(parts)
+
+
+@contextmanager
+def told_corrupt(path: Path) -> Iterator[Path]:
+    """What cannot be read of a file of an embedding set, by its name."""
+    try:
+        yield path
+    except (OSError, ValueError, KeyError) as error:
+        raise Corrupt(f"{path}: cannot be read ({error}); embed again") from None
 
 
 def part_path(out: Path, view: str, part: int) -> Path:

@@ -6,6 +6,7 @@ products and the tiles grow with the square of the items, all else with the item
 
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from dist_train.config import IndexConfig, MatchConfig, bytes_of
@@ -23,7 +24,7 @@ from dist_train.matching.trial import Rates
 from dist_train.matching.views import Views
 from dist_train.runtime import Runtime
 
-PLANNED_FROM = 50_000
+PLANNED_FROM = 100_000
 """Items; a join of fewer takes no longer than the trial that a plan is made from."""
 PAIR_BYTES = 19
 """On disk of a kept pair with its scores, compressed; of a match in the lists, both ways."""
@@ -33,10 +34,14 @@ TRUTH_BYTES, TRUTH_ROWS = 20, 16_384
 """The recall compares its rows with so many at a time, in so many bytes each."""
 GROWTH = 2
 """FAISS's array of a shard beside the one that it grew from."""
+SEARCHED = 32_768
+"""Rows of the index that is tried: some shards of the real size."""
 SEEN = (0.125, 0.375, 0.625, 0.875)
 """Shares of the rows that an item has met, at which a tile is tried."""
 LISTS = 7.0
 """What settling, the audit and the match lists cost of a kept pair, in writings and readings."""
+READINGS = 6
+"""Of each tile's files when the join ends."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,13 @@ def plan(
     names = ("image", "text")[:parts]
     weights = {"image": index.image_weight, "text": 1 - index.image_weight}
     widths = {name: width // parts for name in names}
-    views = trial.random_views(items, widths, dtype, weights if parts > 1 else {"image": 1.0})
+    random = partial(trial.random_views, items, widths, dtype,
+                     weights if parts > 1 else {"image": 1.0})  # fmt: skip
+    kind = choose_kind(index.kind, items, width, bytes_of(index.memory))
+    # Before all else, as in a process of its own: the first search takes longer.
+    with tempfile.TemporaryDirectory() as folder:
+        built = _index_cost(random(SEARCHED), items, kind, index, ranks, Path(folder))
+    views = random()
     runtime = Runtime(device)
     k, pairs = match.neighbours, int(min(match.pairs_per_item * items, items * (items - 1) / 2))
     found: dict[tuple[str, ...], list[Choice]] = {}
@@ -126,14 +137,14 @@ def plan(
     bounds = join_bounds(items, *per_row, width, bytes_of(match.memory))
     blocks = [Block(n, names, range(start, min(start + bounds.block, items)))
               for n, start in enumerate(range(0, items, bounds.block))]  # fmt: skip
-    kind = choose_kind(index.kind, items, width, bytes_of(index.memory))
+    near = _near(views, k, items, bounds)
+    views = random(trial.rows_of(bounds.block))
     with tempfile.TemporaryDirectory() as folder:
         wanted = Wanted(floor, k)
-        near = _near(views, k, items, bounds)
         begin = trial.now()
-        rates = trial.measured(views, sketches, wanted, near, match.audit_rows, Path(folder))
+        rates = trial.measured(views, sketches, wanted, near, bounds.block, match.audit_rows,
+                               Path(folder))  # fmt: skip
         tried = trial.now() - begin if items >= PLANNED_FROM else 0.0
-        built = _index_cost(views, items, kind, index, ranks, Path(folder))
     rates = replace(rates, start=rates.start + chosen + tried)
     row = sum(per_row)
     joined = join_cost(blocks, tiles_of(blocks), bounds, row, rates, items, pairs, k, ranks)
@@ -153,7 +164,8 @@ def plan_of(
     pairs = int(pairs_per_item * items)
     if not isinstance(engine, GemmEngine):
         return None
-    views = trial.sample_views(search.views)
+    block = search.bounds.block
+    views = trial.sample_views(search.views, trial.rows_of(block))
     sketches = {parts: sketch for parts, sketch in engine.sketches.items()
                 if parts == tuple(search.views.parts)}  # fmt: skip
     if not sketches or len(views) < trial.SAMPLE:
@@ -161,7 +173,7 @@ def plan_of(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as room:
         near = _near(views, k, items, search.bounds)
-        rates = trial.measured(views, sketches, search.wanted, near, audit_rows, Path(room))
+        rates = trial.measured(views, sketches, search.wanted, near, block, audit_rows, Path(room))
     row = sum(row_bytes(search.views.width, list(engine.sketches.values())))
     return join_cost(engine.blocks, engine.tiles, search.bounds, row, rates, items, pairs, k, ranks)
 
@@ -192,6 +204,7 @@ def join_cost(
     shared = multiplied * rates.pair + visits * rates.visit + len(tiles) * rates.tile
     shared = shared + min(read, len(tiles) + ranks) * size * rates.row + items * rates.fresh
     alone = rates.start + items * rates.item + LISTS * pairs * rates.kept
+    alone = alone + READINGS * len(tiles) * rates.file
     # The last tile of a rank ends, on the average, half a tile after the others'.
     late = shared / max(1, len(tiles)) / 2 if ranks > 1 else 0 * shared
     clock, processor = shared / ranks + late + alone, shared + alone
@@ -206,9 +219,9 @@ def _index_cost(
     """Of an exact kind; of lists and codes the training and the assignment are left out."""
     memory = bytes_of(config.memory)
     shards = shard_rows(items, views.width, memory)
-    start, each, row, shard = trial.index_rates(views, kind, config.recall_rows, folder)
-    alone = start + items * row + len(shards) * shard
-    clock, processor = alone + items * each / ranks, alone + items * each
+    rates = trial.index_rates(views, kind, len(shards[0]), config.recall_rows, folder)
+    alone = rates.start + len(shards) * rates.shard + items * rates.found
+    clock, processor = alone + items * rates.row / ranks, alone + items * rates.row
     rows = max(map(len, shards))
     each_row = bytes_of_row(kind, views.width)
     held = max(GROWTH * rows * each_row, min(memory // 2, items * each_row))

@@ -13,7 +13,7 @@ import numpy as np
 from dist_train.matching.blocks import CHUNK, Block, Tile, area_apart, common_parts, tiles_of
 from dist_train.matching.kernels import Prepared
 from dist_train.matching.passes import FirstPass, Floors, Side, left_of_tile
-from dist_train.matching.rows import read_rows
+from dist_train.matching.rows import finite, read_rows
 from dist_train.matching.sketches import Sketch, weighted_rows, wide
 from dist_train.matching.threads import use_threads
 from dist_train.matching.views import Views
@@ -21,8 +21,8 @@ from dist_train.runtime import give_back
 
 LOOKED_AT = 64
 """Candidates of a batch whose first score is compared with the one that decides."""
-TOGETHER = 16_384
-"""Candidates in a batch: to score a few takes as long as many."""
+TOGETHER, MOST_TOGETHER = 16_384, 262_144
+"""Candidates in a batch: to score a few takes as long as many, and many take room."""
 Parts = tuple[str, ...]
 Found = tuple[np.ndarray, np.ndarray]
 
@@ -126,18 +126,19 @@ class GemmEngine:
                 waiting.add(a.ids[at], b.ids[by], values)
                 # Neighbours that are scored at once raise the floors of the next product.
                 if waiting.count >= (1 if floors.k else TOGETHER):
-                    yield self._looked_at(sketch, waiting)
+                    yield from self._looked_at(sketch, waiting)
             if floors.k:  # then the first products of a row leave much, of changing size
                 give_back()
         if waiting.count:
-            yield self._looked_at(sketch, waiting)
+            yield from self._looked_at(sketch, waiting)
 
-    def _looked_at(self, sketch: Sketch, waiting: _Waiting) -> Found:
+    def _looked_at(self, sketch: Sketch, waiting: _Waiting) -> Iterator[Found]:
         i, j, values = waiting.all()
         some = np.linspace(0, len(i) - 1, min(LOOKED_AT, len(i))).astype(np.int64)
         truth = self.views.scores(i[some], j[some], self.take)["score"]
         self.seen.note(truth, values[some], sketch.cuts)
-        return i, j
+        for start in range(0, len(i), MOST_TOGETHER):
+            yield i[start : start + MOST_TOGETHER], j[start : start + MOST_TOGETHER]
 
     def take(self, name: str, rows: np.ndarray) -> np.ndarray:
         """See Engine: from the blocks of the tile that is worked on."""
@@ -191,8 +192,8 @@ class GemmEngine:
             while len(self._loaded) >= self._held and drop:
                 del self._loaded[drop.pop(0)]
             self._loaded[block.number] = _Loaded({
-                part: wide(read_rows(self.views.parts[part].rows, block.rows))
-                for part in block.parts
+                part: finite(rows, block.rows, wide(read_rows(rows, block.rows)))
+                for part in block.parts for rows in [self.views.parts[part].rows]
             })  # fmt: skip
         self._loaded.move_to_end(block.number)
         return self._loaded[block.number]

@@ -25,7 +25,7 @@ from dist_train.matching.kinds import EXACT
 from dist_train.matching.memory import Bounds, join_bounds
 from dist_train.matching.nearest import merged_nearest
 from dist_train.matching.proof import prove
-from dist_train.matching.sampling import floor_of_sample, sample_rows
+from dist_train.matching.sampling import HIGHEST_FLOOR, floor_of_sample, sample_rows
 from dist_train.matching.sketches import Sketch
 from dist_train.matching.views import Views
 from dist_train.matching.work import Work
@@ -34,6 +34,8 @@ from shards.files import atomic_path, read_json, write_json
 
 SLACK = 2.0
 """The budget is passed by the sample's error before the floor rises."""
+NEAR_COPIES = 0.9
+"""A floor from which on little but copies is found."""
 log = logging.getLogger(__name__)
 
 
@@ -66,7 +68,7 @@ def set_up(
     engine = _engine(with_them, items, index, config, plan, bounds, runtime, first_new)
     _announce(plan, bounds, runtime)
     budget = SLACK * config.pairs_per_item * items
-    highest = 1.0 if given is None else min(given, 1.0)
+    highest = HIGHEST_FLOOR if given is None else min(given, HIGHEST_FLOOR)
     wanted = Wanted(plan["floor"], config.neighbours, budget, highest, items)
     return Search(with_them, canaries, engine, wanted, bounds, first_new)
 
@@ -88,7 +90,10 @@ def finish(search: Search, out: Path, config: MatchConfig) -> dict[str, Any]:
     if floor > wanted.floor:
         log.warning("more than %.0f pairs: the floor was raised from %.3f to %.3f; allow more "
                     "with --pairs-per-item", wanted.budget, wanted.floor, floor)  # fmt: skip
-    settle_pairs(out, floor, search.canaries.items)
+    kept = settle_pairs(out, floor, search.canaries.items)["pairs"]
+    if kept > wanted.budget:
+        log.warning("%d pairs are kept, more than the budget of %.0f: they score %.3f and above, "
+                    "and the floor is raised no further", kept, wanted.budget, floor)  # fmt: skip
     give_back()
     proof = prove(search.views, search.engine, search.canaries, out, floor, config.audit_rows,
                   search.first_new)  # fmt: skip
@@ -140,6 +145,10 @@ def _plan(
         log.warning("threshold %.3f is below the floor %.3f of the pair budget: "
                     "the budget is passed over", given, floor)  # fmt: skip
         floor = float(given)
+    if floor >= NEAR_COPIES and given is None:
+        log.warning("so many items are all but copies of one another that the pair budget leaves "
+                    "scores from %.3f on alone: look for one photo under many products, or allow "
+                    "more with --pairs-per-item", floor)  # fmt: skip
     choices = first_passes(views, floor, config.neighbours, runtime)
     kind = index_about(index)["kind"] if index else None
     name, reason = config.engine, "asked for"
@@ -198,7 +207,7 @@ def first_passes(
 
 def _bounds(views: Views, config: MatchConfig, plan: dict[str, Any]) -> Bounds:
     stored = 4 * views.width  # float32, whatever their files hold
-    bytes_per = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 2}
+    bytes_per = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 3}
     prepared = 0
     for told in plan["first_pass"].values():
         width = views.width if told["columns"] is None else told["width"] + 16

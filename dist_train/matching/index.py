@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from dist_train.matching.kinds import (
     has_lists,
     number_of_lists,
 )
-from dist_train.matching.recall import ShardedIndex, measured_recall
+from dist_train.matching.recall import TARGET, ShardedIndex, measured_recall
 from dist_train.matching.threads import use_threads
 from dist_train.matching.views import Views, open_views, subset
 from dist_train.runtime import Runtime, row_blocks
@@ -42,6 +44,7 @@ SHARD_COPIES = 4
 ADDED = 65_536
 """Rows in memory at one time."""
 WORK = ".work"
+TRAINED = f"{WORK}/trained.faiss"
 log = logging.getLogger(__name__)
 
 
@@ -61,9 +64,23 @@ def build_index(embeddings: Path, out: Path, config: IndexConfig) -> dict[str, A
             kind = choose_kind(config.kind, len(views), views.width, bytes_of(config.memory))
             log.info("index kind %s: %s", kind.factory, kind.reason)
             shards = shard_rows(len(views), views.width, bytes_of(config.memory))
-            _build_shards(views, kind, shards, out, runtime)
-            _finish(views, names, kind, shards, config, out, runtime)
+            with _faiss_told(kind, len(views)):
+                _build_shards(views, kind, shards, out, runtime)
+                _finish(views, names, kind, shards, config, out, runtime)
     return read_json(out / "index.json")
+
+
+@contextmanager
+def _faiss_told(kind: Kind, items: int) -> Iterator[None]:
+    """What FAISS makes of a string and refuses to train, to fill or to search, as bad input."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "faiss" not in str(error):
+            raise
+        told = str(error).splitlines()[-1]
+        raise BadInput(f"--kind {kind.name}: FAISS cannot build {kind.factory} over {items} items "
+                       f"({told}); take auto, Flat, SQfp16 or IVF") from None  # fmt: skip
 
 
 def index_shards(path: Path) -> list[Path]:
@@ -79,8 +96,9 @@ def index_shards(path: Path) -> list[Path]:
 def index_about(path: Path) -> dict[str, Any]:
     """What index.json says; BadInput for another version's."""
     about = read_json(path / "index.json")
-    if about["format"] != FORMAT:
-        raise BadInput(f"{path}: index format {about['format']}, this version reads {FORMAT}; "
+    told = about.get("format") if isinstance(about, dict) else None
+    if told != FORMAT:
+        raise BadInput(f"{path}: index format {told}, this version reads {FORMAT}; "
                        "build the index again")  # fmt: skip
     return about
 
@@ -134,7 +152,7 @@ def _build_shards(
 
 def _trained(views: Views, kind: Kind, out: Path) -> Path:
     """The empty index, made once: all shards share its quantiser, and a restart does too."""
-    path = out / WORK / "trained.faiss"
+    path = out / TRAINED
     with locked(out / WORK / "lock"):
         if not path.exists():
             with atomic_path(path) as temporary:
@@ -176,7 +194,7 @@ def _finish(
             "metric": "inner product", "views": names,
             "image_weight": weights.get("image", 0.0), "items": len(views), "width": views.width,
             "rows": [[rows.start, rows.stop] for rows in bounds],
-            "recall": _recall(views, kind, shards, config),
+            "recall": _recall(views, kind, shards, out / TRAINED, config),
         }  # fmt: skip
         write_json(out / "index.json", about)
         counts = {"items": len(views), "shards": len(shards)}
@@ -187,12 +205,13 @@ def _finish(
 
 
 def _recall(
-    views: Views, kind: Kind, shards: list[Path], config: IndexConfig
+    views: Views, kind: Kind, shards: list[Path], trained: Path, config: IndexConfig
 ) -> dict[str, Any]:  # fmt: skip
     """What is found of the truth, measured whatever the kind; nprobe 0 where it has no lists."""
-    lists = number_of_lists(len(views)) if "IVF" in kind.factory else 0
     if not config.recall_rows:
         return {"nprobe": 0}
+    inverted = faiss.try_extract_index_ivf(faiss.read_index(str(trained)))
+    lists = inverted.nlist if inverted else 0
     index = ShardedIndex(shards, kind.name, memory=bytes_of(config.memory) // 2)
     found = measured_recall(views, index, config.recall_rows, lists)
     for name, told in (("recall_at_50", "recall@50"), ("range_recall", "range recall")):
@@ -200,4 +219,8 @@ def _recall(
             log.info("%s of %s: %.4f (95 %%: %.4f to %.4f), nprobe %d", told, kind.factory,
                      *(found[name][key] for key in ("share", "low", "high")),
                      found["nprobe"])  # fmt: skip
+    if lists and "recall_at_50" in found and found["recall_at_50"]["low"] < TARGET:
+        log.warning("%s finds too little even in all of its %d lists: recall@50 %.3f, wanted %.2f; "
+                    "take a kind with larger codes, or an exact one", kind.factory, lists,
+                    found["recall_at_50"]["share"], TARGET)  # fmt: skip
     return found

@@ -132,7 +132,8 @@ class Int8Kernel(Kernel):
     STEP, ZERO = 1 / 200, 50
 
     def __init__(self) -> None:
-        super().__init__("int8", torch.device("cpu"), 2)
+        # Both forms, and what the allocator loses between so many blocks of their size (measured).
+        super().__init__("int8", torch.device("cpu"), 3)
 
     @property
     def one_form(self) -> bool:

@@ -16,6 +16,8 @@ from shards.errors import BadInput
 EXACT = ("Flat", "SQfp16")
 OVERHEAD = 1.1
 """Ids, lists and buffers beside the vectors."""
+PQ_ROWS = 256
+"""What FAISS trains codes of eight bits on, at the least."""
 TRAIN_PER_LIST = 48
 """Vectors a list for k-means; FAISS wants 39."""
 
@@ -58,8 +60,10 @@ def _by_memory(items: int, width: int, memory: int) -> Kind:
         Kind("Flat", "Flat", "exact"),
         Kind("SQfp16", "SQfp16", "exact to float16"),
         Kind("IVF", f"IVF{lists},SQ8", "approximate, numbers as bytes"),
-        Kind("IVF", f"IVF{lists},PQ{codes}x8", f"approximate, rows as codes of {codes} bytes"),
     ]
+    if items >= PQ_ROWS:
+        name = f"IVF{lists},PQ{codes}x8"
+        choices.append(Kind("IVF", name, f"approximate, rows as codes of {codes} bytes"))
     for kind in choices:
         needed = int(items * bytes_of_row(kind, width) * OVERHEAD)
         if needed <= memory or kind is choices[-1]:

@@ -58,10 +58,13 @@ class ShardedIndex:
         More than k are asked for, and all ties, so that what FAISS rounds otherwise, or in which
         shard a row lies, changes no rank.
         """
-        item, ids, score = self._found(
-            views, rows, lambda shard, queries: shard.nearest(queries, 2 * k)
-        )
-        item, ids = _best(item, ids, score, 2 * k, 2 * self.margin(views))
+        margin = 2 * self.margin(views)
+        best = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+        # After every shard, so that what is held does not grow with their number.
+        for found in self._found(views, rows, lambda shard, asking: shard.nearest(asking, 2 * k)):
+            item, ids, score = map(np.concatenate, zip(best, found, strict=True))
+            best = _best(item, ids, score, 2 * k, margin)
+        item, ids, _ = best
         item, ids = item[ids != rows[item]], ids[ids != rows[item]]
         score = views.scores(rows[item], ids)["score"]
         item, ids, score = (side[~np.isnan(score)] for side in (item, ids, score))
@@ -79,16 +82,16 @@ class ShardedIndex:
     def at_least(self, views: Views, rows: np.ndarray, least: float) -> np.ndarray:
         """Codes n len(views) + id of what a search for `least` and above finds for each item n."""
         below = float(np.nextafter(np.float32(least), np.float32(-np.inf)))
-        item, ids, _ = self._found(views, rows, lambda shard, queries: shard.range(queries, below))
-        return item * len(views) + ids
+        found = self._found(views, rows, lambda shard, asking: shard.range(asking, below))
+        return np.concatenate([item * len(views) + ids for item, ids, _ in found])
 
     def _found(
         self, views: Views, rows: np.ndarray, ask: Callable[[ShardSearch, np.ndarray], Hits]
-    ) -> Hits:
-        """(item, id, score), each once, of what every shard answers, by its kinds of rows."""
+    ) -> Iterator[Hits]:
+        """(item, id, score), each once, of what a shard answers, by its kinds of rows."""
         sample = subset(views, rows)
-        codes, scores = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         for shard in self.shards():
+            codes, scores = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
             for kind, mask in views.kinds.items():
                 queries, asks = sample.queries(range(len(rows)), kind)
                 who = np.flatnonzero(asks)
@@ -97,21 +100,19 @@ class ShardedIndex:
                     item, ids, score = ask(search, queries[who])
                     codes.append((who[item] * len(views) + ids)[mask[ids]])
                     scores.append(score[mask[ids]])
-        code, first = np.unique(np.concatenate(codes), return_index=True)
-        return *np.divmod(code, len(views)), np.concatenate(scores)[first]
+            code, first = np.unique(np.concatenate(codes), return_index=True)
+            yield *np.divmod(code, len(views)), np.concatenate(scores)[first]
 
 
-def _best(
-    item: np.ndarray, ids: np.ndarray, score: np.ndarray, k: int, margin: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """(item, id) of those that may be among the k best of their item beside itself."""
+def _best(item: np.ndarray, ids: np.ndarray, score: np.ndarray, k: int, margin: float) -> Hits:
+    """(item, id, score) of those that may be among the k best of their item beside itself."""
     order = np.lexsort((ids, -score, item))
     item, ids, score = item[order], ids[order], score[order]
     rank = np.arange(len(item)) - np.searchsorted(item, item)
     last = np.full(int(item.max(initial=-1)) + 1, -np.inf)
     last[item[rank == k]] = score[rank == k]
     keep = score >= last[item] - margin
-    return item[keep], ids[keep]
+    return item[keep], ids[keep], score[keep]
 
 
 def measured_recall(views: Views, index: ShardedIndex, rows: int, lists: int) -> dict[str, Any]:
@@ -124,14 +125,14 @@ def measured_recall(views: Views, index: ShardedIndex, rows: int, lists: int) ->
     if not len(some):
         return {"nprobe": min(lists, 1)}
     floor = floor_of_sample(views, RANGE_PAIRS)
-    truth, within = _truth(views, some, floor)
+    wanted, least, within = _truth(views, some, floor)
     nprobe = min(lists, 1)
     while True:
         index.probe(nprobe)
         found = index.nearest(views, some, K)
-        wanted = truth >= 0
-        hits = int(sum(np.isin(t[t >= 0], f).sum() for t, f in zip(truth, found, strict=True)))
-        at_k = interval(hits, int(wanted.sum()))
+        # By their scores: of many that tie for the last place any will do.
+        hits = np.minimum((_scores(views, some, found) >= least[:, None]).sum(1), wanted)
+        at_k = interval(int(hits.sum()), int(wanted.sum()))
         if nprobe >= lists or at_k["low"] >= TARGET:
             break
         nprobe = min(2 * nprobe, lists)
@@ -150,8 +151,11 @@ def interval(hits: int, of: int) -> dict[str, float]:
     return {"found": hits, "of": of, "share": hits / of if of else 1.0, "low": low, "high": high}
 
 
-def _truth(views: Views, some: np.ndarray, floor: float) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The K nearest (n, K) of the items by the score that decides, and all rows at the floor."""
+def _truth(
+    views: Views, some: np.ndarray, floor: float
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """How many nearest of the items there are, at most K, the score (n,) of the last of them, and
+    all rows at the floor."""
     sample, within = subset(views, some), []
     ids, known = np.full((len(some), 0), -1), np.zeros((len(some), 0), np.float32)
     for start in range(0, len(views), CHUNK):
@@ -167,13 +171,18 @@ def _truth(views: Views, some: np.ndarray, floor: float) -> tuple[np.ndarray, li
         if ids.shape[1] > 2 * K:
             best = np.argpartition(-known, 2 * K - 1, axis=1)[:, : 2 * K]
             ids, known = (np.take_along_axis(side, best, 1) for side in (ids, known))
-    score = views.scores(np.repeat(some, ids.shape[1]), ids.ravel().clip(min=0))["score"]
-    score = np.where(ids < 0, -np.inf, score.reshape(ids.shape))
-    order = np.lexsort((ids, -score), axis=1)[:, :K]
+    score = -np.sort(-_scores(views, some, ids), axis=1)[:, :K]
+    wanted = (score > -np.inf).sum(1)
+    last = np.take_along_axis(score, np.maximum(wanted, 1)[:, None] - 1, 1)[:, 0]
     item, found = np.hstack(within)
-    best = np.where(np.isneginf(np.take_along_axis(score, order, 1)), -1,
-                    np.take_along_axis(ids, order, 1))  # fmt: skip
-    return best, [found[item == n] for n in range(len(some))]
+    return wanted, last, [found[item == n] for n in range(len(some))]
+
+
+def _scores(views: Views, some: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The scores that decide of items with rows (n, k); -inf for the row -1, or for no score."""
+    score = views.scores(np.repeat(some, ids.shape[1]), ids.ravel().clip(min=0))["score"]
+    score = score.reshape(ids.shape)
+    return np.where((ids < 0) | np.isnan(score), np.float32(-np.inf), score)
 
 
 def _range_recall(

@@ -22,6 +22,20 @@ def read_rows(rows: Rows, wanted: range | np.ndarray) -> np.ndarray:
     return out
 
 
+def finite(rows: Rows, wanted: range | np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The `values` (n, D) read of these rows; Corrupt names the first that holds NaN or infinity.
+
+    No score of such a row means anything, and no margin holds for a product it takes part in.
+    """
+    if not np.isfinite(values).all():
+        row = int(np.asarray(wanted)[np.flatnonzero(~np.isfinite(values).all(axis=1))[0]])
+        part = int(np.searchsorted(rows.ends, row, side="right"))
+        name = getattr(rows.parts[part], "filename", None) or "the rows"
+        raise Corrupt(f"{name}: row {row - rows.ends[part] + len(rows.parts[part])} (item {row}) "
+                      "holds NaN or infinity; embed again")  # fmt: skip
+    return values
+
+
 def take_rows(rows: Rows, wanted: np.ndarray) -> np.ndarray:
     """Any rows (n,) in any order, float64 (n, D): exact for every stored dtype."""
     numbers, place = np.unique(wanted, return_inverse=True)

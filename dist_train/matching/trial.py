@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from dist_train.embedding.store import Rows
-from dist_train.matching.blocks import Block, Tile
+from dist_train.matching.blocks import CHUNK, Block, Tile
 from dist_train.matching.engines import GemmEngine, Parts
 from dist_train.matching.faiss_library import faiss
 from dist_train.matching.index import build_shard
@@ -25,16 +25,16 @@ from dist_train.matching.sampling import floor_of_sample
 from dist_train.matching.sketches import Sketch, weighted_rows
 from dist_train.matching.views import ViewPart, Views
 from dist_train.matching.work import Work, read_table
-from shards.files import write_parquet
+from shards.files import sha256_file, write_parquet
 
 SAMPLE, LEAST = 8_192, 512
-"""Rows of a trial: two blocks of half of them. At least so many, else as many as there are items,
-so that it never takes longer than what it is a trial of."""
-SMALL = 16
-"""A small block is this part of a large one."""
+"""Rows of a trial. At least so many, else as many as there are items, so that it never takes longer
+than what it is a trial of."""
+ASKING, LARGEST = 2 * CHUNK, 65_536
+"""Rows that ask a whole block, as large as the join's but for the largest: what its products and
+its neighbours take depends on whether it lies near the processor."""
 PAIRS = 200_000
 """Pairs in a file that is written and read."""
-SHARDS = 8
 TRIES = 3
 Seconds = np.ndarray
 """On the clock, and of the processor."""
@@ -60,6 +60,26 @@ class Rates:
     """Of these, what does not depend on the number of items."""
     kept: Seconds
     """A kept pair written, read and sorted once."""
+    file: Seconds
+    """A tile's file read, whatever it holds."""
+
+
+@dataclass(frozen=True)
+class IndexRates:
+    """Seconds of each piece of an index's work."""
+
+    start: Seconds
+    shard: Seconds
+    """A shard's file written, hashed, read and asked, whatever it holds."""
+    row: Seconds
+    """A row put into a shard."""
+    found: Seconds
+    """A row that the recall's rows are compared with, by the index and beside it."""
+
+
+def rows_of(block: int) -> int:
+    """Rows of a sample that holds ASKING rows and a block of `block` rows that they ask."""
+    return max(SAMPLE, ASKING + min(block, LARGEST))
 
 
 def sample_views(views: Views, size: int = SAMPLE) -> Views:
@@ -78,10 +98,11 @@ def sample_views(views: Views, size: int = SAMPLE) -> Views:
 
 
 def random_views(
-    items: int, widths: Mapping[str, int], dtype: str, weights: Mapping[str, float]
-) -> Views:
+    items: int, widths: Mapping[str, int], dtype: str, weights: Mapping[str, float],
+    size: int = SAMPLE,
+) -> Views:  # fmt: skip
     """Unit rows without any structure: what can be left out of the work is found in data alone."""
-    rng, parts, count = np.random.default_rng(0), {}, min(SAMPLE, max(LEAST, items))
+    rng, parts, count = np.random.default_rng(0), {}, min(size, max(LEAST, items))
     for name, width in widths.items():
         rows = rng.standard_normal((count, width), np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -100,71 +121,75 @@ def score_of_share(views: Views, share: float) -> float:
 
 def measured(
     views: Views, sketches: dict[Parts, Sketch], wanted: Wanted, near: list[float],
-    audit_rows: int, folder: Path,
+    block: int, audit_rows: int, folder: Path,
 ) -> Rates:  # fmt: skip
     """The rates over a sample of items (`sample_views`), with what `wanted` looks for.
 
-    `near` are scores that neighbours must reach, each in as many tiles as another. Files are
-    written below `folder`.
+    `block` are the rows of the join's blocks. `near` are scores that neighbours must reach, each
+    in as many tiles as another. Files are written below `folder`.
     """
-    pair, visit, tile, row, fresh = _tiles(views, sketches, wanted, near, folder)
-    start, item = _items(views, wanted, audit_rows, folder)
-    return Rates(pair, visit, fresh, tile, row, item, start, _kept(folder))
+    pair, visit, tile, row, fresh = _tiles(views, sketches, wanted, near, block, folder)
+    first, start, item = _items(views, wanted, audit_rows, folder)
+    return Rates(pair, visit, fresh, tile, row, item, first + start, *_kept(folder))
 
 
 def _tiles(
-    views: Views, sketches: dict[Parts, Sketch], wanted: Wanted, near: list[float], folder: Path
-) -> list[Seconds]:
-    half = len(views) // 2
-    parts, few = tuple(views.parts), half // SMALL
-    ranges = [range(half), range(half, 2 * half), range(few), range(half, half + few)]
-    blocks = [Block(number, parts, rows) for number, rows in enumerate(ranges)]
-    cold, engine = (GemmEngine(views, blocks, sketches, held=len(blocks)) for _ in range(2))
+    views: Views, sketches: dict[Parts, Sketch], wanted: Wanted, near: list[float], block: int,
+    folder: Path,
+) -> list[Seconds]:  # fmt: skip
+    asking = min(ASKING, len(views) // 2)
+    asked = min(block, len(views) - asking)
+    half, chunk = asking // 2, min(asking // 2, asked)
+    ranges = [range(asking), range(asking, asking + asked),
+              range(half), range(asking, asking + chunk)]  # fmt: skip
+    blocks = [Block(n, tuple(views.parts), rows) for n, rows in enumerate(ranges)]
+    engine = GemmEngine(views, blocks, sketches, held=len(blocks))
     wanted = replace(wanted, items=None, budget=float("inf"))
 
-    def floors(score: float, rows: int = len(views)) -> KnownFloors | None:
+    def floors(score: float, first: int = 0) -> KnownFloors | None:
         path = folder / "floors.f32"
         path.unlink(missing_ok=True)
         known = KnownFloors(path, len(views)) if wanted.k else None
         if known is not None:
-            known.raise_to(np.arange(rows), np.full(rows, score, np.float32))
+            rows = np.arange(first, len(views))
+            known.raise_to(rows, np.full(len(rows), score, np.float32))
         return known
 
-    def work(
-        number: int, one: int, other: int, known: KnownFloors | None, engine: GemmEngine = engine
-    ) -> Seconds:
+    def work(number: int, one: int, other: int, known: KnownFloors | None) -> Seconds:
         tile = Tile(number, one, other, len(blocks[one]) * len(blocks[other]))
         return timed(lambda: do_tile(views, engine, wanted, tile, Work(folder), known))
 
-    def usual(number: int, one: int, other: int) -> Seconds:
-        """The mean over what may be known; the median of some tries, as others use the machine."""
+    def mean(number: int, one: int, other: int) -> Seconds:
+        """Over what may be known."""
         return np.mean([
-            np.median([work(number, one, other, floors(score)) for _ in range(TRIES)], axis=0)
-            for score in near
+            usual(lambda score=score: work(number, one, other, floors(score))) for score in near
         ], axis=0)  # fmt: skip
 
-    work(0, 0, 1, floors(near[-1]), cold)  # a process's first product takes longer
+    work(0, 0, 1, floors(near[-1]))  # a process's first product takes longer
+    engine.release()
     first = work(0, 0, 1, floors(near[-1]))
-    shapes = [(0, 0, 1), (1, 0, 3), (2, 2, 3)]
+    # Products of whole chunks, as the join's are: how much there is of them, and for how many rows.
+    shapes = [(0, 0, 1), (1, 2, 1), (2, 2, 3)]
     for shape in shapes[1:]:
         work(*shape, floors(near[-1]))
-    found = np.array([usual(*shape) for shape in shapes])
+    found = np.array([mean(*shape) for shape in shapes])
     sizes = np.array([(1, len(blocks[a]) + len(blocks[b]), len(blocks[a]) * len(blocks[b]))
                       for _, a, b in shapes], float)  # fmt: skip
     # Weighted by their seconds, so that the small tile counts as much as the large one.
     solved = np.array([nnls(sizes / side[:, None], np.ones(3))[0] for side in found.T]).T
-    # Beside it the first time, and a tile of whose second block nothing is known.
+    # Beside it the first time, and a tile of whose asking rows nothing is known.
     plain, fresh = (
-        np.median([work(0, 0, 1, floors(near[-1], rows)) for _ in range(TRIES)], axis=0)
-        for rows in (2 * half, half)
+        usual(lambda rows=rows: work(0, 0, 1, floors(near[-1], rows))) for rows in (0, asking)
     )
-    rests = (first, 2 * half), (fresh, half)
+    rests = (first, asking + asked), (fresh, asking)
     row, first_tile = (np.maximum(spent - plain, 0) / rows for spent, rows in rests)
     return [solved[2], solved[1], solved[0], row, first_tile]
 
 
-def _items(views: Views, wanted: Wanted, rows: int, folder: Path) -> tuple[Seconds, Seconds]:
-    """Of two sizes: the seconds before the first item, and those of each."""
+def _items(
+    views: Views, wanted: Wanted, rows: int, folder: Path
+) -> tuple[Seconds, Seconds, Seconds]:
+    """See `line`: of the work that grows with the items."""
 
     def work(size: int) -> Seconds:
         some = sample_views(views, size)
@@ -179,18 +204,20 @@ def _items(views: Views, wanted: Wanted, rows: int, folder: Path) -> tuple[Secon
     return line(work, len(views) // 4, len(views))
 
 
-def line(work: Callable[[int], Seconds], few: int, many: int) -> tuple[Seconds, Seconds]:
-    """(start, each) of work that takes start + each x size seconds, the first time of a process."""
-    first, low, high = work(few), work(few), work(many)
+def line(work: Callable[[int], Seconds], few: int, many: int) -> tuple[Seconds, Seconds, Seconds]:
+    """(first, start, each) of work that takes start + each x size seconds, and `first` more once.
+
+    What it takes a process the first time is `first`.
+    """
+    first, low, high = work(few), usual(lambda: work(few)), usual(lambda: work(many))
     each = np.maximum(high - low, 0) / (many - few)
-    return np.maximum(first - few * each, 0), each
+    return np.maximum(first - low, 0), np.maximum(low - few * each, 0), each
 
 
 def index_rates(
-    views: Views, kind: Kind, recall_rows: int, folder: Path
-) -> tuple[Seconds, Seconds, Seconds, Seconds]:
-    """Of an index: seconds before the first row, of each row built, and of the recall's rows and
-    shards."""
+    views: Views, kind: Kind, shard_rows: int, recall_rows: int, folder: Path
+) -> IndexRates:
+    """Of an index of this kind over a sample of items, in shards of so many rows."""
     trained = folder / "trained.faiss"
     plain = kind if kind.exact else Kind("Flat", "Flat", "")  # a copy of rows, whatever the code
     empty = empty_index(plain, views.width, lambda: views.database(range(len(views))))
@@ -205,30 +232,43 @@ def index_rates(
         return timed(lambda: measured_recall(some, index, recall_rows, 0))
 
     def build(size: int) -> Seconds:
-        return timed(lambda: build_shard(views, range(size), trained, folder / "shard.faiss"))
+        path = folder / "shard.faiss"
+        return timed(lambda: (build_shard(views, range(size), trained, path), sha256_file(path)))
 
     few, many = len(views) // 4, len(views)
-    start, each = line(build, few, many)
+    first, file, row = line(build, few, many)
     if not recall_rows:
-        return start, each, np.zeros(2), np.zeros(2)
-    begin, row = line(recall, few, many)
-    shard = np.maximum(recall(many, SHARDS) - recall(many), 0) / (SHARDS - 1)
-    return start + begin, each, row, shard
+        return IndexRates(first, file, row, np.zeros(2))
+    again, begin, found = line(recall, few, many)
+    shards = max(2, len(views) // shard_rows)
+    parted, whole = (usual(lambda n=n: recall(many, n)) for n in (shards, 1))
+    shard = np.maximum(parted - whole, 0) / (shards - 1)
+    return IndexRates(first + again + begin, file + shard, row, found)
 
 
-def _kept(folder: Path) -> Seconds:
-    rng = np.random.default_rng(0)
-    table = pd.DataFrame(
-        {name: np.sort(rng.integers(0, 1 << 20, PAIRS)) for name in ("i", "j")}
-        | {name: rng.random(PAIRS, np.float32) for name in SCORES}
-    )
-    path = folder / "kept.parquet"
+def _kept(folder: Path) -> tuple[Seconds, Seconds]:
+    """A pair, and a file."""
+    rng, path = np.random.default_rng(0), folder / "kept.parquet"
+
+    def table(pairs: int) -> pd.DataFrame:
+        return pd.DataFrame(
+            {name: np.sort(rng.integers(0, 1 << 20, pairs)) for name in ("i", "j")}
+            | {name: rng.random(pairs, np.float32) for name in SCORES}
+        )
 
     def work() -> None:
-        write_parquet(path, in_order([table]))
+        write_parquet(path, in_order([many]))
         read_table(path)
 
-    return np.min([timed(work) for _ in range(TRIES)], axis=0) / PAIRS
+    many = table(PAIRS)
+    kept = usual(lambda: timed(work)) / PAIRS
+    write_parquet(path, table(1))
+    return kept, usual(lambda: timed(lambda: read_table(path)))
+
+
+def usual(work: Callable[[], Seconds]) -> Seconds:
+    """The median of some tries, as others use the machine."""
+    return np.median([work() for _ in range(TRIES)], axis=0)
 
 
 def timed(work: Callable[[], Any]) -> Seconds:

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dist_train.config import View
-from dist_train.embedding.store import EmbeddingSet, Rows
-from dist_train.matching.rows import read_rows, take_rows
+from dist_train.embedding.store import EmbeddingSet, Rows, told_corrupt
+from dist_train.matching.rows import finite, read_rows, take_rows
+from shards.errors import BadInput
 
 EXACT_ROWS = 512
 """Pairs whose rows are in memory at one time, in float64: few, so that they stay near."""
@@ -117,16 +118,23 @@ def subset(views: Views, rows: np.ndarray) -> Views:
 
 
 def open_views(embeddings: EmbeddingSet, names: Sequence[View], image_weight: float) -> Views:
-    """The views `names` of an embedding set; one view alone has weight one."""
+    """The views `names` of an embedding set; one view alone has weight one.
+
+    Raises BadInput where no item has any of them.
+    """
     weights = {"image": image_weight, "text": 1 - image_weight}
-    return Views({
+    parts: dict[str, ViewPart] = {
         name: ViewPart(
             embeddings.rows(name),
             _present(embeddings, name),
             weights[name] if len(names) > 1 else 1.0,
         )
         for name in names
-    })  # fmt: skip
+    }
+    if not any(part.present.any() for part in parts.values()):
+        raise BadInput(f"{embeddings.path}: no item has a vector of {' or '.join(names) or 'any'} "
+                       "view; there is nothing to index")  # fmt: skip
+    return Views(parts)
 
 
 def views_of_array(vectors: np.ndarray) -> Views:
@@ -137,7 +145,7 @@ def views_of_array(vectors: np.ndarray) -> Views:
 def _present(embeddings: EmbeddingSet, name: View) -> np.ndarray:
     """Which rows (N,) have a part, from two columns: names and titles would fill the memory."""
     here = np.zeros(len(embeddings.rows(name)), bool)
-    with pq.ParquetFile(embeddings.path / "items.parquet") as file:
+    with told_corrupt(embeddings.path / "items.parquet") as path, pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["row", f"has_{name}"]):
             row, has = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
             here[row[row >= 0]] = has[row >= 0]
@@ -145,7 +153,7 @@ def _present(embeddings: EmbeddingSet, name: View) -> np.ndarray:
 
 
 def _block(part: ViewPart, rows: range) -> np.ndarray:
-    return read_rows(part.rows, rows).astype(np.float32)
+    return finite(part.rows, rows, read_rows(part.rows, rows).astype(np.float32))
 
 
 def _dots(name: str, take: Take, i: np.ndarray, j: np.ndarray) -> np.ndarray:

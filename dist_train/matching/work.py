@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from shards.stage_files import MANIFEST
 GRID = 1_000
 """Steps of the floor in a unit of score."""
 EDGES = np.arange(-GRID, GRID + 1).astype(np.float32) / np.float32(GRID)
+SELDOM = 50
+"""The records of others are looked for once in so many times as long as that takes."""
 TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 
 
@@ -36,6 +39,8 @@ class Work:
         self.pairs, self.tiles = out / "pairs", out / ".work" / "tiles"
         self.nearest = out / ".work" / "nearest"
         self._records: dict[int, dict[str, Any]] = {}
+        self._counts = np.zeros(len(EDGES), np.int64)
+        self._look_again = 0.0
 
     def locked(self) -> AbstractContextManager[None]:
         """Nobody else sets up or clears while this is held."""
@@ -70,10 +75,16 @@ class Work:
         write_json(self.tiles / f"{tile:05d}.json", record)
 
     def records(self) -> dict[int, dict[str, Any]]:
-        """What the committed tiles say of themselves, by number."""
+        """What the committed tiles say of themselves, by number; their histograms are added up."""
+        begin = time.monotonic()
         for path in self.tiles.glob("?????*.json"):
             if int(path.stem) not in self._records:
-                self._records[int(path.stem)] = read_json(path)
+                record = read_json(path)
+                bins = np.asarray(record.pop("histogram"), np.int64).reshape(-1, 2)
+                np.add.at(self._counts, bins[:, 0], bins[:, 1])
+                self._records[int(path.stem)] = record
+        now = time.monotonic()
+        self._look_again = now + SELDOM * (now - begin)
         return self._records
 
     @contextmanager
@@ -91,13 +102,12 @@ class Work:
         """The lowest score kept: at least `lowest`, raised while more than `budget` pairs are.
 
         A function of the committed pairs alone that only rises as they grow, so what is left out
-        on the way is below the floor that all tiles together give: the order does not matter.
+        on the way is below the floor that all tiles together give: the order does not matter, and
+        a floor of a moment ago keeps more, never less.
         """
-        counts = np.zeros(len(EDGES), np.int64)
-        for record in self.records().values():
-            bins = np.asarray(record["histogram"], np.int64).reshape(-1, 2)
-            np.add.at(counts, bins[:, 0], bins[:, 1])
-        above = np.cumsum(counts[::-1])[::-1]
+        if time.monotonic() >= self._look_again:
+            self.records()
+        above = np.cumsum(self._counts[::-1])[::-1]
         fits = np.flatnonzero(above <= budget)
         step = fits[0] if len(fits) else len(EDGES) - 1
         raised = float(EDGES[step]) if above[0] > budget else lowest

@@ -53,7 +53,7 @@ def _machine(out: Path, ranks: int) -> list[Finding]:
         machine.writable("shard cache", cache_here().folder, "DIST_TRAIN_CACHE"),
         machine.writable("extensions", build, "TORCH_EXTENSIONS_DIR"),
         machine.extension_locks(build, time.time()),
-        machine.port(int(os.environ.get("MASTER_PORT", PORT))),
+        machine.port(os.environ.get("MASTER_PORT", str(PORT))),
     ]
 
 

@@ -107,8 +107,12 @@ def extension_locks(folder: Path, now: float) -> Finding:
     return Finding("extension lock", f"none is stale in {folder}{busy}")
 
 
-def port(number: int) -> Finding:
-    """Whether rank 0 can listen on the port `number`."""
+def port(named: str) -> Finding:
+    """Whether rank 0 can listen on the port that is `named`."""
+    if not named.isdecimal() or not 0 < int(named) < 65_536:
+        return fault("port", f"MASTER_PORT is {named!r}, not a port from 1 to 65535",
+                     "unset MASTER_PORT, or set it to a free port")  # fmt: skip
+    number = int(named)
     with socket.socket() as probe:
         # As the launcher does: what only lingers from a job before this one is no hindrance.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -27,8 +27,11 @@ def planted(N: int, D: int, dtype: str = "float16", seed: int = 0) -> dict[str, 
     return out
 
 
-def write_set(out: Path, vectors: dict[str, np.ndarray], part_rows: int = 700) -> None:
-    """The set on disk, its last tenth val with labels."""
+def write_set(
+    out: Path, vectors: dict[str, np.ndarray], part_rows: int = 700,
+    products: np.ndarray | None = None,
+) -> None:  # fmt: skip
+    """The set on disk, without labels, or all of it val with these `products` (N,)."""
     N = len(next(iter(vectors.values())))
     stage_files.begin(out, EMBEDDING, {"by": "hand"}, {})
     files, has = [out / "items.parquet"], {}
@@ -37,9 +40,11 @@ def write_set(out: Path, vectors: dict[str, np.ndarray], part_rows: int = 700) -
         for number, start in enumerate(range(0, N, part_rows) if name in vectors else ()):
             files.append(part_path(out, name, number))
             np.save(files[-1], vectors[name][start : start + part_rows])
+    labels = "" if products is None else [f"g{product}" for product in products]
     table = {
-        "row": np.arange(N), "posting_id": [f"p{n}" for n in range(N)], "label_group": "",
-        "split": "unlabelled", "title": "", "has_image": has["image"], "has_text": has["text"],
+        "row": np.arange(N), "posting_id": [f"p{n}" for n in range(N)], "label_group": labels,
+        "split": "unlabelled" if products is None else "val", "title": "",
+        "has_image": has["image"], "has_text": has["text"],
         "status": "embedded", "sha256": "", "phash": "", "photo_group": -1,
     }  # fmt: skip
     write_parquet(files[0], pd.DataFrame(table))

@@ -300,3 +300,22 @@ def test_nested_options_of_a_training_are_filled(refused: Refused, here: Path) -
     content = "shards: s\nout: r\nencoder: {poling: cls}\n"
     line = refused(here, "train", "image", "--config", yaml(here, content))
     assert "Did you mean --encoder.pooling?" in line
+
+
+def test_times_and_accounts_are_as_they_are_written(
+    here: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """YAML 1.1 reads 12:00:00 to the base of 60, and 0123 to that of 8."""
+    monkeypatch.setenv("PATH", str(here))  # no sbatch
+    (here / "c.yaml").write_text(
+        "catalogue: c.csv\nout: runs\nmatch: {threshold: 5e-1}\n"
+        "slurm: {time: 12:00:00, account: 0123, nodes: 2, pack: {time: 1:30}}\n"
+    )
+    code, _, err = said(here, "submit", "c.yaml", "--dry-run")
+    assert code == 0, err
+    dry = here / "runs" / "slurm" / "dry-run"
+    image, pack = ((dry / f"{name}.sbatch").read_text() for name in ("02-image", "01-pack"))
+    assert "--time=12:00:00" in image
+    assert "--account=0123" in image
+    assert "--nodes=2" in image
+    assert "--time=1:30" in pack

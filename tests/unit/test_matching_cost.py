@@ -6,7 +6,7 @@ import pytest
 from dist_train.config import IndexConfig, MatchConfig
 from dist_train.matching import trial
 from dist_train.matching.blocks import CHUNK, Block, tiles_of
-from dist_train.matching.cost import LISTS, join_cost, plan
+from dist_train.matching.cost import LISTS, READINGS, join_cost, plan
 from dist_train.matching.engines import GemmEngine
 from dist_train.matching.join import Wanted, do_tile
 from dist_train.matching.kernels import kernels_for
@@ -19,7 +19,7 @@ from dist_train.runtime import Runtime
 from shards.errors import BadInput
 
 ONE, ZERO = np.ones(2), np.zeros(2)
-FIELDS = ("pair", "visit", "fresh", "tile", "row", "item", "start", "kept")
+FIELDS = ("pair", "visit", "fresh", "tile", "row", "item", "start", "kept", "file")
 
 
 def rates(**some: np.ndarray) -> trial.Rates:
@@ -48,6 +48,7 @@ def test_each_rate_counts_what_it_is_of():
     assert seconds(rates(item=ONE)) == items
     assert seconds(rates(start=ONE)) == 1
     assert seconds(rates(kept=ONE)) == pytest.approx(LISTS * 1000)
+    assert seconds(rates(file=ONE)) == READINGS * 10
 
 
 def test_ranks_share_the_tiles_and_not_the_end():
@@ -62,12 +63,12 @@ def test_ranks_share_the_tiles_and_not_the_end():
 
 @pytest.mark.parametrize("k", [0, 5])
 def test_a_tile_of_another_size_takes_what_the_trial_says(tmp_path, k):
-    """Six thousand rows by two thousand, where four and a quarter thousand were tried."""
+    """Six thousand rows by two thousand, where four thousand were asked by one and two chunks."""
     views = trial.random_views(10**5, {"image": 96}, "float16", {"image": 1.0})
     plain = Sketch(kernels_for(Runtime("cpu").device, bf16=False)[0])
     wanted, near = Wanted(0.35, k), 0.4
     (tmp_path / "trial").mkdir()
-    found = trial.measured(views, {("image",): plain}, wanted, [near], 50, tmp_path / "trial")
+    found = trial.measured(views, {("image",): plain}, wanted, [near], 4096, 50, tmp_path / "trial")
     blocks = [Block(0, ("image",), range(6144)), Block(1, ("image",), range(6144, 8192))]
     engine = GemmEngine(views, blocks, {("image",): plain})
     known = KnownFloors(tmp_path / "floors", len(views)) if k else None

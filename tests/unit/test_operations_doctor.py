@@ -168,8 +168,13 @@ def test_a_port_that_is_taken() -> None:
         taken.bind(("", 0))
         taken.listen()
         number = taken.getsockname()[1]
-        is_fault(machine.port(number), f"{number} is taken", "--main_process_port")
-    assert machine.port(number).level == "fine"
+        is_fault(machine.port(str(number)), f"{number} is taken", "--main_process_port")
+    assert machine.port(str(number)).level == "fine"
+
+
+@pytest.mark.parametrize("named", ["abc", "", "0", "65536", "-1"])
+def test_a_port_that_is_none(named: str) -> None:
+    is_fault(machine.port(named), "not a port from 1 to 65535", "unset MASTER_PORT")
 
 
 # Clock
