@@ -105,7 +105,7 @@ def pack(
     print(
         f"{counts['packed']} postings packed, {counts['rejected']} rejected, "
         f"{counts['with_reason']} with a remark (column reason of {out / 'items.parquet'}); "
-        f"{counts['classes']} products to train on"
+        f"{counts['products']['train']} products to train on"
     )
     _print_twins(out, counts)
 
@@ -149,7 +149,7 @@ def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: 
     print(
         f"{counts['packed']} items in {counts['indexed_tars']} tars indexed, "
         f"{counts['rejected']} rejected, {counts['with_reason']} with a remark (column reason of "
-        f"{folder / 'items.parquet'}); {counts['classes']} products to train on"
+        f"{folder / 'items.parquet'}); {counts['products']['train']} products to train on"
     )
     _print_twins(folder, counts)
 

@@ -33,7 +33,8 @@ from shards.items import (
     tell_twins,
     write_rows,
 )
-from shards.layout import ITEMS, KIND, LABEL_NOISE, WORK
+from shards.layout import ITEMS, KIND, LABEL_NOISE, WORK, is_tar
+from shards.room import full_disk_told
 from shards.scratch import scratch
 from shards.split import SPLITS, split_of
 from shards.verify import verify
@@ -99,7 +100,8 @@ def index_tars(
     `columns` names the json keys of posting_id, title and label_group where they are others,
     `leave` the suffixes (or base names) of members to leave unread. Tars in folders train, val and
     test are of that split, all others are split by label group. Raises BadInput for a folder that
-    holds a packed set or has changed since it was indexed, Corrupt for a tar that is not whole.
+    holds a packed set or has changed since it was indexed, Corrupt for a tar that is not whole,
+    Failed when the disk has no room for the index.
     """
     config = {"columns": dict(columns or {}), "leave": sorted(leave)}
     _check_columns(config["columns"])
@@ -108,7 +110,7 @@ def index_tars(
         return counts
     tars = _tars(path)
     try:
-        with sigterm_interrupts():
+        with sigterm_interrupts(), full_disk_told(path):
             remove_abandoned(path)
             # Beside the tars: a temporary folder of the system may be memory.
             with scratch(path / WORK / "items") as database:
@@ -160,7 +162,11 @@ def _tars(path: Path) -> list[Path]:
     packed = [file for file in files if file.name.lower().endswith(PACKED_TARS)]
     if packed:
         raise Corrupt(f"{packed[0]}: a compressed tar; decompress it first, photos gain nothing")
-    tars = [file for file in files if file.suffix == ".tar"]
+    linked = [file for file in path.rglob("*") if file.is_symlink() and file.is_dir()]
+    if linked:
+        raise BadInput(f"{min(linked)}: a linked folder, which is not followed; put the folder "
+                       "itself there, or take the link away")  # fmt: skip
+    tars = [file for file in files if is_tar(file.name)]
     if not tars:
         raise BadInput(f"{path}: no .tar in it or below it")
     inside = [tar for tar in tars if _folder_split(path, tar)]
@@ -170,7 +176,11 @@ def _tars(path: Path) -> list[Path]:
             f"{other}: in none of the folders {', '.join(SPLITS)}, but {inside[0]} is; "
             "put all tars into such folders, or none"
         )
-    for index in (tar.with_suffix(".idx") for tar in tars):
+    taken: dict[Path, Path] = {}
+    for tar in tars:
+        index = tar.with_suffix(".idx")
+        if taken.setdefault(index, tar) != tar:
+            raise BadInput(f"{tar}: its index would be that of {taken[index]}; rename one of them")
         if index.exists() and not _is_ours(index):
             raise BadInput(f"{index}: an index of another program is in the way; move it away")
     return tars
@@ -197,7 +207,7 @@ def _scan(
     jobs = [(tar, config["columns"], config["leave"]) for tar in tars]
     bar = tqdm(total=len(tars), desc="index", unit="tar", disable=None)
     items = []
-    with bar, closing(each(scan_tar, jobs, workers)) as scanned:
+    with bar, closing(each(scan_tar, jobs, workers, "indexing")) as scanned:
         for number, (tar, (facts, records)) in enumerate(zip(tars, scanned, strict=True)):
             name = str(tar.relative_to(path))
             facts = facts.assign(tar=name, shard=number, folder=_folder_split(path, tar),

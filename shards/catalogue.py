@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.carried import Carried, of_type
+from shards.cells import check_cells
 from shards.errors import BadInput
 
 COLUMNS = ("posting_id", "image", "title", "label_group")
@@ -87,6 +88,8 @@ class Catalogue:
             if rows:
                 yield table
         self._check(list(carried.types))
+        if self.path.suffix.lower() in SEPARATORS:
+            check_cells(self.path, SEPARATORS[self.path.suffix.lower()])
         if not rows:
             raise BadInput(f"{self.path}: holds no rows")
         if empty:
@@ -124,7 +127,9 @@ class Catalogue:
             there = theirs in chunk and not moved
             return _text(chunk[theirs], self.path) if there else [""] * len(chunk)
 
-        return pd.DataFrame({ours: text(ours) for ours in COLUMNS}, chunk.index, dtype=object)
+        table = pd.DataFrame({ours: text(ours) for ours in COLUMNS}, chunk.index, dtype=object)
+        table.loc[table.label_group.str.strip() == "", "label_group"] = ""  # blanks name no product
+        return table
 
     def _check(self, found: list[str]) -> None:
         for ours, theirs in self.columns.items():
@@ -164,13 +169,20 @@ def _read_csv(path: Path, separator: str) -> Iterator[pd.DataFrame]:
 def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
     # Without a buffer a whole row group would lie in memory, which may be the whole file.
     with pq.ParquetFile(path, buffer_size=2**18, pre_buffer=False) as file:
+        names = file.schema_arrow.names
+        double = [name for name in names if names.count(name) > 1]
+        if double:
+            raise ValueError(f"two columns are named {double[0]}; rename or drop one of them")
         batches: Iterable[Any] = file.iter_batches(CHUNK)
         if not file.metadata.num_rows:
             batches = file.schema_arrow.empty_table().to_batches() or [
                 pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
             ]
         for batch in batches:
-            yield pa.Table.from_batches([batch]).to_pandas(types_mapper=NULLABLE.get)
+            # What pandas notes of an index would take that column away.
+            yield pa.Table.from_batches([batch]).to_pandas(
+                types_mapper=NULLABLE.get, ignore_metadata=True
+            )
 
 
 def _read_json_lines(path: Path) -> Iterator[pd.DataFrame]:
@@ -206,9 +218,10 @@ NULLABLE = {
     pa.float32(): pd.Float32Dtype(), pa.float64(): pd.Float64Dtype(),
     pa.string(): pd.StringDtype(), pa.large_string(): pd.StringDtype(),
 }  # fmt: skip
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 READERS = {
-    ".csv": lambda path: _read_csv(path, ","),
-    ".tsv": lambda path: _read_csv(path, "\t"),
+    ".csv": lambda path: _read_csv(path, SEPARATORS[".csv"]),
+    ".tsv": lambda path: _read_csv(path, SEPARATORS[".tsv"]),
     ".parquet": _read_parquet,
     ".jsonl": _read_json_lines,
 }

@@ -1,11 +1,10 @@
 """Stored bytes to an RGB picture of the size that is wanted, by one of three recipes."""
 
-import warnings
 from typing import Literal
 
 from PIL import Image
 
-from shards.srgb import MAX_PIXELS, exact_pixels, open_photo, refused, rgb_pixels
+from shards.srgb import MAX_PIXELS, bound_by, exact_pixels, open_photo, refused, rgb_pixels
 
 Recipe = Literal["exact", "balanced", "fast"]
 """How photos are decoded; measured figures in docs/photos.md.
@@ -26,9 +25,7 @@ def decode_photo(
     `max_pixels`, of which nothing but the header is read.
     """
     try:
-        # Pillow warns of broken EXIF, of palettes, of sizes: none of it stops a photo.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with bound_by(max_pixels):
             image = open_photo(data, max_pixels)
             if recipe == "exact":
                 return Image.fromarray(exact_pixels(image, short_side))

@@ -8,7 +8,6 @@ label, json may hold posting_id, title (or caption) and label_group. No other me
 import io
 import json
 import re
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from shards.index import ABSENT, MEMBERS, RECORD
 from shards.members import Member, members
 from shards.options import PackOptions
 from shards.photo import MAX_BYTES, prepare_photo
-from shards.srgb import PhotoRefused, open_photo, orientation
+from shards.srgb import PhotoRefused, bound_by, open_photo, orientation
 
 PHOTOS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 ROLES = dict.fromkeys(PHOTOS, "jpg") | {"json": "json", "txt": "txt", "cls": "cls"}
@@ -138,7 +137,9 @@ class _Reader:
             record["jpg_size"] = ABSENT
         title = self._title(about, data["txt"], reasons)
         packed = photo["has_image"] or bool(title)
-        label = self._told(about, "label_group") or _decoded(data["cls"], "cls", reasons).strip()
+        label = self._told(about, "label_group")
+        if not label.strip():  # blanks name no product
+            label = _decoded(data["cls"], "cls", reasons).strip()
         image = self.sample.members.get("jpg")
         return {
             "posting_id": self._posting_id(about),
@@ -234,8 +235,7 @@ def _decoded(data: bytes | None, role: str, reasons: list[str]) -> str:
 
 
 def _size(data: bytes) -> tuple[int, int]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with bound_by(PROBE.max_pixels):
         image = open_photo(data, PROBE.max_pixels)
         width, height = image.size
         return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)

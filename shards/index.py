@@ -5,6 +5,7 @@ record an item, crc32 (u32) of everything before it. Beside a tar that others ma
 holds `splits` (items of each, as the records lie), `posting_ids` and `titles`.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from isal.isal_zlib import crc32
 
 from shards.errors import Corrupt
 from shards.files import write_atomic
+from shards.layout import index_of
 from shards.split import SPLITS
 
 MAGIC = b"DTSHARD1"
@@ -37,6 +39,10 @@ class ShardIndex:
 
     header: dict[str, Any]
     records: np.ndarray
+
+    def fits(self, facts: dict[str, Any]) -> bool:
+        """Whether it is the index of the tar that a manifest tells `facts` of."""
+        return self.header.get("tar_sha256") == facts.get("sha256")
 
     def part(self, split: str) -> "ShardIndex":
         """That of one split; in a tar that was packed all items are of one."""
@@ -79,6 +85,22 @@ def parse_index(data: bytes, path: str) -> ShardIndex:
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise Corrupt(f"{path}: not a shard index of this version ({error})") from None
     return ShardIndex(header, records)
+
+
+def misfit(where: str, tar: str, index: bytes, files: dict[str, Any]) -> str:
+    """What is wrong when `tar`, whole by the manifest's `files`, is not the one of its `index`.
+
+    Nothing is said beside an index that is not whole: that is another fault.
+    """
+    listed = files.get(index_of(tar), {}).get("sha256")
+    if hashlib.sha256(index).hexdigest() != listed:
+        return ""
+    try:
+        if parse_index(index, where).fits(files[tar]):
+            return ""
+    except Corrupt as fault:
+        return str(fault)
+    return f"{where}: had changed before the set was sealed (its index tells another); pack again"
 
 
 def _check(header: Any, records: np.ndarray, path: str) -> None:

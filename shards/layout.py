@@ -13,6 +13,16 @@ def shard_path(out: Path, split: str, shard: int) -> Path:
     return out / split / f"{shard:06d}.tar"
 
 
+def is_tar(name: str) -> bool:
+    """Whether a file is a tar by its name; tars that others made may be called A.TAR."""
+    return name.lower().endswith(".tar")
+
+
+def index_of(tar: str) -> str:
+    """The name of the index beside a tar."""
+    return str(Path(tar).with_suffix(".idx"))
+
+
 def facts_path(out: Path, split: str, shard: int) -> Path:
     """What became of each posting of a shard, until the set is sealed."""
     return out / WORK / f"{split}-{shard:06d}.parquet"

@@ -11,6 +11,8 @@ from urllib.parse import unquote, urlsplit
 from shards import stage_files
 from shards.cache import Content, cache_here
 from shards.errors import Corrupt, Unreachable
+from shards.index import misfit
+from shards.layout import index_of, is_tar
 from shards.remote import Remote, is_url
 
 Location = str | Path
@@ -75,6 +77,7 @@ class Mirror:
                           "copy the whole set there again")  # fmt: skip
         for name, facts in files.items():
             _check_facts(self.where(stage_files.MANIFEST), name, facts)
+        stage_files.check_manifest(self.manifest, self.where(stage_files.MANIFEST))
 
     def __str__(self) -> str:
         return self.remote.where()
@@ -92,7 +95,7 @@ class Mirror:
 
         Its sha256 is compared here, but of a tar, whose members have a crc that every read checks.
         """
-        if not name.endswith(".tar"):
+        if not is_tar(name):
             self.cache.discard_if_damaged(self._content(name))
         return self.cache.open(self._content(name))
 
@@ -102,8 +105,28 @@ class Mirror:
         return True
 
     def faults(self) -> list[str]:
-        """Every file at the URL that is not what the manifest says; nothing is kept here."""
-        return [fault for name in self.manifest["files"] if (fault := self._fault(name))]
+        """Every file at the URL that is not what the manifest says; nothing is kept here.
+
+        What lies there beside those is not looked for: HTTP knows no listing.
+        """
+        found = [self._fault_of_stage(), self._fault_of_status()]
+        return [fault for fault in [*found, *map(self._fault, self.manifest["files"])] if fault]
+
+    def _fault_of_stage(self) -> str:
+        data = self.remote.read(stage_files.STAGE) or b""
+        if hashlib.sha256(data).hexdigest() == self.manifest["stage_sha256"]:
+            return ""
+        where = self.where(stage_files.STAGE)
+        return f"{where}: content differs from what was written; restore it"
+
+    def _fault_of_status(self) -> str:
+        try:
+            told = (self._read_json(stage_files.STATUS) or {"status": ""})["status"]
+        except Corrupt as fault:
+            return str(fault)
+        if told == "done":
+            return ""
+        return f"{self.where(stage_files.STATUS)}: says {told!r} of what is finished"
 
     def _fault(self, name: str) -> str:
         content, found = self._content(name), hashlib.sha256()
@@ -116,7 +139,10 @@ class Mirror:
             return str(fault)
         if found.hexdigest() != content.sha256:
             return f"{content.where}: content differs from what was packed"
-        return ""
+        if not is_tar(name):
+            return ""
+        index = self.remote.read(index_of(name)) or b""
+        return misfit(content.where, name, index, self.manifest["files"])
 
     def _content(self, name: str) -> Content:
         facts = self.manifest["files"].get(name)

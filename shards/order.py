@@ -48,8 +48,9 @@ class WindowOrder(Order):
     inside one window's regions of C items. Where the first chunk begins differs by epoch.
     """
 
-    chunk: int = 64
-    chunks: int = 512
+    # Larger chunks crowd a batch: of 2,000 shards 64 x 512 reads 0.80 of as many as chance would.
+    chunk: int = 16
+    chunks: int = 2048
 
     @property
     def mode(self) -> dict[str, Any]:

@@ -143,15 +143,12 @@ def _make_ready(job: Job) -> bool:
             if job.begin():
                 return False
             remove_abandoned(job.out / WORK)
-            try:
+            with _nothing_made(job):
                 make_plan(path, job.catalogue, job.options, job.stamp)
                 with closing(Plan(path, job.stamp)) as plan:
                     _ask_for_photos(job.catalogue, plan.has_photos(), job.images)
-            except BadInput:
-                shutil.rmtree(job.out / WORK)  # nothing was made: the folder is free again
-                raise
         if not surveyed.exists():
-            with closing(Plan(path, job.stamp)) as plan:
+            with _nothing_made(job), closing(Plan(path, job.stamp)) as plan:
                 found = survey(plan, job.catalogue.path, job.images, job.options)
             write_json(surveyed, found)
         expected = read_json(surveyed)
@@ -160,13 +157,23 @@ def _make_ready(job: Job) -> bool:
     return True
 
 
+@contextmanager
+def _nothing_made(job: Job) -> Iterator[None]:
+    """Bad input within it leaves the folder free: no shard was begun."""
+    try:
+        yield
+    except BadInput:
+        shutil.rmtree(job.out / WORK)
+        raise
+
+
 def _build_shards(plan: Plan, job: Job, task: Task) -> int:
     shards = plan.shards()[task.number :: task.of]
     jobs = ((s, plan.path, job.stamp, job.images, job.out, job.options) for s in shards)
     postings = sum(shard.items for shard in shards)
     bar = tqdm(total=postings, desc="pack", unit="posting", disable=None)
     try:
-        with bar, closing(each(build_shard, jobs, job.options.workers)) as built:
+        with bar, closing(each(build_shard, jobs, job.options.workers, "packing")) as built:
             for done in built:
                 bar.update(done)
     except (OSError, sqlite3.Error):

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import stat
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +14,19 @@ from PIL import Image
 from shards.coded import Coded, coded_picture
 from shards.options import PackOptions
 from shards.pixels import decode_jpeg, encode_jpeg
-from shards.srgb import PhotoRefused, is_srgb, open_photo, orientation, refused, rgb_pixels
+from shards.srgb import (
+    MAX_PIXELS,
+    PhotoRefused,
+    bound_by,
+    is_srgb,
+    open_photo,
+    orientation,
+    refused,
+    rgb_pixels,
+)
 
 MAX_BYTES = 256 * 2**20
+NOT_FOUND = "file not found"
 HASHED = 32
 # Less is faster, but finds fewer copies with a logo in a corner: 0.838 at 64, 0.850 at 384.
 LOOKED_AT = 384
@@ -52,6 +61,14 @@ def load_photo(root: Path, name: str, options: PackOptions) -> Photo:
         raise PhotoRefused(f"cannot be read: {error.strerror}") from None
 
 
+def is_there(root: Path, name: str) -> bool:
+    """Whether `load_photo` would find a file, whatever it holds."""
+    try:
+        return bool(_plain(root, name) or _inside(root, name))
+    except PhotoRefused:
+        return False
+
+
 def prepare_photo(data: bytes, options: PackOptions) -> Photo:
     """Decode, turn, convert to sRGB, reduce to the short side `options.size` and encode.
 
@@ -60,9 +77,7 @@ def prepare_photo(data: bytes, options: PackOptions) -> Photo:
     if not data:
         raise PhotoRefused("file of zero bytes")
     try:
-        # Pillow warns of broken EXIF, of palettes, of sizes: none of it stops a photo.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with bound_by(options.max_pixels):
             return _prepare(data, options)
     except Exception as error:
         raise refused(error) from None
@@ -75,8 +90,9 @@ def _prepare(data: bytes, options: PackOptions) -> Photo:
         coded, pixels = own
         return Photo(coded.jpeg, coded.width, coded.height, sha256, *_looks(pixels))
     image = open_photo(data, options.max_pixels)
-    kept = options.keep and not _needs_change(image)
     width, height = image.size
+    # Readers refuse photos over their cap, however high the one is that packing was told.
+    kept = options.keep and width * height <= MAX_PIXELS and not _needs_change(image)
     short = min(options.size, width, height)
     pixels = rgb_pixels(data, image, short, _least(min(width, height), short))
     if not kept:
@@ -188,7 +204,7 @@ def _inside(root: Path, name: str) -> Path:
     if not inside:
         raise PhotoRefused("path leads out of the image folder")
     if not is_file:
-        raise PhotoRefused("file not found")
+        raise PhotoRefused(NOT_FOUND)
     return path
 
 

@@ -127,10 +127,10 @@ class Plan:
         """Rows of the catalogue."""
         return self._database.execute("SELECT IFNULL(SUM(items), 0) FROM split").fetchone()[0]
 
-    def has_photos(self) -> bool:
-        """Whether any posting names a photo."""
-        found = self._database.execute("SELECT 1 FROM place WHERE image <> '' LIMIT 1")
-        return found.fetchone() is not None
+    def has_photos(self, beside: int = 0) -> bool:
+        """Whether any posting names a photo, `beside` so many others."""
+        asked = "SELECT 1 FROM place WHERE image <> '' LIMIT 1 OFFSET ?"
+        return self._database.execute(asked, (beside,)).fetchone() is not None
 
     def shards(self) -> list[Shard]:
         """All shards, by split and number."""

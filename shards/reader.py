@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from isal.isal_zlib import crc32
 
-from shards.errors import BadInput, CacheFull, Corrupt, Unreadable
+from shards.errors import BadInput, CacheFull, Corrupt, Failed, Unreadable
 from shards.index import ABSENT, MEMBERS, RECORD, TOLD, ShardIndex, parse_index
-from shards.layout import KIND, shard_path
+from shards.layout import KIND, index_of, is_tar, shard_path
 from shards.location import Folder, Location, Mirror, open_files
 from shards.split import SPLITS
 
@@ -70,7 +70,7 @@ class ShardSet:
         unknown = set(splits) - set(SPLITS)
         if unknown:
             raise BadInput(f"{self.location}: no split {', '.join(unknown)}; there are {SPLITS}")
-        tars = sorted(name for name in self.manifest["files"] if name.endswith(".tar"))
+        tars = sorted(name for name in self.manifest["files"] if is_tar(name))
         parts = [(t, s) for s in splits for t in tars if self._mixed or t.startswith(f"{s}/")]
         return ItemReader(self.files, parts)
 
@@ -120,7 +120,7 @@ class ItemReader:
     def read(self, position: int, photo: bool = True) -> Item:
         """Read the item at `position` (0 to len - 1), without its photo where none is wanted.
 
-        Raises Unreadable naming file and slot.
+        Raises Unreadable naming file and slot, Failed when the disk does not give the bytes.
         """
         if not 0 <= position < len(self):
             raise IndexError(position)
@@ -132,8 +132,7 @@ class ItemReader:
         if told:
             posting_id, title = self._posting_ids[position], self._titles[position]
         else:
-            about: dict[str, Any] = FROM_JSON(found.get("json", b"{}").decode())
-            posting_id, title = about["posting_id"], about["title"]
+            posting_id, title = self._about(tar, record, found.get("json", b"{}"))
         return Item(posting_id, found.get("jpg"), title, record[1])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -143,6 +142,21 @@ class ItemReader:
         if "_open" in self.__dict__:
             self._close()
 
+    def _about(self, tar: int, record: tuple, data: bytes) -> tuple[str, str]:
+        """What json tells, posting_id and title; its form is checked, since no crc tells of it."""
+        try:
+            about = FROM_JSON(data.decode())
+            posting_id, title = about["posting_id"], about["title"]
+        except (ValueError, TypeError, LookupError, RecursionError):
+            posting_id = title = None
+        if not isinstance(posting_id, str) or not isinstance(title, str):
+            raise Unreadable(f"{self._where(tar, record)}, member json: tells no posting_id and no "
+                             "title as text; pack again or restore it")  # fmt: skip
+        return posting_id, title
+
+    def _where(self, tar: int, record: tuple) -> str:
+        return f"{self.files.where(self.tars[tar])}: slot {record[0]}"
+
     def _members(self, tar: int, record: tuple, names: list[str]) -> dict[str, bytes]:
         """The members `names` of the item of `record`, which has them."""
         found, broken = self._pieces(tar, record, names)
@@ -150,8 +164,8 @@ class ItemReader:
             self._close()
             found, broken = self._pieces(tar, record, names)
         if broken:
-            what = f"slot {record[0]}, member {broken}: bytes differ from its crc"
-            raise Unreadable(f"{self.files.where(self.tars[tar])}: {what}")
+            what = f"member {broken}: bytes differ from its crc"
+            raise Unreadable(f"{self._where(tar, record)}, {what}")
         return found
 
     def _pieces(
@@ -162,7 +176,11 @@ class ItemReader:
         for name in names:
             # One call for all of them would cost more: their bytes had to be copied apart.
             place = PLACES[name]
-            found[name] = piece = os.pread(file, record[place + 1], record[place])
+            try:
+                found[name] = piece = os.pread(file, record[place + 1], record[place])
+            except OSError as error:
+                raise Failed(f"{self._where(tar, record)}, member {name}: cannot be read "
+                             f"({error.strerror}); look at its disk") from None  # fmt: skip
             if crc32(piece) != record[place + 2]:
                 broken = name
         return found, broken
@@ -194,9 +212,11 @@ def _told(parts: list[ShardIndex], name: str) -> np.ndarray:
 
 
 def _checked_index(files: Folder | Mirror, tar: str) -> ShardIndex:
-    name = str(Path(tar).with_suffix(".idx"))
+    name = index_of(tar)
     with files.open(name) as file:
         index = parse_index(file.read(), files.where(name))
-    if files.size(tar) != index.header["tar_bytes"]:
+    # Else the tar and index of two shards, exchanged together, would pass for each other.
+    fits = index.fits(files.manifest["files"].get(tar, {}))
+    if not fits or files.size(tar) != index.header["tar_bytes"]:
         raise Corrupt(f"{files.where(tar)}: does not fit its index; restore it or pack again")
     return index

@@ -32,6 +32,7 @@ from shards.items import (
 )
 from shards.layout import ITEMS, LABEL_NOISE, facts_path, plan_path, shard_path
 from shards.plan import Plan, Shard
+from shards.room import HANDFUL, PHOTOS_REMEDY
 from shards.scratch import scratch
 from shards.split import SPLITS
 
@@ -46,8 +47,9 @@ DROP TABLE fact;
 def seal(plan: Plan, catalogue: Catalogue, out: Path, max_title: int) -> dict[str, Any]:
     """Check that packed + rejected = rows of the catalogue, and finish `out`; its counts.
 
-    Raises Corrupt naming a shard that disagrees with the plan, BadInput when the catalogue has
-    changed since the plan was made.
+    Raises Corrupt naming a shard that disagrees with the plan or has changed since it was written,
+    BadInput when the catalogue has changed since the plan was made, or not one photo of those that
+    it names was packed.
     """
     with scratch(plan_path(out).with_name("seal")) as database:
         database.execute(TABLE)
@@ -62,9 +64,17 @@ def seal(plan: Plan, catalogue: Catalogue, out: Path, max_title: int) -> dict[st
         _write_items(out / ITEMS, database, plan, catalogue, max_title)
     if not counts["packed"] + counts["rejected"] == counts["postings"] == len(plan):
         raise Corrupt(f"{out}: {len(plan)} postings in, {counts} out; remove it and pack again")
+    if plan.has_photos(beside=HANDFUL) and not counts["photos"]:
+        raise BadInput(f"{out}: not one of the photos that {catalogue.path} names could be packed; "
+                       f"{PHOTOS_REMEDY}. Then remove {out} and pack again")  # fmt: skip
     files = [path for split in SPLITS for path in (out / split).glob("[0-9]*")]
-    stage_files.finish(out, counts, [*files, out / ITEMS, out / LABEL_NOISE])
+    written = {tar: _sha256_as_written(tar) for tar in files if tar.suffix == ".tar"}
+    stage_files.finish(out, counts, [*files, out / ITEMS, out / LABEL_NOISE], written)
     return counts
+
+
+def _sha256_as_written(tar: Path) -> str:
+    return read_index(tar.with_suffix(".idx")).header["tar_sha256"]
 
 
 def _outcome(plan: Plan, shard: Shard, out: Path) -> Iterator[tuple]:

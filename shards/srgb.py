@@ -2,7 +2,9 @@
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -26,9 +28,34 @@ class PhotoRefused(ValueError):
     """The photo cannot be used; the message is the reason that items.parquet keeps."""
 
 
+@contextmanager
+def bound_by(max_pixels: int) -> Iterator[None]:
+    """Within it Pillow takes photos of so many pixels, and warns of nothing.
+
+    Its own cap is one for the whole process, which may have other photos: it is raised only where
+    it lies below, and put back. What raises it (packing) has no other thread that opens photos.
+    """
+    own = Image.MAX_IMAGE_PIXELS
+    raised = own is not None and max_pixels > 2 * own  # Pillow refuses what is over twice its cap
+    # It warns of broken EXIF, of palettes, of sizes: none of it stops a photo.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if raised:
+            Image.MAX_IMAGE_PIXELS = max_pixels
+        try:
+            yield
+        finally:
+            if raised:
+                Image.MAX_IMAGE_PIXELS = own
+
+
 def open_photo(data: bytes, max_pixels: int) -> Image.Image:
     """The photo of `data`, its header read and nothing decoded; PhotoRefused over the cap."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:  # over Pillow's own cap, which is not below ours
+        pixels = re.search(r"\d+ pixels", str(error))
+        raise PhotoRefused(f"{pixels[0] if pixels else 'pixels'}, over max_pixels") from None
     if image.width * image.height > max_pixels:
         raise PhotoRefused(f"{image.width} x {image.height} pixels, over max_pixels")
     return image
@@ -122,15 +149,17 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
+    profile, alpha = image.info.get("icc_profile"), None
     if image.mode.startswith("I"):
         # 16-bit greys: Pillow's own convert clips at 255.
-        grey = (np.asarray(image, np.float64) / 257).clip(0, 255).astype("uint8")
-        return Image.fromarray(grey).convert("RGB")
-    profile, alpha = image.info.get("icc_profile"), None
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype("uint8"))
+    is_grey = image.mode in ("1", "L", "LA")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-    if image.mode != "CMYK":
+    if is_grey and profile and _conversion(profile, "L"):
+        image = image.convert("L")  # a profile of greys knows no three colours
+    elif image.mode != "CMYK":
         image = image.convert("RGB")
     if profile:
         image = _through_profile(image, profile)

@@ -6,7 +6,7 @@ dist_train/stage.py adds the chain of parents.
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,22 @@ def status_of(out: Path) -> str:
     return _read_ours(out / STATUS)["status"] if (out / STATUS).exists() else ""
 
 
-def finish(out: Path, counts: dict[str, Any], files: list[Path]) -> str:
-    """Write the manifest over `files` (inside `out`) and mark the stage done; the fingerprint."""
+def finish(
+    out: Path, counts: dict[str, Any], files: list[Path], written: Mapping[Path, str] | None = None
+) -> str:
+    """Write the manifest over `files` (inside `out`) and mark the stage done; the fingerprint.
+
+    `written` holds the sha256 of files as they were written; raises Corrupt naming one that has
+    changed since: what the manifest says counts as the truth from then on.
+    """
     listed = {
         str(file.relative_to(out)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
         for file in sorted(files)
     }
+    for file, sha256 in (written or {}).items():
+        if listed[str(file.relative_to(out))]["sha256"] != sha256:
+            raise Corrupt(f"{file}: has changed since it was written; remove it and its .idx, "
+                          "and run the same command again")  # fmt: skip
     stage = read_json(out / STAGE)
     fingerprint = fingerprint_of(stage, listed)
     manifest = {"format": FORMAT, "kind": stage["kind"], "fingerprint": fingerprint}
@@ -121,14 +131,21 @@ def read_finished(
     return stage, manifest
 
 
+def check_manifest(manifest: dict[str, Any], where: str) -> None:
+    """Raise Corrupt when a manifest differs from its own sha256: nothing it lists counts then."""
+    told = {key: value for key, value in manifest.items() if key != "sha256"}
+    if manifest.get("sha256") != sha256_json(told):
+        raise Corrupt(f"{where}: differs from its own sha256; restore it")
+
+
 def faults_of(out: Path) -> list[str]:
     """What of stage.json and status.json is not as `finish` wrote it.
 
     Raises Corrupt when the manifest itself is not, since then nothing it lists counts.
     """
     manifest = _read_ours(out / MANIFEST)
-    told = {key: value for key, value in manifest.items() if key != "sha256"}
-    if manifest.get("sha256") != sha256_json(told) or not is_json_of(out / MANIFEST, manifest):
+    check_manifest(manifest, str(out / MANIFEST))
+    if not is_json_of(out / MANIFEST, manifest):
         raise Corrupt(f"{out / MANIFEST}: differs from its own sha256; restore it")
     faults = []
     if manifest["stage_sha256"] != sha256_file(out / STAGE):

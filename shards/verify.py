@@ -7,8 +7,8 @@ from typing import Any
 from shards import stage_files
 from shards.errors import Corrupt
 from shards.files import sha256_file
-from shards.index import MEMBERS, read_index
-from shards.layout import KIND
+from shards.index import MEMBERS, misfit, read_index
+from shards.layout import KIND, is_tar
 from shards.location import Location, Mirror, open_files
 from shards.members import members
 from shards.tar import check_member
@@ -25,7 +25,7 @@ def verify(location: Location, workers: int = 1) -> list[str]:
         return [str(fault)]
     path, listed = files.path, files.manifest["files"]
     jobs = [(path, name, listed) for name in listed]
-    with closing(each(_fault, jobs, workers)) as found:
+    with closing(each(_fault, jobs, workers, "verifying")) as found:
         faults += [fault for fault in found if fault]
     return faults + [f"{path / name}: not part of this shard set" for name in _extra(path, listed)]
 
@@ -40,7 +40,7 @@ def _fault(path: Path, name: str, listed: dict[str, Any]) -> str:
         return f"{file}: {size} bytes, packed with {facts['bytes']}"
     sha256 = sha256_file(file)
     if sha256 == facts["sha256"]:
-        return ""
+        return _misfit(file, name, listed) if is_tar(name) else ""
     for other in others:
         if listed[other]["sha256"] == sha256:
             return f"{file}: holds what belongs in {path / other}"
@@ -49,13 +49,18 @@ def _fault(path: Path, name: str, listed: dict[str, Any]) -> str:
     return f"{file}: content differs from what was packed{_where(file)}"
 
 
+def _misfit(file: Path, name: str, listed: dict[str, Any]) -> str:
+    index = file.with_suffix(".idx")
+    return misfit(str(file), name, index.read_bytes(), listed) if index.is_file() else ""
+
+
 def _extra(path: Path, listed: dict[str, Any]) -> list[str]:
-    found = [file for kind in ("tar", "idx") for file in path.rglob(f"*.{kind}")]
+    found = [file for file in path.rglob("*") if is_tar(file.name) or file.suffix == ".idx"]
     return sorted({str(file.relative_to(path)) for file in found} - set(listed))
 
 
 def _where(file: Path) -> str:
-    if file.suffix != ".tar":
+    if not is_tar(file.name):
         return ""
     try:
         index = read_index(file.with_suffix(".idx"))

@@ -6,19 +6,25 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+from shards.errors import Failed
+
 STOPS = (signal.SIGTERM, signal.SIGUSR1)
 """What asks for a stop: of a user or a launcher, and of Slurm before a time limit."""
 
 
-def each(function: Callable[..., Any], jobs: Iterable[tuple], workers: int) -> Generator[Any]:
+def each(
+    function: Callable[..., Any], jobs: Iterable[tuple], workers: int, work: str = "working"
+) -> Generator[Any]:
     """Yield `function(*job)` of every job in their order; in this process when `workers` is 1.
 
-    Few jobs are held at a time, so that their number costs no memory.
+    Few jobs are held at a time, so that their number costs no memory. Raises Failed, saying what
+    `work` it was, when a process was killed.
     """
     if workers == 1:
         yield from (function(*job) for job in jobs)
@@ -35,6 +41,11 @@ def each(function: Callable[..., Any], jobs: Iterable[tuple], workers: int) -> G
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
+        except BrokenProcessPool:
+            raise Failed(
+                f"{work}: one of {workers} processes was killed, perhaps for want of memory (dmesg "
+                "tells); the same command goes on, with fewer --workers in less memory"
+            ) from None
         except BaseException:
             held.close()  # what is half done is done again: a stop does not wait for it
             raise

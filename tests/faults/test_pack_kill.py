@@ -249,6 +249,28 @@ def test_workers_of_a_killed_pack_do_not_stay(few: Path, tmp_path: Path) -> None
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def test_a_worker_that_is_killed_ends_the_pack_with_the_remedy(
+    few: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "s"
+    with started(few, out, [["--workers", "2"]]) as (process,):
+        wait_for_phase(out, "build", 2, random.Random(0))
+        os.kill(_children(process.pid)[-1], signal.SIGKILL)
+        said = process.communicate(timeout=100)[0]
+    assert process.returncode == 1, said
+    assert "packing: one of 2 processes was killed" in said
+    assert "same command goes on" in said
+    assert "Traceback" not in said
+    assert json.loads((out / "status.json").read_text())["status"] == "failed"
+    assert finish(few, out) == undisturbed
+
+
+def _children(parent: int) -> list[int]:
+    """The spawned processes of a parent, without the tracker of its resources."""
+    found = map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 def _members(group: int) -> list[str]:
     """Command lines of the processes of a group that still run."""
     found = []

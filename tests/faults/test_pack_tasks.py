@@ -108,6 +108,25 @@ def test_a_shard_that_disagrees_with_the_plan_is_named_at_the_seal(
     assert finish(few, out) == undisturbed
 
 
+def test_a_bit_that_flips_before_the_seal_is_named_and_never_becomes_the_truth(
+    few: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    out, images = tmp_path / "s", few.parent / "images"
+    assert pack(few, images, out, OPTIONS, task=Task(0, 2)) is None
+    tar = sorted(out.glob("*/*.tar"))[0]
+    flipped = bytearray(tar.read_bytes())
+    flipped[len(flipped) // 3] ^= 4
+    tar.write_bytes(flipped)
+    told = rf"{tar}: has changed since it was written; remove it and its \.idx, and run the same"
+    for _ in range(2):
+        with pytest.raises(Corrupt, match=told):
+            pack(few, images, out, OPTIONS, task=Task(1, 2))
+        assert not (out / "manifest.json").exists()
+    tar.unlink()
+    tar.with_suffix(".idx").unlink()
+    assert finish(few, out) == undisturbed
+
+
 def test_a_catalogue_that_changes_under_the_pack_is_not_finished(few: Path, tmp_path: Path) -> None:
     lines = few.read_text().splitlines(keepends=True)
     catalogue, out = tmp_path / "few.csv", tmp_path / "s"

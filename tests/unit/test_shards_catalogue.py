@@ -121,11 +121,6 @@ def test_rows_longer_than_the_header_never_shift_the_columns(tmp_path: Path) -> 
     assert table.title.tolist() == ["a", "b"]
 
 
-def test_rows_shorter_than_the_header_have_empty_cells(tmp_path: Path) -> None:
-    path = text(tmp_path / "c.csv", "posting_id,title,label_group\n1,a\n2,b,g\n")
-    assert read_catalogue(path).label_group.tolist() == ["", "g"]
-
-
 # ── columns
 
 

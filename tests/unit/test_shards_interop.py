@@ -13,7 +13,10 @@ import webdataset as wds
 
 from shards.adopt import index_tars
 from shards.members import members
+from shards.options import PackOptions
+from shards.packer import pack
 from shards.reader import ShardSet
+from shards.split import split_of
 from shards.verify import verify
 from tests.unit.tars import photo
 
@@ -79,6 +82,45 @@ def test_hugging_face_datasets_reads_the_same_bytes(
         assert photo_ == members_.get("jpg")
         assert (row["txt"], row["cls"]) == (members_["txt"].decode(), int(members_["cls"]))
         assert row["json"] == json.loads(members_["json"])
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_hugging_face_datasets_reads_rows_with_other_members_when_told_them(
+    tmp_path: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    label = next(str(n) for n in range(99) if split_of(str(n)) == "train")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(photo(0))
+    kinds = ["a.jpg,a title", "a.jpg,", ",a title"]
+    rows = [f"{n},{kinds[n % 3]},{label}" for n in range(40)]
+    (tmp_path / "c.csv").write_text("\n".join(["posting_id,image,title,label_group", *rows]))
+    pack(tmp_path / "c.csv", tmp_path / "images", tmp_path / "s", PackOptions(shard_items=8))
+    tars = [str(tar) for tar in sorted((tmp_path / "s").glob(TRAIN))]
+    expected = expected_of(tmp_path / "s")
+
+    def rows_of(features: Any) -> list[dict[str, Any]]:
+        return list(datasets.load_dataset(
+            "webdataset", data_files={"train": tars}, split="train", streaming=streaming,
+            features=features, cache_dir=str(tmp_path / "cache"),
+        ))  # fmt: skip
+
+    features = datasets.Features({
+        "__key__": datasets.Value("string"), "__url__": datasets.Value("string"),
+        "jpg": datasets.Image(decode=False), "json": datasets.Json(),
+        "txt": datasets.Value("string"), "cls": datasets.Value("int64"),
+    })  # fmt: skip
+    with pytest.raises(ValueError, match="share the same prefix or the same types"):
+        rows_of(None)
+    found = rows_of(features)
+    assert [row["__key__"] for row in found] == list(expected)
+    for row in found:
+        members_ = expected[row["__key__"]]
+        assert (row["jpg"]["bytes"] if row["jpg"] else None) == members_.get("jpg")
+        assert (row["txt"] or "") == members_.get("txt", b"").decode()
+        assert (row["cls"], row["json"]) == (int(members_["cls"]), json.loads(members_["json"]))
 
 
 def tar(*arguments: object) -> str:

@@ -15,7 +15,7 @@ from shards.order_state import OrderState, check_equal
 SIZES = [1, 2, 3, 4, 5, 8, 13, 64, 127, 128, 129, 1000, 4096, 10007]
 FROZEN = [5, 1, 9, 3, 6, 0, 8, 7, 2, 4]
 FROZEN_WINDOW = [3, 4, 6, 5, 1, 2, 8, 0, 7, 9]
-WINDOWS = [(64, 512), (64, 4), (7, 3), (1, 1), (1, 500), (500, 1)]
+WINDOWS = [(16, 2048), (64, 512), (64, 4), (7, 3), (1, 1), (1, 500), (500, 1)]
 
 
 def epoch(items: int, seed: int, number: int) -> np.ndarray:
@@ -164,18 +164,31 @@ def distinct_expected(shards: int, items: int, batch: int) -> float:
 
 
 def distinct_shards(order: Order, shards: int, batch: int = 256) -> float:
-    """Mean number of shards that a batch of the first epoch reads from."""
-    taken = order.at(np.arange(order.items // batch * batch)) // (order.items // shards)
-    return float(np.mean([len(np.unique(part)) for part in taken.reshape(-1, batch)]))
+    """Mean number of shards that a batch of the first epoch reads from, over 300 at the most."""
+    begins = np.random.default_rng(0).permutation(order.items // batch)[:300] * batch
+    taken = order.at(begins[:, None] + np.arange(batch)) // (order.items // shards)
+    return float(np.mean([len(np.unique(part)) for part in taken]))
 
 
-@pytest.mark.parametrize("items", [100_000, 350_000, 1_000_000])
-def test_a_batch_reads_from_as_many_shards_as_chance_would(items: int) -> None:
-    uniform = distinct_expected(100, items, 256)
-    assert uniform == pytest.approx(92.4, abs=0.2)
-    assert distinct_shards(Order(items, 0), 100) == pytest.approx(uniform, rel=0.02)
-    assert distinct_shards(WindowOrder(items, 0), 100) >= 0.9 * uniform
-    assert distinct_shards(StoredOrder(items), 100) < 3
+@pytest.mark.parametrize("shards", [100, 200, 2_000, 10_000])
+@pytest.mark.parametrize("items", [500_000, 1_000_000, 10_000_000])
+def test_a_batch_reads_from_as_many_shards_as_chance_would(items: int, shards: int) -> None:
+    uniform = distinct_expected(shards, items, 256)
+    assert distinct_shards(Order(items, 0), shards) == pytest.approx(uniform, rel=0.02)
+    assert distinct_shards(WindowOrder(items, 0), shards) >= 0.93 * uniform
+    assert distinct_shards(StoredOrder(items), shards) <= 1 + 256 / (items // shards) + 0.5
+
+
+def test_chance_would_read_from_92_of_100_shards() -> None:
+    assert distinct_expected(100, 350_000, 256) == pytest.approx(92.4, abs=0.2)
+
+
+def test_a_window_of_the_default_size_spans_few_shards() -> None:
+    items, at_once = 10_000_000, 20_000
+    taken = WindowOrder(items, 0).at(np.arange(at_once))
+    near = 1 + int((np.diff(np.sort(taken)) > WindowOrder.chunk).sum())
+    assert near <= 1.5 * WindowOrder.chunks  # regions that are read, of 16 items each, and no more
+    assert WindowOrder.chunk * WindowOrder.chunks == 2**15
 
 
 # The state

@@ -1,6 +1,7 @@
 """Reading a shard set by position, and what is said of one that is damaged."""
 
 import copy
+import errno
 import io
 import json
 import multiprocessing
@@ -13,10 +14,12 @@ import pytest
 from PIL import Image
 
 from shards import stage_files
-from shards.errors import BadInput, Corrupt, Unfinished
+from shards.errors import BadInput, Corrupt, Failed, Unfinished, Unreadable
 from shards.index import MAGIC, read_index
+from shards.layout import KIND
 from shards.reader import Item, ItemReader, ShardSet
 from shards.split import SPLITS
+from shards.tar import write_shard
 
 
 @pytest.fixture
@@ -186,6 +189,52 @@ def test_the_index_of_another_tar_is_refused(copied: Path) -> None:
     shutil.copy(copied / "val" / "000000.idx", first_tar(copied).with_suffix(".idx"))
     with pytest.raises(Corrupt, match=r"000000\.tar: does not fit its index"):
         ShardSet(copied).reader()
+
+
+def test_a_tar_exchanged_for_another_with_its_index_is_refused(copied: Path) -> None:
+    one, other, aside = (copied / "train" / f"{name}.tar" for name in ("000000", "000001", "x"))
+    for kind in (".tar", ".idx"):
+        one.with_suffix(kind).rename(aside.with_suffix(kind))
+        other.with_suffix(kind).rename(one.with_suffix(kind))
+        aside.with_suffix(kind).rename(other.with_suffix(kind))
+    with pytest.raises(Corrupt, match=r"train/00000[01]\.tar: does not fit its index"):
+        ShardSet(copied).reader()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{", b"\xff", b"[" * 100_000, b"[]", b"1", b"{}", b'{"posting_id": "a"}',
+        b'{"posting_id": 1, "title": null}', b'{"posting_id": "a", "title": ["b"]}',
+    ],
+    ids=lambda data: data[:36],
+)  # fmt: skip
+def test_json_of_the_wrong_form_is_unreadable_and_names_tar_and_slot(
+    tmp_path: Path, data: bytes
+) -> None:
+    tar = tmp_path / "train" / "000000.tar"
+    good = b'{"posting_id": "a", "title": "b"}'
+    samples = [(0, 0, {"json": good}), (3, 0, {"json": data})]
+    stage_files.begin(tmp_path, KIND, {}, {})
+    write_shard(tar, samples, before_mark=lambda: None)
+    stage_files.finish(tmp_path, {}, [tar, tar.with_suffix(".idx")])
+    reader = ShardSet(tmp_path).reader()
+    assert reader[0] == Item("a", None, "b", 0)
+    with pytest.raises(Unreadable, match=r"train/000000\.tar: slot 3, member json: tells no"):
+        reader[1]
+
+
+def test_a_disk_that_does_not_give_the_bytes_is_named_with_tar_and_slot(
+    shard_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*where: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    reader = ShardSet(shard_set).reader(["train"])
+    monkeypatch.setattr(os, "pread", broken)
+    told = r"train/000000\.tar: slot 0, member \w+: cannot be read \(Input/output error\)"
+    with pytest.raises(Failed, match=told):
+        reader[0]
 
 
 def test_an_index_of_a_later_version_is_refused(copied: Path) -> None:

@@ -1,6 +1,7 @@
 """Shard sets at a URL: read as from disk, tried again, refused by name, never mixed up."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from shards.errors import BadInput, Corrupt, Unreachable
 from shards.files import sha256_file
 from shards.order import Order
 from shards.reader import Item, ItemReader, ShardSet
-from shards.stage_files import MANIFEST, STAGE, fingerprint_of
+from shards.stage_files import MANIFEST, STAGE, fingerprint_of, finish
 from shards.verify import verify
 from tests.serving import Serving, serve
 
@@ -251,6 +252,50 @@ def test_a_tar_cut_changed_or_gone_at_the_server(own: Serving) -> None:
         all_of(f"{own.url}/a")
     tar.write_bytes(whole)
     assert verify(f"{own.url}/a") == []
+
+
+def test_a_manifest_whose_counts_were_changed_is_refused(own: Serving) -> None:
+    path = own.folder / "a" / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["counts"]["classes"] += 1
+    path.write_text(json.dumps(manifest))
+    told = rf"{own.url}/a/manifest\.json: differs from its own sha256"
+    with pytest.raises(Corrupt, match=told):
+        ShardSet(f"{own.url}/a")
+    assert [re.match(told, fault) is not None for fault in verify(f"{own.url}/a")] == [True]
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "now", "told"),
+    [
+        (STAGE, '"started": "2', '"started": "3', "content differs from what was written; restore"),
+        ("status.json", '"done"', '"gone"', "says 'gone' of what is finished"),
+        ("status.json", "{", "[", "not JSON"),
+    ],
+)
+def test_verify_finds_at_a_url_what_it_finds_in_the_folder(
+    own: Serving, name: str, was: str, now: str, told: str
+) -> None:
+    path = own.folder / "a" / name
+    assert was in path.read_text()
+    path.write_text(path.read_text().replace(was, now, 1))
+    (fault,) = verify(f"{own.url}/a")
+    assert fault.startswith(f"{own.url}/a/{name}: {told}")
+    path.unlink()
+    if name != STAGE:
+        assert verify(f"{own.url}/a") == [f"{own.url}/a/{name}: says '' of what is finished"]
+
+
+def test_a_tar_changed_before_its_seal_is_reported_at_a_url_too(own: Serving) -> None:
+    folder = own.folder / "a"
+    tar = tars(folder)[0]
+    flipped = bytearray(tar.read_bytes())
+    flipped[600] ^= 4
+    tar.write_bytes(flipped)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    finish(folder, manifest["counts"], [folder / file for file in manifest["files"]])
+    (fault,) = verify(f"{own.url}/a")
+    assert fault.startswith(f"{own.url}/{tar.relative_to(own.folder)}: had changed before the set")
 
 
 def test_a_hostile_manifest_leads_nowhere(own: Serving, cache: Path, tmp_path: Path) -> None:

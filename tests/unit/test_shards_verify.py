@@ -1,5 +1,6 @@
 """Every damaged byte of a shard set is reported, and a whole set is not."""
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -120,6 +121,23 @@ def test_exchanged_shards_are_reported(copied: Path) -> None:
     other.rename(one)
     aside.rename(other)
     assert len(verify(copied)) == 2
+
+
+def test_a_tar_that_had_changed_before_the_seal_is_reported(copied: Path) -> None:
+    tar = copied / "train" / "000000.tar"
+    flipped = bytearray(tar.read_bytes())
+    flipped[600] ^= 4
+    tar.write_bytes(flipped)
+    seal_anew(copied)
+    told = "had changed before the set was sealed (its index tells another); pack again"
+    assert verify(copied) == [f"{tar}: {told}"]
+
+
+def seal_anew(shards: Path) -> None:
+    """As if all that lies there had just been packed."""
+    manifest = json.loads((shards / stage_files.MANIFEST).read_text())
+    files = [shards / name for name in manifest["files"]]
+    stage_files.finish(shards, manifest["counts"], files)
 
 
 def test_what_is_no_finished_shard_set_is_refused(copied: Path, tmp_path: Path) -> None:
