@@ -4,6 +4,9 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+WAITING = 250_000
+"""Pairs that wait for a few items to be settled."""
+
 
 def components(items: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """Group number (N,) of each item: the connected components of its matches (P,).
@@ -28,7 +31,7 @@ class Groups:
         """Items i and j (P,) belong together."""
         self._waiting.append((i, j))
         # Settling goes over all items, so it waits for about as many pairs.
-        if sum(len(one) for one, _ in self._waiting) > max(1_000_000, len(self._lowest) // 4):
+        if sum(len(one) for one, _ in self._waiting) > max(WAITING, len(self._lowest) // 4):
             self._settle()
 
     def numbers(self) -> np.ndarray:

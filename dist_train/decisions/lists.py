@@ -22,7 +22,7 @@ from dist_train.matching.work import read_table
 from shards.files import atomic_path
 
 PIECE = 500_000
-"""Matches in memory at one time."""
+"""Pairs, or matches in the lists, that are worked on at one time."""
 POSTINGS = 250_000
 """Postings in memory at one time, with their lists."""
 ENTRY = np.dtype([("asking", np.int64), ("other", np.int64), ("score", np.float32)])
@@ -48,9 +48,11 @@ def read_postings(path: Path) -> Postings:
 
 
 def pair_files(out: Path) -> Iterator[pd.DataFrame]:
-    """The pairs of a match directory, i, j, score, a file at a time."""
+    """The pairs of a match directory, i, j, score, at most PIECE of a file at a time."""
     for file in sorted((out / "pairs").glob("*.parquet")):
-        yield read_table(file, ["i", "j", "score"])
+        pairs = read_table(file, ["i", "j", "score"])
+        for start in range(0, max(len(pairs), 1), PIECE):
+            yield pairs.iloc[start : start + PIECE]
 
 
 def write_lists(out: Path, postings: Postings, threshold: float, room: Path) -> dict[str, int]:

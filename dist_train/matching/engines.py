@@ -78,8 +78,10 @@ class _Waiting:
 
     def all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All that waits; then nothing does."""
-        i, j, values = (np.concatenate(side) for side in zip(*self.found, strict=True))
-        self.found, self.count = [], 0
+        found, self.found, self.count = self.found, [], 0
+        if len(found) == 1:  # it may be as large as a product: no copy
+            return found[0]
+        i, j, values = (np.concatenate(side) for side in zip(*found, strict=True))
         return i, j, values
 
 
@@ -122,8 +124,7 @@ class GemmEngine:
                 if tile.asking == tile.asked and n < m:
                     continue
                 same = tile.asking == tile.asked and n == m
-                at, by, values = left_of_tile(sketch, a, b, same, floors, self.seen)
-                waiting.add(a.ids[at], b.ids[by], values)
+                waiting.add(*self._left(sketch, a, b, same, floors))
                 # Neighbours that are scored at once raise the floors of the next product.
                 if waiting.count >= (1 if floors.k else TOGETHER):
                     yield from self._looked_at(sketch, waiting)
@@ -131,6 +132,13 @@ class GemmEngine:
                 give_back()
         if waiting.count:
             yield from self._looked_at(sketch, waiting)
+
+    def _left(
+        self, sketch: Sketch, a: Side, b: Side, same: bool, floors: Floors
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row numbers (P,), (P,) that a product leaves, and their first values."""
+        at, by, values = left_of_tile(sketch, a, b, same, floors, self.seen)
+        return a.ids[at], b.ids[by], values
 
     def _looked_at(self, sketch: Sketch, waiting: _Waiting) -> Iterator[Found]:
         i, j, values = waiting.all()
