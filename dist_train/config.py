@@ -15,6 +15,7 @@ from shards.options import HOW_NOT_WHAT, PackOptions
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32"]
 View = Literal["image", "text"]
+RAND_AUGMENT = r"rand(-(m(max)?\d+|n[1-9]\d*|(p[01]|mstd\d+)(\.\d+)?|inc[01]|t(3aw?|weights)))*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +174,7 @@ class TrainingConfig:
         _within(self, 0, 1, "warmup", "max_unreadable", "layer_decay", "freeze", "ema")
         _within(self, 0, math.inf, "epochs", "workers", "validate_every", "weight_decay")
         _within(self, 0, math.inf, "patience", "compare_every")
+        _within(self, 0, 2**32 - 1, "seed")
         if self.ema == 1:
             raise BadInput("ema: 1 would keep the encoder as it begins; 0.99 to 0.9999 are usual")
         if self.batch_size % self.accumulation:
@@ -214,9 +216,10 @@ class ImageTraining(TrainingConfig):
         _positive(self, "min_crop")
         _within(self, 0, 1, "min_crop", "jitter", "erase")
         _within(self, 0, math.inf, "mixup", "cutmix")
-        if self.rand_augment and not self.rand_augment.startswith("rand"):
+        if self.rand_augment and not re.fullmatch(RAND_AUGMENT, self.rand_augment):
             raise BadInput(
-                f"rand_augment: {self.rand_augment}, begins with rand, as in rand-m7-mstd0.5-inc1"
+                f"rand_augment: {self.rand_augment}, must be rand and any of -m7 -n2 -p0.5 "
+                "-mstd0.5 -mmax10 -inc1 -t3a, as in rand-m7-mstd0.5-inc1"
             )
 
     @property
@@ -356,14 +359,10 @@ def result_options(options: Any) -> dict[str, Any]:
 
 def bytes_of(text: str) -> int:
     """Bytes of a size: 8GB, 500MB, 2.5 GB (1 GB is 1e9 bytes)."""
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([kMGT]?)B?\s*", text)
-    try:
-        number = float(found[1]) if found else 0.0
-    except ValueError:
-        number = 0.0
-    if found is None or not number > 0:
+    found = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kMGT]?)B?\s*", text)
+    if found is None or not float(found[1]) > 0:
         raise BadInput(f"memory {text}: write a size as 8GB or 500MB")
-    return int(number * 1000 ** " kMGT".index(found[2] or " "))
+    return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
 
 
 def local_path(text: str) -> Path | None:

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 
 from dist_train.decisions.labelled import labelled_rows
+from dist_train.evaluation.budget import pairs_per_item
 from dist_train.evaluation.f1_curve import f1_curve
 from dist_train.evaluation.metrics import (
     bootstrap_interval,
@@ -17,7 +18,6 @@ from dist_train.evaluation.metrics import (
 from dist_train.matching.join import Pairs, pairs_in_memory
 from dist_train.matching.views import Views
 
-PAIRS_PER_ITEM = 100.0
 Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
 """i, j and score (P,) of pairs among the rows of a split."""
 
@@ -39,7 +39,8 @@ class Bench:
 
     def pairs(self, few: Views) -> Pairs:
         """The scored pairs among the rows of a split; `few` are the views of these rows."""
-        return pairs_in_memory(few, torch.device("cpu"), PAIRS_PER_ITEM)
+        budget = max(pairs_per_item(groups) for groups in self.groups.values())
+        return pairs_in_memory(few, torch.device("cpu"), budget)
 
     def row(
         self, name: str, kind: str, i: np.ndarray, j: np.ndarray, threshold: float | None

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
+from timm.data.auto_augment import RandAugment
 from torch import nn
 
 from dist_train.config import ImageEncoderOptions, local_path
-from dist_train.encoders.pooling import Neck, freeze_shift, generalised_mean
+from dist_train.encoders.pooling import Neck, freeze_shift, generalised_mean, weights_behind
 from dist_train.encoders.sources import no_model, no_weights
 from dist_train.runtime import autocast
 from shards.decode import Recipe, decode_photo
@@ -37,6 +38,8 @@ class ImageEncoder(nn.Module):
         self.neck = Neck(self.width) if options.neck else nn.Identity()
         if options.neck and options.pooling != "gem":
             freeze_shift(self.backbone, self.width)
+        if options.pooling != "auto":
+            self._freeze_unused()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (b, 3, S, S) float32, normalised, to float32 (b, D)."""
@@ -95,9 +98,25 @@ class ImageEncoder(nn.Module):
     def save_library_files(self, folder: Path) -> None:
         """config.json after timm's layout, so that timm itself opens the folder."""
         cfg = {k: v for k, v in self.backbone.pretrained_cfg.items() if k not in ("file", "source")}
+        cfg["input_size"] = [3, self.options.image_size, self.options.image_size]
         arguments = getattr(self.backbone, "_model_args", {})
         config = {"architecture": cfg["architecture"], "pretrained_cfg": cfg}
         write_json(folder / "config.json", config | {"model_args": arguments})
+
+    @torch.enable_grad()
+    def _freeze_unused(self) -> None:
+        """Freeze what only the model's own head uses: DDP waits for its gradient, and none comes.
+
+        One blank picture tells, seen in eval mode, which moves no statistics and draws nothing.
+        """
+        training, side = self.backbone.training, self.options.image_size
+        blank = torch.zeros(1, 3, side, side, device=next(self.backbone.parameters()).device)
+        self.backbone.eval()
+        used = weights_behind(self._pooled(blank))
+        self.backbone.train(training)
+        for weight in self.backbone.parameters():
+            if weight not in used:
+                weight.requires_grad_(False)
 
     def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
         if self.options.pooling == "auto":
@@ -157,11 +176,21 @@ class ImageInputs:
         return decode_photo(item.photo or b"", short_side, self.decode)
 
     def _augmentation(self, min_crop: float) -> Any:
-        return create_transform(
+        view = create_transform(
             self.image_size, mean=self.mean, std=self.std, is_training=True,
             scale=(min_crop, 1.0), color_jitter=self.jitter, interpolation="bilinear",
             re_prob=self.erase, auto_augment=self.rand_augment or None,
         )  # fmt: skip
+        for one in view.transforms:
+            for op in one.ops if isinstance(one, RandAugment) else []:
+                if op.name.startswith("Posterize"):
+                    op.aug_fn = _posterized
+        return view
+
+
+def _posterized(photo: Image.Image, bits: int, **_: Any) -> Image.Image:
+    # At the top of its scale timm keeps no bit at all, which Pillow refuses.
+    return ImageOps.posterize(photo, min(max(bits, 1), 8))
 
 
 def _backbone(options: ImageEncoderOptions) -> nn.Module:

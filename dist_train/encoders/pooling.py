@@ -56,3 +56,18 @@ def freeze_shift(backbone: nn.Module, width: int) -> None:
     norms = [m for m in backbone.modules() if isinstance(m, nn.LayerNorm)]
     if norms and norms[-1].bias is not None and norms[-1].normalized_shape == (width,):
         norms[-1].bias.requires_grad_(False)
+
+
+def weights_behind(output: torch.Tensor) -> set[torch.Tensor]:
+    """The weights that a backward pass from `output` would give a gradient."""
+    found: set[torch.Tensor] = set()
+    seen, left = set(), [output.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (weight := getattr(node, "variable", None)) is not None:
+            found.add(weight)
+        left += [one for one, _ in node.next_functions]
+    return found

@@ -70,14 +70,24 @@ class HeadEstimate:
         logits, rows = chunk * self.batch * 4, chunk * self.width * 4
         # Of each class the nearest centre's value (4) and number (8).
         nearest = chunk // self.centres * self.batch * 12 if self.centres > 1 else 0
-        items = self.batch * self.width * 4
-        # Unit rows, and the product that tells what lies along them. Of items: those of all ranks,
-        # scaled, weighted by the softmax, own, own centres, own gradients, the gradient itself.
-        return logits + nearest + 2 * rows + self.seen * 4 + 7 * items
+        # Rows of all items, and of an even share of them: this rank's, or of its classes.
+        items, own = self.batch * self.width * 4, self.batch * self.width * 4 // self.world
+        # Unit centres and lengths; embeddings, what normalisation keeps of them (3); all items as
+        # they came (alone these are the same) and scaled.
+        held = logits + rows + self.seen * 4 + 4 * own + items * (1 if self.world == 1 else 2)
+        # Own items and centres while these are normalised; there is no gradient yet.
+        forward = (1 + 3 * self.centres) * own - self._one_gradient()
+        # Weighted by the softmax, and their gradient; own, own centres. Then in a chunk the
+        # nearest centres, or the product that tells what lies along; at the end what own ones get.
+        backward = 2 * items + 2 * own + max(nearest, rows, 2 * own)
+        return held + max(forward, backward)
 
     def _step_buffers(self) -> int:
         block = min(BLOCK, self.seen) * self.width * 4
-        return block if self.sample == 1 else 4 * block
+        if self.sample == 1:
+            return block
+        # A sparse gradient is put in order, which takes another and three lists of numbers.
+        return max(4 * block, self._one_gradient() + 3 * 8 * self.seen)
 
     @property
     def communication(self) -> int:

@@ -1,6 +1,7 @@
 """metrics.jsonl and TensorBoard of a run, written by rank 0; a resumed run's curves do not fork."""
 
 import json
+import math
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -20,8 +21,13 @@ class Metrics:
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, group: str, values: dict[str, float]) -> None:
-        """Scalars `group/name` at `step`."""
-        named = {f"{group}/{name}": value for name, value in values.items()}
+        """Scalars `group/name` at `step`.
+
+        Of a skipped step some are no number: JSON has no word for these, and other readers would
+        refuse the whole file, so they are left out.
+        """
+        known = {name: value for name, value in values.items() if math.isfinite(value)}
+        named = {f"{group}/{name}": value for name, value in known.items()}
         self._file.write(json.dumps({"step": step} | named) + "\n")
         self._file.flush()
         for name, value in named.items():

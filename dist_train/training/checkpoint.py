@@ -30,6 +30,7 @@ from shards.files import atomic_path, read_json, sha256_file, sync, write_json
 from shards.order_state import check_equal
 
 FORMAT = 3
+ALWAYS = {"encoder.safetensors", "optimizer.safetensors", "state.json"}
 log = logging.getLogger(__name__)
 
 
@@ -53,6 +54,7 @@ class Checkpoints:
         # Each life has its own: one that was cut off may still write into its.
         temporary = self.folder / f".{final.name}.tmp-{self.runtime.life.get('life', '')}"
         tensors = _replicated(training)
+        self._on_main(self._remove_unfinished, temporary)
         self._on_main(lambda: _write(temporary, tensors, _state(training, step)), temporary)
         self._on_all(
             lambda: save_head(temporary, training.head, training.head_optimizer), temporary
@@ -135,9 +137,13 @@ class Checkpoints:
         return step
 
     def _remove_old(self) -> None:
-        unfinished = self.folder.glob(".step-*.tmp*")
-        for folder in [*sorted(self.folder.glob("step-*"))[: -self.keep], *unfinished]:
+        for folder in sorted(self.folder.glob("step-*"))[: -self.keep]:
             shutil.rmtree(folder)
+
+    def _remove_unfinished(self) -> None:
+        # Before anything is written: of a disk that has no room for two, none would ever fit.
+        for folder in self.folder.glob(".step-*.tmp*"):
+            shutil.rmtree(folder, ignore_errors=True)  # its life may still be writing
 
 
 def _replicated(training: Any) -> dict[str, dict[str, torch.Tensor]]:
@@ -177,16 +183,29 @@ def _seal(folder: Path) -> None:
 
 def _fault(folder: Path) -> str:
     """What is wrong with a checkpoint; empty when it is whole."""
+    path = folder / "manifest.json"
     try:
-        manifest = read_json(folder / "manifest.json")
+        manifest = read_json(path)
+        return _difference(folder, manifest["format"], manifest["files"])
     except BadInput as error:
         return str(error)
-    for name, facts in manifest["files"].items():
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        return f"{path}: not as it was written ({type(error).__name__}: {error})"
+
+
+def _difference(folder: Path, written: int, files: dict[str, Any]) -> str:
+    """How the files differ from what the manifest says of them; empty when they do not."""
+    if missing := sorted(ALWAYS - files.keys()):
+        return f"{folder / 'manifest.json'}: says nothing of {missing[0]}"
+    for name, facts in files.items():
         path = folder / name
         if not path.exists() or path.stat().st_size != facts["bytes"]:
             return f"{path}: missing or cut short"
         if sha256_file(path) != facts["sha256"]:
             return f"{path}: bytes differ from their sha256"
+    # Where both say the same other format, it is whole and of another version: that is refused.
+    if written != (said := read_json(folder / "state.json")["format"]):
+        return f"{folder / 'manifest.json'}: of format {written}, its state.json of {said}"
     return ""
 
 

@@ -1,5 +1,7 @@
 """Optimizers of encoder and head: which weights, at which learning rates, clipped how."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
@@ -9,6 +11,7 @@ from dist_train.config import TrainingOptions
 from dist_train.encoders.folder import Encoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.row_optimizer import RowAdamW, coalesced
+from shards.errors import BadInput
 
 EPS = 1e-6
 """AdamW's, as BERT was trained with. At 1e-8 rounding in gradients that are zero (a bias before
@@ -19,15 +22,27 @@ def encoder_optimizer(encoder: Encoder, config: TrainingOptions) -> AdamW:
     """AdamW over the encoder's trainable weights; biases and norms do not decay.
 
     With `layer_decay` d a layer n below the top has the learning rate lr * d^n (Clark et al.,
-    ELECTRA, 2020; Bao et al., BEiT, 2021); the neck has lr.
+    ELECTRA, 2020; Bao et al., BEiT, 2021); the neck has lr. Raises BadInput for an encoder whose
+    layers cannot be told apart.
     """
     if config.layer_decay == 1:
         groups = param_groups_weight_decay(encoder, config.weight_decay)
     else:
-        groups = param_groups_layer_decay(
-            encoder.backbone, config.weight_decay, layer_decay=config.layer_decay
-        ) + param_groups_weight_decay(encoder.neck, config.weight_decay)
+        neck = param_groups_weight_decay(encoder.neck, config.weight_decay)
+        groups = _by_layer(encoder, config) + neck
     return AdamW([group for group in groups if group["params"]], lr=config.lr, eps=EPS)
+
+
+def _by_layer(encoder: Encoder, config: TrainingOptions) -> list[dict[str, Any]]:
+    groups = param_groups_layer_decay(
+        encoder.backbone, config.weight_decay, layer_decay=config.layer_decay
+    )
+    if len({group["lr_scale"] for group in groups if group["params"]}) < 2:
+        raise BadInput(
+            f"layer_decay: the layers of {config.encoder.model} cannot be told apart (as where all "
+            "share their weights), each would have the same rate; leave it at 1"
+        )
+    return groups
 
 
 def head_optimizer(head: MarginHead, config: TrainingOptions) -> RowAdamW:

@@ -13,7 +13,10 @@ NAMES = ("exp_avg", "exp_avg_sq")
 
 
 def moments(prepared: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    """`exp_avg/NAME` and `exp_avg_sq/NAME` of every trained parameter; all ranks call it."""
+    """`exp_avg/NAME` and `exp_avg_sq/NAME` of every trained parameter; all ranks call it.
+
+    Empty where no update has been made yet.
+    """
     if _zero():
         return _zero_moments(_trained(prepared), _zero_optimizer(optimizer))
     return {
@@ -31,8 +34,6 @@ def load_moments(
 
     Nothing was given where no update had been made yet.
     """
-    if not saved:
-        return
     if _zero():
         _load_zero_moments(_trained(prepared), _zero_optimizer(optimizer), saved, step)
         return
@@ -58,6 +59,9 @@ def _zero_optimizer(optimizer: Any) -> Any:
 def _zero_moments(trained: list[tuple[str, nn.Parameter]], zero: Any) -> dict[str, torch.Tensor]:
     from deepspeed.utils import safe_get_full_optimizer_state
 
+    # Before the first update there are none, and DeepSpeed raises where it is asked for them.
+    if not any(zero.optimizer.state.values()):
+        return {}
     _link(zero)
     found = {}
     for name, parameter in trained:
@@ -71,15 +75,20 @@ def _zero_moments(trained: list[tuple[str, nn.Parameter]], zero: Any) -> dict[st
 def _load_zero_moments(
     trained: list[tuple[str, nn.Parameter]], zero: Any, saved: dict[str, torch.Tensor], step: int
 ) -> None:
-    for flat in _flat_parts(zero):
-        state = {kind: torch.zeros_like(flat) for kind in NAMES}
-        zero.optimizer.state[flat] = {"step": torch.tensor(float(step)), **state}
-    _link(zero)
-    for name, parameter in trained:
+    if saved:
+        _make_room(zero, step)
+        _link(zero)
+    for name, parameter in trained if saved else []:
         for kind in NAMES:
             _put_back(parameter, saved[f"{kind}/{name}"].to(parameter.device), kind)
     # ZeRO steps on its own float32 copy of the weights that have just been loaded.
     zero.refresh_fp32_params()
+
+
+def _make_room(zero: Any, step: int) -> None:
+    for flat in _flat_parts(zero):
+        state = {kind: torch.zeros_like(flat) for kind in NAMES}
+        zero.optimizer.state[flat] = {"step": torch.tensor(float(step)), **state}
 
 
 def _put_back(parameter: Any, value: torch.Tensor, kind: str) -> None:

@@ -27,12 +27,16 @@ def compare_replicas(encoder: nn.Module, runtime: Runtime, step: int) -> None:
         )
 
 
+WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Whole numbers of so many bytes: weights are seen as such of their own size."""
+
+
 @torch.no_grad()
 def checksum(encoder: nn.Module) -> int:
     """A number that a change of any one bit of any weight changes."""
     total = torch.zeros((), dtype=torch.int64)
     for parameter in encoder.parameters():
-        bits = parameter.detach().view(torch.int32)
+        bits = parameter.detach().view(WHOLE[parameter.element_size()])
         # An odd factor loses no bit of what was summed before; all wraps at 64 bits.
         total = total.to(bits.device) * 1_000_003 + bits.sum(dtype=torch.int64)
     return int(total)

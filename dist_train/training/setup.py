@@ -3,10 +3,11 @@
 import copy
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
@@ -98,7 +99,8 @@ def set_up(view: View, config: TrainingOptions, items: TrainingItems, runtime: R
 def _accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
     _refuse_float16(os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16")
     accelerator = Accelerator(
-        gradient_accumulation_steps=config.accumulation,
+        # As a plugin, or a variable of the launcher's would win and drop updates without a word.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulation),
         mixed_precision="no",  # ours is the autocast inside the encoder, the same everywhere
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timeout()),
@@ -108,7 +110,8 @@ def _accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
     )
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
-        _refuse_float16(plugin.deepspeed_config.get("fp16", {}).get("enabled") is True)
+        _refuse_float16(_enabled(plugin.deepspeed_config, "fp16"))
+        _refuse_bfloat16_weights(_enabled(plugin.deepspeed_config, "bf16", "bfloat16"))
         share = config.batch_size // (config.accumulation * runtime.world)
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = share
         plugin.deepspeed_config["gradient_accumulation_steps"] = config.accumulation
@@ -125,6 +128,19 @@ def _refuse_float16(asked: bool) -> None:
             "DeepSpeed's loss scale would reach the head; launch with --mixed_precision bf16 or no "
             "(--precision says what is used)"
         )
+
+
+def _refuse_bfloat16_weights(asked: bool) -> None:
+    if asked:
+        raise BadInput(
+            "DeepSpeed's JSON enables bf16: the weights themselves would be bfloat16, and a "
+            "checkpoint would lose the float32 ones that are stepped on; take bf16 out of it and "
+            "give --precision bf16, which multiplies in bfloat16 and keeps the weights"
+        )
+
+
+def _enabled(deepspeed_config: dict[str, Any], *names: str) -> bool:
+    return any(deepspeed_config.get(name, {}).get("enabled") is True for name in names)
 
 
 def _refuse_compiling(parted: bool) -> None:

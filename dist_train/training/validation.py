@@ -1,5 +1,6 @@
 """How good the encoder is on products it has not seen: F1 at the best threshold, by validation."""
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -11,14 +12,18 @@ from dist_train.config import TrainingOptions, View
 from dist_train.embedding.vectors import plan_batches, unit_vectors
 from dist_train.encoders.batches import load
 from dist_train.encoders.folder import Encoder
+from dist_train.evaluation.budget import pairs_per_item
 from dist_train.evaluation.f1_curve import f1_curve
+from dist_train.evaluation.leaks import twins
 from dist_train.evaluation.metrics import recall_at_1
-from dist_train.matching.join import pairs_in_memory
+from dist_train.matching.join import Pairs, pairs_in_memory
 from dist_train.matching.views import views_of_array
 from dist_train.runtime import Runtime
 from shards.reader import ItemReader, ShardSet
 
-PAIRS_PER_ITEM = 100.0
+SCORES_AT_ONCE = 4 << 20
+"""Of items that ask for their nearest one, in memory."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,11 @@ class ValidationItems:
         return runtime.tell_all(scores)
 
     def _score(self, vectors: np.ndarray, device: torch.device) -> dict[str, float]:
-        pairs = pairs_in_memory(views_of_array(vectors), device, PAIRS_PER_ITEM)
+        budget = pairs_per_item(self.groups)
+        pairs = pairs_in_memory(views_of_array(vectors), device, budget)
         curve = f1_curve(self.groups, pairs.i, pairs.j, pairs.score)
         threshold, f1 = curve.best()
-        nearest = _nearest(pairs.i, pairs.j, pairs.score, len(vectors))
-        recall = recall_at_1(self.groups, nearest)
+        recall = recall_at_1(self.groups, nearest_items(vectors, pairs))
         scores = {"f1": f1, "threshold": float(threshold), "f1_itself_only": curve.base}
         # Where every item is alone in its group there is no recall, and JSON has no NaN.
         known = {} if math.isnan(recall) else {"recall_at_1": recall}
@@ -81,15 +86,41 @@ class ValidationItems:
 
 
 def validation_items(shards: ShardSet, view: View) -> ValidationItems:
-    """The val items of a shard set that have `view`."""
+    """The val items of a shard set that have `view`.
+
+    As in the final scores, those whose photo stands in another split are left out: an encoder that
+    has learned a photo by heart would be called a good one.
+    """
     table = shards.packed
-    val = table[(table.split == "val") & table[f"has_{view}"]]
+    asked = (table.split == "val") & table[f"has_{view}"]
+    known = twins(table).crosses_split
+    if (asked & known).any():
+        log.info("val: %d of %d items have a twin in another split and are left out of the scores",
+                 (asked & known).sum(), asked.sum())  # fmt: skip
+    val = table[asked & ~known]
     return ValidationItems(shards.reader(), val.index.to_numpy(), val.label_group.to_numpy(str))
 
 
-def _nearest(i: np.ndarray, j: np.ndarray, score: np.ndarray, items: int) -> np.ndarray:
-    asking, other = np.concatenate([i, j]), np.concatenate([j, i])
-    order = np.lexsort((other, -np.concatenate([score, score]), asking))
+def nearest_items(vectors: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """The nearest other item of each of N unit vectors (N, D): (N,) int64; alone, -1.
+
+    Of items with a pair among the best-scored `pairs` it is in these; the others are compared with
+    all, so many at a time that SCORES_AT_ONCE bounds what is held.
+    """
+    nearest = _nearest_in_pairs(pairs, len(vectors))
+    left = np.flatnonzero(nearest < 0) if len(vectors) > 1 else np.zeros(0, np.int64)
+    step = max(1, SCORES_AT_ONCE // max(1, len(vectors)))
+    for start in range(0, len(left), step):
+        rows = left[start : start + step]
+        scores = vectors[rows] @ vectors.T
+        scores[np.arange(len(rows)), rows] = -np.inf
+        nearest[rows] = scores.argmax(1)
+    return nearest
+
+
+def _nearest_in_pairs(pairs: Pairs, items: int) -> np.ndarray:
+    asking, other = np.concatenate([pairs.i, pairs.j]), np.concatenate([pairs.j, pairs.i])
+    order = np.lexsort((other, -np.concatenate([pairs.score, pairs.score]), asking))
     found, first = np.unique(asking[order], return_index=True)
     nearest = np.full(items, -1, np.int64)
     nearest[found] = other[order][first]

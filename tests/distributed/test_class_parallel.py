@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_train.heads.centres import initial_centres
 from dist_train.heads.class_parallel import MarginHead
+from dist_train.heads.collectives import gather
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.heads.margins import margin_shares
 from dist_train.heads.sampling import classes_of_step
@@ -284,3 +285,48 @@ def test_a_label_that_is_no_class_is_told_on_every_rank(groups: dict[int, Ranks]
             assert answer.startswith(
                 f"row {2 * world - 1} of the global batch: class 5, there are 5"
             )
+
+
+LABELS = [0, 255, 256, 257, 2_999, 65_537, 10_000_019, (1 << 39) - 1, -1]
+
+
+def gathered(rank: int, world: int, dtype: torch.dtype) -> list[int]:
+    """Labels as all ranks get them, sent beside rows of `dtype`."""
+    labels = torch.tensor([LABELS[(n + rank) % len(LABELS)] for n in range(len(LABELS))])
+    rows, everyone = gather(torch.ones(len(labels), 3, dtype=dtype), labels)
+    assert rows.shape == (world * len(labels), 3)
+    assert rows.eq(1).all()
+    return everyone.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_labels_come_exactly_beside_rows_of_any_kind(
+    groups: dict[int, Ranks], dtype: torch.dtype
+) -> None:
+    for world, ranks in groups.items():
+        wanted = [LABELS[(n + rank) % 9] for rank in range(world) for n in range(9)]
+        assert ranks.ask(gathered, dtype) == [wanted] * world
+
+
+def bfloat16_loss(rank: int, world: int) -> tuple[float, int]:
+    """Of 12 items in all, and the collectives that forward and backward take."""
+    generator = torch.Generator().manual_seed(4)
+    everyone = torch.randn(12, 32, generator=generator)
+    labels = torch.randint(3_000, (12,), generator=generator)
+    head = MarginHead(
+        classes=3_000, width=32, loss="arcface", scale=32, chunk=512, seed=0, rank=rank, world=world
+    ).bfloat16()
+    mine = slice(rank * 12 // world, (rank + 1) * 12 // world)
+    embeddings = everyone[mine].bfloat16().requires_grad_()
+    with _Collectives() as counted:
+        value = head(embeddings, labels[mine], 0.3)
+        value.backward()
+    return value.item(), counted.calls
+
+
+def test_in_bfloat16_the_loss_is_that_of_one_process(groups: dict[int, Ranks]) -> None:
+    [(alone, _)] = groups[1].ask(bfloat16_loss)
+    for world in WORLDS[1:]:
+        for value, calls in groups[world].ask(bfloat16_loss):
+            assert value == pytest.approx(alone, rel=2**-8)
+            assert calls == 3

@@ -30,14 +30,14 @@ def config(tiny_vit: Path, accumulation: int = 1) -> ImageTraining:
 
 def start(
     what: str, shards: Path, tiny_vit: Path, out: Path, launcher: str = CPU, limit: int = 0,
-    accumulation: int = 1,
+    accumulation: int = 1, every: int = 2,
 ) -> subprocess.Popen:  # fmt: skip
     """The training on two ranks, of which the second meets WHAT (see faulty_rank)."""
     verb = [
         "train", "image", "--shards", shards, "--out", out, "--encoder.model", tiny_vit,
         "--encoder.image-size", 32, "--head.lr", 1e-3, "--batch-size", 24, "--accumulation",
         accumulation, "--epochs", 0.7, "--lr", 1e-4, "--precision", "fp32", "--workers", 0,
-        "--log-every", 1, "--checkpoint-every", 2, "--validate-every", 0, "--ema", 0.8,
+        "--log-every", 1, "--checkpoint-every", every, "--validate-every", 0, "--ema", 0.8,
         "--compare-every", 1, "--keep", 9,
     ]  # fmt: skip
     words = command(2, *verb, launcher=launcher)
@@ -128,6 +128,31 @@ def test_centres_that_go_wrong_on_one_rank_are_left_out_by_all(
     assert said.count("step 3: left out on all ranks (loss ") == 1
     assert "loss nan" not in said
     assert largest_difference(out, left_out[1]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    ["deepspeed_zero2.yaml",
+     *(pytest.param(f"deepspeed_zero{stage}.yaml", marks=pytest.mark.full) for stage in (1, 3))],
+)  # fmt: skip
+def test_a_checkpoint_before_the_first_update_is_whole(
+    launcher: str, shard_set: Path, tiny_vit: Path, tmp_path: Path
+) -> None:
+    """The first step is left out: there are no moments yet."""
+    out = tmp_path / "run"
+    finish(start("nan 1 0", shard_set, tiny_vit, out, launcher, every=1))
+    first = out / "checkpoints/step-00000001"
+    assert _fault(first) == ""
+    whole = tmp_path / "whole"
+    shutil.copytree(out, whole)
+    for later in (out / "checkpoints").iterdir():
+        if later != first:
+            shutil.rmtree(later)
+    shutil.rmtree(out / "encoder")
+    (out / "manifest.json").unlink()
+    said = finish(start("none 1 0", shard_set, tiny_vit, out, launcher, every=1))
+    assert "going on from step 1" in said
+    assert largest_difference(out, whole) == 0
 
 
 # ── the run ends, on all ranks, soon, for one reason

@@ -91,6 +91,8 @@ def test_how_fields_are_left_out_of_nested_options_too() -> None:
         (HeadOptions, {"ramp": -0.1}, "ramp"),
         (HeadOptions, {"margin": -0.5}, "margin"),
         (ImageTraining, {"clip": 0.0}, "clip"),
+        (ImageTraining, {"seed": -1}, "seed: -1, must lie in 0 to 4294967295"),
+        (TextTraining, {"seed": 2**32}, "seed: 4294967296, must lie in 0 to 4294967295"),
         (ImageEncoderOptions, {"image_size": 0}, "image_size"),
         (TextEncoderOptions, {"max_length": 0}, "max_length"),
         (TextEncoderOptions, {"dropout": 1.5}, "dropout"),

@@ -20,6 +20,13 @@ CASES = [
     {"classes": 50_000, "width": 64, "batch": 64, "sample": 0.4, "centres": 2, "passes": 4},
     {"classes": 5_000, "width": 256, "batch": 256, "chunk": 1_000},
     {"classes": 30_000, "width": 32, "batch": 512, "chunk": 2_048},
+    {"classes": 200_000, "width": 16, "batch": 64, "sample": 0.3, "centres": 2},
+    {"classes": 500, "width": 768, "batch": 1_024},
+    {"classes": 40, "width": 1_280, "batch": 64},
+    {"classes": 40, "width": 1_280, "batch": 64, "passes": 2},
+    {"classes": 50, "width": 256, "batch": 1_024, "centres": 3},
+    {"classes": 1_000, "width": 256, "batch": 2_048, "centres": 3},
+    {"classes": 2_000, "width": 384, "batch": 1_024, "centres": 2},
 ]
 
 

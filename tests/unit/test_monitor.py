@@ -59,6 +59,22 @@ def test_a_last_line_that_was_cut_is_left_out(tmp_path):
     assert again[-1]["step"] == 5
 
 
+def test_what_is_no_number_is_left_out_so_that_every_line_is_json(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    values = {"loss": float("nan"), "grad_norm": float("inf"), "skipped": 1}
+    metrics.write(1, "train", values)
+    metrics.close()
+
+    def refuse(word: str):
+        raise AssertionError(f"{word} is no JSON")
+
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=refuse) == {"step": 1, "train/skipped": 1}
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert board.Tags()["scalars"] == ["train/skipped"]
+
+
 def test_no_file_is_no_rows(tmp_path):
     assert read_metrics(tmp_path) == []
 

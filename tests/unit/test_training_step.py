@@ -1,22 +1,26 @@
 """Single steps: what is left out, what is averaged, what stands still, what is recomputed."""
 
 import logging
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AlbertConfig, AlbertModel
 
 from dist_train.config import HeadOptions, ImageTraining, TextEncoderOptions, TextTraining
 from dist_train.encoders.batches import load
 from dist_train.encoders.folder import load_encoder
 from dist_train.runtime import Runtime
+from dist_train.training import setup
 from dist_train.training.data import training_items
 from dist_train.training.loop import train
 from dist_train.training.optimisation import encoder_optimizer
 from dist_train.training.replicas import checksum
 from dist_train.training.setup import set_up
 from dist_train.training.step import Stepper
-from shards.errors import Failed
+from shards.errors import BadInput, Failed
 from shards.reader import ShardSet
 from tests.faults.faulty_rank import spoil_centres
 from tests.unit.test_training_checkpoints import COMMON, image_config, same, state_of
@@ -153,6 +157,23 @@ def test_lower_layers_learn_more_slowly(shard_set, tiny_vit, tiny_bert):
             assert {value for name, value in scales.items() if part in name} == {scale}, part
 
 
+def test_layer_decay_is_refused_where_all_layers_are_one(shard_set, tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "shared")
+    config = AlbertConfig(
+        vocab_size=200, embedding_size=16, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=64, max_position_embeddings=64,
+    )  # fmt: skip
+    AlbertModel(config).save_pretrained(tmp_path / "shared")
+    stepper_of(shard_set, text_config(tmp_path / "shared"), 0)
+    with pytest.raises(BadInput, match=r"layer_decay: the layers of .*shared cannot be told apart"):
+        stepper_of(shard_set, text_config(tmp_path / "shared", layer_decay=0.8), 0)
+
+
+def test_the_largest_seed_trains(shard_set, tiny_vit):
+    stepper = stepper_of(shard_set, image_config(tiny_vit, seed=2**32 - 1, mixup=0.3), 1)
+    assert 0 < stepper.take(0).values["loss"] < 100
+
+
 # Memory and speed
 
 
@@ -200,3 +221,36 @@ def test_compiled_it_learns_the_same_and_its_names_stay(
     )
     assert plain.keys() == other.keys()
     assert max((plain[k] - other[k]).abs().max().item() for k in plain) < 1e-4
+
+
+# What a launcher may say otherwise
+
+
+def test_accumulation_is_the_options_whatever_a_launcher_exports(shard_set, tiny_vit, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    stepper = stepper_of(shard_set, image_config(tiny_vit))
+    assert stepper.training.accelerator.gradient_accumulation_steps == 1
+    for step in range(3):
+        before = checksum(stepper.training.encoder)
+        stepper.take(step)
+        assert checksum(stepper.training.encoder) != before, step
+
+
+@pytest.mark.parametrize("name", ["bf16", "bfloat16"])
+def test_deepspeed_with_bfloat16_weights_is_refused(shard_set, tiny_vit, monkeypatch, name):
+    class Launched:
+        def __init__(self, **options):
+            said = {name: {"enabled": True}}
+            self.state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=said))
+
+    monkeypatch.setattr(setup, "Accelerator", Launched)
+    with pytest.raises(BadInput, match=r"JSON enables bf16.*give --precision bf16"):
+        stepper_of(shard_set, image_config(tiny_vit))
+
+
+def test_the_checksum_takes_weights_of_any_size():
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        layer = torch.nn.Linear(3, 5).to(dtype)  # an odd width
+        right = checksum(layer)
+        layer.weight.data[4, 2] *= -1
+        assert checksum(layer) != right

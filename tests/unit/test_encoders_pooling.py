@@ -1,0 +1,92 @@
+"""Poolings other than the model's own: which weights they train, and how the folder says so."""
+
+import dataclasses
+import json
+
+import pytest
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from dist_train.config import ImageEncoderOptions
+from dist_train.encoders.folder import new_encoder, save_encoder
+from dist_train.encoders.image import ImageEncoder
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def attention_pooled(tmp_path_factory):
+    """Folder of a ViT whose own pooling is one by attention."""
+    folder = tmp_path_factory.mktemp("attention")
+    arguments = TINY | {"class_token": False, "global_pool": "map"}
+    cfg = {"input_size": [3, 32, 32], "fixed_input_size": True, "mean": [0.5] * 3,
+           "std": [0.5] * 3, "num_classes": 0}  # fmt: skip
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": arguments}
+    (folder / "config.json").write_text(json.dumps(config | {"pretrained_cfg": cfg}))
+    return folder
+
+
+def encoder_of(model: object, pooling: str, size: int = 64) -> ImageEncoder:
+    options = ImageEncoderOptions(
+        model=str(model), pretrained=False, image_size=size, pooling=pooling
+    )  # fmt: skip
+    return new_encoder("image", options, 0)
+
+
+def without_gradient(encoder: ImageEncoder) -> list[str]:
+    """Trained weights that a training pass leaves without one."""
+    size = encoder.options.image_size
+    encoder.train()(torch.randn(2, 3, size, size)).square().sum().backward()
+    named = encoder.named_parameters()
+    return [name for name, weight in named if weight.requires_grad and weight.grad is None]
+
+
+@pytest.mark.parametrize(
+    ("model", "pooling"),
+    [("convnext_atto", "gem"), ("convnext_atto", "mean"), ("mobilenetv3_small_050", "gem"),
+     ("convnext_atto", "auto"), ("mobilenetv3_small_050", "auto")],
+)  # fmt: skip
+def test_every_trained_weight_of_a_cnn_gets_a_gradient(model, pooling):
+    encoder = encoder_of(model, pooling)
+    frozen = {name for name, weight in encoder.named_parameters() if not weight.requires_grad}
+    assert without_gradient(encoder) == []
+    # Nothing but what comes after the pooled features.
+    assert all(name.startswith(("backbone.head", "backbone.conv_head")) for name in frozen)
+    assert bool(frozen) == (pooling != "auto" or model == "convnext_atto")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "gem"])
+def test_every_trained_weight_of_a_vit_with_a_pooling_of_its_own_gets_one(
+    attention_pooled, pooling
+):
+    encoder = encoder_of(attention_pooled, pooling, 32)
+    assert without_gradient(encoder) == []
+    frozen = {name for name, weight in encoder.named_parameters() if not weight.requires_grad}
+    assert {name for name, _ in encoder.named_parameters() if "attn_pool" in name} <= frozen
+
+
+def test_finding_them_leaves_no_trace():
+    torch.manual_seed(3)
+    plain = timm.create_model("mobilenetv3_small_050", num_classes=0)
+    torch.manual_seed(3)
+    options = ImageEncoderOptions(
+        model="mobilenetv3_small_050", pretrained=False, image_size=64, pooling="gem", neck=False
+    )
+    encoder = ImageEncoder(options)
+    after = torch.random.get_rng_state()
+    torch.manual_seed(3)
+    ImageEncoder(dataclasses.replace(options, pooling="auto"))
+    assert torch.equal(after, torch.random.get_rng_state())
+    wanted, got = plain.state_dict(), encoder.backbone.state_dict()
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert all(module.training for module in encoder.modules())
+    assert all(weight.grad is None for weight in encoder.parameters())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules())
+
+
+def test_the_folder_of_a_cnn_says_at_which_size_it_was_trained(tmp_path):
+    save_encoder(encoder_of("mobilenetv3_small_050", "auto", 96), tmp_path, "")
+    opened = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0)
+    assert tuple(resolve_model_data_config(opened)["input_size"]) == (3, 96, 96)
