@@ -25,7 +25,7 @@ from dist_train.matching.views import Views
 from dist_train.runtime import Runtime
 
 PLANNED_FROM = 100_000
-"""Items; a join of fewer takes no longer than the trial that a plan is made from."""
+"""Items; a join of fewer takes little longer than the trial that a plan is made from."""
 PAIR_BYTES = 19
 """On disk of a kept pair with its scores, compressed; of a match in the lists, both ways."""
 NEAREST_BYTES, ITEM_BYTES = 20, 40

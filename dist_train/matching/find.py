@@ -20,7 +20,7 @@ from dist_train.matching.choosing import (
 from dist_train.matching.engines import Engine, GemmEngine
 from dist_train.matching.index import index_about, index_shards
 from dist_train.matching.join import Wanted, join, settle_pairs
-from dist_train.matching.kernels import kernels_for
+from dist_train.matching.kernels import BYTES, kernels_for
 from dist_train.matching.kinds import EXACT
 from dist_train.matching.memory import Bounds, join_bounds
 from dist_train.matching.nearest import merged_nearest
@@ -207,11 +207,10 @@ def first_passes(
 
 def _bounds(views: Views, config: MatchConfig, plan: dict[str, Any]) -> Bounds:
     stored = 4 * views.width  # float32, whatever their files hold
-    bytes_per = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 3}
     prepared = 0
     for told in plan["first_pass"].values():
         width = views.width if told["columns"] is None else told["width"] + 16
-        prepared = max(prepared, bytes_per[told["kernel"]] * width)
+        prepared = max(prepared, BYTES[told["kernel"]] * width)
     # A complete item is prepared once for each of the parts that others may lack.
     times = len(plan["first_pass"])
     bounds = join_bounds(len(views), stored, prepared * times, views.width, plan["memory"])

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 
 U = 2.0**-24
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 3}
+"""Of a value of a row in all forms together, by kernel; of integers the two forms, and what the
+allocator loses between so many blocks of their size (measured)."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class Prepared:
 class Kernel(ABC):
     """Multiplies prepared rows; its products, in steps of its own, bound the true ones."""
 
-    def __init__(self, name: str, device: torch.device, bytes_per_value: int) -> None:
-        """`bytes_per_value` of a row in all forms together."""
-        self.name, self.device, self.bytes_per_value = name, device, bytes_per_value
+    def __init__(self, name: str, device: torch.device) -> None:
+        """`name` is one of BYTES."""
+        self.name, self.device = name, device
 
     @property
     def one_form(self) -> bool:
@@ -68,7 +71,7 @@ class FloatKernel(Kernel):
     """float32 on a CPU through NumPy's BLAS; bfloat16 where the CPU has it; float16 on a GPU."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(str(dtype).removeprefix("torch."), device, dtype.itemsize)
+        super().__init__(str(dtype).removeprefix("torch."), device)
         self.dtype = dtype
         self._memory = np.empty(0, np.float32)
         # Off by default only on the newest versions; with it on, sums are rounded to float16.
@@ -132,8 +135,7 @@ class Int8Kernel(Kernel):
     STEP, ZERO = 1 / 200, 50
 
     def __init__(self) -> None:
-        # Both forms, and what the allocator loses between so many blocks of their size (measured).
-        super().__init__("int8", torch.device("cpu"), 3)
+        super().__init__("int8", torch.device("cpu"))
 
     @property
     def one_form(self) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dist_train.matching.blocks import CHUNK, block_size
 from dist_train.matching.join import SPILL
+from dist_train.matching.kernels import BYTES
 from dist_train.matching.sketches import Sketch
 from shards.errors import BadInput
 
@@ -49,7 +50,7 @@ def join_bounds(items: int, stored: int, prepared: int, width: int, memory: int)
 
 def row_bytes(width: int, sketches: Sequence[Sketch]) -> tuple[int, int]:
     """Bytes of a row of D = `width` in a block: as it is, float32, and as it is multiplied."""
-    prepared = [s.kernel.bytes_per_value * s.width(width) for s in sketches]
+    prepared = [BYTES[s.kernel.name] * s.width(width) for s in sketches]
     # A complete item is prepared once for each of the parts that others may lack.
     return 4 * width, max(prepared, default=0) * len(prepared)
 

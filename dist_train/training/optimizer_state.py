@@ -78,9 +78,9 @@ def _load_zero_moments(
     if saved:
         _make_room(zero, step)
         _link(zero)
-    for name, parameter in trained if saved else []:
-        for kind in NAMES:
-            _put_back(parameter, saved[f"{kind}/{name}"].to(parameter.device), kind)
+        for name, parameter in trained:
+            for kind in NAMES:
+                _put_back(parameter, saved[f"{kind}/{name}"].to(parameter.device), kind)
     # ZeRO steps on its own float32 copy of the weights that have just been loaded.
     zero.refresh_fp32_params()
 
