@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from shards.errors import BadInput, Failed, NoGPU, Stopped
+from shards.workers import STOPS
 
 NUMBERS = {
     "tag:yaml.org,2002:int": r"^[-+]?(0|[1-9][0-9_]*)$",
@@ -28,8 +30,10 @@ def call(app: App) -> None:
     for name in ("dist_train", "shards"):
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        app.meta(exit_on_error=False, print_error=False)
+        # By itself cyclopts would end the process after the verb.
+        app.meta(exit_on_error=False, print_error=False, result_action="return_value")
         _leave_group()
+        _ignore_stops()
     except CycloptsError as error:
         _end(" ".join(str(error).split()), 2)
     except Stopped as stopped:
@@ -52,7 +56,7 @@ def take_config(app: App) -> None:
             config, tokens = Path(tokens[1]), (tokens[0], *tokens[2:])
         if config is not None:
             app.config = (_options_of(app, config, tokens),)
-        app(tokens, exit_on_error=False, print_error=False)
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
 
 
 class _Loader(yaml.SafeLoader):
@@ -91,7 +95,14 @@ def _leave_group() -> None:
         distributed.destroy_process_group()
 
 
+def _ignore_stops() -> None:
+    """A signal can change the outcome no more; the interpreter's last moments would die of it."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _end(message: str, code: int) -> None:
+    _ignore_stops()
     rank = os.environ.get("RANK")
     print(f"dist-train{f' [rank {rank}]' if rank else ''}: {message}", file=sys.stderr)
     sys.exit(code)

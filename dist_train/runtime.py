@@ -24,6 +24,7 @@ from dist_train.meeting import Meeting, timeout
 from dist_train.stage import newer_life, this_life
 from shards import stage_files
 from shards.errors import BadInput, Failed, NoGPU, Stopped
+from shards.workers import STOPS
 
 LOST = re.compile(r"gloo|nccl|by peer|broken pipe", re.IGNORECASE)
 """What torch says when another rank is gone."""
@@ -183,9 +184,9 @@ def stop_flag() -> "_StopFlag":
 
 
 class _StopFlag:
-    """SIGTERM and SIGUSR1 ask for a stop; SIGTERM again after some seconds ends the process.
+    """STOPS ask for a stop; SIGTERM or SIGINT again after some seconds ends the process.
 
-    Not at once: a launcher that is told to stop passes the signal on to workers that have it.
+    Not at once: a launcher that is told to stop passes the signal on to ranks that have it.
     """
 
     GRACE = 20.0
@@ -194,7 +195,7 @@ class _StopFlag:
         self.asked = False
         self._asked_at = 0.0
         self._pid = os.getpid()
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in STOPS:
             signal.signal(number, self._on_signal)
 
     def is_ours(self) -> bool:
@@ -203,14 +204,14 @@ class _StopFlag:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self.is_ours():
-            # A loader's worker inherits the handler; it goes when its loader lets it go.
-            if number == signal.SIGTERM:
+            # A forked process inherits the handler, not what it stands for.
+            if number != signal.SIGUSR1:
                 os._exit(0)
             return
-        if number == signal.SIGTERM and self._asked_at and self._age() > self.GRACE:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(self._pid, signal.SIGTERM)
-        if number == signal.SIGTERM:
+        if number != signal.SIGUSR1 and self._asked_at and self._age() > self.GRACE:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(self._pid, number)
+        if number != signal.SIGUSR1:
             self._asked_at = self._asked_at or time.monotonic()
         self.asked = True
 

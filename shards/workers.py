@@ -1,5 +1,6 @@
-"""Processes that do one job each after another, and end when they are told or left alone."""
+"""Worker processes: a stop that is asked of the whole process group is their owner's to answer."""
 
+import ctypes
 import os
 import signal
 import threading
@@ -14,8 +15,10 @@ from typing import Any
 
 from shards.errors import Failed
 
-STOPS = (signal.SIGTERM, signal.SIGUSR1)
-"""What asks for a stop: of a user or a launcher, and of Slurm before a time limit."""
+STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What asks for a stop: a launcher or container, Slurm before a time limit, Ctrl-C."""
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
 
 
 def each(
@@ -32,7 +35,10 @@ def each(
     # spawn: a forked child would inherit whatever threads the parent has started.
     context = get_context("spawn")
     watched, held = context.Pipe(duplex=False)
-    with watched, held, ProcessPoolExecutor(workers, context, _end_with, (watched,)) as pool:
+    with watched, held:
+        with stops_blocked():
+            pool = ProcessPoolExecutor(workers, context, _end_with, (watched,))
+            pool.submit(os.getpid)  # the first job starts the processes
         try:
             running: deque[Future] = deque()
             for job in jobs:
@@ -49,12 +55,13 @@ def each(
         except BaseException:
             held.close()  # what is half done is done again: a stop does not wait for it
             raise
+        finally:
+            pool.shutdown()
 
 
 def _end_with(watched: Connection) -> None:
     """End this worker as soon as the other end is closed, be it that its owner was killed."""
-    # A signal to the whole group is the owner's to answer.
-    for number in (*STOPS, signal.SIGINT):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
@@ -65,8 +72,41 @@ def _end_with(watched: Connection) -> None:
 
 
 @contextmanager
+def stops_blocked() -> Iterator[None]:
+    """Processes that are started within it begin with STOPS blocked.
+
+    What arrives for this process meanwhile is delivered at the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_stops_to_parent() -> None:
+    """In a worker: end by its parent's SIGTERM or death, and by no other stop.
+
+    Libraries end their workers by SIGTERM and wait, so it cannot be ignored whoever sends it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # in the thread below too, which waits for them
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has died in between
+        os._exit(1)
+
+    def wait() -> None:
+        said = signal.sigwaitinfo(STOPS)
+        while (said.si_signo, said.si_pid) != (signal.SIGTERM, parent):
+            said = signal.sigwaitinfo(STOPS)
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Within it SIGTERM and SIGUSR1 raise KeyboardInterrupt, as Ctrl-C does; main thread only."""
+    """Within it STOPS raise KeyboardInterrupt, and no second one does; main thread only."""
     # No Exception: what catches those of a broken photo would swallow the stop.
     if threading.current_thread() is not threading.main_thread():
         yield

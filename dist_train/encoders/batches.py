@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from shards.errors import BadInput, Corrupt, Failed, Unreadable
 from shards.reader import Item, ItemReader
 from shards.srgb import PhotoRefused
+from shards.workers import leave_stops_to_parent, stops_blocked
 
 STAND_INS = 100
 """Items that are tried in the place of a broken one."""
@@ -139,10 +140,12 @@ def load(
     """
     loader = DataLoader(
         _Batches(reader, inputs, stand_ins), sampler=plans, batch_size=None, num_workers=workers,
-        prefetch_factor=2 if workers else None, worker_init_fn=_one_thread,
+        prefetch_factor=2 if workers else None, worker_init_fn=_begin_worker,
     )  # fmt: skip
-    # Begun here and not at the first batch: it draws a seed, which would shift a step's dropout.
-    return _told(iter(loader), "left out" if stand_ins is None else "another item stands in")
+    with stops_blocked():
+        # Begun here, not at the first batch: it draws a seed, which would shift a step's dropout.
+        batches = iter(loader)
+    return _told(batches, "left out" if stand_ins is None else "another item stands in")
 
 
 def _told(batches: Iterator[Batch | Exception], what: str) -> Iterator[Batch]:
@@ -154,5 +157,6 @@ def _told(batches: Iterator[Batch | Exception], what: str) -> Iterator[Batch]:
         yield batch
 
 
-def _one_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    leave_stops_to_parent()

@@ -39,6 +39,8 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 90) -> None:
 
 def kill(process: subprocess.Popen) -> None:
     """SIGKILL to the process and all below it (a launcher's ranks have sessions of their own)."""
+    if process.poll() is not None:
+        return
     parent = psutil.Process(process.pid)
     for one in [parent, *parent.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from shards.stage_files import status_of
 from tests.distributed.comparing import losses, weights
-from tests.distributed.launching import ROOT
+from tests.distributed.launching import ROOT, run
 from tests.faults.test_two_lives import state_of
 from tests.slurm.cluster import Cluster
 
@@ -74,9 +75,9 @@ class Training:
 
 @pytest.fixture(scope="module")
 def options(image_options: list[object]) -> list[object]:
-    """Some sixty steps of the shared training."""
+    """Some sixty steps of the shared training, with loader workers as users have them."""
     given = dict(zip(image_options[::2], image_options[1::2], strict=True))
-    given |= {"--epochs": 8, "--validate-every": 0, "--checkpoint-every": 20}
+    given |= {"--epochs": 8, "--validate-every": 0, "--checkpoint-every": 20, "--workers": 2}
     return [word for pair in given.items() for word in pair]
 
 
@@ -124,6 +125,33 @@ def test_preempted_near_its_limit_requeued_and_a_node_lost(
     assert "the time limit is near" in log
     # On request it saves where it is, not where the next checkpoint would be.
     assert any(step % 20 for step in begun[:2]), begun
+
+
+def test_one_process_with_loader_workers_near_its_limit(
+    cluster: Cluster, folder: Path, options: list[object], tmp_path: Path
+) -> None:
+    """Slurm's TERM reaches every process of the step, those of the loader too."""
+    stages = ROOT / "launch" / "slurm"
+    run_folder, embedding = tmp_path / "run", tmp_path / "embedding"
+    shards = options[options.index("--shards") + 1]
+    verbs = [
+        (stages / "train.sbatch", run_folder, "image", *options),
+        (stages / "embed.sbatch", embedding, "--shards", shards, "--image", run_folder,
+         "--batch-size", 1, "--workers", 2),
+    ]  # fmt: skip
+    for script, out, *words in verbs:
+        log = tmp_path / f"{out.name}.log"
+        job = cluster.sbatch(
+            "--nodes=1", "--cpus-per-task=2", "--time=30", "--signal=B:USR1@180", "--chdir", ROOT,
+            "--output", log, script, *words, "--out", out, GPUS="1", ACCELERATE_USE_CPU="true",
+        )  # fmt: skip
+        cluster.wait_for(lambda out=out: status_of(out) == "running", 120, f"beginning: {log}")
+        cluster.call("scancel", "--batch", "--signal=USR1", job)  # as --signal does near the limit
+        cluster.wait_until(job, "PENDING", 1)
+        assert "is preempted (exit code 3)" in log.read_text(), log.read_text()
+        cluster.wait_until(job, "COMPLETED", 1, 400)
+    run(1, "train", "image", *options, "--out", tmp_path / "undisturbed")
+    same(run_folder, tmp_path / "undisturbed")
 
 
 def preempt(training: Training, held: psutil.Process) -> None:

@@ -1,0 +1,206 @@
+"""Signals to the whole process group, as Slurm, a container's stop and a terminal send them.
+
+Loader workers get them too. Whatever the moment, the verb ends with 3, its work is on disk, nothing
+of it lives on, and the same command ends in the bytes of an undisturbed run.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from shards.stage_files import status_of
+from shards.workers import leave_stops_to_parent, stops_blocked
+from tests.distributed.comparing import losses, weights
+from tests.distributed.launching import command, environment, run
+from tests.faults.test_stops import kill, wait_for
+
+pytestmark = pytest.mark.timeout(1800)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def start(world: int, *verb: object) -> subprocess.Popen:
+    """A verb in a process group of its own, as a shell or Slurm starts it."""
+    return subprocess.Popen(
+        command(world, *verb), env=environment(), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def processes_of(out: Path) -> list[psutil.Process]:
+    """Every living process that was started for `out`, loader workers among them."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(out) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def signalled(out: Path, verb: list[object], number: int, moment: Callable[[], None]) -> int:
+    """Start the verb, signal its group at the moment; its exit code."""
+    (out / "status.json").unlink(missing_ok=True)
+    process = start(1, *verb)
+    try:
+        wait_for(lambda: status_of(out) == "running", process)
+        moment()
+        os.killpg(process.pid, number)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        kill(process)
+    assert process.returncode in (0, 3), output
+    assert status_of(out) == {0: "done", 3: "preempted"}[process.returncode], output
+    assert "Traceback" not in output
+    assert processes_of(out) == []
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def train(image_options: list[object]) -> Callable[[Path], list[object]]:
+    """The shared training, longer, with loader workers; validations and saves among its steps."""
+    given = dict(zip(image_options[::2], image_options[1::2], strict=True))
+    given |= {"--workers": 2, "--epochs": 4, "--validate-every": 1, "--checkpoint-every": 7}
+    words = [word for pair in given.items() for word in pair]
+    return lambda out: ["train", "image", *words, "--out", out]
+
+
+@pytest.fixture(scope="module")
+def trained(train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training that nobody disturbs."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(1, *train(out))
+    return out
+
+
+@pytest.mark.parametrize(
+    "trial", [0, *(pytest.param(n, marks=pytest.mark.full) for n in range(1, 9))]
+)
+def test_a_training_signalled_at_random_moments(
+    trial: int, train, trained: Path, tmp_path: Path
+) -> None:
+    out, draw, stops = tmp_path / "run", random.Random(trial), 0
+    for number in draw.sample(SIGNALS, 3):
+        delay = draw.uniform(0, 2.5)
+        stops += signalled(out, train(out), number, lambda: time.sleep(delay)) == 3  # noqa: B023
+    assert stops > 0
+    run(1, *train(out))
+    assert losses(out) == losses(trained)
+    ours, theirs = weights(out), weights(trained)
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)]
+)
+def test_ranks_under_a_launcher_save_when_its_group_is_signalled(
+    number: int, train, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = start(2, *train(out))
+    try:
+        wait_for((out / "checkpoints").exists, process, 120)
+        os.killpg(process.pid, number)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        kill(process)
+    assert status_of(out) == "preempted", output
+    assert "checkpoint written" in output or "in the validation" in output
+    assert "DataLoader worker" not in output
+    assert processes_of(out) == []
+
+
+@pytest.mark.parametrize(
+    "trial", [0, *(pytest.param(n, marks=pytest.mark.full) for n in range(1, 9))]
+)
+def test_an_embedding_signalled_at_random_moments(
+    trial: int, shard_set: Path, image_run: Path, embedded: Path, tmp_path: Path
+) -> None:
+    out, draw = tmp_path / "embedding", random.Random(trial)
+    verb = embed(shard_set, image_run, out)
+    for number in draw.sample(SIGNALS, 2):
+        delay = draw.uniform(0, 1.5)
+        signalled(out, verb, number, lambda: time.sleep(delay))  # noqa: B023
+    run(1, *verb)
+    for path in embedded.glob("*.npy"):
+        np.testing.assert_array_equal(np.load(out / path.name), np.load(path))
+    assert json.loads((out / "manifest.json").read_text())["files"]
+
+
+def embed(shards: Path, run: Path, out: Path) -> list[object]:
+    """With the loader workers that are the default, in small batches."""
+    return ["embed", "--shards", shards, "--image", run, "--out", out, "--batch-size", 4]
+
+
+@pytest.fixture(scope="module")
+def embedded(shard_set: Path, image_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("embedded") / "embedding"
+    run(1, *embed(shard_set, image_run, out))
+    return out
+
+
+@pytest.mark.parametrize(
+    "trial", [0, *(pytest.param(n, marks=pytest.mark.full) for n in range(1, 9))]
+)
+def test_a_pack_signalled_at_random_moments(
+    trial: int, catalogue: Path, shard_set: Path, tmp_path: Path
+) -> None:
+    out, draw = tmp_path / "shards", random.Random(trial)
+    verb = [
+        "pack", catalogue / "catalogue.csv", "--images", catalogue / "images", "--out", out,
+        "--size", 48, "--workers", 2,
+    ]  # fmt: skip
+    for number in draw.sample(SIGNALS, 2):
+        delay = draw.uniform(0, 3)  # the workers start in the first two of them
+        signalled(out, verb, number, lambda: time.sleep(delay))  # noqa: B023
+    run(1, *verb)
+    for tar in shard_set.glob("*/*.tar"):
+        assert (out / tar.relative_to(shard_set)).read_bytes() == tar.read_bytes()
+
+
+# ── workers by themselves
+
+
+def test_a_loader_worker_ends_by_its_parent_alone() -> None:
+    hears, says = os.pipe()
+    parent = os.getpid()
+
+    def forked() -> int:
+        with stops_blocked():
+            child = os.fork()
+        if child:
+            os.read(hears, 1)
+            return child
+        leave_stops_to_parent()
+        os.write(says, b"!")
+        time.sleep(60)
+        os._exit(9)
+
+    child = forked()
+    for number in SIGNALS:  # sent by another process than the parent
+        subprocess.run(["kill", f"-{signal.Signals(number).name[3:]}", str(child)], check=True)
+    time.sleep(0.2)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    os.kill(child, signal.SIGINT)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert os.getpid() == parent
+
+    middle = os.fork()
+    if not middle:
+        os.write(says, str(forked()).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(middle, 0)
+    orphan = int(os.read(hears, 20))
+    end = time.monotonic() + 2  # torch's own workers look after their parent every five seconds
+    while psutil.pid_exists(orphan) and psutil.Process(orphan).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end, "it outlives its parent"
+        time.sleep(0.02)
