@@ -120,6 +120,36 @@ def test_a_given_threshold_and_one_from_a_file(made, tmp_path):
     )
 
 
+def test_the_number_in_a_file_of_a_threshold_is_part_of_the_config(made, tmp_path):
+    """The file may be written anew: what counts is what it said."""
+    file, out = tmp_path / "threshold.json", tmp_path / "m"
+    config = MatchConfig(engine="gemm", threshold_from=file, device="cpu", pairs_per_item=20)
+    file.write_text('{"threshold": 0.75}')
+    match(made / "emb", made / "index", out, config)
+    assert json.loads(read(out, "stage.json"))["config"]["threshold"] == 0.75
+    assert match(made / "emb", made / "index", out, config)["threshold"] == 0.75
+    file.write_text('{"threshold": 0.5}')
+    with pytest.raises(BadInput, match=r"threshold 0\.75 there, 0\.5 asked"):
+        match(made / "emb", made / "index", out, config)
+
+
+def test_groups_are_what_a_walk_along_the_matches_reaches_in_the_catalogue_s_order(made):
+    matches = read(made / "gemm", "matches.parquet").set_index("posting_id").matches
+    number: dict[str, int] = {}
+    for first in matches.index:
+        ahead = [] if first in number else [first]
+        fresh = max(number.values(), default=-1) + 1
+        while ahead:
+            here = ahead.pop()
+            if here not in number:
+                number[here] = fresh
+                ahead.extend(matches[here])
+    groups = read(made / "gemm", "groups.parquet")
+    assert groups.posting_id.tolist() == matches.index.tolist()
+    assert groups.group_id.tolist() == [number[name] for name in groups.posting_id]
+    assert 1 < groups.group_id.value_counts().max() < len(groups) / 2
+
+
 def test_a_threshold_below_the_floor_gets_all_its_pairs(made, tmp_path):
     low = MatchConfig(engine="faiss", threshold=0.3, pairs_per_item=1)
     told = match(made / "emb", made / "index", tmp_path / "low", low)
