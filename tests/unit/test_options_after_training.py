@@ -155,7 +155,8 @@ TABLE: dict[str, dict[str, Option]] = {
             {"{low}": 0.25, "{high}": 0.875}, {},
         ),
         "--pairs-per-item": Option(
-            lambda done: done.told("threshold.json")["floor"], {"3": ANY, "40": ANY}, {}
+            lambda done: done.told("manifest.json")["counts"]["pairs"] / 300,
+            {"3": pytest.approx(3, rel=0.25), "20": pytest.approx(20, rel=0.25)}, {},
         ),
         "--neighbours": Option(most_neighbours, {"2": 2, "7": 7}),
         "--memory": Option(outcome, {"4GB": None, "700MB": "BadInput"}, {}),
@@ -168,7 +169,7 @@ TABLE: dict[str, dict[str, Option]] = {
         "--compare": Option(
             compared,
             {
-                "": [], "x={other}": ["x: image", "x: text", "x: image + text"],
+                "x={other}": ["x: image", "x: text", "x: image + text"],
                 "{other}": ["{other}: image", "{other}: text", "{other}: image + text"],
             }, {},
         ),
