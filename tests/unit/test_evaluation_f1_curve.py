@@ -168,6 +168,20 @@ def test_thinned_keeps_its_ends_its_best_and_its_bound(points, case):
         np.testing.assert_array_equal(thin.thresholds[thin_ends], curve.thresholds[ends])
 
 
+@pytest.mark.parametrize("rights", range(100, 160, 7))
+def test_thinned_keeps_the_best_entry_and_the_one_after_it(rights):
+    curve = f1_curve(*gains_and_losses(np.repeat([1, -1], [rights, 300 - rights])))
+    thin = curve.thinned(12)
+    assert len(thin.f1) <= 12
+    assert thin.best() == curve.best()
+    scores = gains_and_losses(np.ones(300, int))[3]
+    assert (scores >= np.float32(thin.best()[0])).sum() == rights
+    assert set(curve.thresholds[[0, -1]]) <= set(thin.thresholds)
+    assert (thin.base, thin.items) == (curve.base, curve.items)
+    whole = curve.thinned(301)
+    np.testing.assert_array_equal(whole.thresholds, curve.thresholds)
+
+
 @given(scored_pairs())
 def test_json_brings_the_curve_back_exactly(case):
     curve = f1_curve(*case)
