@@ -104,6 +104,32 @@ def test_what_lies_in_a_finished_directory(made):
     assert nearest.groupby("i").size().max() == 5
 
 
+@pytest.mark.parametrize("engine", ["faiss", "gemm"])
+def test_the_proof_of_a_finished_directory(made, engine):
+    proof, N = json.loads(read(made / engine, "proof.json")), PRODUCTS * EACH
+    assert (proof["engine"], proof["exact"], proof["items"]) == (engine, True, N)
+    planted = proof["canaries"]["planted"]
+    assert proof["canaries"]["found"] == planted > 8
+    # Of FAISS's shards the planted items stand in none.
+    all_ = N + planted if engine == "gemm" else N
+    assert proof["pairs_covered"] == all_ * (all_ + 1) // 2
+    assert proof["floor"] == json.loads(read(made / engine, "threshold.json"))["floor"]
+    assert (proof["audit"]["rows"], proof["audit"]["missed"], proof["audit"]["wrong"]) == (
+        200,
+        0,
+        0,
+    )
+    pairs = pd.read_parquet(made / engine / "pairs")
+    some = np.linspace(0, N - 1, 200).astype(int)
+    true = proof["audit"]["true"]
+    assert true == (np.isin(pairs.i, some) | np.isin(pairs.j, some)).sum()
+    assert proof["audit"]["recall"] == 1
+    # With no miss among m: p^m = 0.05, as Clopper and Pearson's one-sided limit says.
+    assert proof["audit"]["recall_low"] == pytest.approx(0.05 ** (1 / true), abs=1e-9)
+    assert 0 < proof["first_pass_error"] <= proof["first_pass_margin"] < 1e-4
+    assert proof["first_pass_checked"] > 0
+
+
 def test_a_given_threshold_and_one_from_a_file(made, tmp_path):
     given = MatchConfig(engine="faiss", threshold=0.7, pairs_per_item=20)
     first = match(made / "emb", made / "index", tmp_path / "given", given)
