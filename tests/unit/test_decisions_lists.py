@@ -67,6 +67,23 @@ def test_groups_joined_in_any_batches_are_the_components(monkeypatch):
         np.testing.assert_array_equal(found.numbers(), wanted)
 
 
+def test_groups_are_numbered_by_their_first_posting_whatever_the_library_says(monkeypatch):
+    """SciPy promises no order of the numbers it gives to components."""
+    given = groups.connected_components
+
+    def turned(graph, **options):
+        count, labels = given(graph, **options)
+        return count, np.random.default_rng(0).permutation(count)[labels]
+
+    monkeypatch.setattr(groups, "connected_components", turned)
+    i, j = np.array([7, 6, 2, 9]), np.array([1, 3, 6, 8])
+    wanted = [0, 1, 2, 2, 3, 4, 2, 1, 5, 5]
+    assert groups.components(10, i, j).tolist() == wanted
+    found = groups.Groups(10)
+    found.join(i, j)
+    assert found.numbers().tolist() == wanted
+
+
 def test_a_broken_file_of_pairs_is_named(case):
     folder, _, _ = case
     path = folder / "pairs/00003.parquet"

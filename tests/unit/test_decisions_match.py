@@ -104,6 +104,32 @@ def test_what_lies_in_a_finished_directory(made):
     assert nearest.groupby("i").size().max() == 5
 
 
+@pytest.mark.parametrize("engine", ["faiss", "gemm"])
+def test_the_proof_of_a_finished_directory(made, engine):
+    proof, N = json.loads(read(made / engine, "proof.json")), PRODUCTS * EACH
+    assert (proof["engine"], proof["exact"], proof["items"]) == (engine, True, N)
+    planted = proof["canaries"]["planted"]
+    assert proof["canaries"]["found"] == planted > 8
+    # Of FAISS's shards the planted items stand in none.
+    all_ = N + planted if engine == "gemm" else N
+    assert proof["pairs_covered"] == all_ * (all_ + 1) // 2
+    assert proof["floor"] == json.loads(read(made / engine, "threshold.json"))["floor"]
+    assert (proof["audit"]["rows"], proof["audit"]["missed"], proof["audit"]["wrong"]) == (
+        200,
+        0,
+        0,
+    )
+    pairs = pd.read_parquet(made / engine / "pairs")
+    some = np.linspace(0, N - 1, 200).astype(int)
+    true = proof["audit"]["true"]
+    assert true == (np.isin(pairs.i, some) | np.isin(pairs.j, some)).sum()
+    assert proof["audit"]["recall"] == 1
+    # With no miss among m: p^m = 0.05, as Clopper and Pearson's one-sided limit says.
+    assert proof["audit"]["recall_low"] == pytest.approx(0.05 ** (1 / true), abs=1e-9)
+    assert 0 < proof["first_pass_error"] <= proof["first_pass_margin"] < 1e-4
+    assert proof["first_pass_checked"] > 0
+
+
 def test_a_given_threshold_and_one_from_a_file(made, tmp_path):
     given = MatchConfig(engine="faiss", threshold=0.7, pairs_per_item=20)
     first = match(made / "emb", made / "index", tmp_path / "given", given)
@@ -118,6 +144,36 @@ def test_a_given_threshold_and_one_from_a_file(made, tmp_path):
     pd.testing.assert_frame_equal(
         read(tmp_path / "file", "matches.parquet"), read(made / "faiss", "matches.parquet")
     )
+
+
+def test_the_number_in_a_file_of_a_threshold_is_part_of_the_config(made, tmp_path):
+    """The file may be written anew: what counts is what it said."""
+    file, out = tmp_path / "threshold.json", tmp_path / "m"
+    config = MatchConfig(engine="gemm", threshold_from=file, device="cpu", pairs_per_item=20)
+    file.write_text('{"threshold": 0.75}')
+    match(made / "emb", made / "index", out, config)
+    assert json.loads(read(out, "stage.json"))["config"]["threshold"] == 0.75
+    assert match(made / "emb", made / "index", out, config)["threshold"] == 0.75
+    file.write_text('{"threshold": 0.5}')
+    with pytest.raises(BadInput, match=r"threshold 0\.75 there, 0\.5 asked"):
+        match(made / "emb", made / "index", out, config)
+
+
+def test_groups_are_what_a_walk_along_the_matches_reaches_in_the_catalogue_s_order(made):
+    matches = read(made / "gemm", "matches.parquet").set_index("posting_id").matches
+    number: dict[str, int] = {}
+    for first in matches.index:
+        ahead = [] if first in number else [first]
+        fresh = max(number.values(), default=-1) + 1
+        while ahead:
+            here = ahead.pop()
+            if here not in number:
+                number[here] = fresh
+                ahead.extend(matches[here])
+    groups = read(made / "gemm", "groups.parquet")
+    assert groups.posting_id.tolist() == matches.index.tolist()
+    assert groups.group_id.tolist() == [number[name] for name in groups.posting_id]
+    assert 1 < groups.group_id.value_counts().max() < len(groups) / 2
 
 
 def test_a_threshold_below_the_floor_gets_all_its_pairs(made, tmp_path):

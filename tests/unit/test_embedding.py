@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dist_train.config import (
     EmbedConfig,
@@ -20,11 +21,12 @@ from dist_train.config import (
 )
 from dist_train.embedding.embed import embed
 from dist_train.embedding.store import EmbeddingSet, Rows
+from dist_train.embedding.vectors import plan_batches, unit_vectors
 from dist_train.encoders.batches import Batch
 from dist_train.encoders.folder import load_encoder
 from dist_train.runtime import row_blocks
 from dist_train.training.loop import train
-from shards.errors import BadInput, Stopped, Unfinished
+from shards.errors import BadInput, Failed, Stopped, Unfinished
 from shards.options import PackOptions
 from shards.packer import pack
 from shards.reader import ShardSet
@@ -122,6 +124,53 @@ def test_every_row_is_that_item_encoded_alone(holed, runs, embedded, view):
             alone = encoder(*inputs([reader[int(row)]], [0]))[0]
         assert reader[int(row)].posting_id == items.posting_id[row]
         np.testing.assert_allclose(vectors[row], alone / alone.norm(), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 16, 500])
+def test_batches_hold_every_item_once_with_titles_of_like_length(holed, size):
+    reader = ShardSet(holed).reader()
+    some = np.flatnonzero(ShardSet(holed).packed.has_text)[4::3]
+    plans = plan_batches(reader, some, size)
+    items = np.concatenate([plan.items for plan in plans])
+    assert sorted(items) == some.tolist()
+    lengths = [len(reader[int(n)].title.encode()) for n in items]
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[-1]
+    sizes = [len(plan.items) for plan in plans]
+    assert sizes == [size] * (len(some) // size) + [len(some) % size] * (len(some) % size > 0)
+    assert not any(plan.seeds.any() for plan in plans)
+
+
+def test_vectors_are_of_the_batches_asked_for_without_their_broken_items():
+    torch.manual_seed(0)
+    encoder = torch.nn.Linear(5, 3)
+    wholes = [torch.randn(4, 5), torch.randn(0, 5), torch.randn(2, 5), torch.randn(3, 5)]
+    batches = iter([
+        Batch(np.arange(len(x)) + 10 * n, (x,), torch.zeros(len(x)), [], [])
+        for n, x in enumerate(wholes)
+    ])  # fmt: skip
+    found = list(unit_vectors(encoder, batches, 3, torch.device("cpu")))
+    assert [items.tolist() for items, _ in found] == [[0, 1, 2, 3], [20, 21]]
+    for (_, vectors), x in zip(found, (wholes[0], wholes[2]), strict=True):
+        wide = x.double().numpy() @ encoder.weight.detach().double().numpy().T
+        wide += encoder.bias.detach().double().numpy()
+        wide /= np.sqrt((wide**2).sum(axis=1, keepdims=True))
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(vectors, wide, atol=1e-6)
+    assert next(batches).items.tolist() == [30, 31, 32]  # the next is for the next part
+
+
+def test_an_encoder_that_gives_no_numbers_fails_by_name(holed, runs, tmp_path):
+    shutil.copytree(runs["text"], tmp_path / "text")
+    files = sorted((tmp_path / "text/encoder").rglob("*.safetensors"))
+    assert files
+    for file in files:
+        held = {name: torch.full_like(x, torch.nan) if x.is_floating_point() else x
+                for name, x in load_file(file).items()}  # fmt: skip
+        save_file(held, file, metadata={"format": "pt"})
+    with pytest.raises(Failed, match=r"text part 0 has vectors that are not finite.*is broken"):
+        embed(holed, tmp_path / "out", CONFIG, image=None, text=tmp_path / "text")
+    assert not list((tmp_path / "out").glob("*.npy"))
 
 
 def test_a_cut_off_set_is_completed_to_the_same_bytes(holed, runs, embedded, tmp_path):

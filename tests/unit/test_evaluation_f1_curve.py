@@ -64,6 +64,34 @@ def test_of_equal_f1_the_highest_threshold_wins(case):
     assert all(value < f1 - 1e-13 for value in higher)
 
 
+def gains_and_losses(steps: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Pairs of falling score: at +1 two of a product of two, at -1 two that are alone.
+
+    By the definition the one takes two items from 2/3 to 1, the other two from 1 to 2/3, so the
+    mean moves by the same step up and down.
+    """
+    P = len(steps)
+    first, second = np.arange(P), np.arange(P, 2 * P)
+    groups = np.r_[first, np.where(steps > 0, first, second)]
+    return groups, first, second, np.linspace(0.9, 0.1, P).astype(np.float32)
+
+
+@pytest.mark.parametrize("first", [1, -1])
+def test_of_equal_f1_the_fewest_pairs_win_however_their_sums_are_rounded(first):
+    ties = 0
+    for seed in range(300):
+        steps = np.random.default_rng(seed).permutation(np.repeat([1, -1], 15))
+        steps = np.r_[first, steps[: 7 + seed % 20]]
+        height = np.r_[0, np.cumsum(steps)]  # in whole numbers: nothing is rounded
+        fewest = int(np.argmax(height))
+        ties += int((height == height.max()).sum() > 1)
+        groups, i, j, scores = gains_and_losses(steps)
+        threshold, f1 = f1_curve(groups, i, j, scores).best()
+        assert (scores >= np.float32(threshold)).sum() == fewest, seed
+        assert f1 == pytest.approx(mean_f1(groups, i, j, scores >= np.float32(threshold)))
+    assert ties > 100
+
+
 @given(scored_pairs(), st.floats(-1.5, 1.5))
 def test_at_reads_any_threshold(case, threshold):
     groups, i, j, scores = case
@@ -138,6 +166,20 @@ def test_thinned_keeps_its_ends_its_best_and_its_bound(points, case):
         ends = slice(None, None, max(len(curve.f1) - 1, 1))
         thin_ends = slice(None, None, max(len(thin.f1) - 1, 1))
         np.testing.assert_array_equal(thin.thresholds[thin_ends], curve.thresholds[ends])
+
+
+@pytest.mark.parametrize("rights", range(100, 160, 7))
+def test_thinned_keeps_the_best_entry_and_the_one_after_it(rights):
+    curve = f1_curve(*gains_and_losses(np.repeat([1, -1], [rights, 300 - rights])))
+    thin = curve.thinned(12)
+    assert len(thin.f1) <= 12
+    assert thin.best() == curve.best()
+    scores = gains_and_losses(np.ones(300, int))[3]
+    assert (scores >= np.float32(thin.best()[0])).sum() == rights
+    assert set(curve.thresholds[[0, -1]]) <= set(thin.thresholds)
+    assert (thin.base, thin.items) == (curve.base, curve.items)
+    whole = curve.thinned(301)
+    np.testing.assert_array_equal(whole.thresholds, curve.thresholds)
 
 
 @given(scored_pairs())

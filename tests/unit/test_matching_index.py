@@ -13,11 +13,14 @@ from dist_train.embedding.store import EmbeddingSet, part_path
 from dist_train.matching.index import build_index, index_shards, indexed_views
 from dist_train.matching.kinds import choose_kind
 from dist_train.matching.recall import ShardedIndex, measured_recall
+from dist_train.matching.sampling import floor_of_sample
 from dist_train.stage import EMBEDDING
 from shards import stage_files
 from shards.errors import BadInput, Corrupt, Unfinished
 from shards.files import write_parquet
 from tests.distributed.planted import write_set as planted_set
+from tests.unit.test_matching_join import random_vectors
+from tests.unit.test_matching_join import write_set as joined_set
 
 N, D = 1100, 6
 
@@ -211,6 +214,72 @@ def test_a_sharded_flat_index_answers_as_a_single_one(whole, tmp_path):
     ours = ShardedIndex(shards, "Flat").nearest(views, rows, 50)
     theirs = ShardedIndex([tmp_path / "single.faiss"], "Flat").nearest(views, rows, 50)
     np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def lacking(tmp_path_factory):
+    """An exact index in two shards over items of which some lack a part, and their true scores."""
+    folder = tmp_path_factory.mktemp("lacking")
+    vectors = random_vectors(1100, 12, seed=3)
+    embeddings = joined_set(folder / "emb", vectors)
+    config = IndexConfig(kind="Flat", image_weight=0.3, recall_rows=0)
+    build_index(folder / "emb", folder / "index", config)
+    total, weights = np.zeros((1100, 1100)), np.zeros((1100, 1100))
+    for name, weight in (("image", 0.3), ("text", 0.7)):
+        wide, here = vectors[name].astype(np.float64), vectors[name].any(1)
+        total += weight * (wide @ wide.T)
+        weights += weight * np.outer(here, here)
+    truth = np.divide(total, weights, out=np.full((1100, 1100), -np.inf), where=weights > 0)
+    np.fill_diagonal(truth, -np.inf)
+    return index_shards(folder / "index"), indexed_views(folder / "index", embeddings), truth
+
+
+def test_answers_of_an_index_are_those_of_float64(lacking):
+    shards, views, truth = lacking
+    index, rows = ShardedIndex(shards, "Flat"), np.arange(2, 1100, 61)
+    nearest = index.nearest(views, rows, 5)
+    for row, found in zip(rows, nearest, strict=True):
+        best = np.argsort(-truth[row], kind="stable")[:5]
+        assert found.tolist() == [n if truth[row, n] > -np.inf else -1 for n in best]
+    found = index.at_least(views, rows, 0.6)
+    item, other = np.divmod(found, len(views))
+    strangers = item[rows[item] != other], other[rows[item] != other]
+    told = set(zip(*(side.tolist() for side in strangers), strict=True))
+    assert len(told) == len(strangers[0]) > 50
+    clear = truth[rows] >= 0.6 + 1e-6
+    assert told >= set(zip(*np.nonzero(clear), strict=True))
+    assert all(truth[rows[n], m] >= 0.6 - 1e-6 for n, m in told)
+
+
+def test_the_recall_of_an_index_that_has_lost_a_shard_is_what_it_still_finds(lacking):
+    shards, views, truth = lacking
+    held = 1024  # rows of the first
+    told = measured_recall(views, ShardedIndex(shards[:1], "Flat"), 40, 0)
+    complete = np.flatnonzero(views.complete)
+    some = complete[np.linspace(0, len(complete) - 1, 40).astype(int)]
+    assert (told["rows"], told["nprobe"]) == (40, 0)
+    floor = told["range_floor"]
+    assert floor == floor_of_sample(views, 20.0)
+    within = truth[some] >= floor
+    best = np.argsort(-truth[some], axis=1)[:, :50]
+    assert told["recall_at_50"]["of"] == 40 * 50
+    assert told["recall_at_50"]["found"] == (best < held).sum()
+    assert told["range_recall"]["of"] == pytest.approx(within.sum(), abs=1)
+    assert told["range_recall"]["found"] == pytest.approx(within[:, :held].sum(), abs=1)
+    assert 0.9 < told["range_recall"]["share"] < 1
+
+
+def test_what_an_approximate_index_says_is_off_by_no_more_than_its_margin(whole, tmp_path):
+    config = IndexConfig(kind="IVF10,SQ4", recall_rows=50)
+    told = build_index(whole / "emb", tmp_path / "index", config)["recall"]
+    views = indexed_views(tmp_path / "index", EmbeddingSet(whole / "emb"))
+    index = ShardedIndex(index_shards(tmp_path / "index"), "IVF10,SQ4", told["nprobe"])
+    rows = np.linspace(0, 2999, 50).astype(int)
+    scores, ids = index.search(views.queries(range(3000), "complete")[0][rows], 50)
+    wide = views.database(range(3000)).astype(np.float64)
+    off = np.abs((wide[rows][:, None] * wide[ids]).sum(2) - scores)
+    assert told["margin"] == pytest.approx(np.quantile(off, 0.999), rel=0.02)
+    assert (np.diff(scores, axis=1) <= 0).all()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from dist_train.matching.blocks import CHUNK, area_apart, block_size, blocks_of,
 from dist_train.matching.canaries import with_canaries
 from dist_train.matching.engines import GemmEngine
 from dist_train.matching.join import Wanted, join, read_pairs, settle_pairs
-from dist_train.matching.kernels import kernels_for
+from dist_train.matching.kernels import FloatKernel, Prepared, kernels_for
 from dist_train.matching.memory import join_bounds
 from dist_train.matching.proof import prove
 from dist_train.matching.sketches import Sketch
@@ -82,6 +82,21 @@ def test_the_floor_rises_to_the_budget_whatever_the_order(tmp_path, budget):
     for other_floor, other in answers[1:]:
         assert other_floor == floor
         pd.testing.assert_frame_equal(other, pairs)
+
+
+@pytest.mark.parametrize("least", [0.5, 1.0])
+def test_scores_on_the_grid_are_on_the_right_side_of_the_floor(tmp_path, least):
+    """Every score is a multiple of a half: the budget has room for those from `least` on."""
+    rows = np.random.default_rng(3).choice([-0.5, 0.5], (60, 4)).astype(np.float16)
+    truth = _scores({"image": rows})
+    assert set(truth.tolist()) == {-1.0, -0.5, 0.0, 0.5, 1.0}
+    budget = int((truth >= least).sum())
+    join(indexed_like({"image": rows}), gemm(indexed_like({"image": rows}), 20),
+         Wanted(-0.5, budget=budget), tmp_path, Runtime("cpu"))  # fmt: skip
+    floor = Work(tmp_path).floor(-0.5, budget, 1.0)
+    assert least - 0.5 < floor <= least
+    assert settle_pairs(tmp_path, floor, 60)["pairs"] == budget
+    assert sorted(read_pairs(tmp_path).score) == sorted(truth[truth >= least])
 
 
 def test_a_worker_that_comes_when_all_is_finished_does_nothing(tmp_path):
@@ -204,6 +219,38 @@ def test_a_join_that_is_not_whole_is_refused(finished, harm):
             path.write_text(json.dumps(record | {"canaries": record["canaries"][1:]}))
     with pytest.raises(Failed, match=r"missed|below the floor|cover|planted"):
         prove(views, engine, canaries, out, 0.4, 300)
+
+
+class Wrong(FloatKernel):
+    """A processor whose products are off by more than their margin, too little to miss a pair."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__(torch.float32, torch.device("cpu"))
+        self.by = by
+
+    def product(self, left: Prepared, right: Prepared) -> torch.Tensor:
+        return super().product(left, right) + self.by
+
+
+@pytest.mark.parametrize("by", [0.0, 2e-5, -2e-5])
+def test_arithmetic_beyond_its_margin_is_refused(tmp_path, by):
+    views, canaries = with_canaries(indexed_like(planted(300, 16)), 0.4)
+    blocks = blocks_of(views, 64)
+    sketches = {("image",): Sketch(Wrong(by)), ("text",): Sketch(Wrong(by))}
+    engine = GemmEngine(views, blocks, sketches | {("image", "text"): Sketch(Wrong(by))})
+    join(views, engine, Wanted(0.4, items=300), tmp_path, Runtime("cpu"))
+    settle_pairs(tmp_path, 0.4, 300)
+    if not by:
+        proof = prove(views, engine, canaries, tmp_path, 0.4, 300)
+        assert proof["first_pass_error"] <= proof["first_pass_margin"] < 1e-5
+        return
+    told = r"first pass was off by [12]\.\de-05, allowed were \d\.\de-06.*not as expected"
+    with pytest.raises(Failed, match=told):
+        prove(views, engine, canaries, tmp_path, 0.4, 300)
+    engine.exact = False  # of one that promises nothing it is told
+    proof = prove(views, engine, canaries, tmp_path, 0.4, 300)
+    assert proof["first_pass_error"] == pytest.approx(2e-5, rel=0.1)
+    assert proof["audit"]["missed"] == 0
 
 
 def test_a_broken_table_is_named(finished):
