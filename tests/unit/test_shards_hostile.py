@@ -289,6 +289,22 @@ def test_an_index_that_points_outside_its_tar_is_refused(
         ShardSet(indexed).reader()
 
 
+@pytest.mark.parametrize("member", ["jpg", "txt", "cls"])
+def test_a_member_may_end_where_its_tar_ends_and_not_a_byte_behind(
+    indexed: Path, member: str
+) -> None:
+    index, tar_bytes = read_index(indexed / "0.idx"), (indexed / "0.tar").stat().st_size
+    for beyond in (0, 1):
+        records = index.records.copy()
+        records[f"{member}_at"][2] = tar_bytes - int(records[f"{member}_size"][2]) + beyond
+        write_index(indexed / "0.idx", index.header, records)
+        if not beyond:
+            assert len(read_index(indexed / "0.idx").records) == 4
+            continue
+        with pytest.raises(Corrupt, match=f"a member {member} that lies outside the tar"):
+            read_index(indexed / "0.idx")
+
+
 @pytest.mark.parametrize(
     "change",
     [{"titles": []}, {"titles": None}, {"splits": {}}, {"splits": {"train": 4}}, {"splits": 4},
