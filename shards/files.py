@@ -1,5 +1,6 @@
 """Files that are whole or absent: temporary name, fsync, rename; hashes over them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import BadInput, Corrupt
+
+NOTHING_TO_SYNC = {errno.EINVAL, errno.EROFS}
+"""What fsync answers where nothing can be waiting for the disk, as on a read-only medium."""
 
 
 @contextmanager
@@ -103,5 +107,8 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOTHING_TO_SYNC:
+            raise
     finally:
         os.close(descriptor)

@@ -47,10 +47,16 @@ DROP TABLE fact;
 def seal(plan: Plan, catalogue: Catalogue, out: Path, max_title: int) -> dict[str, Any]:
     """Check that packed + rejected = rows of the catalogue, and finish `out`; its counts.
 
-    Raises Corrupt naming a shard that disagrees with the plan or has changed since it was written,
-    BadInput when the catalogue has changed since the plan was made, or not one photo of those that
-    it names was packed.
+    Raises Corrupt naming a shard that disagrees with the plan, is not in it or has changed since it
+    was written, BadInput when the catalogue has changed since the plan was made, or not one photo
+    of those that it names was packed.
     """
+    tars = [shard_path(out, shard.split, shard.number) for shard in plan.shards()]
+    files = [path for tar in tars for path in (tar, tar.with_suffix(".idx"))]
+    lying = {path for split in SPLITS for path in (out / split).glob("[0-9]*")}
+    if strange := sorted(lying - set(files)):
+        raise Corrupt(f"{strange[0]}: is no shard of this pack; take it away, and run the same "
+                      "command again")  # fmt: skip
     with scratch(plan_path(out).with_name("seal")) as database:
         database.execute(TABLE)
         places = ", ".join("?" * (1 + len(STORED)))
@@ -67,8 +73,7 @@ def seal(plan: Plan, catalogue: Catalogue, out: Path, max_title: int) -> dict[st
     if plan.has_photos(beside=HANDFUL) and not counts["photos"]:
         raise BadInput(f"{out}: not one of the photos that {catalogue.path} names could be packed; "
                        f"{PHOTOS_REMEDY}. Then remove {out} and pack again")  # fmt: skip
-    files = [path for split in SPLITS for path in (out / split).glob("[0-9]*")]
-    written = {tar: _sha256_as_written(tar) for tar in files if tar.suffix == ".tar"}
+    written = {tar: _sha256_as_written(tar) for tar in tars}
     stage_files.finish(out, counts, [*files, out / ITEMS, out / LABEL_NOISE], written)
     return counts
 

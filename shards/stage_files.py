@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import BadInput, Corrupt, Unfinished
-from shards.files import is_json_of, is_temporary, read_json, sha256_file, sha256_json, write_json
+from shards.files import (
+    is_json_of,
+    is_temporary,
+    read_json,
+    sha256_file,
+    sha256_json,
+    sync,
+    write_json,
+)
 
 FORMAT = 1
 STAGE, STATUS, MANIFEST = "stage.json", "status.json", "manifest.json"
@@ -88,6 +96,8 @@ def finish(
     `written` holds the sha256 of files as they were written; raises Corrupt naming one that has
     changed since: what the manifest says counts as the truth from then on.
     """
+    for file in files:
+        sync(file)  # also what grew line by line, or others wrote: from now on it is vouched for
     listed = {
         str(file.relative_to(out)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
         for file in sorted(files)

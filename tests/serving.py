@@ -22,7 +22,8 @@ class Serving:
     url: str = ""
     ranges: bool = True
     broken: Callable[[str], str] = lambda path: ""
-    """Of a path: "" (well), "500", "cut" (half of the bytes), "wrong" bytes, an html "page"."""
+    """Of a path: "" (well), "503" or any code, "cut" (half of the bytes), "wrong" bytes, a "page"
+    of html."""
     faults: int = 1 << 30
     """So many answers are broken ones, the others are well."""
     delay: float = 0.0
@@ -48,7 +49,7 @@ def serve(folder: Path) -> Iterator[Serving]:
     handler = type("Handler", (_Handler,), {"serving": serving})
     with _Server(("127.0.0.1", 0), handler) as server:
         serving.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
             yield serving
@@ -90,8 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, path: str, data: bytes, code: int) -> None:
         fault = self.serving.fault(path)
-        if fault == "500":
-            code, data = 500, PAGE
+        if fault.isdecimal():
+            code, data = int(fault), PAGE
         elif fault == "page":
             code, data = 200, PAGE
         elif fault == "wrong":

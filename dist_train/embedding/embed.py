@@ -101,11 +101,11 @@ def _finish(shard_set: ShardSet, out: Path, config: EmbedConfig, runtime: Runtim
     runtime.barrier()
     if runtime.is_main:
         table = _table(shard_set)
+        items = int((table.row >= 0).sum())
+        _check_rows(out, items)
         _mark_unreadable(table, out, config.max_unreadable)
         write_parquet(out / "items.parquet", table)
         parts = [path for view in VIEWS for path in out.glob(f"{view}-*.npy")]
-        items = int((table.row >= 0).sum())
-        _check_rows(out, items)
         unreadable = int((table.status == UNREADABLE).sum())
         counts = {"postings": len(table), "items": items, "unreadable": unreadable}
         stage_files.finish(out, counts, [*parts, out / "items.parquet"])

@@ -31,23 +31,26 @@ def load_head(
     """Fill this rank's classes from `folder`, bit for bit.
 
     `classes`: how many there were when it was written; the rows of later ones stay as they are.
-    Raises Corrupt where classes are missing and BadInput for another number of centres or width.
+    Raises Corrupt where classes are missing or stand in two files, BadInput for another number of
+    centres or width.
     """
-    known = min(head.last, head.classes if classes is None else classes)
-    filled = sum(_load_part(path, head, optimizer) for path in folder.glob("head-*.safetensors"))
-    if filled != max(known - head.first, 0):
+    known = max(min(head.last, head.classes if classes is None else classes), head.first)
+    loaded = (_load_part(path, head, optimizer) for path in folder.glob("head-*.safetensors"))
+    parts = sorted((part for part in loaded if part), key=lambda part: part.start)
+    begins, ends = [part.start for part in parts], [part.stop for part in parts]
+    if [*begins, known] != [head.first, *ends]:
         raise Corrupt(
-            f"{folder}: {filled} of the classes {head.first} to {known} found; restore its head "
-            "files or go on from another checkpoint"
+            f"{folder}: {sum(map(len, parts))} of the classes {head.first} to {known} found, where "
+            "each is wanted once; restore its head files or go on from another checkpoint"
         )
 
 
-def _load_part(path: Path, head: MarginHead, optimizer: RowAdamW) -> int:
-    """Copy what this rank has of a file; how many classes that are."""
+def _load_part(path: Path, head: MarginHead, optimizer: RowAdamW) -> range:
+    """Copy what this rank has of a file; which classes that are."""
     first, last = (int(number) for number in path.stem.split("-")[1:])
     low, high = max(first, head.first), min(last, head.last)
     if low >= high:
-        return 0
+        return range(0)
     each = head.centres
     with safe_open(path, "pt") as file:
         shape = file.get_slice("weight").get_shape()
@@ -59,7 +62,7 @@ def _load_part(path: Path, head: MarginHead, optimizer: RowAdamW) -> int:
         for name, target in _tensors(head, optimizer).items():
             part = file.get_slice(name)[(low - first) * each : (high - first) * each]
             target[(low - head.first) * each : (high - head.first) * each] = part
-    return high - low
+    return range(low, high)
 
 
 def _tensors(head: MarginHead, optimizer: RowAdamW) -> dict[str, torch.Tensor]:

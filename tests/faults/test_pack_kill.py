@@ -178,31 +178,6 @@ def test_shards_that_are_marked_are_not_built_again(few: Path, tmp_path: Path) -
     assert {tar: tar.stat().st_ino for tar in marked} == before
 
 
-@pytest.mark.parametrize("damage", ["truncated tar", "no tar", "damaged idx", "no facts"])
-def test_a_damaged_shard_of_an_unfinished_set_is_built_again(
-    few: Path, undisturbed: dict[str, str], tmp_path: Path, damage: str
-) -> None:
-    out = tmp_path / "s"
-    process = subprocess.Popen(command(few, out), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(out.glob("test/*.idx")) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.kill()
-    process.wait()
-    assert not (out / "manifest.json").exists()
-    tar = sorted(out.glob("test/*.idx"))[0].with_suffix(".tar")
-    match damage:
-        case "truncated tar":
-            tar.write_bytes(tar.read_bytes()[:-512])
-        case "no tar":
-            tar.unlink()
-        case "damaged idx":
-            tar.with_suffix(".idx").write_bytes(b"DTSHARD1" + bytes(40))
-        case "no facts":
-            (out / ".pack" / f"test-{tar.stem}.parquet").unlink()
-    assert finish(few, out) == undisturbed
-
-
 def test_a_reader_says_that_a_killed_pack_is_unfinished(few: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
     stage_files.begin(out, "shard set", {}, {})

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from dist_train.encoders.batches import Batch
 from dist_train.encoders.folder import load_encoder
 from dist_train.runtime import row_blocks
 from dist_train.training.loop import train
-from shards.errors import BadInput, Failed, Stopped, Unfinished
+from shards.errors import BadInput, Corrupt, Failed, Stopped, Unfinished
 from shards.options import PackOptions
 from shards.packer import pack
 from shards.reader import ShardSet
@@ -269,6 +270,86 @@ def test_what_cannot_be_embedded_is_refused_by_name(holed, runs, tmp_path):
     with pytest.raises(BadInput, match="wanted run"):
         embed(holed, tmp_path / "d", CONFIG, holed, None)
     assert not (tmp_path / "a").exists()
+
+
+# What is broken, missing or of another length
+
+
+@pytest.fixture
+def unfinished(embedded, tmp_path) -> Path:
+    """The set whose vectors all lie there, as a kill before the end leaves it."""
+    out = embedded.with_name(tmp_path.name)  # beside the other: parents are told by relative path
+    shutil.copytree(embedded, out)
+    for name in ("manifest.json", "items.parquet"):
+        (out / name).unlink()
+    return out
+
+
+def without_vector(out: Path, view: str, rows: np.ndarray) -> None:
+    """Make the vectors of some rows those of items whose bytes are broken."""
+    first = 0
+    for path in sorted(out.glob(f"{view}-*.npy")):
+        part = np.load(path)
+        part[[row - first for row in rows if first <= row < first + len(part)]] = 0
+        np.save(path, part)
+        first += len(part)
+
+
+@pytest.mark.parametrize("view", ["image", "text"])
+def test_an_item_whose_bytes_are_broken_has_no_such_part(holed, runs, embedded, unfinished, view):
+    before = EmbeddingSet(embedded).items
+    broken = np.flatnonzero(before[f"has_{view}"])[::40]
+    without_vector(unfinished, view, broken)
+    counts = embed(holed, unfinished, CONFIG, **runs)
+    items = EmbeddingSet(unfinished).items
+    assert counts == {"postings": 300, "items": 294, "unreadable": len(broken)}
+    assert np.flatnonzero(items.status == "unreadable").tolist() == broken.tolist()
+    assert np.flatnonzero(items[f"has_{view}"] != before[f"has_{view}"]).tolist() == broken.tolist()
+    other = {"image": "text", "text": "image"}[view]
+    assert items[f"has_{other}"].tolist() == before[f"has_{other}"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("budget", "broken", "whole"),
+    [(0.2, 58, True), (0.2, 59, False), (0.0, 10, True), (0.0, 11, False), (0.03, 10, True)],
+)
+def test_the_budget_is_a_share_of_the_items(
+    holed, runs, embedded, unfinished, budget, broken, whole
+):
+    """Of 300 postings 294 are items (a fifth is 58.8), of which about 250 have a photo."""
+    rows = np.flatnonzero(EmbeddingSet(embedded).items.has_image)
+    assert 0.2 * len(rows) < 58
+    without_vector(unfinished, "image", rows[:broken])
+    config = replace(CONFIG, max_unreadable=budget)
+    if whole:
+        assert embed(holed, unfinished, config, **runs)["unreadable"] == broken
+    else:
+        told = rf"{broken} of 294 items have a broken image, the first '\w+'.*--max-unreadable"
+        with pytest.raises(Failed, match=told):
+            embed(holed, unfinished, config, **runs)
+        assert not (unfinished / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("rows", [-1, 1])
+def test_vectors_that_are_not_one_an_item_are_refused(holed, runs, unfinished, rows):
+    path = unfinished / "text-00001.npy"
+    part = np.load(path)
+    np.save(path, part[:rows] if rows < 0 else np.concatenate([part, part[:rows]]))
+    with pytest.raises(BadInput, match=f"{294 + rows} text rows for 294 items; remove it"):
+        embed(holed, unfinished, CONFIG, **runs)
+    assert not (unfinished / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("change", ["missing", "shorter", "longer"])
+@pytest.mark.parametrize("name", ["image-00000.npy", "text-00001.npy", "items.parquet"])
+def test_a_finished_set_that_lacks_a_part_is_refused(embedded, tmp_path, change, name):
+    out = Path(shutil.copytree(embedded, tmp_path / "emb"))
+    data = (out / name).read_bytes()
+    (out / name).write_bytes({"shorter": data[:-1], "longer": data + b"\0", "missing": b""}[change])
+    if change == "missing":
+        (out / name).unlink()
+    with pytest.raises(Corrupt, match=f"{name}: missing or not as long as it was written"):
+        EmbeddingSet(out)
 
 
 def test_rows_over_several_parts():

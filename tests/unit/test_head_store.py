@@ -83,6 +83,32 @@ def test_a_missing_part_is_told(tmp_path):
     load_head(tmp_path, *new_head(2, 3))
 
 
+def save_parts(folder, ranges: list[tuple[int, int]]) -> None:
+    """Files of these classes (first, last) of a head of seven."""
+    for first, last in ranges:
+        head, optimizer = new_head(0, 1, C=last - first)
+        head.first, head.last = first, last
+        save_head(folder, head, optimizer)
+
+
+@pytest.mark.parametrize("ranges", [
+    [(0, 4), (4, 7), (3, 6)], [(0, 7), (2, 5)], [(0, 4), (0, 7)], [(0, 4), (1, 4)],
+    [(0, 3), (0, 4)], [(3, 6), (3, 7)], [(0, 4), (5, 7)], [(0, 4), (2, 5)], [(1, 7)], [(0, 6)], [],
+], ids=str)  # fmt: skip
+def test_files_that_overlap_or_leave_a_gap_are_told(tmp_path, ranges):
+    """Also where as many classes stand twice as are missing."""
+    save_parts(tmp_path, ranges)
+    with pytest.raises(Corrupt, match="of the classes 0 to 7 found, where each is wanted once"):
+        load_head(tmp_path, *new_head(0, 1))
+
+
+@pytest.mark.parametrize("ranges", [[(0, 7)], [(0, 1), (1, 7)], [(4, 7), (0, 4)]], ids=str)
+def test_files_that_hold_each_class_once_are_loaded(tmp_path, ranges):
+    save_parts(tmp_path, ranges)
+    for rank in range(2):
+        load_head(tmp_path, *new_head(rank, 2))
+
+
 def test_another_shape_is_told(tmp_path):
     save_head(tmp_path, *new_head(0, 1, centres=2))
     with pytest.raises(BadInput, match="2 centres a class of width 4, this head has 1 of 4"):

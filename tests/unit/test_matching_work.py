@@ -200,6 +200,21 @@ def test_a_whole_join_is_proven(finished):
     assert read_pairs(out).j.max() < 300
 
 
+def test_old_parts_of_a_tile_that_was_done_again_are_taken_away(finished):
+    """A killed worker's: the tile was then done in fewer parts, or by another list of tiles."""
+    out = finished[3]
+    before = read_pairs(out)
+    written = {path.name for path in (out / "pairs").iterdir()}
+    work, old = Work(out), pd.DataFrame({"i": [0], "j": [3], "score": [0.99]})
+    for path in (work.pairs_path(0, 1), work.pairs_path(1, 12), work.pairs_path(99_998, 0)):
+        old.assign(score_image=0.99, score_text=0.99).to_parquet(path, index=False)
+    assert len(read_pairs(out)) == len(before) + 3
+    assert settle_pairs(out, 0.4, 300) == {"pairs": (before.j < 300).sum()}
+    assert {path.name for path in (out / "pairs").iterdir()} == written
+    kept = before[before.j < 300].reset_index(drop=True)
+    pd.testing.assert_frame_equal(read_pairs(out), kept)
+
+
 @pytest.mark.parametrize("harm", ["lost pair", "strange pair", "lost tile", "lost canary"])
 def test_a_join_that_is_not_whole_is_refused(finished, harm):
     views, engine, canaries, out = finished

@@ -146,6 +146,32 @@ def test_every_damage_is_reported_by_verify_and_by_reading(
     assert silent == (damage.__name__ in SILENT)
 
 
+@pytest.mark.parametrize("blocks", [-1, 1])
+def test_a_tar_shorter_or_longer_than_its_index_says_is_refused_when_it_is_opened(
+    copied: Path, blocks: int
+) -> None:
+    """Be it in the zeros at its end, where no item lies."""
+    tar = copied / HURT
+    whole = tar.read_bytes()
+    assert whole.endswith(bytes(2048))
+    tar.write_bytes(whole[:-512] if blocks < 0 else whole + bytes(512))
+    with pytest.raises(Corrupt, match=rf"{HURT}: does not fit its index"):
+        ShardSet(copied).reader(["train"])
+    assert len(ShardSet(copied).reader(["val", "test"]))
+    assert verify(copied) == [f"{tar}: {len(whole) + 512 * blocks} bytes, packed with {len(whole)}"]
+
+
+def test_tars_exchanged_with_their_indices_are_refused_when_they_are_opened(copied: Path) -> None:
+    other = copied / "train/000000.tar"
+    for one in (copied / HURT, (copied / HURT).with_suffix(".idx")):
+        two = other.with_suffix(one.suffix)
+        first, second = one.read_bytes(), two.read_bytes()
+        one.write_bytes(second)
+        two.write_bytes(first)
+    with pytest.raises(Corrupt, match=r"train/00000\d\.tar: does not fit its index"):
+        ShardSet(copied).reader(["train"])
+
+
 def every_item(folder: Path) -> list:
     reader = ShardSet(folder).reader(["train"])
     return [reader[place] for place in range(len(reader))]

@@ -17,7 +17,10 @@ from shards.adopt import index_tars
 from shards.decode import decode_photo
 from shards.errors import Corrupt
 from shards.index import read_index, write_index
+from shards.options import PackOptions
+from shards.photo import prepare_photo
 from shards.reader import ShardSet
+from shards.srgb import PhotoRefused
 from tests.unit.tars import photo, samples, write_tar
 
 MEMORY = 1 << 30
@@ -170,10 +173,10 @@ def test_members_too_large_for_their_kind_are_refused(
     assert f"0.tar: byte 0: 'a.{suffix}' has {bytes_} bytes, over" in told
 
 
-def bomb(side: int) -> bytes:
-    """A PNG of side x side black pixels in a few hundred kB, written without them."""
+def bomb(side: int, rows: int = 0) -> bytes:
+    """A PNG of side x side black pixels in a few hundred kB; no more than `rows` are there."""
     row = zlib.compressobj(9)
-    data = b"".join(row.compress(bytes(1 + side * 3)) for _ in range(side)) + row.flush()
+    data = b"".join(row.compress(bytes(1 + side * 3)) for _ in range(rows or side)) + row.flush()
 
     def chunk(name: bytes, body: bytes) -> bytes:
         crc = zlib.crc32(name + body).to_bytes(4, "big")
@@ -194,10 +197,22 @@ def test_a_bomb_of_pixels_is_refused_before_it_is_decoded(tmp_path: Path, side: 
     row = ShardSet(Path({str(tmp_path)!r})).items.iloc[0]
     assert (row.status, row.has_image) == ("packed", False)
     print(row.reason)""")
-    assert re.search(rf"photo a.png: .*({side} x {side} pixels, over max_pixels|bomb)", told)
+    # Over Pillow's own cap its word comes first, which is of the number of pixels alone.
+    size = f"({side} x {side}|{side * side}) pixels, over max_pixels"
+    assert re.search(rf"^photo a\.png: {size}$", told, re.MULTILINE)
     (tmp_path / "bomb.png").write_bytes(data)
     told = limited(f"decode_photo(Path({str(tmp_path / 'bomb.png')!r}).read_bytes(), 224)")
-    assert re.search(rf"PhotoRefused: .*({side} x {side} pixels|bomb)", told)
+    assert re.search(rf"^PhotoRefused: {size}$", told, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("side", "told"), [(9_000, "9000 x 9000"), (13_000, "13000 x 13000"), (30_000, "900000000")]
+)
+def test_too_many_pixels_are_told_below_and_above_the_cap_of_pillow(side: int, told: str) -> None:
+    with pytest.raises(PhotoRefused, match=f"^{told} pixels, over max_pixels$"):
+        decode_photo(bomb(side, rows=1), 224)
+    with pytest.raises(PhotoRefused, match=f"^{told} pixels, over max_pixels$"):
+        prepare_photo(bomb(side, rows=1), PackOptions())
 
 
 def limited(code: str) -> str:
@@ -272,6 +287,22 @@ def test_an_index_that_points_outside_its_tar_is_refused(
     write_index(indexed / "0.idx", index.header, records)
     with pytest.raises(Corrupt, match=r"0\.idx: a member (jpg|txt) that lies outside the tar"):
         ShardSet(indexed).reader()
+
+
+@pytest.mark.parametrize("member", ["jpg", "txt", "cls"])
+def test_a_member_may_end_where_its_tar_ends_and_not_a_byte_behind(
+    indexed: Path, member: str
+) -> None:
+    index, tar_bytes = read_index(indexed / "0.idx"), (indexed / "0.tar").stat().st_size
+    for beyond in (0, 1):
+        records = index.records.copy()
+        records[f"{member}_at"][2] = tar_bytes - int(records[f"{member}_size"][2]) + beyond
+        write_index(indexed / "0.idx", index.header, records)
+        if not beyond:
+            assert len(read_index(indexed / "0.idx").records) == 4
+            continue
+        with pytest.raises(Corrupt, match=f"a member {member} that lies outside the tar"):
+            read_index(indexed / "0.idx")
 
 
 @pytest.mark.parametrize(

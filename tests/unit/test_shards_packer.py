@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from shards.errors import BadInput
+from shards.errors import BadInput, Corrupt
 from shards.options import PackOptions
-from shards.packer import pack
+from shards.packer import Task, pack
 from shards.reader import ShardSet
 from shards.split import SPLITS, split_of
 from shards.verify import verify
@@ -324,6 +325,77 @@ def test_a_catalogue_that_changed_in_its_place_is_refused(mixed: Path) -> None:
     (mixed / "c.csv").write_text((mixed / "c.csv").read_text() + "new,,a title,\n")
     with pytest.raises(BadInput, match=r"catalogue\.sha256"):
         pack(mixed / "c.csv", mixed / "images", mixed / "s", SMALL)
+
+
+# ── a pack that goes on
+
+
+@pytest.fixture
+def halfway(catalogue: Path, tmp_path: Path) -> tuple[Path, Callable[[], dict[str, str]]]:
+    """A set of which every second shard stands, and the call that goes on to the end of it."""
+    options = PackOptions(size=24, shard_items=6)
+    lines = (catalogue / "catalogue.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "c.csv").write_text("".join(lines[:41]))
+    ways = tmp_path / "c.csv", catalogue / "images"
+    assert pack(*ways, tmp_path / "s", options, task=Task(0, 2)) is None
+
+    def go_on() -> dict[str, str]:
+        pack(*ways, tmp_path / "s", options)
+        assert verify(tmp_path / "s") == []
+        return hashes(tmp_path / "s")
+
+    return tmp_path / "s", go_on
+
+
+@pytest.fixture(scope="module")
+def undisturbed(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    lines = (catalogue / "catalogue.csv").read_text().splitlines(keepends=True)
+    (folder / "c.csv").write_text("".join(lines[:41]))
+    options = PackOptions(size=24, shard_items=6)
+    pack(folder / "c.csv", catalogue / "images", folder / "s", options)
+    return hashes(folder / "s")
+
+
+DAMAGES = ("a shorter tar", "a longer tar", "no tar", "a damaged index", "no index", "no facts")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_of_an_unfinished_set_is_built_again(
+    halfway: tuple[Path, Callable[[], dict[str, str]]], undisturbed: dict[str, str], damage: str
+) -> None:
+    out, go_on = halfway
+    tar = sorted(out.glob("*/*.tar"))[0]
+    whole, index = tar.read_bytes(), tar.with_suffix(".idx")
+    match damage:
+        case "a shorter tar":
+            tar.write_bytes(whole[:-512])
+        case "a longer tar":
+            tar.write_bytes(whole + bytes(512))
+        case "no tar":
+            tar.unlink()
+        case "a damaged index":
+            index.write_bytes(index.read_bytes()[:60] + b"x" + index.read_bytes()[61:])
+        case "no index":
+            index.unlink()
+        case "no facts":
+            (out / ".pack" / f"{tar.parent.name}-{tar.stem}.parquet").unlink()
+    assert go_on() == undisturbed
+
+
+@pytest.mark.parametrize("name", ["train/000099.tar", "val/000099.idx", "unlabelled/000000.tar"])
+def test_a_shard_that_the_plan_did_not_name_is_no_part_of_the_set(
+    halfway: tuple[Path, Callable[[], dict[str, str]]], undisturbed: dict[str, str], name: str
+) -> None:
+    out, go_on = halfway
+    strange = out / name
+    strange.parent.mkdir(exist_ok=True)
+    shutil.copy(sorted(out.glob(f"*/*{strange.suffix}"))[0], strange)
+    with pytest.raises(Corrupt, match=f"{strange}: is no shard of this pack; take it away"):
+        go_on()
+    assert not (out / "manifest.json").exists()
+    strange.unlink()
+    assert go_on() == undisturbed
 
 
 # ── folders

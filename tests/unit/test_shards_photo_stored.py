@@ -171,6 +171,20 @@ def test_a_jpeg_that_needs_something_is_encoded_anew(change: str) -> None:
     assert opened(photo).size in ((48, 60), (48, 59))
 
 
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("exif", [False, True])
+def test_a_small_jpeg_of_more_than_max_pixels_is_refused(keep: bool, exif: bool) -> None:
+    """Also one that could be stored as it is, of which nothing would be decoded."""
+    told = Image.Exif()
+    told[0x010F] = "maker of the camera"
+    data = jpeg_of((48, 60), **({"exif": told} if exif else {}))
+    least = PackOptions(size=60, max_pixels=48 * 60, keep=keep)
+    photo = prepare_photo(data, least)
+    assert (photo.width, photo.height, photo.jpeg[-200:]) == (48, 60, data[-200:])
+    fewer = PackOptions(size=60, max_pixels=48 * 60 - 1, keep=keep)
+    assert refusal(data, fewer) == "48 x 60 pixels, over max_pixels"
+
+
 def test_every_cut_of_a_small_jpeg_is_refused() -> None:
     data = jpeg_of()
     for end in range(1, len(data) - 1, 7):

@@ -174,6 +174,25 @@ def test_what_is_cut_off_is_asked_for_again(
     assert f"try {times + 1} of 5" in told[-1]
 
 
+def test_an_answer_that_may_be_another_in_a_moment_is_asked_for_again(
+    sets: Path, server: Serving
+) -> None:
+    """Too early, too many requests (RFC 6585), a server that is overloaded or starts anew."""
+    whole = (sets / "a" / "stage.json").read_bytes()
+    for tries, code in enumerate((408, 425, 429, 500, 502, 503, 504), 1):
+        server.broken, server.faults = lambda path, code=code: str(code), 1
+        assert remote.Remote(f"{server.url}/a").read("stage.json") == whole
+        assert server.started["a/stage.json"] == 2 * tries
+
+
+def test_an_answer_that_stays_the_same_is_taken_at_once(server: Serving) -> None:
+    for tries, code in enumerate((400, 401, 403, 405, 410, 424, 426, 428, 451), 1):
+        server.broken = lambda path, code=code: str(code)
+        with pytest.raises(Unreachable, match=rf"stage\.json: .*{code}.*gave up after 1 try"):
+            ShardSet(f"{server.url}/a")
+        assert server.started["a/stage.json"] == tries
+
+
 def test_a_part_that_came_is_not_asked_for_again(
     sets: Path, server: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,3 +121,13 @@ def test_an_unfinished_stage_goes_on(tmp_path):
     for _ in range(2):
         assert stage_files.begin(tmp_path / "run", stage.RUN, {"a": 1}, {}) is False
         assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "running"
+
+
+def test_a_finish_that_was_killed_before_its_status_is_told_as_done(chain):
+    _, run = chain
+    told = json.loads((run / "stage.json").read_text())
+    for left in ("running", "preempted", "failed"):
+        stage_files.write_status(run, left)
+        assert stage_files.begin(run, stage.RUN, told["config"], told["parents"]) is True
+        assert stage_files.status_of(run) == "done"
+        assert stage_files.faults_of(run) == []
