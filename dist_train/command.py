@@ -28,7 +28,8 @@ def call(app: App) -> None:
     for name in ("dist_train", "shards"):
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        app.meta(exit_on_error=False, print_error=False)
+        # Else cyclopts would end the process here, with the group still standing.
+        app.meta(exit_on_error=False, print_error=False, result_action="return_value")
         _leave_group()
     except CycloptsError as error:
         _end(" ".join(str(error).split()), 2)
