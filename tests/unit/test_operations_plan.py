@@ -7,16 +7,18 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from dist_train.config import Config, HeadOptions, ImageTraining, MatchConfig
+from dist_train.config import Config, EmbedConfig, HeadOptions, ImageTraining, MatchConfig
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.operations import plan as planning
 from dist_train.operations.plan import Plan, duration
 from dist_train.operations.sample import Counts, count, packed_sample
 from dist_train.operations.trial import Trial
+from shards.errors import BadInput
 from shards.options import PackOptions
 from shards.reader import ShardSet
 from tests.distributed.launching import ROOT, environment
@@ -117,6 +119,28 @@ def test_a_join_without_room_is_told_with_its_setting(config: Config) -> None:
     (told,) = found.unfit
     assert "--match.memory" in told
     assert not found.needs
+
+
+def test_bytes_of_the_vectors_are_those_of_their_dtype(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both encoders together, as numpy lays them down."""
+    tried = {view: replace(TRIAL, width=width) for view, width in (("image", 512), ("text", 384))}
+    monkeypatch.setattr(planning, "try_out", lambda view, *_: tried[view])
+
+    def refuse(*_, **__):
+        raise BadInput("the join is planned in other tests")
+
+    monkeypatch.setattr(planning.cost, "plan", refuse)
+    rows = [f"{n},title {n},g{n // 4}" for n in range(300)]
+    (tmp_path / "c.csv").write_text("\n".join(["posting_id,title,label_group", *rows]))
+    for dtype in ("float16", "float32"):
+        config = Config(catalogue=tmp_path / "c.csv", out=tmp_path / "out",
+                        embed=EmbedConfig(dtype=dtype))  # fmt: skip
+        needs = planning.plan(config, 1, measure=True).needs
+        disk = {need.stage: need.disk_bytes for need in needs}
+        assert disk["embed"] == np.zeros((300, 512 + 384), dtype).nbytes
+        assert disk["all"] == sum(size for stage, size in disk.items() if stage != "all")
 
 
 def test_a_disk_without_room(config: Config) -> None:
