@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -51,7 +52,7 @@ class Stepper:
         """
         training, config = self.training, self.config
         # Dropout and the like are a function of the step, so a resumed run draws the same.
-        torch.manual_seed((config.seed << 32) + step * self.runtime.world + self.runtime.rank)
+        torch.manual_seed(_seed_of(config.seed, step, self.runtime.rank))
         margin = training.schedule.apply(step)
         statistics = [(buffer, buffer.clone()) for buffer in _moving(training.encoder)]
         loss, posting_ids = self._passes(margin, step)
@@ -148,6 +149,11 @@ class Stepper:
                 f"that is no number ({told}; the log names their postings); lower lr or head.lr, "
                 "or set precision fp32; the last checkpoint is whole"
             )
+
+
+def _seed_of(*numbers: int) -> int:
+    """One for all of them: torch's generator on CPUs takes 32 bits of a seed and drops the rest."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _moving(encoder: nn.Module) -> list[torch.Tensor]:

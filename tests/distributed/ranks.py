@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,20 @@ class Ranks:
             pipe.close()
             process.join(5)
             process.kill()
+
+
+def as_launched(rank: int, world: int) -> None:
+    """Have a stage that begins in this process find the group, as one that was launched does.
+
+    And hear of no stop that a stage before it was asked for.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    if world > 1:
+        os.environ |= {name: str(value) for name, value in place.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
 
 
 def _answer(pipe: Any, rank: int, world: int, folder: str) -> None:

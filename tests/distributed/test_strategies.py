@@ -50,12 +50,13 @@ def test_weights_equal_plain_pytorch(
     for part in ("grad_norm", "grad_norm_head"):
         assert max(row[f"train/{part}"] for row in steps) > wanted.clip  # clipping was at work
     rates = [(row["train/lr"], row["train/lr_head"]) for row in steps]
-    encoder, centres = plain_training("image", ShardSet(shard_set), wanted, rates)
+    plain = plain_training("image", ShardSet(shard_set), wanted, rates)
+    assert [row["train/loss"] for row in steps] == pytest.approx(plain.losses, rel=1e-5)
     newest = out / "checkpoints" / f"step-{STEPS:08d}"
     trained = load_file(newest / "encoder.safetensors")
-    for name, value in encoder.state_dict().items():
+    for name, value in plain.encoder.state_dict().items():
         assert (trained[name] - value).abs().max() <= 1e-6, name
     parts = sorted(newest.glob("head-*"), key=lambda path: int(path.stem.split("-")[1]))
     assert len(parts) == 2
     head = torch.cat([load_file(path)["weight"] for path in parts])
-    assert (head - centres).abs().max() <= 1e-6
+    assert (head - plain.centres).abs().max() <= 1e-6

@@ -122,3 +122,45 @@ def test_every_class_has_its_turn_as_often():
     values = uniform(ids, 3, 0)
     assert 0 <= values.min() < 1e-3
     assert 1 - 1e-3 < values.max() < 1
+
+
+def splitmix64(seed: int, count: int) -> list[int]:
+    """The generator of Steele, Lea and Flood (2014), in whole numbers of any size."""
+    numbers, full = [], (1 << 64) - 1
+    for _ in range(count):
+        seed = (seed + 0x9E3779B97F4A7C15) & full
+        z = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & full
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & full
+        numbers.append(z ^ (z >> 31))
+    return numbers
+
+
+def test_the_reference_generator_gives_the_published_numbers():
+    """Those of rosettacode.org, Pseudo-random numbers/Splitmix64."""
+    assert splitmix64(1234567, 5) == [
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431,
+        16408922859458223821,
+    ]  # fmt: skip
+
+
+def test_classes_are_drawn_by_that_generator_from_seed_step_and_class():
+    """A number of each class from the seed, and of that number one from the step."""
+    for seed, step in ((0, 0), (1234567, 0), (1234567, 3), (2**32 - 1, 10**9)):
+        drawn = uniform(torch.arange(1, 40), seed, step).tolist()
+        for number, got in zip(splitmix64(seed, 39), drawn, strict=True):
+            start = (number * 0x9E3779B97F4A7C15 - 0x9E3779B97F4A7C15 + step) % 2**64
+            (again,) = splitmix64(start, 1)
+            assert got == (again >> 11) / 2**53
+
+
+def test_another_seed_and_another_step_draw_other_classes():
+    ids, none = torch.arange(1000), torch.arange(0)
+    drawn = [
+        set(classes_of_step(0, 1000, none, 0.3, seed, step).tolist())
+        for seed, step in ((0, 0), (1, 0), (0, 1), (7, 9))
+    ]
+    for number, one in enumerate(drawn):
+        assert 230 < len(one) < 370
+        # Of two draws that know nothing of each other a share of 0.3 is in both.
+        assert all(50 < len(one & other) < 130 for other in drawn[:number])
+    assert torch.equal(uniform(ids, 7, 9), uniform(ids, 7, 9))

@@ -1,6 +1,7 @@
 """Manifests of checkpoints that are no longer what was written, and what a killed save left."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,45 @@ def test_what_a_killed_save_left_makes_room_before_the_next_one(
     monkeypatch.setattr(checkpoint_module, "_write", on_a_tight_disk)
     Checkpoints(tmp_path, 2, runtime).save(training, 9)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000009"]
+
+
+def test_a_checkpoint_has_its_name_only_when_all_of_it_is_on_the_disk(
+    tiny_vit, shard_set, tmp_path, monkeypatch
+):
+    """Recorded calls: every file and its folder are synced, then renamed, then the folder above."""
+    calls: list[tuple[str, Path]] = []
+    fsync, replace = os.fsync, os.replace
+    whole = []
+
+    def synced(descriptor: int) -> None:
+        calls.append(("fsync", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def renamed(old: Path, new: Path) -> None:
+        if Path(new).name == "step-00000009":
+            manifest = read_json(Path(old) / "manifest.json")  # there is one already
+            names = {path.name for path in Path(old).iterdir()}
+            assert names == {"manifest.json", *manifest["files"]}
+            for name, facts in manifest["files"].items():
+                assert sha256_file(Path(old) / name) == facts["sha256"]
+            whole.append(names)
+        calls.append(("rename", Path(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    training = fresh(shard_set, image_config(tiny_vit, ema=0.5))
+    Checkpoints(tmp_path, 2, Runtime("cpu")).save(training, 9)
+    final = checkpoint(tmp_path, 9)
+    at = calls.index(("rename", final))
+    assert calls[at + 1 :] == [("fsync", final.parent)]
+    (names,) = whole
+    assert len(names) == 6  # encoder, optimizer, average, head, state, manifest
+    before = calls[:at]
+    new = {path.name: path for what, path in before if what == "rename"}
+    for name in names:
+        when = before.index(("rename", new[name]))
+        assert before[when - 1][0] == before[when + 1][0] == "fsync"
+        assert name in before[when - 1][1].name
+        assert before[when + 1][1] == before[when][1].parent
+    assert before[-2][1].name == "manifest.json"

@@ -7,12 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
+from dist_train.config import ImageEncoderOptions, ImageTraining
 from dist_train.decisions.bench import Bench
+from dist_train.encoders.folder import new_encoder
 from dist_train.evaluation.budget import LEAST, MOST, pairs_per_item
 from dist_train.evaluation.f1_curve import f1_curve
 from dist_train.evaluation.leaks import twins
 from dist_train.evaluation.metrics import recall_at_1
 from dist_train.matching.views import views_of_array
+from dist_train.runtime import Runtime
 from dist_train.training import validation
 from dist_train.training.validation import ValidationItems, nearest_items, validation_items
 from shards.options import PackOptions
@@ -118,3 +121,28 @@ def test_items_with_a_twin_in_another_split_are_not_asked(catalogue, shard_set, 
         assert crossing[val.index].sum() >= len(asked) // 2
         assert items.numbers.tolist() == val.index[~crossing[val.index]].tolist()
         assert f"of {len(val)} items have a twin in another split" in caplog.text
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_validation_leaves_the_encoder_in_the_mode_that_it_was_in(shard_set, tiny_vit, training):
+    """That which learns in training, the average of its weights in evaluation."""
+    config = ImageTraining(workers=0, precision="fp32")
+    encoder = new_encoder("image", ImageEncoderOptions(model=str(tiny_vit), image_size=32), 0)
+    seen, modules = [], list(encoder.train(training).modules())
+    encoder.register_forward_hook(lambda *_: seen.append({one.training for one in modules}))
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    items = validation_items(ShardSet(shard_set), "image")
+    scores = items.score(encoder, config, Runtime("cpu"))
+    assert scores["items"] == len(items.numbers)
+    assert seen == [{False}] * len(seen)
+    assert {one.training for one in modules} == {training}
+    after = encoder.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_where_nobody_has_a_partner_there_is_no_recall_and_no_better_threshold():
+    groups, vectors = products([1] * 6, [0.5] * 6)
+    got = ValidationItems(None, np.arange(6), groups)._score(vectors, CPU)
+    assert "recall_at_1" not in got
+    assert (got["f1"], got["f1_itself_only"], got["items"]) == (1.0, 1.0, 6)
+    assert got["threshold"] > (vectors @ vectors.T)[np.triu_indices(6, 1)].max() - 1e-6
