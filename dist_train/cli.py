@@ -25,7 +25,6 @@ app = App(
     help="Find which postings of a catalogue are the same product.",
     help_epilogue="Every verb takes --config FILE.yaml for any of its options.",
     version=__version__,
-    result_action="return_value",  # else it would end the process, before the ranks have parted
 )
 train_app = App(name="train", help="Fine-tune an encoder on the products of a shard set.")
 app.command(train_app)
