@@ -1,5 +1,6 @@
 """The order of items: a permutation an epoch, a function of (N, seed, position) alone."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -97,6 +98,31 @@ def test_order_is_frozen() -> None:
     # A run is resumed by its position alone: this order may never change.
     assert Order(10, 0).at(np.arange(10)).tolist() == FROZEN
     assert WindowOrder(10, 0, 2, 2).at(np.arange(10)).tolist() == FROZEN_WINDOW
+
+
+@pytest.mark.parametrize(
+    ("order", "positions", "told"),
+    [
+        (Order(1000, 7), range(5000), "fe4bcfdd21e450d6"),
+        (Order(5, 2), range(25), "4a59e96267474318"),
+        (Order(10**12, 3), range(5 * 10**12, 5 * 10**12 + 1000), "34181b77b59a3bb4"),
+        (WindowOrder(1000, 7, 16, 4), range(5000), "5d04dfd2a4a38643"),
+        (WindowOrder(1003, 2, 16, 4), range(5015), "97f79dbb787843b6"),
+        (WindowOrder(70, 5, 64, 2), range(350), "06a9930d5029c0b3"),
+        (WindowOrder(10**12, 3), range(5 * 10**12 - 500, 5 * 10**12 + 1000), "8f15af4c0aff9ef2"),
+    ],
+    ids=str,
+)
+def test_orders_of_other_seeds_epochs_and_sizes_are_frozen(
+    order: Order, positions: range, told: str
+) -> None:
+    """What runs that stand in the middle of an order go on with; as version 0.1 has them."""
+    assert digest(order.at(np.arange(positions.start, positions.stop))) == told
+
+
+def digest(taken: np.ndarray) -> str:
+    """The first 16 hex digits of the sha256 of items as little-endian int64."""
+    return hashlib.sha256(taken.astype("<i8").tobytes()).hexdigest()[:16]
 
 
 # Windows
@@ -221,8 +247,33 @@ def test_another_order_is_refused_with_the_difference(other: dict, told: str) ->
         state(**other).check_goes_on(state().to_json(), "run/step-7")
 
 
+def test_a_state_that_a_training_saved_long_ago_is_still_gone_on_from() -> None:
+    # As a checkpoint of this version holds it, to the letter.
+    saved = {"format": 1, "fingerprint": "f" * 64, "seed": 3, "batch": 4096, "position": 77,
+             "mode": {"order": "window", "items": 9, "chunk": 16, "chunks": 2048}}  # fmt: skip
+    ours = state(mode=WindowOrder(9, 3).mode)
+    assert ours.check_goes_on(saved, "there") == 77
+    assert ours.at(77).to_json() == saved
+    assert state().position == 0
+    for lost in ("format", "fingerprint", "seed", "mode"):
+        without = {name: value for name, value in saved.items() if name != lost}
+        with pytest.raises(BadInput, match=f"another order: {lost} None there"):
+            ours.check_goes_on(without, "there")
+    with pytest.raises(BadInput, match="format 2 there, 1 now"):
+        ours.check_goes_on(saved | {"format": 2}, "there")
+
+
 def test_ranks_that_differ_are_named() -> None:
-    ours = state().to_json()
+    ours, other = state().to_json(), state(position=8).to_json()
+    check_equal([ours])
     check_equal([ours, ours, ours])
-    with pytest.raises(BadInput, match=r"rank 2 .* position 8 there, 0 on rank 0"):
-        check_equal([ours, ours, state(position=8).to_json()])
+    for states, told in (
+        ([ours, ours, other], "rank 2 .* position 8 there, 0 on rank 0"),
+        ([ours, other, ours], "rank 1 .* position 8 there, 0 on rank 0"),
+        ([other, ours, ours], "rank 1 .* position 0 there, 8 on rank 0"),
+        ([ours, other, other], "rank 1 .* position 8 there, 0 on rank 0"),
+        ([ours, ours | {"more": 1}], "rank 1 .* more 1 there, None on rank 0"),
+        ([ours | {"more": 1}, ours], "rank 1 .* more None there, 1 on rank 0"),
+    ):
+        with pytest.raises(BadInput, match=told):
+            check_equal(states)
