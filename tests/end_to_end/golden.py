@@ -31,6 +31,7 @@ RECORDING = "RECORD_GOLDEN"
 ONEDNN = "ONEDNN_MAX_CPU_ISA"
 STEPS, BATCH, TRAINED_ON = 20, 24, 184
 MODALITIES = ("image", "text")
+ENGINES = ("gemm", "faiss")
 PAIRS = 200
 """So many of the best pairs are noted."""
 BF16 = ("amx_bf16", "avx512_bf16")
@@ -42,12 +43,14 @@ def run_stages(
     world: int, catalogue: Path, encoders: dict[str, Path], out: Path, others: Sequence[str] = ()
 ) -> None:
     """Every stage into `out` in float32, and trainings and vectors in the `others` precisions."""
-    shards, embedding, matches = out / "shards", out / "fp32-embedding", out / "matches"
+    shards, embedding, matches = out / "shards", out / "fp32-embedding", out / "matches-gemm"
     pack = ["pack", catalogue / "catalogue.csv", "--images", catalogue / "images", "--out", shards,
             "--size", 48, "--shard-items", 64, "--workers", world]  # fmt: skip
     verbs = [v for precision in ("fp32", *others) for v in _learning(precision, encoders, out)]
-    verbs.append(["index", embedding, "--out", out / "index"])
-    verbs.append(["match", embedding, "--index", out / "index", "--out", matches])
+    verbs.append(["index", embedding, "--out", out / "index", "--image-weight", 0.6])
+    for engine in ENGINES:
+        words = ["match", embedding, "--index", out / "index", "--engine", engine]
+        verbs.append([*words, "--out", out / f"matches-{engine}"])
     ends = [["evaluate", matches], ["report", matches]]
     # What is one process by itself shares one with the others where these are one as well.
     for part in [[pack, *verbs, *ends]] if world == 1 else [[pack], verbs, ends]:
@@ -151,9 +154,11 @@ def vectors(out: Path, precision: str) -> dict[str, pd.DataFrame]:
     }
 
 
-def pairs(out: Path) -> pd.DataFrame:
+def pairs(out: Path, engine: str = "gemm") -> pd.DataFrame:
     """posting, other, score and that of each modality, of every pair that was kept."""
-    found = pd.concat([pd.read_parquet(p) for p in sorted((out / "matches/pairs").iterdir())])
+    found = pd.concat(
+        [pd.read_parquet(p) for p in sorted((out / f"matches-{engine}/pairs").iterdir())]
+    )
     postings = vectors(out, "fp32")["image"].index.to_numpy()
     return pd.DataFrame(
         {"posting": postings[found.i], "other": postings[found.j], "score": found.score.to_numpy(),
@@ -161,24 +166,24 @@ def pairs(out: Path) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def matches(out: Path) -> dict[str, list[str]]:
+def matches(out: Path, engine: str = "gemm") -> dict[str, list[str]]:
     """The matches of every posting, without itself."""
-    table = pd.read_parquet(out / "matches" / "matches.parquet")
+    table = pd.read_parquet(out / f"matches-{engine}" / "matches.parquet")
     return {row.posting_id: list(row.matches)[1:] for row in table.itertuples()}
 
 
 def groups(out: Path) -> list[int]:
     """The number of every posting's group, in the catalogue's order."""
-    return pd.read_parquet(out / "matches" / "groups.parquet").group_id.tolist()
+    return pd.read_parquet(out / "matches-gemm" / "groups.parquet").group_id.tolist()
 
 
 def threshold(out: Path) -> float:
-    return json.loads((out / "matches" / "threshold.json").read_text())["threshold"]
+    return json.loads((out / "matches-gemm" / "threshold.json").read_text())["threshold"]
 
 
 def figures(out: Path) -> dict[str, Any]:
     """What evaluate says: counts, and figures by matcher and by difference of two."""
-    told = json.loads((out / "matches" / "metrics.json").read_text())
+    told = json.loads((out / "matches-gemm" / "metrics.json").read_text())
     rows = {row["name"]: _numbers(row) for row in told["rows"]}
     rows |= {f"{row['of']} over {row['over']}": _numbers(row) for row in told["differences"]}
     by_size = {f"{row['size_from']} to {row['size_to']}": _numbers(row)
@@ -192,7 +197,7 @@ def _numbers(told: dict[str, Any]) -> dict[str, float]:
 
 def report(out: Path) -> dict[str, Any]:
     """How many pictures it holds, and of which postings it speaks."""
-    page = (out / "matches" / "report.html").read_text()
+    page = (out / "matches-gemm" / "report.html").read_text()
     postings = sorted(set(re.findall(r"\bp\d{8}\b", page)))
     return {"pictures": page.count("data:image/jpeg"), "postings": sha256(postings)}
 

@@ -60,14 +60,19 @@ def test_float32(
     assert not found, "\n".join(found[:20])
 
 
+@pytest.mark.parametrize("engine", golden.ENGINES)
 @pytest.mark.parametrize("world", [1, 2])
-def test_the_best_pairs(world: int, known: dict[str, Any], runs: dict[int, Path]) -> None:
-    pairs = golden.pairs(runs[world])
+def test_the_best_pairs(
+    world: int, engine: str, known: dict[str, Any], runs: dict[int, Path]
+) -> None:
+    pairs = golden.pairs(runs[world], engine)
     found = {f"{p.posting} {p.other}": [p.score, p.image, p.text] for p in pairs.itertuples()}
     wrong = differences(known["pairs"], {k: found.get(k) for k in known["pairs"]}, 1e-5, "pairs")
     assert not wrong, "\n".join(wrong[:20])
     last = min(score for score, *_ in known["pairs"].values())
     assert {k for k, v in found.items() if v[0] > last + 1e-5} <= known["pairs"].keys()
+    matched = {one: others for one, others in golden.matches(runs[world], engine).items() if others}
+    assert matched == known["matches"]
 
 
 @pytest.mark.parametrize("view", golden.MODALITIES)
