@@ -1,13 +1,31 @@
 """Files that are whole or absent."""
 
+import errno
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from shards.errors import BadInput, Corrupt
-from shards.files import atomic_path, read_json, sha256_file, sha256_json, write_atomic, write_json
+from shards.files import (
+    atomic_path,
+    is_json_of,
+    is_temporary,
+    read_json,
+    remove_abandoned,
+    sha256_file,
+    sha256_json,
+    sync,
+    write_atomic,
+    write_json,
+    write_parquet,
+)
+from tests.recorded_writes import faults, recorded
 
 
 class Boom(Exception):
@@ -77,3 +95,80 @@ def test_hashes(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "f") == known
     assert sha256_json({"a": 1, "b": 2}) == sha256_json({"b": 2, "a": 1})
     assert sha256_json({"a": 1}) != sha256_json({"a": 2})
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path: Path) -> None:
+    with recorded() as events:
+        write_atomic(tmp_path / "a" / "b.bin", b"one")
+        write_json(tmp_path / "c.json", {"a": 1})
+        write_parquet(tmp_path / "d.parquet", pd.DataFrame({"x": [1]}))
+    assert len([event for event in events if event.renamed]) == 3
+    assert faults(events, tmp_path) == []
+
+
+def test_bytes_of_json_are_frozen(tmp_path: Path) -> None:
+    # Manifests are compared with them to the byte.
+    write_json(tmp_path / "v.json", {"é": [1, {"b": None}]})
+    whole = '{\n "é": [\n  1,\n  {\n   "b": null\n  }\n ]\n}\n'.encode()
+    assert (tmp_path / "v.json").read_bytes() == whole
+    assert is_json_of(tmp_path / "v.json", {"é": [1, {"b": None}]})
+    assert not is_json_of(tmp_path / "v.json", {"é": [1, {"b": 0}]})
+    (tmp_path / "v.json").write_bytes(whole + b" ")
+    assert not is_json_of(tmp_path / "v.json", {"é": [1, {"b": None}]})
+
+
+def test_tables_are_written_without_the_names_of_their_rows(tmp_path: Path) -> None:
+    table = pd.DataFrame({"x": [1, 2]}, index=pd.Index([7, 9], name="row"))
+    write_parquet(tmp_path / "t.parquet", table)
+    assert pq.read_table(tmp_path / "t.parquet").column_names == ["x"]
+    assert pq.read_table(tmp_path / "t.parquet")["x"].to_pylist() == [1, 2]
+
+
+def test_only_what_dead_processes_of_this_host_left_is_removed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as ended:
+        ended.wait()
+    host, living = os.uname().nodename, os.getppid()
+    gone = [f".a.json.tmp-{host}-{pid}" for pid in (ended.pid, os.getpid(), 1)]
+    kept = [f".b.json.tmp-{host}-{living}", f".c.json.tmp-another-{ended.pid}",
+            f".d.json.tmp-{host}-x", "e.json", ".f"]  # fmt: skip
+    for name in (*gone, *kept):
+        for folder in (tmp_path, tmp_path / "deep" / "er"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+    assert all(is_temporary(tmp_path / name) for name in (*gone, *kept[:3]))
+    assert not any(is_temporary(tmp_path / name) for name in kept[3:])
+    remove_abandoned(tmp_path)
+    for folder in (tmp_path, tmp_path / "deep" / "er"):
+        assert {path.name for path in folder.iterdir()} - {"deep"} == set(kept)
+
+
+def test_a_process_of_another_user_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(pid: int, number: int) -> None:
+        assert (pid, number) == (54_321, 0)
+        raise PermissionError
+
+    path = tmp_path / f".a.tmp-{os.uname().nodename}-54321"
+    path.touch()
+    monkeypatch.setattr(os, "kill", refused)
+    remove_abandoned(tmp_path)
+    assert path.exists()
+
+
+def test_an_error_of_the_disk_is_told_and_no_descriptor_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = 0
+
+    def failing(descriptor: int) -> None:
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    before = os.listdir("/proc/self/fd")
+    for answer in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+        with pytest.raises(OSError, match=os.strerror(answer)):
+            sync(tmp_path)
+    for answer in (errno.EINVAL, errno.EROFS):  # noqa: B007
+        sync(tmp_path)
+    assert os.listdir("/proc/self/fd") == before

@@ -87,6 +87,83 @@ def sealed(data: bytearray, at: int) -> None:
     data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
 
 
+def in_header(tar: Path, at: int, place: int, data: bytes) -> Path:
+    """The tar with other bytes in a header, its checksum right."""
+    whole = bytearray(tar.read_bytes())
+    whole[at + place : at + place + len(data)] = data
+    sealed(whole, at)
+    return written(tar, whole)
+
+
+def test_a_name_fills_its_field(tmp_path: Path) -> None:
+    for length in (99, 100):
+        name = "n" * (length - 4) + ".txt"
+        assert [n for n, _, _ in found(write_tar(tmp_path / "a.tar", [(name, b"x")]))] == [name]
+    prefix = "p" * 155
+    tar = write_tar(tmp_path / "a.tar", [(f"{prefix}/{name}", b"x")])
+    assert [n for n, _, _ in found(tar)] == [f"{prefix}/{name}"]
+
+
+def test_names_that_are_none_are_refused(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", [("a.txt", b"x")])
+    with pytest.raises(Corrupt, match="byte 0: an empty name or one over 4096 bytes: ''"):
+        found(in_header(tar, 0, 0, bytes(100)))
+    for name, whole in (("n" * 4092 + ".txt", True), ("n" * 4093 + ".txt", False)):
+        tar = write_tar(tmp_path / "a.tar", [(name, b"x")], tarfile.PAX_FORMAT)
+        if whole:
+            assert [n for n, _, _ in found(tar)] == [name]
+        else:
+            with pytest.raises(Corrupt, match="an empty name or one over 4096 bytes"):
+                found(tar)
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as opened:
+        info = tarfile.TarInfo("a.txt")
+        info.pax_headers = {"path": "a\0b.txt"}
+        opened.addfile(info)
+    with pytest.raises(Corrupt, match="an empty name"):
+        found(tmp_path / "a.tar")
+    tar = write_tar(tmp_path / "a.tar", [("a.txt", b"x")])
+    with pytest.raises(Corrupt, match="is not UTF-8"):
+        found(in_header(tar, 0, 0, b"\xff"))
+
+
+def test_sizes_that_are_none_are_refused(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", [("a.txt", b"x")])
+    with pytest.raises(Corrupt, match="byte 0: a negative number"):
+        found(in_header(tar, 0, 124, b"\xff" * 12))
+    tar = write_tar(tmp_path / "a.tar", [("a.txt", b"x")])
+    with pytest.raises(Corrupt, match=r"byte 0: no tar header, or a damaged one .no octal"):
+        found(in_header(tar, 0, 124, b"00000000009\0"))
+    tar = write_tar(tmp_path / "a.tar", [("d", b"x")])
+    with pytest.raises(Corrupt, match="byte 0: the folder 'd' declares 1 bytes"):
+        found(in_header(tar, 0, 156, b"5"))
+
+
+def test_a_member_may_fill_the_file_and_no_block_more(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", [("a.txt", b"x")])
+    length = tar.stat().st_size
+    for size, told in (
+        (length - 512, "ends without the two zero blocks"),
+        (length - 511, f"'a.txt' declares {length - 511} bytes, more than is there"),
+    ):
+        with pytest.raises(Corrupt, match=told):
+            found(in_header(tar, 0, 124, b"%011o\0" % size))
+
+
+def test_data_behind_the_end_is_told_to_the_byte(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", [("a.txt", b"x")])
+    for place in (1536, 2047, 5000, 10_239):
+        data = bytearray(tar.read_bytes())
+        data[place] = 1
+        other = written(tmp_path / "b.tar", data)
+        with pytest.raises(Corrupt, match=f"byte 1024: a zero block.*byte {place} holds data"):
+            found(other)
+    large = tar.read_bytes() + bytes(2**21)
+    with pytest.raises(Corrupt, match=f"byte {len(large) - 5} holds data"):
+        found(written(tmp_path / "b.tar", large[:-5] + b"x" + bytes(4)))
+    with pytest.raises(Corrupt, match="cut inside the zeros at the end"):
+        found(written(tmp_path / "b.tar", large[:-5]))
+
+
 # ── damage
 
 

@@ -1,18 +1,22 @@
 """The tars as others see them: webdataset, GNU tar, tarfile."""
 
+import io
 import json
 import re
 import subprocess
 import tarfile
+import zlib
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import webdataset as wds
 
-from shards.index import ABSENT, MEMBERS, read_index
+from shards.errors import Corrupt
+from shards.index import ABSENT, MEMBERS, parse_index, read_index
 from shards.reader import ShardSet
 from shards.split import SPLITS
-from shards.tar import key_of
+from shards.tar import check_member, key_of, write_shard
 
 
 def tars_of(shard_set: Path, split: str = "*") -> list[Path]:
@@ -96,3 +100,74 @@ def test_the_index_says_where_every_member_lies(shard_set: Path) -> None:
         assert named == found
         assert index.header["items"] == len(index.records)
         assert index.header["tar_bytes"] == len(data)
+
+
+# ── by hand
+
+
+SAMPLES = [
+    (3, 7, {"jpg": b"\xff" * 700, "json": b"{}", "txt": b"t" * 512, "cls": b"7"}),
+    (4, -1, {"json": b'{"a": 1}'}),
+    (9, -1, {"txt": b"\xc3\xa9", "json": b""}),
+]
+
+
+def test_a_shard_is_what_tarfile_writes_and_the_index_tells_it(tmp_path: Path) -> None:
+    marks: list[bool] = []
+    tar = tmp_path / "000012.tar"
+    write_shard(tar, SAMPLES, lambda: marks.append(tar.with_suffix(".idx").exists()))
+    assert marks == [False]
+    theirs = io.BytesIO()
+    with tarfile.open(fileobj=theirs, mode="w", format=tarfile.USTAR_FORMAT) as opened:
+        for slot, _, members in SAMPLES:
+            for name in ("jpg", "json", "txt", "cls"):
+                if name in members:
+                    info = tarfile.TarInfo(f"000012_{slot:06d}.{name}")
+                    info.size = len(members[name])
+                    opened.addfile(info, io.BytesIO(members[name]))
+    assert tar.read_bytes() == theirs.getvalue()
+    index = read_index(tar.with_suffix(".idx"))
+    assert index.header == {
+        "tar_bytes": len(theirs.getvalue()), "tar_sha256": sha256(theirs.getvalue()).hexdigest(),
+        "members": ["jpg", "json", "txt", "cls"], "items": 3,
+    }  # fmt: skip
+    assert index.records["slot"].tolist() == [3, 4, 9]
+    assert index.records["class_id"].tolist() == [7, -1, -1]
+    for record, (_, _, members) in zip(index.records, SAMPLES, strict=True):
+        for name in MEMBERS:
+            at, size, crc = (int(record[f"{name}_{field}"]) for field in ("at", "size", "crc"))
+            if name not in members:
+                assert (at, size, crc) == (0, ABSENT, 0)
+                continue
+            assert (tar.read_bytes()[at : at + size], crc) == (
+                members[name], zlib.crc32(members[name]),
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", ["crc", "size", "at"])
+def test_a_member_that_differs_from_its_record_is_named(tmp_path: Path, harm: str) -> None:
+    tar = tmp_path / "000012.tar"
+    write_shard(tar, SAMPLES, lambda: None)
+    record = read_index(tar.with_suffix(".idx")).records[1:2].copy()
+    record[f"json_{harm}"] += 10**6 if harm == "at" else 1
+    with tar.open("rb") as file:
+        check_member(file, record[0], "jpg", tar)  # there is none
+        with pytest.raises(Corrupt, match=r"000012\.tar: slot 4, member json: bytes differ"):
+            check_member(file, record[0], "json", tar)
+
+
+def test_an_index_that_is_cut_or_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "000012.tar"
+    write_shard(path, SAMPLES, lambda: None)
+    index = path.with_suffix(".idx")
+    whole = index.read_bytes()
+    assert whole[:8] == b"DTSHARD1"
+    for length in range(len(whole)):
+        with pytest.raises(Corrupt, match=r"000012\.idx: "):
+            parse_index(whole[:length], str(index))
+    for data in (b"DTSHARD2" + whole[8:], whole + b"\0", whole[:-1] + bytes([whole[-1] ^ 1])):
+        with pytest.raises(Corrupt, match=r"000012\.idx: "):
+            parse_index(data, str(index))
+    index.unlink()
+    with pytest.raises(Corrupt, match=r"000012\.idx: missing; pack again or restore it"):
+        read_index(index)

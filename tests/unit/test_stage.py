@@ -8,7 +8,7 @@ import pytest
 
 from dist_train import stage
 from shards import stage_files
-from shards.errors import BadInput, Unfinished
+from shards.errors import BadInput, Corrupt, Unfinished
 
 
 def make(path: Path, kind: str, content: str = "x", parents: dict | None = None) -> Path:
@@ -131,3 +131,98 @@ def test_a_finish_that_was_killed_before_its_status_is_told_as_done(chain):
         assert stage_files.begin(run, stage.RUN, told["config"], told["parents"]) is True
         assert stage_files.status_of(run) == "done"
         assert stage_files.faults_of(run) == []
+
+
+def test_a_finished_stage_says_so_and_what_it_holds(tmp_path):
+    out = make(tmp_path / "run", stage.RUN)
+    told, status = (json.loads((out / name).read_text()) for name in ("stage.json", "status.json"))
+    manifest = stage_files.open_finished(out, stage.RUN)
+    assert (told["format"], manifest["format"], told["kind"]) == (1, 1, "run")
+    assert (status["status"], status["reason"]) == ("done", "")
+    x = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"  # sha256 of "x"
+    assert manifest["files"] == {"file.txt": {"bytes": 1, "sha256": x}}
+    assert manifest["counts"] == {"files": 1}
+    assert stage_files.faults_of(out) == []
+
+
+def test_what_was_changed_since_is_a_fault(tmp_path):
+    out = make(tmp_path / "run", stage.RUN)
+    manifest, told = (
+        json.loads((out / name).read_text()) for name in ("manifest.json", "stage.json")
+    )
+
+    def faults_with(name, value):
+        whole = (out / name).read_bytes()
+        (out / name).write_text(json.dumps(value, indent=1) + "\n")
+        try:
+            return stage_files.faults_of(out)
+        except Corrupt as fault:
+            return str(fault)
+        finally:
+            (out / name).write_bytes(whole)
+
+    def signed(value):
+        body = {key: each for key, each in value.items() if key != "sha256"}
+        return body | {"sha256": stage_files.sha256_json(body)}
+
+    (fault,) = faults_with("stage.json", told | {"started": "1999"})
+    assert "stage.json: content differs from what was written; restore it" in fault
+    (fault,) = faults_with("status.json", {"status": "failed"})
+    assert "status.json: says 'failed' of what is finished" in fault
+    differs = "manifest.json: differs from its own sha256; restore it"
+    assert differs in faults_with("manifest.json", manifest | {"counts": {"files": 2}})
+    assert differs in faults_with("manifest.json", manifest | {"sha256": "0" * 64})
+    other = {"file.txt": {"bytes": 2, "sha256": "0" * 64}}
+    assert "manifest.json: does not fit its fingerprint" in faults_with(
+        "manifest.json", signed(manifest | {"files": other})
+    )
+    for lost in ("fingerprint", "counts", "files"):
+        less = {key: value for key, value in manifest.items() if key != lost}
+        assert "manifest.json: not a manifest.json of dist_train" in faults_with(
+            "manifest.json", signed(less)
+        )
+    assert "not a manifest.json of dist_train" in faults_with("manifest.json", [1])
+    assert stage_files.faults_of(out) == []
+
+
+def test_a_file_that_changed_before_the_end_is_not_vouched_for(tmp_path):
+    stage_files.begin(tmp_path / "run", stage.RUN, {}, {})
+    file = tmp_path / "run" / "file.txt"
+    file.write_text("x")
+    x = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    with pytest.raises(Corrupt, match=r"file\.txt: has changed since it was written"):
+        stage_files.finish(tmp_path / "run", {}, [file], {file: "0" * 64})
+    assert not (tmp_path / "run" / "manifest.json").exists()
+    stage_files.finish(tmp_path / "run", {}, [file], {file: x})
+
+
+def test_another_format_is_refused(tmp_path):
+    out = make(tmp_path / "run", stage.RUN)
+    told = json.loads((out / "stage.json").read_text())
+    (out / "stage.json").write_text(json.dumps(told | {"format": 2}))
+    with pytest.raises(BadInput, match="run: format 2, this version reads 1"):
+        stage_files.open_finished(out, stage.RUN)
+    with pytest.raises(BadInput, match="run: format 2, this version writes 1"):
+        stage_files.begin(out, stage.RUN, told["config"], told["parents"])
+
+
+def test_a_folder_in_which_nothing_was_made_is_free_again(tmp_path):
+    """After a stage that failed at once, or one that was killed behind its claim."""
+    out = tmp_path / "run"
+    for left in ("failed", ""):
+        stage_files.begin(out, stage.RUN, {"a": 1}, {})
+        stage_files.write_status(out, left, "mistyped")
+        if not left:
+            (out / "status.json").unlink()
+        assert stage_files.begin(out, stage.INDEX, {"b": 2}, {}) is False
+        assert json.loads((out / "stage.json").read_text())["kind"] == stage.INDEX
+        shutil.rmtree(out)
+    for left in ("running", "preempted", "failed"):
+        stage_files.begin(out, stage.RUN, {"a": 1}, {})
+        stage_files.write_status(out, left)
+        if left == "failed":
+            (out / "file.txt").write_text("made")
+        with pytest.raises(BadInput, match="already holds run"):
+            stage_files.begin(out, stage.INDEX, {"b": 2}, {})
+        assert stage_files.begin(out, stage.RUN, {"a": 1}, {}) is False
+        shutil.rmtree(out)
