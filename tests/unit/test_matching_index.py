@@ -251,6 +251,19 @@ def test_answers_of_an_index_are_those_of_float64(lacking):
     assert all(truth[rows[n], m] >= 0.6 - 1e-6 for n, m in told)
 
 
+def test_a_search_of_all_shards_ranks_every_row_and_says_where_there_are_no_more(lacking):
+    shards, views, _ = lacking
+    queries = np.random.default_rng(0).standard_normal((9, views.width)).astype(np.float32)
+    products = queries.astype(np.float64) @ views.database(range(1100)).astype(np.float64).T
+    scores, ids = ShardedIndex(shards, "Flat").search(queries, 1105)
+    assert (ids[:, 1100:] == -1).all()
+    assert (scores[:, 1100:] == -np.inf).all()
+    assert all(sorted(row) == list(range(1100)) for row in ids[:, :1100])
+    np.testing.assert_allclose(scores[:, :1100], -np.sort(-products, axis=1), atol=1e-5)
+    at = np.take_along_axis(products, ids[:, :1100], 1)
+    np.testing.assert_allclose(scores[:, :1100], at, atol=1e-5)
+
+
 def test_the_recall_of_an_index_that_has_lost_a_shard_is_what_it_still_finds(lacking):
     shards, views, truth = lacking
     held = 1024  # rows of the first
