@@ -119,9 +119,7 @@ def test_a_checkpoint_has_its_name_only_when_all_of_it_is_on_the_disk(
     before = calls[:at]
     new = {path.name: path for what, path in before if what == "rename"}
     for name in names:
-        (when,) = [
-            n for n, (what, path) in enumerate(before) if (what, path.name) == ("rename", name)
-        ]
+        when = before.index(("rename", new[name]))
         assert before[when - 1][0] == before[when + 1][0] == "fsync"
         assert name in before[when - 1][1].name
         assert before[when + 1][1] == before[when][1].parent
