@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dist_train import cli
 from dist_train.config import (
     ImageEncoderOptions,
     ImageTraining,
@@ -117,8 +118,13 @@ def least_cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float((ours.astype(np.float64) * theirs).sum(1).min())
 
 
-def test_onnx_gives_the_same_vectors(made: Made, tmp_path: Path) -> None:
-    export_onnx(made.run, tmp_path / "encoder.onnx")
+def test_onnx_gives_the_same_vectors(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["dist-train", "export", str(made.run), "--onnx", str(tmp_path / "encoder.onnx")]
+    monkeypatch.setattr(sys, "argv", words)
+    cli.main()
+    assert f"{tmp_path / 'encoder.onnx'}: written" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(tmp_path / "encoder.onnx"))
     items = made.items()
     for batch in (items[:1], items[1:]):  # another size, and titles of other lengths

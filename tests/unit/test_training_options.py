@@ -311,7 +311,8 @@ def options_of(capsys, *verb: str) -> set[str]:
         patch.setattr(sys, "argv", ["dist-train", *verb, "--help"])
         patch.setenv("COLUMNS", "300")
         capsys.readouterr()
-        cli.main()
+        with pytest.raises(SystemExit):
+            cli.main()
     listed = re.findall(r"^│ [ *] +(--[a-z.-]+)", capsys.readouterr().out, re.MULTILINE)
     return set(listed)
 
@@ -324,9 +325,17 @@ def test_every_option_of_the_trainings_and_of_export_is_in_a_table(capsys) -> No
     assert options_of(capsys, "export") == {"--onnx", "--config"}
 
 
-@pytest.mark.parametrize(
-    ("view", "option"), [(view, option) for view, table in TABLES.items() for option in table]
-)
+CASES = [
+    pytest.param(
+        view, option, marks=pytest.mark.full if (view, option in SHARED) == ("text", True) else ()
+    )
+    for view, table in TABLES.items()
+    for option in table
+]
+"""What both trainings share is one code: on titles too only in the full run."""
+
+
+@pytest.mark.parametrize(("view", "option"), CASES)
 def test_an_option_does_something(view: str, option: str, outcome, places) -> None:
     one, other, tell = TABLES[view][option]
     outcome(view, [])  # the run that others grow from
