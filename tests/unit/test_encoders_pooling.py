@@ -90,3 +90,21 @@ def test_the_folder_of_a_cnn_says_at_which_size_it_was_trained(tmp_path):
     save_encoder(encoder_of("mobilenetv3_small_050", "auto", 96), tmp_path, "")
     opened = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0)
     assert tuple(resolve_model_data_config(opened)["input_size"]) == (3, 96, 96)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_only_a_network_that_begins_at_random_takes_the_statistics_of_its_batches(
+    tmp_path, pretrained
+):
+    save_encoder(encoder_of("mobilenetv3_small_050", "auto", 32), tmp_path, "")
+    options = ImageEncoderOptions(model=str(tmp_path), image_size=32, pretrained=pretrained)
+    encoder = new_encoder("image", options, 0)
+    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    for training in (True, False, True):
+        encoder.train(training)
+        assert {norm.training for norm in norms} == {training and not pretrained}
+        assert encoder.neck.training == encoder.training == training
+    before = [norm.running_mean.clone() for norm in norms]
+    encoder(torch.randn(4, 3, 32, 32))
+    moved = [not torch.equal(a, b.running_mean) for a, b in zip(before, norms, strict=True)]
+    assert set(moved) == {not pretrained}

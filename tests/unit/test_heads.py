@@ -308,3 +308,17 @@ def test_a_rank_without_classes_makes_an_empty_head():
     assert [len(part.weight) for part in parts] == [1, 1, 0]
     whole = make_head("arcface", 2, 4, 8, 3)
     assert torch.equal(torch.cat([part.weight for part in parts]), whole.weight)
+
+
+def test_random_centres_are_those_that_earlier_versions_drew():
+    """A run that grows from one of an earlier version finds its old classes where they were.
+
+    The values are those of torch's CPU generator (MT19937, Box-Muller) as of torch 2.10.
+    """
+    (centre,) = initial_centres(300, 301, 4, 7)
+    assert centre.tolist() == pytest.approx(
+        [-0.0247251, 0.0089828, 0.0607256, -0.0715921], abs=1e-6
+    )
+    many = initial_centres(0, 20_000, 8, 3)
+    assert many.mean().abs() < 1e-3
+    assert many.std() == pytest.approx(0.05, rel=0.01)

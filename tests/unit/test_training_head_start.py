@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -114,3 +115,14 @@ def test_fp16_is_refused(shard_set, tiny_vit, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(BadInput, match=r"asks for fp16.*bf16"):
         started(shard_set, config(tiny_vit))
+
+
+def test_the_margin_of_the_largest_class_is_that_of_the_option(shard_set, tiny_vit):
+    training, items = started(
+        shard_set, config(tiny_vit, margin=0.4, margin_of_largest=0.1, ramp=0.0)
+    )
+    ids = items.reader.records["class_id"][items.numbers]
+    sizes = torch.from_numpy(np.bincount(ids, minlength=items.classes))
+    margins = training.head.margins(torch.arange(items.classes), training.schedule.apply(0))
+    assert {round(float(m), 6) for m in margins[sizes == sizes.max()]} == {0.1}
+    assert {round(float(m), 6) for m in margins[sizes == sizes.min()]} == {0.4}

@@ -130,9 +130,12 @@ def every_step(tiny_vit, **options):
     return image_config(tiny_vit, **full)
 
 
-def test_the_best_encoder_since_the_first_step_is_exported(shard_set, tiny_vit, tmp_path, scored):
+def test_the_best_encoder_since_the_first_step_is_exported(
+    shard_set, tiny_vit, tmp_path, scored, caplog
+):
     scored([0.9, 0.3, 0.6, 0.5, 0.6, 0.4, 0.2, 0.1])
     train("image", shard_set, tmp_path / "run", every_step(tiny_vit))
+    assert "val F1 0.6000 after training is below the 0.9000 before" in caplog.text
     wanted = load_file(checkpoint(tmp_path / "run", 2) / "encoder.safetensors")
     assert same(exported(tmp_path / "run"), wanted)
     assert counts(tmp_path / "run")["exported_step"] == 2
@@ -150,12 +153,13 @@ def test_the_best_encoder_since_the_first_step_is_exported(shard_set, tiny_vit, 
 
 @pytest.mark.parametrize("keep_best", [True, False])
 def test_training_ends_when_it_is_no_better_for_long(
-    shard_set, tiny_vit, tmp_path, scored, keep_best
+    shard_set, tiny_vit, tmp_path, scored, keep_best, caplog
 ):
     left = scored([0.2, 0.3, 0.6, 0.5, 0.6, 0.9, 0.9, 0.9])
     config = every_step(tiny_vit, patience=2, keep_best=keep_best)
     train("image", shard_set, tmp_path / "run", config)
     assert left == [0.9] * 3
+    assert "after training is below" not in caplog.text
     assert counts(tmp_path / "run")["exported_step"] == (2 if keep_best else 4)
     again = begin_again(tmp_path / "run", 4, "again")  # killed before it was exported
     scored([])

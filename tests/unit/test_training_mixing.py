@@ -134,3 +134,21 @@ def test_the_loss_of_a_mixed_photo_is_each_products_by_what_is_seen_of_it(
             apart.append(abs((1 - 2 * share) * (own - other)) / own)
         assert loss == pytest.approx(np.mean(parts), rel=1e-3 if "cutmix" in options else 1e-5)
     assert max(apart) > 0.02  # so that the shares swapped would be noticed
+
+
+def test_boxes_hide_as_much_as_cut_out_anywhere_and_cut_at_the_edge():
+    """A square of the share u ~ U(0, 1) of the area, its middle anywhere: of a side r the part
+    r - r^2 / 4 is inside in the mean, so E[(r - r^2 / 4)^2] of the photo is hidden, r = sqrt(u).
+    """
+    found = [mix_of_step(ImageTraining(cutmix=1.0), 256, step) for step in range(3000)]
+    hidden = np.array([1 - mix.share for mix in found])
+    assert hidden.mean() == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.02)
+    assert hidden.max() > 0.85
+    boxes = [mix.box for mix in found]
+    for part in range(2):
+        starts, stops = (np.array([getattr(box[part], end) for box in boxes])
+                         for end in ("start", "stop"))  # fmt: skip
+        assert (starts.min(), stops.max()) == (0, 256)
+        assert (starts + stops).mean() / 2 == pytest.approx(128, abs=5)
+    middles = np.array([[(part.start + part.stop) / 2 for part in box] for box in boxes])
+    assert abs(np.corrcoef(middles.T)[0, 1]) < 0.1

@@ -155,6 +155,9 @@ def test_lower_layers_learn_more_slowly(shard_set, tiny_vit, tiny_bert):
         assert set(scales) == trained
         for part, scale in ((low, 0.25), (middle, 0.5), (top, 1.0), ("neck", 1.0)):
             assert {value for name, value in scales.items() if part in name} == {scale}, part
+        stepper = stepper_of(shard_set, config, 1)
+        told, groups = stepper.take(0).values, stepper.training.optimizer.param_groups
+        assert told["lr"] == max(group["lr"] for group in groups) > groups[0]["lr"]
 
 
 def test_layer_decay_is_refused_where_all_layers_are_one(shard_set, tiny_bert, tmp_path):
