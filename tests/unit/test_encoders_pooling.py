@@ -108,3 +108,21 @@ def test_only_a_network_that_begins_at_random_takes_the_statistics_of_its_batche
     encoder(torch.randn(4, 3, 32, 32))
     moved = [not torch.equal(a, b.running_mean) for a, b in zip(before, norms, strict=True)]
     assert set(moved) == {not pretrained}
+
+
+def test_places_of_a_model_that_has_them_as_rows_and_columns(tmp_path):
+    """A Swin keeps (b, H, W, D), a CNN (b, D, H, W); both pool to their mean by default."""
+    arguments = {"img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 16,
+                 "depths": [1, 1], "num_heads": [1, 2]}  # fmt: skip
+    cfg = {"input_size": [3, 32, 32], "fixed_input_size": True, "mean": [0.5] * 3,
+           "std": [0.5] * 3, "num_classes": 0}  # fmt: skip
+    config = {"architecture": "swin_tiny_patch4_window7_224", "model_args": arguments}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pretrained_cfg": cfg}))
+    for model in (tmp_path, "resnet10t"):
+        own, mean, gem = (
+            encoder_of(model, pooling, 32).eval()(torch.linspace(-1, 1, 6144).view(2, 3, 32, 32))
+            for pooling in ("auto", "mean", "gem")
+        )
+        torch.testing.assert_close(own, mean, rtol=1e-5, atol=1e-6)
+        assert gem.shape == mean.shape == (2, own.shape[1])
+        assert not torch.allclose(gem, mean, rtol=0.01)
