@@ -36,7 +36,8 @@ def test_what_stands_already_needs_no_room(shards: Path) -> None:
 
 def test_sizes_for_people() -> None:
     sizes = (0, 50_000, 999_900_000, 10**9, 12_340_000_000)
-    assert [for_people(size) for size in sizes] == ["0.0 MB", "0.1 MB", "999.9 MB", "1.0 GB", "12.3 GB"]
+    words = ["0.0 MB", "0.1 MB", "999.9 MB", "1.0 GB", "12.3 GB"]
+    assert [for_people(size) for size in sizes] == words
 
 
 def sqlite_error(code: int) -> sqlite3.Error:
