@@ -14,7 +14,8 @@ SWAPS = """< <= >, <= < >=, > >= <, >= > <=, == !=, != ==, + -, - +, * +, / *, /
 True False, False True, sum mean max, mean sum, max min, min max, SUM MAX, MAX SUM, any all,
 all any, argmax argmin, argmin argmax, maximum minimum, minimum maximum, floor ceil, ceil floor,
 zeros ones, "train" "val", "val" "test" "train", "test" "val", "image" "text", "text" "image",
-"left" "right", "right" "left", "done" "failed", "sum" "mean", "min" "max", "max" "min", ones zeros"""
+"left" "right", "right" "left", "done" "failed", "sum" "mean", "min" "max", "max" "min",
+ones zeros"""
 TOKENS = {name: [a.replace("·", " ") for a in after] or [""]
           for name, *after in (one.split() for one in SWAPS.split(","))}  # fmt: skip
 SCRIPT = {"-lt|-gt|-eq": "-ne", "==": "!=", "!=": "==", ">=": ">", "&&": "||", r"\|\|": "&&",

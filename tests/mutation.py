@@ -40,7 +40,8 @@ AREAS = {
         " faults/test_training* faults/test_stops* faults/test_two*"),
     "order": (
         "shards/order.py shards/product_order.py",
-        "unit/test_shards*order.py unit/test_training_d*", "distributed/test_s[cm]* faults/test_order*"),
+        "unit/test_shards*order.py unit/test_training_d*",
+        "distributed/test_s[cm]* faults/test_order*"),
     "decisions": (
         "dist_train/decisions/*.py", "unit/test_decisions*",
         "unit/test_report* distributed/test_matches* end_to_end/test_[gr]*"),
@@ -199,7 +200,7 @@ def recorded(file: Path, folder: Path) -> tuple[float, dict[str, list[str]]]:
     if not kept.exists():
         Path(".lines").write_text(COVERAGE)
         began, tests = time.monotonic(), set(re.findall(r"def (test_\w+)", file.read_text()))
-        done = subprocess.run(RECORD.format(file), shell=True)
+        done = subprocess.run(RECORD.format(file), shell=True, start_new_session=True)
         files = json.loads(Path("lines.json").read_text())["files"] if not done.returncode else {}
         lines: dict[str, set[str]] = {}
         for path, told in files.items():

@@ -25,7 +25,7 @@ with locked(Path(sys.argv[1])):
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    path, order = tmp_path / "deep" / "lock", []
+    path, order = tmp_path / "deep" / "er" / "lock", []
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -80,7 +80,7 @@ def test_who_waited_for_a_folder_that_was_removed_holds_the_new_lock(tmp_path: P
             got.set()
             leave.wait(20)
 
-    waiting = threading.Thread(target=wait)
+    waiting, before = threading.Thread(target=wait), os.listdir("/proc/self/fd")
     with locked(path):
         waiting.start()
         waiting.join(0.2)
@@ -90,6 +90,20 @@ def test_who_waited_for_a_folder_that_was_removed_holds_the_new_lock(tmp_path: P
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     leave.set()
     waiting.join()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_stop_while_it_waits_is_heard_and_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(file: int, kind: int) -> None:
+        raise KeyboardInterrupt
+
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(fcntl, "flock", stopped)
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path / "lock"):
+        pytest.fail("went on without the lock")
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_file_system_without_locks_is_gone_on_with_after_a_warning(
