@@ -90,7 +90,7 @@ def run_verbs(verbs: list[list[str]]) -> None:
     from dist_train.cli import app
 
     for words in verbs:
-        app.meta(words, exit_on_error=False, print_error=False)
+        app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
