@@ -123,7 +123,9 @@ def test_onnx_gives_the_same_vectors(
 ) -> None:
     words = ["dist-train", "export", str(made.run), "--onnx", str(tmp_path / "encoder.onnx")]
     monkeypatch.setattr(sys, "argv", words)
-    cli.main()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
     assert f"{tmp_path / 'encoder.onnx'}: written" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(tmp_path / "encoder.onnx"))
     items = made.items()

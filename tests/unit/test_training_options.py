@@ -194,7 +194,8 @@ OF_TITLES = {
 TABLES = {"image": SHARED | OF_IMAGES, "text": SHARED | OF_TITLES}
 ELSEWHERE = {
     "--out": "every test of a run",
-    "--config": "tests/unit/test_cli_parsing.py::test_yaml_fills_nested_options",
+    "--config": "tests/unit/test_cli_parsing.py::"
+        "test_yaml_fills_options_and_the_command_line_goes_before_it",
     "--device": "test_a_device_that_is_not_there_is_refused",
     "--compare-every":
         "tests/distributed/test_training_truth.py::test_replicas_are_compared_as_often_as_asked",
