@@ -203,7 +203,7 @@ def recorded(file: Path, folder: Path) -> tuple[float, dict[str, list[str]]]:
         done = subprocess.run(RECORD.format(file), shell=True, start_new_session=True)
         files = json.loads(Path("lines.json").read_text())["files"] if not done.returncode else {}
         lines: dict[str, set[str]] = {}
-        for path, told in files.items():
+        for path, told in ((path, told) for path, told in files.items() if told["executed_lines"]):
             text = Path(path).read_text().splitlines()
             missed = {str(number): [] for number in told["missing_lines"]}
             for number, contexts in (missed | told["contexts"]).items():
