@@ -123,9 +123,7 @@ def test_onnx_gives_the_same_vectors(
 ) -> None:
     words = ["dist-train", "export", str(made.run), "--onnx", str(tmp_path / "encoder.onnx")]
     monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 0
+    cli.main()
     assert f"{tmp_path / 'encoder.onnx'}: written" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(tmp_path / "encoder.onnx"))
     items = made.items()
