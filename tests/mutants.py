@@ -21,6 +21,7 @@ TOKENS = {name: [a.replace("·", " ") for a in after] or [""]
 SCRIPT = {"-lt|-gt|-eq": "-ne", "==": "!=", "!=": "==", ">=": ">", "&&": "||", r"\|\|": "&&",
           r"\[\[ ": "[[ ! ", "-n ": "-z ", "-z ": "-n ", r" \+ ": " - ", r"\b[0-9]+\b": "7",
           "USR1": "TERM", "done": "failed", r"(?<!\S)[^#\s}].*": ":", "^#SBATCH": "#"}  # fmt: skip
+SYMMETRIC = r"(np\.|torch\.)?(min|max|minimum|maximum|union1d|logaddexp|logical_and|logical_or)$"
 Change = tuple[str, int, str, str]  # kind, place, what stands there, what shall
 
 
@@ -66,7 +67,7 @@ def of_python(text: str) -> Iterator[Change]:
                 | ast.Assign(targets=[ast.Name(id="__all__" | "log")])
             ):  # fmt: skip
                 quiet.update(range(span(node).start, span(node).stop))
-            case ast.Call(args=[a, b, *_]):
+            case ast.Call(args=[a, b, *_]) if not re.match(SYMMETRIC, text[span(node.func)]):
                 first, last, both = span(a), span(b), slice(span(a).start, span(b).stop)
                 swapped = text[last] + text[first.stop : last.start] + text[first]
                 found.append(("argument", first.start, text[both], swapped))

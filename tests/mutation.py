@@ -61,8 +61,8 @@ AREAS = {
         "unit/test_shards_[prv]* unit/test_embedding* unit/test_training_l* faults/test_pack*"
         " faults/test_two* faults/test_stops*"),
     "slurm": (
-        "launch/slurm/* dist_train/operations/s*.py", "unit/test_operations_s* unit/test_launch*",
-        "slurm/test_*"),
+        "launch/slurm/* dist_train/operations/s[lut]*.py",
+        "unit/test_operations_s* unit/test_launch*", "slurm/test_*"),
 }  # fmt: skip
 LIBRARIES = "torch torchvision pyarrow.parquet timm transformers accelerate scipy sklearn"
 COVERAGE = """[run]
