@@ -156,9 +156,11 @@ def test_training_ends_when_it_is_no_better_for_long(
     shard_set, tiny_vit, tmp_path, scored, keep_best, caplog
 ):
     left = scored([0.2, 0.3, 0.6, 0.5, 0.6, 0.9, 0.9, 0.9])
-    config = every_step(tiny_vit, patience=2, keep_best=keep_best)
+    # No checkpoint but the one that an early end leaves.
+    config = every_step(tiny_vit, patience=2, keep_best=keep_best, checkpoint_every=100)
     train("image", shard_set, tmp_path / "run", config)
     assert left == [0.9] * 3
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000004"]
     assert "after training is below" not in caplog.text
     assert counts(tmp_path / "run")["exported_step"] == (2 if keep_best else 4)
     again = begin_again(tmp_path / "run", 4, "again")  # killed before it was exported
