@@ -69,9 +69,7 @@ def test_products_of_which_nothing_was_packed_are_not_told_as_trained_on(
     (tmp_path / "c.csv").write_text("posting_id,title,label_group\n" + rows)
     words = ["dist-train", "pack", str(tmp_path / "c.csv"), "--out", str(tmp_path / "s")]
     monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
+    cli.main()
     packed = ShardSet(tmp_path / "s").packed
     products = packed.label_group[packed.split == "train"].nunique()
     assert f"{products} products to train on" in capsys.readouterr().out

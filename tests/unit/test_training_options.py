@@ -313,8 +313,8 @@ def options_of(capsys, *verb: str) -> set[str]:
         patch.setenv("COLUMNS", "300")
         capsys.readouterr()
         cli.main()
-    listed = re.findall(r"^│ [ *] +(--[a-z.-]+)", capsys.readouterr().out, re.MULTILINE)
-    return set(listed)
+    listed = set(re.findall(r"^│ [ *] +(--[a-z.-]+)", capsys.readouterr().out, re.MULTILINE))
+    return {name for name in listed if name.replace("no-", "", 1) not in listed - {name}}
 
 
 @pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
