@@ -50,7 +50,7 @@ def of_python(text: str) -> Iterator[Change]:
                 ast.Compare(left=a, comparators=[b]) | ast.BinOp(left=a, right=b)
                 | ast.BoolOp(values=[a, b, *_]) | ast.AugAssign(target=a, value=b)
             ):  # fmt: skip
-                for word in re.finditer(r"[<>=!+*/%&|-]+|\w+", text[: span(b)[0]]):
+                for word in re.finditer(r"[<>=!+*/%&|-]+|is not|not in|\w+", text[: span(b)[0]]):
                     if word.start() >= span(a)[1] and word[0] in SWAPS:
                         yield "operator", *word.span(), SWAPS[word[0]]
             case ast.Constant(value=bool() | str() as value):
