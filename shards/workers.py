@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -36,6 +36,8 @@ def each(
     context = get_context("spawn")
     watched, held = context.Pipe(duplex=False)
     with watched, held:
+        with stops_blocked():
+            resource_tracker.ensure_running()  # which unblocks two of them as it starts
         with stops_blocked():
             pool = ProcessPoolExecutor(workers, context, _end_with, (watched,))
             pool.submit(os.getpid)  # the first job starts the processes
