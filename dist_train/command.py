@@ -30,7 +30,7 @@ def call(app: App) -> None:
     for name in ("dist_train", "shards"):
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        # By itself cyclopts would end the process after the verb.
+        # By default cyclopts calls sys.exit after the verb, and the group would not be left.
         app.meta(exit_on_error=False, print_error=False, result_action="return_value")
         _leave_group()
         _ignore_stops()
@@ -96,7 +96,7 @@ def _leave_group() -> None:
 
 
 def _ignore_stops() -> None:
-    """A signal can change the outcome no more; the interpreter's last moments would die of it."""
+    """The outcome stands. Python takes its handlers away as it ends, and would die of a signal."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -18,7 +18,7 @@ from dist_train.training.loop import train
 from shards.errors import BadInput, Stopped
 from shards.packer import pack
 from shards.reader import ShardSet
-from shards.workers import sigterm_interrupts
+from shards.workers import stops_interrupt
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def _say(stage: str, where: Path) -> None:
 def _interrupted(out: Path) -> Iterator[None]:
     """Evaluate and report look for no signal and write at their end: one stops them at once."""
     try:
-        with sigterm_interrupts():
+        with stops_interrupt():
             yield
     except KeyboardInterrupt:
         raise Stopped(f"{out}: stopped by a signal; the same command goes on") from None

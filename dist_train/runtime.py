@@ -184,7 +184,7 @@ def stop_flag() -> "_StopFlag":
 
 
 class _StopFlag:
-    """STOPS ask for a stop; SIGTERM or SIGINT again after some seconds ends the process.
+    """A signal of STOPS asks for a stop; SIGTERM or SIGINT again after GRACE seconds ends at once.
 
     Not at once: a launcher that is told to stop passes the signal on to ranks that have it.
     """
@@ -204,7 +204,7 @@ class _StopFlag:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self.is_ours():
-            # A forked process inherits the handler, not what it stands for.
+            # A process that a library forked inherits this handler, but it is not asked to stop.
             if number != signal.SIGUSR1:
                 os._exit(0)
             return

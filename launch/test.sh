@@ -31,8 +31,8 @@ part layers lint-imports
 if ((${#failed[@]})); then echo "== failed so far: ${failed[*]}"; fi
 
 echo "== tests"
-# Three files side by side on two cores, for many tests wait; those of processes come first, so that
-# none of their files is left alone at the end.
+# Many tests wait for processes that they start, so three test files run at a time on two cores. They
+# start in the order of their folders: the slow ones first, the short unit tests fill the end.
 export OMP_NUM_THREADS=1
 pytest -n 3 --dist loadfile --no-loadscope-reorder "${which[@]}" "$@" || failed+=(tests)
 ((${#failed[@]} == 0))

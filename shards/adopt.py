@@ -38,7 +38,7 @@ from shards.room import full_disk_told
 from shards.scratch import scratch
 from shards.split import SPLITS, split_of
 from shards.verify import verify
-from shards.workers import each, sigterm_interrupts
+from shards.workers import each, stops_interrupt
 
 COLUMNS = ("posting_id", "title", "label_group")
 OTHERS = ("tar", "key", "folder", "cls", "image", "title")
@@ -110,7 +110,7 @@ def index_tars(
         return counts
     tars = _tars(path)
     try:
-        with sigterm_interrupts(), full_disk_told(path):
+        with stops_interrupt(), full_disk_told(path):
             remove_abandoned(path)
             # Beside the tars: a temporary folder of the system may be memory.
             with scratch(path / WORK / "items") as database:

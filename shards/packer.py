@@ -28,7 +28,7 @@ from shards.options import PackOptions
 from shards.plan import Plan, make_plan
 from shards.room import check_photos, check_room, full_disk_told, survey
 from shards.seal import seal
-from shards.workers import each, sigterm_interrupts
+from shards.workers import each, stops_interrupt
 
 __all__ = ["ALL", "KIND", "Task", "pack", "shard_path"]
 log = logging.getLogger("shards")
@@ -87,7 +87,7 @@ def pack(
     if job.begin():
         return _finished(job)
     try:
-        with sigterm_interrupts(), full_disk_told(out):
+        with stops_interrupt(), full_disk_told(out):
             if not _make_ready(job):
                 return _finished(job)
             with closing(Plan(plan_path(out), job.stamp)) as plan:

@@ -1,4 +1,4 @@
-"""Worker processes: a stop that is asked of the whole process group is their owner's to answer."""
+"""Worker processes, which leave it to their owner to answer a signal to the whole group."""
 
 import ctypes
 import os
@@ -37,7 +37,7 @@ def each(
     watched, held = context.Pipe(duplex=False)
     with watched, held:
         with stops_blocked():
-            resource_tracker.ensure_running()  # which unblocks two of them as it starts
+            resource_tracker.ensure_running()  # unblocks SIGINT and SIGTERM here once it started
         with stops_blocked():
             pool = ProcessPoolExecutor(workers, context, _end_with, (watched,))
             pool.submit(os.getpid)  # the first job starts the processes
@@ -87,11 +87,11 @@ def stops_blocked() -> Iterator[None]:
 
 
 def leave_stops_to_parent() -> None:
-    """In a worker: end by its parent's SIGTERM or death, and by no other stop.
+    """Called in a worker: from now on its parent's SIGTERM or death ends it, no other of STOPS.
 
-    Libraries end their workers by SIGTERM and wait, so it cannot be ignored whoever sends it.
+    SIGTERM cannot simply be ignored: torch and multiprocessing end workers by it and wait.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # in the thread below too, which waits for them
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited by the thread below
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has died in between
@@ -107,7 +107,7 @@ def leave_stops_to_parent() -> None:
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
+def stops_interrupt() -> Iterator[None]:
     """Within it STOPS raise KeyboardInterrupt, and no second one does; main thread only."""
     # No Exception: what catches those of a broken photo would swallow the stop.
     if threading.current_thread() is not threading.main_thread():

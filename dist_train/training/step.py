@@ -51,8 +51,10 @@ class Stepper:
         Raises Failed when that has happened `max_skipped` times in a row.
         """
         training, config = self.training, self.config
-        # Dropout and the like are a function of the step, so a resumed run draws the same.
-        torch.manual_seed(_seed_of(config.seed, step, self.runtime.rank))
+        # Dropout is a function of (seed, step, rank), and so the same after a resume. Mixed into 32
+        # bits, because torch's generator on CPUs drops the higher bits of a seed.
+        mixed = np.random.SeedSequence((config.seed, step, self.runtime.rank))
+        torch.manual_seed(int(mixed.generate_state(1)[0]))
         margin = training.schedule.apply(step)
         statistics = [(buffer, buffer.clone()) for buffer in _moving(training.encoder)]
         loss, posting_ids = self._passes(margin, step)
@@ -149,11 +151,6 @@ class Stepper:
                 f"that is no number ({told}; the log names their postings); lower lr or head.lr, "
                 "or set precision fp32; the last checkpoint is whole"
             )
-
-
-def _seed_of(*numbers: int) -> int:
-    """One for all of them: torch's generator on CPUs takes 32 bits of a seed and drops the rest."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _moving(encoder: nn.Module) -> list[torch.Tensor]:

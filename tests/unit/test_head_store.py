@@ -84,9 +84,10 @@ def test_a_missing_part_is_told(tmp_path):
 
 
 def save_parts(folder, ranges: list[tuple[int, int]]) -> None:
-    """Files of these classes (first, last) of a head of seven."""
+    """Files of these classes (first, last) of a head of seven, each centre its class's number."""
     for first, last in ranges:
         head, optimizer = new_head(0, 1, C=last - first)
+        head.weight.data[:] = torch.arange(first, last)[:, None]
         head.first, head.last = first, last
         save_head(folder, head, optimizer)
 
@@ -106,7 +107,9 @@ def test_files_that_overlap_or_leave_a_gap_are_told(tmp_path, ranges):
 def test_files_that_hold_each_class_once_are_loaded(tmp_path, ranges):
     save_parts(tmp_path, ranges)
     for rank in range(2):
-        load_head(tmp_path, *new_head(rank, 2))
+        head, optimizer = new_head(rank, 2)
+        load_head(tmp_path, head, optimizer)
+        assert head.weight[:, 0].tolist() == list(range(head.first, head.last))
 
 
 def test_another_shape_is_told(tmp_path):
