@@ -3,8 +3,8 @@
     python -m tests.mutation FOLDER [--area heads] [--count 34] [--seed 0] [--wider]
 
 FOLDER gets a copy of the checkout, which alone is changed, and results.jsonl; the same command goes
-on where it stopped. A mutant is tried on the unit tests that run its line; with --wider a survivor
-is tried on all of its area and the wider ones. A kill counts when the test passes without it.
+on where it stopped. A mutant is tried on the unit tests that run its line, then on all of its area;
+with --wider a survivor is tried on the wider ones too. A kill counts when the test passes without.
 """
 
 import ast
@@ -106,8 +106,9 @@ def files(patterns: str, below: str = ".") -> list[str]:
 
 def pytest(tests: list[str], start: str = "", seconds: int = 1200) -> tuple[str, str]:
     """survived, killed or timeout, and the test that failed."""
-    words = f"-sKILL {seconds} {sys.executable} {start} -m pytest -qx".split()
-    words = ["timeout", *words, "-m", "not full", *tests]
+    limits = f"--timeout {seconds // 10} --timeout-method thread"  # thread: nothing is tried again
+    words = f"timeout -sKILL {seconds} {sys.executable} {start} -m pytest -qx {limits}".split()
+    words += ["-m", "not full", *tests]
     done = subprocess.run(words, text=True, capture_output=True)
     failed = re.search(r"^(?:FAILED|ERROR) ([\w/.]+(?:::\w+)?)", done.stdout, re.M)
     ends = {0: "survived", 1: "killed", 2: "killed", 137: "timeout", -9: "timeout"}
@@ -120,7 +121,7 @@ def tests_of(mutant: dict[str, Any], recorded: Path) -> list[str]:
     if not recorded.exists():
         os.environ["COVERAGE_FILE"] = str(recorded)
         Path(".coveragerc").write_text("[run]\ndynamic_context = test_function\n")
-        pytest(unit, "-m coverage run", 3600)
+        pytest(unit, "-m coverage run", 6000)
     data = coverage.CoverageData(str(recorded))
     data.read()
     contexts = data.contexts_by_lineno(str(Path(mutant["file"]).absolute()))
@@ -151,7 +152,9 @@ def main(folder: Path, *, area: tuple[str, ...] = tuple(AREAS), count: int = 34,
         file, whole = Path(one["file"]), Path(one["file"]).read_text()
         before, rest = whole[: one["start"]], whole[one["start"] :].removeprefix(one["before"])
         file.write_text(before + one["after"] + rest)
-        outcome, by = pytest(tests)
+        outcome, by = pytest(tests, seconds=6000 if wider else 1200)
+        if outcome == "survived" and not wider:  # its line may run in a fixture that tests share
+            outcome, by = pytest(files(area_tests[0], "tests"))
         file.write_text(whole)
         if by and pytest([by])[0] != "survived":
             outcome = "unsound"  # the test fails without the mutant too

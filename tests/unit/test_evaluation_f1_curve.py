@@ -182,6 +182,12 @@ def test_thinned_keeps_the_best_entry_and_the_one_after_it(rights):
     np.testing.assert_array_equal(whole.thresholds, curve.thresholds)
 
 
+def test_five_entries_are_thinned_to_four():
+    curve = f1_curve(*gains_and_losses(np.array([1, 1, -1, -1, -1])))
+    assert len(curve.f1) == 5
+    assert len(curve.thinned(4).f1) == len(curve.thinned(1).f1) == 4
+
+
 @given(scored_pairs())
 def test_json_brings_the_curve_back_exactly(case):
     curve = f1_curve(*case)

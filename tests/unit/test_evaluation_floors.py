@@ -70,6 +70,19 @@ def test_title_pairs_equal_all_against_all(titles, floor, at_once):
     assert (i.dtype, j.dtype, score.dtype) == (np.int64, np.int64, np.float32)
 
 
+def test_no_more_products_are_held_at_once_than_may_be():
+    titles = ["kopi hitam", "kopi", "teh", "kopi susu", "gula kopi"] * 20
+    vectors, held = floors._word_vectors(titles), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(floors, "PRODUCTS_AT_ONCE", 500)
+        for start, stop in floors._blocks(vectors):
+            # One product for each word of a row and each title that has this word.
+            titles_with = (vectors > 0).sum(axis=0)
+            held.append(int((vectors[start:stop] > 0).dot(titles_with.T).sum()))
+            assert held[-1] <= 500
+    assert sum(held) == 20 * (4 * 80 + 4 * 20) and max(held) > 250
+
+
 def test_a_word_said_twice_counts_once_and_case_does_not_matter():
     titles = ["Kopi kopi hitam", "KOPI HITAM", "teh", "gula merah"]
     i, j, score = title_pairs(titles)
