@@ -90,3 +90,13 @@ def test_it_says_so_for_people():
     assert str(said).startswith(
         "head: 1000000 classes, 125000 centres x 512 a rank: weights 256.0 MB"
     )
+
+
+def test_communication_is_counted_from_two_ranks_on():
+    # 8 items of 4 numbers: 8 x (4 + 2) float32 gathered, 2 x 8 float64 summed, 8 x 4 float32
+    # reduced and scattered; two passes, and the norm as one float64.
+    shape = {"classes": 40, "width": 4, "batch": 8, "passes": 2}
+    estimates = [HeadEstimate(**shape, world=world) for world in (1, 2, 3)]
+    bytes_of_a_step = 2 * (8 * 6 * 4 + 2 * 8 * 8 + 8 * 4 * 4) + 8
+    assert [one.communication for one in estimates] == [0, bytes_of_a_step, bytes_of_a_step]
+    assert [one.collectives for one in estimates] == [0, 7, 7]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_train.heads.centres import class_range, initial_centres
+from dist_train.heads.centres import ClassMeans, class_range, initial_centres
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.margins import arcface, cosface, margin_shares, ramped
 from shards.errors import BadInput
@@ -322,3 +322,18 @@ def test_random_centres_are_those_that_earlier_versions_drew():
     many = initial_centres(0, 20_000, 8, 3)
     assert many.mean().abs() < 1e-3
     assert many.std() == pytest.approx(0.05, rel=0.01)
+
+
+@pytest.mark.parametrize("each", [1, 2, 3])
+def test_sub_centres_begin_around_the_class_mean_but_apart(each):
+    vectors = torch.eye(2, 32)
+    means = ClassMeans(0, 3, 32, torch.device("cpu"))
+    means.add(vectors, torch.tensor([0, 2]))
+    weight = initial_centres(0, 3, 32, seed=1, each=each)
+    random = weight.clone()
+    assert means.into(weight, each) == 2
+    by_class = weight.view(3, each, 32)
+    for label, mean in ((0, vectors[0]), (2, vectors[1])):
+        assert (torch.nn.functional.cosine_similarity(by_class[label], mean[None]) > 0.9).all()
+        assert len(by_class[label].unique(dim=0)) == each
+    assert torch.equal(by_class[1], random.view(3, each, 32)[1])  # a class without an item
