@@ -12,7 +12,7 @@ from dist_train.config import MatchConfig, result_options
 from dist_train.decisions.labelled import labelled_rows, read_labels
 from dist_train.decisions.lists import read_postings, write_lists
 from dist_train.decisions.threshold import Given, check_given, decide_threshold, given_threshold
-from dist_train.matching.pairs import PairSet
+from dist_train.matching.pairs import PairSet, no_pairs
 from dist_train.runtime import Runtime
 from shards import stage_files
 from shards.files import read_json, write_json
@@ -43,7 +43,7 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> dict[str, Any]:
 def _decide(pair_set: PairSet, labels: pd.DataFrame, given: Given, out: Path) -> None:
     is_val = np.zeros(len(labels), bool)
     is_val[labelled_rows(labels, "val")] = True
-    degree, among = np.zeros(len(labels), np.int64), []
+    degree, among = np.zeros(len(labels), np.int64), [no_pairs(("i", "j", "score"))]
     for pairs in pair_set.batches():
         i, j = pairs.i.to_numpy(), pairs.j.to_numpy()
         np.add.at(degree, i, 1)

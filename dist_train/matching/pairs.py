@@ -20,6 +20,12 @@ BATCH = 500_000
 SCORES = ("score", "score_image", "score_text")
 
 
+def no_pairs(columns: Sequence[str] = ("i", "j", *SCORES)) -> pd.DataFrame:
+    """A table of pairs without a row: what is put together of batches begins with it."""
+    kinds = {name: "float32" if name in SCORES else "int64" for name in columns}
+    return pd.DataFrame(columns=list(kinds)).astype(kinds)
+
+
 class PairSet:
     """The pairs i < j of a join with their scores, from the score floor on."""
 
@@ -71,8 +77,7 @@ class PairSet:
 
         Without it of all pairs, which then must fit in memory.
         """
-        kinds = {"i": "int64", "j": "int64"} | dict.fromkeys(SCORES, "float32")
-        found = [pd.DataFrame(columns=list(kinds)).astype(kinds)]
+        found = [no_pairs()]
         for table in self.batches(("i", "j", *SCORES)):
             keep = slice(None) if wanted is None else wanted(table.i.to_numpy(), table.j.to_numpy())
             found.append(table[keep])
