@@ -11,6 +11,7 @@ from dist_train.config import (
     EmbedConfig,
     ImageTraining,
     IndexConfig,
+    JoinConfig,
     MatchConfig,
     TextTraining,
 )
@@ -259,24 +260,50 @@ def index(
 
 
 @app.command
-def match(
-    embeddings: Path, /, *, index: Path, out: Path,
-    options: Annotated[MatchConfig, Flat] = MatchConfig(),  # noqa: B008
-) -> None:  # fmt: skip
-    """Find every pair over the threshold, and the threshold.
+def join(
+    embeddings: Path,
+    /,
+    *,
+    index: Path,
+    out: Path,
+    options: Annotated[JoinConfig, Flat] = JoinConfig(),  # noqa: B008
+) -> None:
+    """Find every pair of items down to a score floor, and the nearest items of each.
 
     Parameters
     ----------
     embeddings
         An embedding set.
     index
-        Its index.
+        The index over it.
     out
-        Folder for the matches.
+        Folder for the pairs; any number of these commands may work on one folder.
+    """
+    from dist_train.matching.build_pairs import build_pairs
+
+    build_pairs(embeddings, index, out, options)
+
+
+@app.command
+def match(
+    pairs: Path,
+    /,
+    *,
+    out: Path,
+    options: Annotated[MatchConfig, Flat] = MatchConfig(),  # noqa: B008
+) -> None:
+    """Choose the threshold, and write matches and groups.
+
+    Parameters
+    ----------
+    pairs
+        A folder that join has written.
+    out
+        Folder for the matches; another threshold goes into another folder.
     """
     from dist_train.decisions import match as stage
 
-    stage.match(embeddings, index, out, options)
+    stage.match(pairs, out, options)
 
 
 @app.command

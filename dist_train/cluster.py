@@ -26,7 +26,7 @@ class SlurmJob:
     processes: int | None = None
     """Processes a node; not given: one a GPU, or one."""
     tasks: int | None = None
-    """Of pack and match: tasks of an array that share the work and each start by themselves."""
+    """Of pack and join: tasks of an array that share the work and each start by themselves."""
     cpus: int | None = None
     """CPU cores a node."""
     mem: str | None = None
@@ -46,15 +46,16 @@ class SlurmJob:
                 raise BadInput(f"slurm sbatch: {line!r} is no option of sbatch (--exclude=node7)")
 
 
-Stage = Annotated[SlurmJob, Parameter(show=False)]  # the help would name eleven options eight times
+Stage = Annotated[SlurmJob, Parameter(show=False)]  # the help would name eleven options nine times
 USUAL = {
     "pack": SlurmJob(nodes=1, gpus=0, processes=1, tasks=4),
     "index": SlurmJob(nodes=1),
+    "match": SlurmJob(nodes=1, gpus=0, processes=1),
     "evaluate": SlurmJob(nodes=1, gpus=0, processes=1),
     "report": SlurmJob(nodes=1, gpus=0, processes=1),
 }
 """What these stages take, where their own section does not say else."""
-ARRAYS = ("pack", "match")
+ARRAYS = ("pack", "join")
 """Stages whose workers need no process group."""
 
 
@@ -79,6 +80,7 @@ class SlurmConfig(SlurmJob):
     text: Stage = field(default_factory=SlurmJob)
     embed: Stage = field(default_factory=SlurmJob)
     index: Stage = field(default_factory=SlurmJob)
+    join: Stage = field(default_factory=SlurmJob)
     match: Stage = field(default_factory=SlurmJob)
     evaluate: Stage = field(default_factory=SlurmJob)
     report: Stage = field(default_factory=SlurmJob)
@@ -96,12 +98,12 @@ class SlurmConfig(SlurmJob):
     def job(self, stage: str, alone: bool = False) -> SlurmJob:
         """What `stage` asks for: its own section, then what is usual for it, then this one.
 
-        `alone` leaves it one process; so each task of an array of matches is, where not said else.
+        `alone` leaves it one process; so each task of an array of joins is, where not said else.
         """
         found: dict[str, Any] = {}
         own, usual = getattr(self, stage), USUAL.get(stage, SlurmJob())
         one = SlurmJob(nodes=1, processes=1, gpus=min(1, own.gpus or self.gpus or 0))
-        if stage == "match" and own.tasks:
+        if stage == "join" and own.tasks:
             usual = one
         for level in (self, usual, own, *([one] if alone else [])):
             given = {f.name: getattr(level, f.name) for f in fields(SlurmJob)}

@@ -291,30 +291,43 @@ class IndexConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchConfig:
-    """How vectors become matches."""
+class JoinConfig:
+    """Which pairs of items are kept with their scores, and how they are found."""
 
     engine: Literal["auto", "faiss", "gemm"] = "auto"
-    """faiss searches the saved index; gemm (auto) multiplies the stored rows, on GPU or CPU."""
-    threshold: float | None = None
-    """Score from which two items match; not given: the best mean F1 on the val products."""
-    threshold_from: Path | None = None
-    """A threshold.json of another match directory."""
+    """faiss searches the saved index; gemm multiplies the stored rows; auto takes the faster."""
     pairs_per_item: float = 100.0
-    """Budget that sets the floor of the kept pairs (estimated from a sample)."""
+    """Pairs to keep for each item; a sample of the scores turns it into the score floor."""
+    max_score_floor: float | None = None
+    """Every pair from this score on is kept, even beyond pairs_per_item; match needs it for a
+    threshold below the score floor. Not given: pairs_per_item alone sets the floor."""
     neighbours: int = 5
     """Nearest items kept of every item, whatever their score; 0: none, which is faster."""
     memory: str = field(default="4GB", metadata=HOW_NOT_WHAT)
-    """Of one process, all included: bounds the blocks; checked before the start."""
+    """Most memory of one process, all included; checked before the start."""
     audit_rows: int = field(default=200, metadata=HOW_NOT_WHAT)
     """Items that are scored against all others again, in float64, to check the result."""
     device: Device = field(default="auto", metadata=HOW_NOT_WHAT)
-    """Of the search."""
+    """Where the vectors are multiplied; auto: on a GPU where there is one."""
 
     def __post_init__(self) -> None:
         bytes_of(self.memory)
         _positive(self, "pairs_per_item")
         _within(self, 0, math.inf, "neighbours", "audit_rows")
+        if self.max_score_floor is not None:
+            _within(self, -1, 1, "max_score_floor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchConfig:
+    """Which of the scored pairs are matches."""
+
+    threshold: float | None = None
+    """Score from which two items match; not given: the best mean F1 on the val products."""
+    threshold_from: Path | None = None
+    """Take the threshold from the threshold.json of another match directory."""
+
+    def __post_init__(self) -> None:
         if self.threshold is not None:
             _within(self, -1, 1, "threshold")
         if self.threshold is not None and self.threshold_from is not None:
@@ -323,7 +336,7 @@ class MatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The whole road on one catalogue."""
+    """All stages over one catalogue."""
 
     catalogue: Path
     """CSV, TSV, Parquet or JSON Lines."""
@@ -342,12 +355,17 @@ class Config:
     text: TextTraining = field(default_factory=TextTraining)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
+    join: JoinConfig = field(default_factory=JoinConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def __post_init__(self) -> None:
         if not self.encoders:
             raise BadInput("encoders: name image, text or both")
+
+    def training(self, view: View) -> TrainingOptions:
+        """The options of the training of one encoder."""
+        return self.image if view == "image" else self.text
 
 
 def result_options(options: Any) -> dict[str, Any]:

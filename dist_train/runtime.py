@@ -106,6 +106,15 @@ class Runtime:
         """A signal has reached some rank; every rank must call it at the same point."""
         return self.total(float(self._stop.asked)) > 0
 
+    def stop_together(self, out: Path) -> None:
+        """Wait for every rank; then raise Stopped on all of them when a signal has reached one.
+
+        Every rank must call it at the same point, with all its work committed.
+        """
+        self.barrier()
+        if self.anyone_asked_to_stop():
+            raise Stopped(f"{out}: stopped by a signal; the same command goes on")
+
     @contextmanager
     def stage(
         self, out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any]

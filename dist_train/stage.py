@@ -15,8 +15,15 @@ from shards.location import Folder, Location, Mirror, open_files
 from shards.packer import KIND as SHARDS
 from shards.remote import is_url
 
-RUN, EMBEDDING, INDEX, MATCHES = "run", "embedding set", "index", "matches"
-KINDS = {"shards": SHARDS, "image": RUN, "text": RUN, "embedding": EMBEDDING, "index": INDEX}
+RUN, EMBEDDING, INDEX, PAIRS, MATCHES = "run", "embedding set", "index", "pairs", "matches"
+KINDS = {
+    "shards": SHARDS,
+    "image": RUN,
+    "text": RUN,
+    "embedding": EMBEDDING,
+    "index": INDEX,
+    "pairs": PAIRS,
+}
 """Name of a parent in stage.json to the kind of directory it must be."""
 
 

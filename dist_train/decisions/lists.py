@@ -5,24 +5,23 @@ are laid out on disk by the posting they belong to and come back a piece at a ti
 """
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_train.decisions.groups import Groups
 from dist_train.decisions.tables import match_lists, name_array, submission_table
 from dist_train.embedding.store import told_corrupt
-from dist_train.matching.work import read_table
+from dist_train.matching.pairs import PairSet
 from shards.files import atomic_path
 
+WORK = ".work"
 PIECE = 500_000
-"""Pairs, or matches in the lists, that are worked on at one time."""
+"""Pairs of the postings whose lists are in memory at one time."""
 POSTINGS = 250_000
 """Postings in memory at one time, with their lists."""
 ENTRY = np.dtype([("asking", np.int64), ("other", np.int64), ("score", np.float32)])
@@ -47,70 +46,63 @@ def read_postings(path: Path) -> Postings:
     return Postings(name_array(table["posting_id"]), row, place)
 
 
-def pair_files(out: Path) -> Iterator[pd.DataFrame]:
-    """The pairs of a match directory, i, j, score, at most PIECE of a file at a time."""
-    for file in sorted((out / "pairs").glob("*.parquet")):
-        pairs = read_table(file, ["i", "j", "score"])
-        for start in range(0, max(len(pairs), 1), PIECE):
-            yield pairs.iloc[start : start + PIECE]
-
-
-def write_lists(out: Path, postings: Postings, threshold: float, room: Path) -> dict[str, int]:
+def write_lists(
+    pairs: PairSet, out: Path, postings: Postings, degree: np.ndarray, threshold: float
+) -> dict[str, int]:
     """Write matches.parquet, groups.parquet and submission.csv; counts of pairs and matches.
 
-    `room` is a folder for what does not fit in memory; it is removed.
+    `degree` (N,) counts the pairs of every row. What does not fit in memory lies below `out`
+    meanwhile.
     """
-    groups, kept = Groups(len(postings.row)), 0
-    degree, lists = (np.zeros(len(postings.row), np.int64) for _ in range(2))
-    for pairs in pair_files(out):
-        i, j = (postings.place[pairs[name].to_numpy()] for name in ("i", "j"))
-        accepted = pairs.score.to_numpy() >= np.float32(threshold)
-        for side in (i, j):
-            degree += np.bincount(side, minlength=len(degree))
-            lists += np.bincount(side[accepted], minlength=len(degree))
-        groups.join(i[accepted], j[accepted])
-        kept += len(pairs)
+    room = out / WORK
+    shutil.rmtree(room, ignore_errors=True)
+    room.mkdir(parents=True)
+    of_posting = np.zeros(len(postings.row), np.int64)
+    of_posting[postings.place] = degree
+    cuts, groups, matches = _cuts(of_posting), Groups(len(postings.row)), 0
+    for some in pairs.batches():
+        accepted = some[some.score >= np.float32(threshold)]
+        if len(accepted):
+            matches += len(accepted)
+            i, j = accepted.i.to_numpy(), accepted.j.to_numpy()
+            groups.join(postings.place[i], postings.place[j])
+            _lay_out(i, j, accepted.score.to_numpy(), postings, cuts, room)
     with atomic_path(out / "groups.parquet") as temporary:
         columns = {"posting_id": postings.names, "group_id": groups.numbers()}
         pq.write_table(pa.table(columns), temporary)
-    cuts = _cuts(lists)
-    _lay_out(out, postings, threshold, cuts, room)
-    _write_matches(out, postings, degree, cuts, room)
+    _write_matches(out, postings, of_posting, cuts, room)
     shutil.rmtree(room)
-    return {"pairs": kept, "matches": int(lists.sum()) // 2}
+    return {"pairs": int(degree.sum()) // 2, "matches": matches}
 
 
-def _cuts(lists: np.ndarray) -> np.ndarray:
-    """First postings of the pieces, and the end: each of at most POSTINGS with PIECE matches.
+def _cuts(degree: np.ndarray) -> np.ndarray:
+    """First postings of the pieces, and the end: each of at most POSTINGS with PIECE pairs.
 
+    By the pairs, of which the matches are some: so the pairs need not be read to count matches.
     A posting that has more than PIECE by itself is a piece of its own.
     """
-    cuts, before = [0], np.r_[0, np.cumsum(lists)]
-    while cuts[-1] < len(lists):
+    cuts, before = [0], np.r_[0, np.cumsum(degree)]
+    while cuts[-1] < len(degree):
         full = int(np.searchsorted(before, before[cuts[-1]] + PIECE, "right")) - 1
-        cuts.append(min(max(full, cuts[-1] + 1), cuts[-1] + POSTINGS, len(lists)))
+        cuts.append(min(max(full, cuts[-1] + 1), cuts[-1] + POSTINGS, len(degree)))
     return np.asarray(cuts)
 
 
-def _lay_out(out: Path, postings: Postings, threshold: float, cuts: np.ndarray, room: Path) -> None:
-    """Both directions of every accepted pair, into a file for each piece of the postings."""
-    shutil.rmtree(room, ignore_errors=True)
-    room.mkdir(parents=True)
-    for pairs in pair_files(out):
-        pairs = pairs[pairs.score >= np.float32(threshold)]
-        if not len(pairs):
-            continue
-        i, j = pairs.i.to_numpy(), pairs.j.to_numpy()
-        entries = np.empty(2 * len(pairs), ENTRY)
-        entries["asking"] = postings.place[np.concatenate([i, j])]
-        entries["other"] = np.concatenate([j, i])
-        entries["score"] = np.tile(pairs.score.to_numpy(), 2)
-        piece = np.searchsorted(cuts, entries["asking"], "right") - 1
-        entries = entries[np.argsort(piece, kind="stable")]
-        numbers, counts = np.unique(piece, return_counts=True)
-        for number, some in zip(numbers, np.split(entries, np.cumsum(counts)[:-1]), strict=True):
-            with (room / str(number)).open("ab") as file:
-                some.tofile(file)
+def _lay_out(
+    i: np.ndarray, j: np.ndarray, score: np.ndarray, postings: Postings, cuts: np.ndarray,
+    room: Path,
+) -> None:  # fmt: skip
+    """Both directions of accepted pairs (P,), into a file for each piece of the postings."""
+    entries = np.empty(2 * len(i), ENTRY)
+    entries["asking"] = postings.place[np.concatenate([i, j])]
+    entries["other"] = np.concatenate([j, i])
+    entries["score"] = np.tile(score, 2)
+    piece = np.searchsorted(cuts, entries["asking"], "right") - 1
+    entries = entries[np.argsort(piece, kind="stable")]
+    numbers, counts = np.unique(piece, return_counts=True)
+    for number, some in zip(numbers, np.split(entries, np.cumsum(counts)[:-1]), strict=True):
+        with (room / str(number)).open("ab") as file:
+            some.tofile(file)
 
 
 def _write_matches(

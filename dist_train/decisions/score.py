@@ -16,6 +16,7 @@ from dist_train.evaluation.floors import same_photo_pairs, title_pairs, title_sc
 from dist_train.evaluation.fusion import choose_fusion, union_of_pairs
 from dist_train.evaluation.metrics import per_item_f1
 from dist_train.evaluation.strata import by_group_size
+from dist_train.matching.pairs import PairSet
 from dist_train.matching.views import Views, open_views, subset
 from shards import stage_files
 from shards.errors import BadInput
@@ -33,7 +34,7 @@ def evaluate(matches: Path, compare: dict[str, Path] | None = None) -> dict[str,
     BadInput when no test posting has a label.
     """
     stage_files.open_finished(matches, stage.MATCHES)
-    embeddings = EmbeddingSet(stage.parent(matches, "embedding"))
+    embeddings = EmbeddingSet(PairSet(stage.parent(matches, "pairs")).embedding)
     bench = Bench(embeddings.items)
     if not len(bench.rows["test"]):
         raise BadInput(

@@ -20,7 +20,7 @@ from dist_train.encoders.batches import FEW, load
 from dist_train.encoders.folder import load_encoder
 from dist_train.runtime import Runtime, row_blocks
 from shards import stage_files
-from shards.errors import BadInput, Failed, Stopped
+from shards.errors import BadInput, Failed
 from shards.files import atomic_path, write_parquet
 from shards.location import Location
 from shards.reader import ShardSet
@@ -58,9 +58,7 @@ def _embed_parts(
     for view, run in runs.items():
         if not runtime.stop_asked():
             _embed_view(shard_set, view, run, out, config, runtime)
-    runtime.barrier()  # one may have a part more to do
-    if runtime.anyone_asked_to_stop():
-        raise Stopped(f"{out}: stopped by a signal; the same command goes on")
+    runtime.stop_together(out)
 
 
 def _embed_view(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dist_train.config import MatchConfig
+from dist_train.config import JoinConfig
 from dist_train.embedding.store import Rows
 from dist_train.matching.find import find, finish, set_up
 from dist_train.matching.views import ViewPart, Views
@@ -44,7 +44,7 @@ def behind(old: Views, new: Views) -> Views:
 
 
 def join_new(
-    old: Views, new: Views, out: Path, floor: float, config: MatchConfig, runtime: Runtime
+    old: Views, new: Views, out: Path, floor: float, config: JoinConfig, runtime: Runtime
 ) -> dict[str, Any]:
     """Every pair of a new row with an old or a new one that scores `floor` or more; the proof.
 
@@ -56,8 +56,8 @@ def join_new(
     """
     if not len(new):
         raise BadInput("no new rows: there is nothing to join")
-    views, config = behind(old, new), replace(config, engine="gemm")
-    search = set_up(views, None, out, config, floor, runtime, len(old), floor)
+    config = replace(config, engine="gemm", max_score_floor=floor)
+    search = set_up(behind(old, new), None, out, config, runtime, len(old), floor)
     find(search, out, runtime)
     with locked(Work(out).hidden / "finish"):
         if not (out / DEGREES).exists():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from dist_train.config import IndexConfig, MatchConfig, bytes_of
+from dist_train.config import IndexConfig, JoinConfig, bytes_of
 from dist_train.matching import trial
 from dist_train.matching.blocks import CHUNK, Block, Tile, tiles_of
 from dist_train.matching.choosing import Choice
@@ -106,7 +106,7 @@ def plan(
     *,
     parts: int = 1,
     index: IndexConfig | None = None,
-    match: MatchConfig | None = None,
+    match: JoinConfig | None = None,
 ) -> Plan:
     """What N `items` of D = `width` columns take on `ranks` processes, after some seconds' trial.
 
@@ -116,7 +116,7 @@ def plan(
     Raises BadInput when the memory that the options give is too little.
     """
     use_huge_pages()
-    index, match = index or IndexConfig(), match or MatchConfig()
+    index, match = index or IndexConfig(), match or JoinConfig()
     names = ("image", "text")[:parts]
     weights = {"image": index.image_weight, "text": 1 - index.image_weight}
     widths = {name: width // parts for name in names}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.config import MatchConfig, bytes_of
+from dist_train.config import JoinConfig, bytes_of
 from dist_train.matching.blocks import blocks_of
 from dist_train.matching.canaries import Canaries, with_canaries
 from dist_train.matching.choosing import (
@@ -53,22 +53,23 @@ class Search:
 
 
 def set_up(
-    views: Views, index: Path | None, out: Path, config: MatchConfig, given: float | None,
-    runtime: Runtime, first_new: int = 0, floor: float | None = None,
+    views: Views, index: Path | None, out: Path, config: JoinConfig, runtime: Runtime,
+    first_new: int = 0, floor: float | None = None,
 ) -> Search:  # fmt: skip
     """Agree with the other workers on the floor, the engine and the blocks.
 
-    `given` is a threshold chosen by the user; `index` is looked at by the engine faiss alone; the
-    floor of the budget is taken where none is given. Raises BadInput when the memory is too little.
+    `index` is looked at by the engine faiss alone; the floor of the budget is taken where none is
+    given. Raises BadInput when the memory is too little.
     """
     items = len(views)
-    plan = _agreed(Work(out), lambda: _plan(views, index, config, given, runtime, floor))
+    plan = _agreed(Work(out), lambda: _plan(views, index, config, runtime, floor))
     with_them, canaries = with_canaries(views, plan["floor"])
     bounds = _bounds(with_them, config, plan)
     engine = _engine(with_them, items, index, config, plan, bounds, runtime, first_new)
     _announce(plan, bounds, runtime)
     budget = SLACK * config.pairs_per_item * items
-    highest = HIGHEST_FLOOR if given is None else min(given, HIGHEST_FLOOR)
+    limit = config.max_score_floor
+    highest = HIGHEST_FLOOR if limit is None else min(limit, HIGHEST_FLOOR)
     wanted = Wanted(plan["floor"], config.neighbours, budget, highest, items)
     return Search(with_them, canaries, engine, wanted, bounds, first_new)
 
@@ -83,7 +84,7 @@ def find(search: Search, out: Path, runtime: Runtime) -> None:
              search.bounds.bytes / 1e9)  # fmt: skip
 
 
-def finish(search: Search, out: Path, config: MatchConfig) -> dict[str, Any]:
+def finish(search: Search, out: Path, config: JoinConfig) -> dict[str, Any]:
     """Settle the floor, prove the result, merge the nearest; what proof.json says."""
     work, wanted = Work(out), search.wanted
     floor = work.floor(wanted.floor, wanted.budget, wanted.highest)
@@ -97,6 +98,8 @@ def finish(search: Search, out: Path, config: MatchConfig) -> dict[str, Any]:
     give_back()
     proof = prove(search.views, search.engine, search.canaries, out, floor, config.audit_rows,
                   search.first_new)  # fmt: skip
+    weights = {name: part.weight for name, part in search.views.parts.items()}
+    proof |= {"pairs": kept, "weights": weights}
     write_json(out / "proof.json", proof)
     give_back()
     if wanted.k:
@@ -136,16 +139,16 @@ def _save(path: Path, columns: np.ndarray) -> None:
 
 
 def _plan(
-    views: Views, index: Path | None, config: MatchConfig, given: float | None, runtime: Runtime,
-    floor: float | None,
-) -> dict[str, Any]:  # fmt: skip
+    views: Views, index: Path | None, config: JoinConfig, runtime: Runtime, floor: float | None
+) -> dict[str, Any]:
     """What the first worker decides for all: the floor, the engine, how the first pass goes."""
     floor = floor_of_sample(views, config.pairs_per_item) if floor is None else floor
-    if given is not None and given < floor:
-        log.warning("threshold %.3f is below the floor %.3f of the pair budget: "
-                    "the budget is passed over", given, floor)  # fmt: skip
-        floor = float(given)
-    if floor >= NEAR_COPIES and given is None:
+    limit = config.max_score_floor
+    if limit is not None and limit < floor:
+        log.warning("--max-score-floor %.3f is below the floor %.3f of the pair budget: "
+                    "the budget is passed over", limit, floor)  # fmt: skip
+        floor = limit
+    if floor >= NEAR_COPIES and limit is None:
         log.warning("so many items are all but copies of one another that the pair budget leaves "
                     "scores from %.3f on alone: look for one photo under many products, or allow "
                     "more with --pairs-per-item", floor)  # fmt: skip
@@ -205,7 +208,7 @@ def first_passes(
     return found
 
 
-def _bounds(views: Views, config: MatchConfig, plan: dict[str, Any]) -> Bounds:
+def _bounds(views: Views, config: JoinConfig, plan: dict[str, Any]) -> Bounds:
     stored = 4 * views.width  # float32, whatever their files hold
     prepared = 0
     for told in plan["first_pass"].values():
@@ -220,7 +223,7 @@ def _bounds(views: Views, config: MatchConfig, plan: dict[str, Any]) -> Bounds:
 
 
 def _engine(
-    views: Views, items: int, index: Path | None, config: MatchConfig, plan: dict[str, Any],
+    views: Views, items: int, index: Path | None, config: JoinConfig, plan: dict[str, Any],
     bounds: Bounds, runtime: Runtime, first_new: int,
 ) -> Engine:  # fmt: skip
     if plan["engine"] == "faiss" and index:

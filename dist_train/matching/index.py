@@ -27,7 +27,7 @@ from dist_train.matching.threads import use_threads
 from dist_train.matching.views import Views, open_views, subset
 from dist_train.runtime import Runtime, row_blocks
 from shards import stage_files
-from shards.errors import BadInput, Corrupt, Stopped
+from shards.errors import BadInput, Corrupt
 from shards.files import (
     atomic_path,
     read_json,
@@ -145,9 +145,7 @@ def _build_shards(
         path = shard_path(out, number)
         if not path.exists():
             build_shard(views, rows, trained, path)
-    runtime.barrier()  # one may have a shard more to build
-    if runtime.anyone_asked_to_stop():
-        raise Stopped(f"{out}: stopped by a signal; the same command goes on")
+    runtime.stop_together(out)
 
 
 def _trained(views: Views, kind: Kind, out: Path) -> Path:

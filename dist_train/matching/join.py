@@ -19,6 +19,7 @@ from dist_train.matching.blocks import Tile, block_size, blocks_of, common_parts
 from dist_train.matching.engines import Engine, GemmEngine
 from dist_train.matching.kernels import kernels_for
 from dist_train.matching.nearest import KnownFloors, Nearest
+from dist_train.matching.pairs import SCORES
 from dist_train.matching.sampling import floor_of_sample
 from dist_train.matching.sketches import Sketch
 from dist_train.matching.views import Views
@@ -27,7 +28,6 @@ from dist_train.runtime import Clock, Runtime
 from shards.errors import Stopped
 from shards.files import remove_abandoned, write_parquet
 
-SCORES = ("score", "score_image", "score_text")
 SPILL = 2_000_000
 """Pairs of a tile in memory; then they are written as a part of it."""
 LOOK_AGAIN = 0.02, 2.0
@@ -118,7 +118,7 @@ def join(views: Views, engine: Engine, wanted: Wanted, out: Path, runtime: Runti
     mine = engine.tiles[begin:] + engine.tiles[:begin]
     quiet = None if runtime.is_main else True
     idle = Clock()
-    with tqdm(total=len(mine), desc="match", unit="tile", disable=quiet) as bar:
+    with tqdm(total=len(mine), desc="join", unit="tile", disable=quiet) as bar:
         while left := [tile for tile in mine if not work.is_done(tile.number)]:
             if work.is_finished():
                 return
@@ -231,7 +231,7 @@ def in_order(tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def read_pairs(out: Path) -> pd.DataFrame:
-    """All pairs of a match directory: i, j, score, score_image, score_text, by i, then j."""
+    """All pairs below `out`: i, j, score, score_image, score_text, by i, then j."""
     return in_order([read_table(file) for file in sorted((out / "pairs").glob("*.parquet"))])
 
 

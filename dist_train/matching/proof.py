@@ -80,7 +80,7 @@ def _coverage(
     wanted = area_wanted(N, first_new)
     if covered != wanted:
         raise Failed(f"the tiles cover {covered} pairs of {wanted}: remove the folder "
-                     "and match again")  # fmt: skip
+                     "and join again")  # fmt: skip
     return covered
 
 
@@ -155,14 +155,14 @@ def _found_of(out: Path, some: np.ndarray, items: int) -> set[int]:
 def _judge(found: dict[str, Any], engine: Engine) -> None:
     audit_ = found["audit"]
     if audit_["wrong"]:
-        raise Failed(f"{audit_['wrong']} pairs below the floor were kept: match again into a new "
+        raise Failed(f"{audit_['wrong']} pairs below the floor were kept: join again into a new "
                      "folder; if it comes back, report it")  # fmt: skip
     if engine.exact and audit_["missed"]:
         raise Failed(
             f"{audit_['missed']} of {audit_['true']} pairs were missed by an exact "
-            "engine: match again into a new folder; if it comes back, report it"
+            "engine: join again into a new folder; if it comes back, report it"
         )
     if engine.exact and found["first_pass_error"] > found["first_pass_margin"]:
         raise Failed(f"the first pass was off by {found['first_pass_error']:.1e}, allowed were "
                      f"{found['first_pass_margin']:.1e}: this processor's arithmetic is not "
-                     "as expected; match with --engine faiss")  # fmt: skip
+                     "as expected; join with --engine faiss")  # fmt: skip

@@ -127,7 +127,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
         return pd.read_parquet(path, columns=columns)
     except (OSError, ValueError) as error:
         raise Corrupt(f"{path}: cannot be read ({error}); remove it and its folder's "
-                      ".work/tiles entry, and match again") from None  # fmt: skip
+                      ".work/tiles entry, and join again") from None  # fmt: skip
 
 
 def _locks(descriptor: int) -> bool:

@@ -195,22 +195,22 @@ def _match(
     try:
         told = cost.plan(
             counts.postings, sum(trial.width for trial in trials.values()), config.embed.dtype,
-            world, _device(config), parts=len(trials), index=config.index, match=config.match,
+            world, _device(config), parts=len(trials), index=config.index, match=config.join,
         )  # fmt: skip
     except BadInput as error:
-        found.unfit.append(f"match: {error}; raise --match.memory")
+        found.unfit.append(f"join: {error}; raise --join.memory")
         return
     for name, one, why in (
         ("index", told.index, f"kind {told.kind}"),
-        ("match", told.join, f"{told.tiles:,} tiles, {told.pairs:,} pairs at most"),
+        ("join", told.join, f"{told.tiles:,} tiles, {told.pairs:,} pairs at most"),
     ):
         need = Need(name, world, one.seconds, one.memory_bytes, one.disk_bytes, why=why)
         found.needs.append(need)
     host = SHARE * free_memory()
     if world * told.memory_bytes > host:
         found.unfit.append(
-            f"index and match hold {megabytes(told.memory_bytes)} on each of {world} ranks, this "
-            f"machine has {megabytes(host)} free; a smaller --match.memory and --index.memory"
+            f"index and join hold {megabytes(told.memory_bytes)} on each of {world} ranks, this "
+            f"machine has {megabytes(host)} free; a smaller --join.memory and --index.memory"
         )
 
 

@@ -22,7 +22,7 @@ from dist_train.encoders.image import ImageEncoder
 from dist_train.encoders.text import TextEncoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.matching.faiss_library import faiss, on_gpu
-from dist_train.matching.join import read_pairs
+from dist_train.matching.pairs import PairSet
 from dist_train.operations.outcomes import Proof
 from dist_train.operations.ring import ask_ranks
 from dist_train.stage import EMBEDDING
@@ -173,17 +173,17 @@ def _best_ten(rows: np.ndarray, queries: np.ndarray, scores: np.ndarray, ids: np
 
 
 def join(device: torch.device, engine: str) -> Proof:
-    """The stages index and match on the device: pairs that differ from those of the CPU's gemm."""
+    """The stages index and join on the device: pairs that differ from those of the CPU's gemm."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         _embedding_set(folder / "embedding")
         _verb("index", folder / "embedding", "--out", folder / "index", "--kind", "Flat")
         found = []
         for where, by in ((device.type, engine), ("cpu", "gemm")):
-            out = folder / f"matches-{where}-{by}-{len(found)}"
+            out = folder / f"pairs-{where}-{by}-{len(found)}"
             words = [folder / "embedding", "--index", folder / "index", "--out", out]
-            _verb("match", *words, "--device", where, "--engine", by, "--threshold", 0.8)
-            found.append(read_pairs(out).set_index(["i", "j"]))
+            _verb("join", *words, "--device", where, "--engine", by, "--max-score-floor", 0.8)
+            found.append(PairSet(out).select().set_index(["i", "j"]))
     ours, theirs = found
     if not len(theirs):
         raise RuntimeError("the CPU found no pair: nothing is compared")

@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 def status(folder: Path) -> list[Row]:
-    """The stages of a road, of what lies below `folder`, or the one that `folder` is.
+    """The stages of a config, of what lies below `folder`, or the one that `folder` is.
 
     Raises BadInput when there is nothing of ours.
     """

@@ -1,4 +1,4 @@
-"""The whole road as dependent Slurm jobs: one readable script a stage, submitted in order."""
+"""The whole pipeline as dependent Slurm jobs: one readable script a stage, submitted in order."""
 
 import shlex
 import sys
@@ -12,7 +12,7 @@ from dist_train.cluster import SlurmJob
 from dist_train.config import Config
 from dist_train.operations import slurm
 from dist_train.operations.jobs import Jobs
-from dist_train.operations.road import Step, road, write_options
+from dist_train.stage_graph import Stage, stage_graph
 from shards.errors import BadInput
 from shards.files import write_atomic
 from shards.lock import locked
@@ -23,9 +23,9 @@ PROJECT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Planned:
-    """A step with its script; its job, once it has one."""
+    """A stage with its script; its job, once it has one."""
 
-    step: Step
+    stage: Stage
     script: Path
     asks: SlurmJob
     job: str = ""
@@ -38,20 +38,20 @@ def submit(config: Config, dry_run: bool = False) -> list[Planned]:
     Raises BadInput when a stage was done with other options, when there is no Slurm here (but for
     a dry run), or when sbatch refuses a script.
     """
-    steps = road(config)
-    for step in steps:
-        step.check_same()
+    stages = stage_graph(config)
+    for stage in stages:
+        stage.check_same()
     if not dry_run and (missing := slurm.missing()):
         raise BadInput(f"{missing}; the scripts alone: --dry-run")
     # A dry run leaves alone what queued jobs will read.
     folder = config.out / FOLDER / ("dry-run" if dry_run else "")
     with locked(config.out / FOLDER / ".lock"):
-        planned = write_scripts(config, steps, folder)
+        planned = write_scripts(config, stages, folder)
         return _tried(planned) if dry_run else _submitted(planned, folder)
 
 
-def write_scripts(config: Config, steps: list[Step], folder: Path) -> list[Planned]:
-    """One script a step, and beside them what they start: stage.sh and the launcher's config."""
+def write_scripts(config: Config, stages: list[Stage], folder: Path) -> list[Planned]:
+    """One script a stage, and beside them what they start: stage.sh and the launcher's config."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     launcher = config.slurm.accelerate or PROJECT / "accelerate_config.yaml"
     for file, name in ((PROJECT / "launch/slurm/stage.sh", "stage.sh"),
@@ -60,34 +60,34 @@ def write_scripts(config: Config, steps: list[Step], folder: Path) -> list[Plann
             raise BadInput(f"{file}: not found; submit needs it, and the project's folder as it is")
         write_atomic(folder / name, file.read_bytes())
     planned = []
-    for number, step in enumerate(steps, 1):
-        script = folder / f"{number:02d}-{step.name}.sbatch"
-        if step.options is not None:
-            write_options(step, folder / f"{step.name}.yaml")
-        write_atomic(script, script_text(config, step, folder).encode())
-        planned.append(Planned(step, script, config.slurm.job(step.stage, step.alone)))
+    for number, stage in enumerate(stages, 1):
+        script = folder / f"{number:02d}-{stage.name}.sbatch"
+        if stage.options is not None:
+            write_atomic(folder / f"{stage.name}.yaml", stage.options_text().encode())
+        write_atomic(script, script_text(config, stage, folder).encode())
+        planned.append(Planned(stage, script, config.slurm.job(stage.section, stage.one_process)))
     return planned
 
 
-def script_text(config: Config, step: Step, folder: Path) -> str:
-    """The sbatch script of a step, to lie in `folder`."""
-    asks = config.slurm.job(step.stage, step.alone)
-    words = [*step.words]
-    if step.options is not None:
-        words += ["--config", str(folder / f"{step.name}.yaml")]
+def script_text(config: Config, stage: Stage, folder: Path) -> str:
+    """The sbatch script of a stage, to lie in `folder`."""
+    asks = config.slurm.job(stage.section, stage.one_process)
+    words = [*stage.words]
+    if stage.options is not None:
+        words += ["--config", str(folder / f"{stage.name}.yaml")]
     return _template().render(
-        options=_options(config, step, asks, folder), title=f"{config.out.name}: {step.name}",
+        options=_options(config, stage, asks, folder), title=f"{config.out.name}: {stage.name}",
         setup=config.slurm.setup, variables=_variables(config, asks, folder),
         stage=shlex.quote(str(folder / "stage.sh")), words=_broken(words),
     )  # fmt: skip
 
 
-def _options(config: Config, step: Step, asks: SlurmJob, folder: Path) -> list[str]:
+def _options(config: Config, stage: Stage, asks: SlurmJob, folder: Path) -> list[str]:
     """What the script asks Slurm for."""
     tasks = asks.tasks or 1
-    log = folder / "logs" / f"{step.name}-{'%A_%a' if tasks > 1 else '%j'}.out"
+    log = folder / "logs" / f"{stage.name}-{'%A_%a' if tasks > 1 else '%j'}.out"
     given = {
-        "job-name": f"{config.out.name}-{step.name}", "chdir": str(Path.cwd()),
+        "job-name": f"{config.out.name}-{stage.name}", "chdir": str(Path.cwd()),
         "output": str(log), "open-mode": "append", "partition": asks.partition,
         "account": asks.account, "qos": asks.qos, "nodes": asks.nodes or 1, "ntasks-per-node": 1,
         "cpus-per-task": asks.cpus, "gres": f"gpu:{asks.gpus}" if asks.gpus else None,
@@ -132,18 +132,18 @@ def _tried(planned: list[Planned]) -> list[Planned]:
         told = [f"{p.script}: {why}" for p in planned if (why := slurm.refusal(p.script))]
         if told:
             raise BadInput("refused by sbatch --test-only: " + "; ".join(told))
-    return [_with(p, "", "done" if p.step.made.exists() else ", ".join(p.step.after))
+    return [_with(p, "", "done" if p.stage.result.exists() else ", ".join(p.stage.after))
             for p in planned]  # fmt: skip
 
 
 def _submitted(planned: list[Planned], folder: Path) -> list[Planned]:
-    """Every step in order: done, still in the queue from before, or submitted now."""
+    """Every stage in order: done, still in the queue from before, or submitted now."""
     jobs, found, renewed = Jobs(folder), [], set[str]()
-    jobs.know([p.step for p in planned])
+    jobs.know([p.stage for p in planned])
     for p in planned:
-        known, parents = jobs.of(p.step.name), set(p.step.after)
-        behind = [jobs.of(name) for name in p.step.after if not _is_done(name, found)]
-        if p.step.made.exists() and not behind:
+        known, parents = jobs.of(p.stage.name), set(p.stage.after)
+        behind = [jobs.of(name) for name in p.stage.after if not _is_done(name, found)]
+        if p.stage.result.exists() and not behind:
             found.append(_with(p, "", "done"))
             continue
         if known and not slurm.seen(known).is_alive:
@@ -153,15 +153,15 @@ def _submitted(planned: list[Planned], folder: Path) -> list[Planned]:
             known = ""
         if not known:
             known = slurm.submit(p.script, behind)
-            renewed.add(p.step.name)
-            jobs.note(p.step.name, known)
+            renewed.add(p.stage.name)
+            jobs.note(p.stage.name, known)
         found.append(_with(p, known, ", ".join(behind)))
     return found
 
 
 def _is_done(name: str, found: list[Planned]) -> bool:
-    return any(p.step.name == name and p.waits_for == "done" for p in found)
+    return any(p.stage.name == name and p.waits_for == "done" for p in found)
 
 
 def _with(planned: Planned, job: str, waits_for: str) -> Planned:
-    return Planned(planned.step, planned.script, planned.asks, job, waits_for)
+    return Planned(planned.stage, planned.script, planned.asks, job, waits_for)

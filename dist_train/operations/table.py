@@ -13,8 +13,8 @@ def submitted(planned: list[Planned], dry_run: bool) -> str:
     for p in planned:
         done = p.waits_for == "done"
         job = str(p.script) if dry_run else p.job or "-"
-        rows.append((p.step.name, "done" if done else job, "" if done else p.waits_for or "nothing",
-                     _asked(p.asks)))  # fmt: skip
+        waits_for = "" if done else p.waits_for or "nothing"
+        rows.append((p.stage.name, "done" if done else job, waits_for, _asked(p.asks)))
     return _in_columns(rows)
 
 

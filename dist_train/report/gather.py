@@ -1,4 +1,4 @@
-"""Read a match directory, and the embedding and shard sets it was made from."""
+"""Read a match directory, and the pairs, embedding and shard sets it was made from."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -10,6 +10,7 @@ import pandas as pd
 
 from dist_train.evaluation.f1_curve import F1Curve
 from dist_train.evaluation.titles import decode_escapes
+from dist_train.matching.pairs import SCORES, PairSet
 from dist_train.report import galleries, tables
 from dist_train.report.data import Gallery, Histogram, PairCard, Posting, ReportData
 from dist_train.report.photos import thumbnail
@@ -38,12 +39,13 @@ def gather(matches: Path, shard_set: Photos | None = None) -> ReportData:
     Raises BadInput for a missing file, Corrupt for one that does not fit the others.
     """
     open_finished(matches, MATCHES)
-    embedding = parent(matches, "embedding")
+    pair_set = PairSet(parent(matches, "pairs"))
+    embedding = pair_set.embedding
     items = tables.embedded_items(embedding / "items.parquet")
     split, shown = _shown(items)
     found = tables.read_matches(matches / "matches.parquet", items["posting_id"], shown)
     group_of, groups, largest = tables.read_groups(matches / "groups.parquet", items["posting_id"])
-    scored = tables.read_pairs(matches / "pairs", _wanted(found.pairs, shown, len(items)))
+    scored = pair_set.select(_wanted(found.pairs, shown, len(items)))
     product = group_of if shown is None else pd.factorize(items["label_group"])[0]
     chosen = _choose(found.pairs, scored, product, shown)
     photos, missing = (shard_set, None) if shard_set else _open_photos(embedding)
@@ -119,7 +121,7 @@ def _gallery(kind, total, pairs, scored, postings) -> Gallery:
     parts = pairs.merge(scored.drop(columns="score"), on=["i", "j"], how="left")
     cards = [
         PairCard(postings[row.i], postings[row.j], *map(_known, row[3:]))
-        for row in parts[["i", "j", *tables.SCORES]].itertuples()
+        for row in parts[["i", "j", *SCORES]].itertuples()
     ]
     return Gallery(kind, total, cards)
 

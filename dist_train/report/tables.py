@@ -1,6 +1,5 @@
 """The tables of a match directory, read in batches so that a large catalogue fits."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pyarrow.parquet as pq
 
 from shards.errors import Corrupt
 
-SCORES = ["score", "score_image", "score_text"]
 # Without labels only the best matches are shown; no more than these are kept of a batch.
 BEST_OF_A_BATCH = 5_000
 
@@ -57,19 +55,6 @@ def read_matches(path: Path, posting_ids: pd.Series, looked_at: np.ndarray | Non
         parts.append(_matched_rows(batch, row_of, looked_at))
     pairs = pd.concat(parts, ignore_index=True).drop_duplicates(["i", "j"], ignore_index=True)
     return Matches(pairs, postings, matched)
-
-
-def read_pairs(folder: Path, wanted: Callable[[np.ndarray, np.ndarray], np.ndarray]):
-    """pairs/*.parquet as one table i, j, score, score_image, score_text.
-
-    wanted: says of i, j (P,) which pairs to keep, (P,) bool.
-    """
-    parts = [_pairs_frame([], [], []).reindex(columns=["i", "j", *SCORES])]
-    for path in sorted(folder.glob("*.parquet")):
-        for batch in _batches(path, ["i", "j", *SCORES]):
-            table = batch.to_pandas()
-            parts.append(table[wanted(table["i"].to_numpy(), table["j"].to_numpy())])
-    return pd.concat(parts, ignore_index=True).astype({"i": "int64", "j": "int64"})
 
 
 def read_groups(path: Path, posting_ids: pd.Series) -> tuple[np.ndarray, int, int]:

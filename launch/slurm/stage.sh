@@ -5,8 +5,8 @@
 #
 # is how the scripts beside this file end, and those that `dist-train submit` writes; they say what
 # they ask Slurm for. What follows is given to `dist_train`; in an array every %a in it becomes the
-# task's number. train, embed, index and match get one launcher a node and one process a GPU; a
-# task of an array of matches, and every other verb, is one process.
+# task's number. train, embed, index and join get one launcher a node and one process a GPU; a
+# task of an array of joins, and every other verb, is one process.
 #
 # Before the time limit, and when a job of higher priority wants the nodes, the stage saves what it
 # has and stops, the job goes back into the queue and continues from there. So it does when a node
@@ -52,7 +52,7 @@ name_things() {
     export GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-1}}
     LAUNCHED=
     case $1 in
-    match) if [[ -z ${SLURM_ARRAY_TASK_ID:-} ]]; then LAUNCHED=1; fi ;;
+    join) if [[ -z ${SLURM_ARRAY_TASK_ID:-} ]]; then LAUNCHED=1; fi ;;
     train | embed | index) LAUNCHED=1 ;;
     esac
     if ((SLURM_NNODES * GPUS == 1)); then LAUNCHED=; fi

@@ -61,7 +61,7 @@ def planned(args: argparse.Namespace, items: int) -> dict[str, float]:
 
 def happened(stage: str, args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """One stage, really."""
-    from dist_train.decisions.match import match
+    from dist_train.matching.build_pairs import build_pairs
     from dist_train.matching.index import build_index
     from dist_train.runtime import Runtime, peak_bytes
 
@@ -72,8 +72,8 @@ def happened(stage: str, args: argparse.Namespace, folder: Path) -> dict[str, fl
         build_index(folder / "emb", folder / "index", index)
         out = folder / "index"
     else:
-        match(folder / "emb", folder / "index", folder / "matches", matching)
-        out = folder / "matches"
+        build_pairs(folder / "emb", folder / "index", folder / "pairs", matching)
+        out = folder / "pairs"
     spent = {"seconds": time.perf_counter() - wall, "processor_seconds": time.process_time() - cpu}
     manifest = json.loads((out / "manifest.json").read_text())
     return spent | {
@@ -85,9 +85,9 @@ def happened(stage: str, args: argparse.Namespace, folder: Path) -> dict[str, fl
 
 def options(args: argparse.Namespace):
     """The options of both stages."""
-    from dist_train.config import IndexConfig, MatchConfig
+    from dist_train.config import IndexConfig, JoinConfig
 
-    return IndexConfig(memory=args.memory), MatchConfig(
+    return IndexConfig(memory=args.memory), JoinConfig(
         memory=args.memory, neighbours=args.neighbours, pairs_per_item=args.pairs_per_item,
         device="cpu",
     )  # fmt: skip

@@ -37,9 +37,9 @@ def truth() -> set[tuple[int, int]]:
 
 
 def verb(road: Path, out: Path, engine: str = "gemm") -> list[object]:
-    """The command, its threshold the floor: a floor of the budget would lie above it."""
-    return ["match", road / "emb", "--index", road / "index", "--out", out, "--engine", engine,
-            "--threshold", FLOOR, "--pairs-per-item", 2, "--neighbours", 3]  # fmt: skip
+    """The command, with a limit of the score floor: that of the budget would lie above it."""
+    return ["join", road / "emb", "--index", road / "index", "--out", out, "--engine", engine,
+            "--max-score-floor", FLOOR, "--pairs-per-item", 2, "--neighbours", 3]  # fmt: skip
 
 
 def check(out: Path, truth: set[tuple[int, int]]) -> None:
@@ -50,7 +50,8 @@ def check(out: Path, truth: set[tuple[int, int]]) -> None:
     proof = json.loads((out / "proof.json").read_text())
     assert proof["audit"]["missed"] == proof["audit"]["wrong"] == 0
     assert proof["canaries"]["found"] == proof["canaries"]["planted"] == 16
-    degree = pd.read_parquet(out / "matches.parquet").degree.to_numpy()
+    run(1, "match", out, "--out", out.with_name("matches"), "--threshold", FLOOR)
+    degree = pd.read_parquet(out.with_name("matches") / "matches.parquet").degree.to_numpy()
     both = np.concatenate([pairs.i, pairs.j])
     np.testing.assert_array_equal(degree, np.bincount(both, minlength=N))
 

@@ -1,4 +1,4 @@
-"""Embed, index and match on one and on two processes: the same items, pairs and decisions."""
+"""Embed, index, join and match on one and on two processes: the same items, pairs and decisions."""
 
 from pathlib import Path
 
@@ -7,17 +7,20 @@ import pandas as pd
 import pytest
 
 from dist_train.embedding.store import EmbeddingSet
+from dist_train.stage import parent
 from tests.distributed.launching import run
 
 pytestmark = pytest.mark.timeout(600)
 
 
 def _road(world: int, shards: Path, runs: list[object], out: Path, engine: str) -> Path:
-    embedding, index, matches = out / "embedding", out / "index", out / f"matches-{engine}"
+    embedding, index = out / "embedding", out / "index"
+    pairs, matches = out / f"pairs-{engine}", out / f"matches-{engine}"
     if not embedding.exists():
         run(world, "embed", "--shards", shards, *runs, "--out", embedding, "--workers", 0)
         run(world, "index", embedding, "--out", index)
-    run(world, "match", embedding, "--index", index, "--out", matches, "--engine", engine)
+    run(world, "join", embedding, "--index", index, "--out", pairs, "--engine", engine)
+    run(world, "match", pairs, "--out", matches)  # under a launcher the first rank does it
     return matches
 
 
@@ -69,7 +72,7 @@ def test_every_posting_has_its_row(roads: dict[tuple[int, str], Path]) -> None:
 
 
 def _accepted(matches: Path, threshold: float) -> pd.Series:
-    files = sorted((matches / "pairs").glob("*.parquet"))
+    files = sorted((parent(matches, "pairs") / "pairs").glob("*.parquet"))
     table = pd.concat([pd.read_parquet(file) for file in files])
     table = table[table.score >= threshold - 1e-4]
     series = table.set_index(["i", "j"]).score

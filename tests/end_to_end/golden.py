@@ -49,8 +49,9 @@ def run_stages(
     verbs = [v for precision in ("fp32", *others) for v in _learning(precision, encoders, out)]
     verbs.append(["index", embedding, "--out", out / "index", "--image-weight", 0.6])
     for engine in ENGINES:
-        words = ["match", embedding, "--index", out / "index", "--engine", engine]
-        verbs.append([*words, "--out", out / f"matches-{engine}"])
+        joined = out / f"pairs-{engine}"
+        words = ["join", embedding, "--index", out / "index", "--engine", engine]
+        verbs += [[*words, "--out", joined], ["match", joined, "--out", out / f"matches-{engine}"]]
     ends = [["evaluate", matches], ["report", matches]]
     # What is one process by itself shares one with the others where these are one as well.
     for part in [[pack, *verbs, *ends]] if world == 1 else [[pack], verbs, ends]:
@@ -157,7 +158,7 @@ def vectors(out: Path, precision: str) -> dict[str, pd.DataFrame]:
 def pairs(out: Path, engine: str = "gemm") -> pd.DataFrame:
     """posting, other, score and that of each modality, of every pair that was kept."""
     found = pd.concat(
-        [pd.read_parquet(p) for p in sorted((out / f"matches-{engine}/pairs").iterdir())]
+        [pd.read_parquet(p) for p in sorted((out / f"pairs-{engine}/pairs").iterdir())]
     )
     postings = vectors(out, "fp32")["image"].index.to_numpy()
     return pd.DataFrame(

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.distributed.launching import ROOT, environment
 
 pytestmark = pytest.mark.timeout(600)
-STAGES = ("shards", "image", "text", "embedding", "index", "matches")
+STAGES = ("shards", "image", "text", "embedding", "index", "pairs", "matches")
 
 
 def dist_train(*words: object, timeout: float = 250) -> subprocess.CompletedProcess[str]:
@@ -92,7 +92,7 @@ def test_scores_follow_from_the_matches(
 
 def test_what_lies_on_disk(shopee: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     out, _ = shopee
-    pairs = pd.concat([pd.read_parquet(p) for p in (out / "matches" / "pairs").iterdir()])
+    pairs = pd.concat([pd.read_parquet(p) for p in (out / "pairs" / "pairs").iterdir()])
     assert list(pairs.columns) == ["i", "j", "score", "score_image", "score_text"]
     assert (pairs.i < pairs.j).all()
     threshold = json.loads((out / "matches" / "threshold.json").read_text())
@@ -100,7 +100,7 @@ def test_what_lies_on_disk(shopee: tuple[Path, subprocess.CompletedProcess[str]]
     assert pairs.score.min() >= threshold["floor"] - 1e-6
     assert threshold["source"] == "chosen"
     assert len(threshold["curve"]["threshold"]) > 10
-    nearest = pd.read_parquet(out / "matches" / "nearest.parquet")
+    nearest = pd.read_parquet(out / "pairs" / "nearest.parquet")
     assert (nearest.groupby("i").size() <= 5).all()
     report = (out / "matches" / "report.html").read_text()
     assert "data:image/jpeg" in report
@@ -135,23 +135,23 @@ def test_without_labels_a_threshold_must_be_given(
     out, _ = shopee
     table = pd.read_csv(catalogue / "catalogue.csv", dtype=str)[["posting_id", "image", "title"]]
     table.to_csv(tmp_path / "new.csv", index=False)
-    shards, emb, index = tmp_path / "shards", tmp_path / "emb", tmp_path / "index"
+    shards, emb, index, pairs = (tmp_path / name for name in ("shards", "emb", "index", "pairs"))
     steps = [
         ("pack", tmp_path / "new.csv", "--images", catalogue / "images", "--out", shards,
          "--size", 48),
         ("embed", "--shards", shards, "--image", out / "image", "--text", out / "text",
          "--out", emb, "--workers", 0),
         ("index", emb, "--out", index),
+        ("join", emb, "--index", index, "--out", pairs),
     ]  # fmt: skip
     for words in steps:
         done = dist_train(*words)
         assert done.returncode == 0, done.stderr[-3000:]
-    refused = dist_train("match", emb, "--index", index, "--out", tmp_path / "m1")
+    refused = dist_train("match", pairs, "--out", tmp_path / "m1")
     assert refused.returncode == 2
     assert "--threshold" in refused.stderr
     known = out / "matches" / "threshold.json"
-    done = dist_train("match", emb, "--index", index, "--out", tmp_path / "m2",
-                      "--threshold-from", known)  # fmt: skip
+    done = dist_train("match", pairs, "--out", tmp_path / "m2", "--threshold-from", known)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads((tmp_path / "m2" / "threshold.json").read_text())
     assert told["threshold"] == json.loads(known.read_text())["threshold"]

@@ -14,7 +14,6 @@ from itertools import cycle
 
 import torch
 
-import dist_train.pipeline  # noqa: F401 (once, and not in every fork)
 from dist_train.cli import main
 
 PLACES = [
@@ -26,6 +25,7 @@ PLACES = [
     "dist_train.matching.index:build_shard",
     "dist_train.matching.index:_finish",
     "dist_train.matching.join:do_tile",
+    "dist_train.matching.build_pairs:finish",
     "dist_train.decisions.match:_decide",
     "dist_train.decisions.score:per_item_f1",
     "dist_train.decisions.score:write_json",
@@ -74,6 +74,8 @@ def life(config: str, place: str | None, number: signal.Signals) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # threads would not be in the forks
+    for place in PLACES:  # once, and not in every fork
+        importlib.import_module(place.partition(":")[0])
     numbers = cycle([signal.SIGTERM, signal.SIGUSR1])
     ends = [(place, life(sys.argv[1], place, next(numbers))) for place in [*PLACES, None]]
     print(json.dumps(ends))

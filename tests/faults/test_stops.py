@@ -84,7 +84,7 @@ def test_a_road_stops_in_every_stage_and_goes_on(
             "encoder": {"model": str(tiny_vit), "image_size": 32}, "batch_size": 24, "epochs": 0.5,
             "workers": 0, "device": "cpu", "precision": "fp32", "validate_every": 0,
         },
-        "embed": {"workers": 0, "device": "cpu"}, "match": {"device": "cpu"},
+        "embed": {"workers": 0, "device": "cpu"}, "join": {"device": "cpu"},
     }  # fmt: skip
     (tmp_path / "road.yaml").write_text(json.dumps(config))  # JSON is YAML
     done = subprocess.run(
@@ -138,17 +138,19 @@ def test_a_broken_tar_stops_all_ranks_and_is_named(
     assert status["status"] == "failed"
 
 
-def test_killed_embedding_index_and_match_finish(
+def test_killed_embedding_index_join_and_match_finish(
     shard_set: Path,
     image_run: Path,
     tmp_path: Path,
 ) -> None:
-    embedding, index, matches = (tmp_path / name for name in ("embedding", "index", "matches"))
+    names = ("embedding", "index", "pairs", "matches")
+    embedding, index, pairs, matches = (tmp_path / name for name in names)
     steps = [
         (embedding, "image-00000.npy", ["embed", "--shards", shard_set, "--image", image_run,
                                         "--out", embedding, "--workers", 0]),
         (index, "shard-00000.faiss", ["index", embedding, "--out", index]),
-        (matches, "pairs/00000.parquet", ["match", embedding, "--index", index, "--out", matches]),
+        (pairs, "pairs/00000.parquet", ["join", embedding, "--index", index, "--out", pairs]),
+        (matches, "stage.json", ["match", pairs, "--out", matches]),
     ]  # fmt: skip
     for folder, first, verb in steps:
         process = start(1, *verb)
@@ -157,7 +159,8 @@ def test_killed_embedding_index_and_match_finish(
         run(1, *verb)
         assert json.loads((folder / "status.json").read_text())["status"] == "done"
     undisturbed = tmp_path / "again"
-    run(1, "match", embedding, "--index", index, "--out", undisturbed)
+    run(1, "join", embedding, "--index", index, "--out", tmp_path / "joined")
+    run(1, "match", tmp_path / "joined", "--out", undisturbed)
     a, b = (pd.read_parquet(folder / "matches.parquet") for folder in (matches, undisturbed))
     assert a.posting_id.tolist() == b.posting_id.tolist()
     assert [list(m) for m in a.matches] == [list(m) for m in b.matches]

@@ -13,7 +13,7 @@ from tests.distributed.launching import ROOT, environment
 from tests.slurm.cluster import HOW_TO_GET, Cluster, is_installed
 
 pytestmark = pytest.mark.timeout(1500)
-STAGES = ["pack", "image", "text", "embedding", "index", "match", "evaluate", "report"]
+STAGES = ["pack", "image", "text", "embedding", "index", "join", "match", "evaluate", "report"]
 
 
 def dist_train(cluster: Cluster, *words: object) -> subprocess.CompletedProcess[str]:
@@ -25,7 +25,7 @@ def dist_train(cluster: Cluster, *words: object) -> subprocess.CompletedProcess[
 
 @pytest.fixture(scope="module")
 def config(catalogue: Path, tiny_vit: Path, tiny_bert: Path, folder: Path) -> Path:
-    """The tiny road: trainings on two nodes with two processes each, arrays for pack and match."""
+    """The tiny road: trainings on two nodes with two processes each, arrays for pack and join."""
     training = {"batch_size": 24, "epochs": 2, "workers": 0, "precision": "fp32", "log_every": 1}
     options = {
         "catalogue": str(catalogue / "catalogue.csv"), "images": str(catalogue / "images"),
@@ -35,7 +35,7 @@ def config(catalogue: Path, tiny_vit: Path, tiny_bert: Path, folder: Path) -> Pa
         "embed": {"workers": 0, "precision": "fp32"},
         "slurm": {
             "processes": 1, "cpus": 2, "time": "30", "text": {"processes": 2},
-            "image": {"nodes": 2}, "pack": {"tasks": 2}, "match": {"tasks": 2},
+            "image": {"nodes": 2}, "pack": {"tasks": 2}, "join": {"tasks": 2},
         },
     }  # fmt: skip
     path = folder / "road.yaml"
@@ -161,7 +161,7 @@ def test_a_cancelled_training_stays_so_and_an_array_requeues_its_own_task(
     stage.parent.mkdir()
     stage.write_text(STAND_IN)
     stage.chmod(0o755)
-    script = [ROOT / "launch/slurm/match.sbatch", "--out"]
+    script = [ROOT / "launch/slurm/join.sbatch", "--out"]
     common = ["--cpus-per-task=1", "--chdir", ROOT, "--output", folder / "%x-%a.log"]
     venv = {"VENV": str(folder), "GPUS": "1"}
     job = cluster.sbatch(

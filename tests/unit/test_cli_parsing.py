@@ -16,8 +16,8 @@ from shards.packer import pack
 Said = Callable[..., tuple[object, str, str]]
 Refused = Callable[..., str]
 VERBS = (
-    "demo", "generate", "pack", "verify", "train image", "train text", "embed", "index", "match",
-    "evaluate", "report", "run", "submit", "status",
+    "demo", "generate", "pack", "verify", "train image", "train text", "embed", "index", "join",
+    "match", "evaluate", "report", "run", "submit", "status",
 )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_help_of_every_verb_shows_defaults(said: Said, tmp_path: Path, verb: str
     assert out.startswith(f"Usage: dist-train {verb}")
     assert "--config" in out
     if verb not in ("verify", "evaluate", "report", "status"):
-        assert "[default: " in out
+        assert "[default: " in out or verb == "match"
         assert "[required]" in out or verb == "demo"
 
 
@@ -152,7 +152,8 @@ def test_a_process_that_packs_ends_with_code_0(here: Path) -> None:
          "batch_size 10 is no multiple of accumulation 3"),
         ("train text --shards s --out r --head.loss cosine", "cosine"),
         ("train text --shards s --out r --encoder.modle x", "Did you mean --encoder.model?"),
-        ("match e --index i --out m --engine brute", "brute"),
+        ("join e --index i --out p --engine brute", "brute"),
+        ("match p --out m --threshold 2", "threshold: 2"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(refused: Refused, here: Path, arguments: str, what: str) -> None:
@@ -267,13 +268,15 @@ def test_yaml_fills_options_and_the_command_line_goes_before_it(said: Said, here
         ("pack: {size: 0}", "size: 0"),
         ("embed: {batch_size: 0}", "batch_size: 0"),
         ("index: {image_weight: 7}", "image_weight: 7"),
-        ("match: {neighbours: -1}", "neighbours: -1"),
+        ("join: {neighbours: -1}", "neighbours: -1"),
+        ("match: {threshold: 2}", "threshold: 2"),
         ("image: {head: {scale: 100}}", "head.scale: 100"),
         ("text: {lr: -1e-4}", "lr: -0.0001"),
         ("pack: {sise: 1}", "--pack.size"),
         ("embed: {dtype: float8}", "float8"),
         ("index: {vew: text}", "--index.view"),
-        ("match: {engin: gemm}", "--match.engine"),
+        ("join: {engin: gemm}", "--join.engine"),
+        ("match: {treshold: 0.5}", "--match.threshold"),
         ("image: {encoder: {modle: x}}", "--image.encoder.model"),
         ("encoders: [sound]", "sound"),
         ("embeddings: {}", "embeddings"),
@@ -282,7 +285,7 @@ def test_yaml_fills_options_and_the_command_line_goes_before_it(said: Said, here
 def test_nested_options_of_run_are_not_dropped(
     refused: Refused, here: Path, options: str, what: str
 ) -> None:
-    """Also where the key is the name of a verb: pack, embed, index, match."""
+    """Also where the key is the name of a verb: pack, embed, index, join, match."""
     content = f"catalogue: c.csv\nout: o\n{options}\n"
     assert what in refused(here, "run", yaml(here, content))
     assert not (here / "o").exists()

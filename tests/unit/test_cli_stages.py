@@ -87,7 +87,8 @@ def test_stages_refuse_directories_of_another_kind(
     wrong = f"{labelled}: holds shard set, wanted"
     assert f"{wrong} run" in refused("embed", "--shards", labelled, "--image", labelled, *out)
     assert f"{wrong} embedding set" in refused("index", labelled, *out)
-    assert f"{wrong} embedding set" in refused("match", labelled, "--index", labelled, *out)
+    assert f"{wrong} embedding set" in refused("join", labelled, "--index", labelled, *out)
+    assert f"{wrong} pairs" in refused("match", labelled, *out)
     assert f"{wrong} matches" in refused("evaluate", labelled)
     assert str(labelled) in refused("report", labelled)
     run = stage(tmp_path / "run", "run")
@@ -109,8 +110,8 @@ def test_stages_refuse_what_is_no_directory_of_ours(
 def test_an_unfinished_match_directory_is_refused_as_such(
     refused: Refused, tmp_path: Path, verb: str
 ) -> None:
-    embedding = stage(tmp_path / "e", "embedding set")
-    matches = stage(tmp_path / "m", "matches", finished=False, embedding=embedding)
+    pairs = stage(tmp_path / "p", "pairs")
+    matches = stage(tmp_path / "m", "matches", finished=False, pairs=pairs)
     assert f"{matches}: unfinished" in refused(verb, matches)
 
 
@@ -122,10 +123,10 @@ def test_an_index_is_no_match_directory(refused: Refused, tmp_path: Path, verb: 
     assert not (index / "report.html").exists()
 
 
-def test_match_refuses_the_index_of_another_set(refused: Refused, tmp_path: Path) -> None:
+def test_join_refuses_the_index_of_another_set(refused: Refused, tmp_path: Path) -> None:
     one, other = (stage(tmp_path / name, "embedding set") for name in "ab")
     index = stage(tmp_path / "i", "index", embedding=other)
-    said = refused("match", one, "--index", index, "--out", tmp_path / "o")
+    said = refused("join", one, "--index", index, "--out", tmp_path / "o")
     assert f"{index}: is over another embedding set than {one}" in said
 
 

@@ -14,6 +14,7 @@ from dist_train.config import (
     ImageEncoderOptions,
     ImageTraining,
     IndexConfig,
+    JoinConfig,
     MatchConfig,
     TextEncoderOptions,
     TextTraining,
@@ -25,7 +26,7 @@ from shards.options import PackOptions
 
 EVERY = (
     PackOptions, ImageEncoderOptions, TextEncoderOptions, HeadOptions, ImageTraining, TextTraining,
-    EmbedConfig, IndexConfig, MatchConfig,
+    EmbedConfig, IndexConfig, JoinConfig, MatchConfig,
 )  # fmt: skip
 
 
@@ -51,7 +52,8 @@ def test_what_only_says_how_is_marked() -> None:
     assert how_fields(HeadOptions) == {"chunk"}
     assert how_fields(EmbedConfig) == {"max_unreadable", "workers", "device"}
     assert how_fields(PackOptions) == {"workers"}
-    assert how_fields(MatchConfig) == {"memory", "audit_rows", "device"}
+    assert how_fields(JoinConfig) == {"memory", "audit_rows", "device"}
+    assert how_fields(MatchConfig) == set()
 
 
 def test_how_fields_are_left_out_of_nested_options_too() -> None:
@@ -80,8 +82,9 @@ def test_how_fields_are_left_out_of_nested_options_too() -> None:
         (EmbedConfig, {"batch_size": 0}, "batch_size: 0, must be above 0"),
         (IndexConfig, {"image_weight": 0}, "image_weight: 0, must lie between 0 and 1"),
         (IndexConfig, {"image_weight": 1.0}, "image_weight: 1.0, must lie between 0 and 1"),
-        (MatchConfig, {"neighbours": -1}, "neighbours: -1, must lie in 0"),
-        (MatchConfig, {"pairs_per_item": 0}, "pairs_per_item: 0, must be above 0"),
+        (JoinConfig, {"neighbours": -1}, "neighbours: -1, must lie in 0"),
+        (JoinConfig, {"pairs_per_item": 0}, "pairs_per_item: 0, must be above 0"),
+        (JoinConfig, {"max_score_floor": 1.5}, "max_score_floor: 1.5, must lie in -1 to 1"),
         (MatchConfig, {"threshold": 0.5, "threshold_from": Path("t")}, "give one of them"),
         (Config, {"catalogue": Path("c"), "out": Path("o"), "encoders": ()}, "encoders: name"),
         (EmbedConfig, {"workers": -1}, "workers"),
@@ -111,6 +114,7 @@ def test_defaults_and_the_edges_of_what_is_allowed() -> None:
     ImageTraining(epochs=0, workers=0, batch_size=12, accumulation=4, min_crop=1.0, warmup=0.0)
     for threshold in (0.0, -1.0):
         assert MatchConfig(threshold=threshold).threshold == threshold
+        assert JoinConfig(max_score_floor=threshold).max_score_floor == threshold
 
 
 # ── where a model option points

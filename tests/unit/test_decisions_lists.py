@@ -7,6 +7,10 @@ import pytest
 from dist_train.decisions import groups, lists
 from dist_train.decisions.lists import read_postings, write_lists
 from dist_train.decisions.tables import groups_table, matches_table, submission_table
+from dist_train.matching import pairs as joined
+from dist_train.matching.pairs import PairSet
+from dist_train.stage import PAIRS
+from shards import stage_files
 from shards.errors import Corrupt
 from shards.files import write_parquet
 
@@ -26,18 +30,29 @@ def case(tmp_path):
     pairs = pd.DataFrame({"i": i[first], "j": j[first]}).query("i < j").reset_index(drop=True)
     pairs["score"] = rng.choice(np.float32([0.3, 0.5, 0.7, 0.9]), len(pairs))
     write_parquet(tmp_path / "items.parquet", postings)
+    stage_files.begin(tmp_path / "joined", PAIRS, {}, {})
     for number, some in enumerate(np.array_split(rng.permutation(len(pairs)), 7)):
-        write_parquet(tmp_path / f"pairs/{number:05d}.parquet", pairs.iloc[some])
+        write_parquet(tmp_path / f"joined/pairs/{number:05d}.parquet", pairs.iloc[some])
+    stage_files.finish(tmp_path / "joined", {}, list(tmp_path.glob("joined/pairs/*")))
     return tmp_path, postings, pairs
 
 
-@pytest.mark.parametrize(("piece", "some"), [(10**6, 10**6), (64, 90), (1, 7)])
-def test_pieces_give_what_all_pairs_give(case, monkeypatch, piece, some):
+def lists_of(folder, pairs):
+    """Written into `folder`; the counts."""
+    degree = np.bincount(np.r_[pairs.i, pairs.j], minlength=N)
+    found = read_postings(folder / "items.parquet")
+    return write_lists(PairSet(folder / "joined"), folder, found, degree, THRESHOLD)
+
+
+@pytest.mark.parametrize(
+    ("piece", "some", "batch"), [(10**6, 10**6, 10**6), (64, 90, 30), (1, 7, 1)]
+)
+def test_pieces_give_what_all_pairs_give(case, monkeypatch, piece, some, batch):
     folder, postings, pairs = case
     monkeypatch.setattr(lists, "PIECE", piece)
     monkeypatch.setattr(lists, "POSTINGS", some)
-    found = read_postings(folder / "items.parquet")
-    counts = write_lists(folder, found, THRESHOLD, folder / "room")
+    monkeypatch.setattr(joined, "BATCH", batch)
+    counts = lists_of(folder, pairs)
     accepted = pairs[pairs.score >= np.float32(THRESHOLD)]
     assert counts == {"pairs": len(pairs), "matches": len(accepted)}
     wanted = matches_table(postings, accepted)
@@ -51,7 +66,7 @@ def test_pieces_give_what_all_pairs_give(case, monkeypatch, piece, some):
     )
     submission_table(wanted).to_csv(folder / "wanted.csv", index=False)
     assert (folder / "submission.csv").read_bytes() == (folder / "wanted.csv").read_bytes()
-    assert not (folder / "room").exists()
+    assert not (folder / ".work").exists()
 
 
 def test_groups_joined_in_any_batches_are_the_components(monkeypatch):
@@ -85,8 +100,8 @@ def test_groups_are_numbered_by_their_first_posting_whatever_the_library_says(mo
 
 
 def test_a_broken_file_of_pairs_is_named(case):
-    folder, _, _ = case
-    path = folder / "pairs/00003.parquet"
+    folder, _, pairs = case
+    path = folder / "joined/pairs/00003.parquet"
     path.write_bytes(path.read_bytes()[:80])
     with pytest.raises(Corrupt, match=r"pairs/00003\.parquet"):
-        write_lists(folder, read_postings(folder / "items.parquet"), THRESHOLD, folder / "room")
+        lists_of(folder, pairs)

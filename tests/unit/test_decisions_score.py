@@ -17,7 +17,7 @@ import pytest
 from dist_train.decisions.score import evaluate
 from dist_train.embedding.store import part_path
 from dist_train.evaluation.table import score_table
-from dist_train.stage import EMBEDDING, MATCHES, parents_for
+from dist_train.stage import EMBEDDING, MATCHES, PAIRS, parents_for
 from shards import stage_files
 from shards.errors import BadInput
 from shards.files import write_json, write_parquet
@@ -96,7 +96,10 @@ def write_embedding(out, table: pd.DataFrame, found: dict[str, np.ndarray]) -> N
 
 def write_decided(out, embedding, accepted: list[Pair], weights: dict[str, float]) -> None:
     """A match directory with these pairs of rows accepted, and nothing that is not read here."""
-    stage_files.begin(out, MATCHES, {}, parents_for(out, embedding=embedding))
+    pairs = out.with_name(f"{out.name}-pairs")
+    stage_files.begin(pairs, PAIRS, {}, parents_for(pairs, embedding=embedding))
+    stage_files.finish(pairs, {}, [])
+    stage_files.begin(out, MATCHES, {}, parents_for(out, pairs=pairs))
     names = pd.read_parquet(embedding / "items.parquet").posting_id.tolist()
     lists = {name: [name] for name in names}
     for i, j in accepted:

@@ -10,9 +10,16 @@ from hypothesis import strategies as st
 
 from dist_train.config import MatchConfig
 from dist_train.decisions.labelled import labelled_rows, left_out, pairs_among
-from dist_train.decisions.threshold import decide_threshold
+from dist_train.decisions.threshold import (
+    Given,
+    check_given,
+    decide_threshold,
+    given_threshold,
+)
 from dist_train.evaluation.f1_curve import F1Curve
 from shards.errors import BadInput
+
+CHOOSE = given_threshold(MatchConfig())
 
 
 def items_of(splits: list[str], labels: list[str], photos: list[int] | None = None):
@@ -59,7 +66,7 @@ def catalogues(draw):
 @given(catalogues())
 def test_the_chosen_threshold_is_the_best_over_distinct_scores(case):
     items, pairs = case
-    chosen = decide_threshold(items, pairs, 0.1, MatchConfig())
+    chosen = decide_threshold(items, pairs, 0.1, CHOOSE)
     distinct = [*np.unique(pairs.score), 2.0]
     best = max(mean_f1(items, pairs, score) for score in distinct)
     assert chosen["f1"] == pytest.approx(best, abs=1e-9)
@@ -78,7 +85,7 @@ def test_the_curve_in_the_file_says_the_same():
     same = (items.label_group[i].to_numpy() == items.label_group[j].to_numpy()) * 0.4
     score = (rng.random(len(i)) * 0.6 + same).astype(np.float32)
     pairs = pd.DataFrame({"i": i, "j": j, "score": score})
-    chosen = json.loads(json.dumps(decide_threshold(items, pairs, 0.0, MatchConfig())))
+    chosen = json.loads(json.dumps(decide_threshold(items, pairs, 0.0, CHOOSE)))
     curve = F1Curve.from_json(chosen["curve"])
     assert len(curve.thresholds) <= 1000
     assert curve.best()[1] == pytest.approx(chosen["f1"])
@@ -91,22 +98,21 @@ def test_the_curve_in_the_file_says_the_same():
 def test_a_best_threshold_at_the_floor_is_told():
     items = items_of(["val"] * 4, ["a"] * 4)
     pairs = pd.DataFrame({"i": [0, 1, 2], "j": [1, 2, 3], "score": np.float32([0.9, 0.5, 0.3])})
-    assert decide_threshold(items, pairs, 0.3, MatchConfig())["at_floor"]
+    assert decide_threshold(items, pairs, 0.3, CHOOSE)["at_floor"]
     wrong = items_of(["val"] * 4, ["a", "a", "b", "c"])
-    assert not decide_threshold(wrong, pairs, 0.3, MatchConfig())["at_floor"]
-    assert not decide_threshold(items, pairs, 0.3, MatchConfig(threshold=0.3))["at_floor"]
+    assert not decide_threshold(wrong, pairs, 0.3, CHOOSE)["at_floor"]
+    assert not decide_threshold(items, pairs, 0.3, Given(0.3, "given"))["at_floor"]
 
 
 def test_a_given_threshold_is_taken_as_it_is(tmp_path):
     items = items_of(["val"] * 3, ["a", "a", "b"])
     pairs = pd.DataFrame({"i": [0, 1], "j": [1, 2], "score": np.float32([0.7, 0.6])})
-    given = decide_threshold(items, pairs, 0.1, MatchConfig(threshold=0.65))
+    given = decide_threshold(items, pairs, 0.1, given_threshold(MatchConfig(threshold=0.65)))
     assert (given["source"], given["threshold"]) == ("given", float(np.float32(0.65)))
     assert given["f1"] == pytest.approx(mean_f1(items, pairs, 0.65)) == 1.0
     (tmp_path / "threshold.json").write_text(json.dumps(given | {"threshold": 0.55}))
-    read = decide_threshold(
-        items, pairs, 0.1, MatchConfig(threshold_from=tmp_path / "threshold.json")
-    )
+    config = MatchConfig(threshold_from=tmp_path / "threshold.json")
+    read = decide_threshold(items, pairs, 0.1, given_threshold(config))
     assert (read["source"], read["threshold"]) == ("file", float(np.float32(0.55)))
     assert read["f1"] == pytest.approx(mean_f1(items, pairs, 0.55))
     assert read["f1"] < 1
@@ -116,15 +122,15 @@ def test_without_val_labels_a_threshold_must_be_given():
     items = items_of(["train", "test", "unlabelled", "val"], ["a", "b", "", ""])
     pairs = pd.DataFrame({"i": [0], "j": [1], "score": np.float32([0.9])})
     with pytest.raises(BadInput, match="--threshold T or --threshold-from FILE"):
-        decide_threshold(items, pairs, 0.1, MatchConfig())
-    given = decide_threshold(items, pairs, 0.1, MatchConfig(threshold=0.5))
+        check_given(CHOOSE, None, items)
+    given = decide_threshold(items, pairs, 0.1, Given(0.5, "given"))
     assert (given["items"], given["f1"], given["curve"]) == (0, None, None)
 
 
 def test_no_pair_among_val_items_chooses_to_match_nothing():
     items = items_of(["val", "val", "train"], ["a", "a", "b"])
     pairs = pd.DataFrame({"i": [0], "j": [2], "score": np.float32([0.99])})
-    chosen = decide_threshold(items, pairs, 0.1, MatchConfig())
+    chosen = decide_threshold(items, pairs, 0.1, CHOOSE)
     assert chosen["f1"] == pytest.approx(2 / 3)
     assert chosen["threshold"] >= 0.99
 
@@ -142,7 +148,7 @@ def test_items_with_a_twin_in_another_split_may_not_speak():
 def test_a_twin_does_not_move_the_threshold():
     items = items_of(["val"] * 4 + ["train"], ["a", "a", "b", "b", "c"], [-1, -1, 2, 3, 2])
     pairs = pd.DataFrame({"i": [0, 2], "j": [1, 3], "score": np.float32([0.8, 0.3])})
-    chosen = decide_threshold(items, pairs, 0.1, MatchConfig())
+    chosen = decide_threshold(items, pairs, 0.1, CHOOSE)
     assert (chosen["items"], chosen["products"]) == (3, 2)
     assert 0.3 < chosen["threshold"] <= np.float32(0.8)
 

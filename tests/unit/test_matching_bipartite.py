@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dist_train.config import MatchConfig
+from dist_train.config import JoinConfig
 from dist_train.embedding.store import Rows
 from dist_train.matching.bipartite import DEGREES, behind, join_new
 from dist_train.matching.blocks import area_apart, area_wanted, blocks_of, tiles_of
@@ -25,7 +26,7 @@ from shards.errors import BadInput, Failed
 from tests.distributed.planted import planted, true_pairs
 
 OLD, NEW, FLOOR = 700, 260, 0.45
-CONFIG = MatchConfig(neighbours=0, device="cpu", audit_rows=60)
+CONFIG = JoinConfig(neighbours=0, device="cpu", audit_rows=60)
 
 
 def views_over(vectors: dict[str, np.ndarray], weight: float = 0.5) -> Views:
@@ -118,7 +119,7 @@ def test_old_and_new_together_are_the_whole_join(tmp_path):
 def test_nearest_of_new_rows_are_among_all_and_of_old_rows_among_the_new(tmp_path):
     vectors = {"image": planted(500, 16)["image"]}
     old, new = halves(vectors, 380)
-    config = MatchConfig(neighbours=3, device="cpu", audit_rows=20)
+    config = JoinConfig(neighbours=3, device="cpu", audit_rows=20)
     join_new(old, new, tmp_path, FLOOR, config, Runtime("cpu"))
     rows = vectors["image"].astype(np.float64)
     score = (rows @ rows.T).astype(np.float32)
@@ -137,7 +138,8 @@ def test_nearest_of_new_rows_are_among_all_and_of_old_rows_among_the_new(tmp_pat
 def test_a_result_that_is_not_whole_is_refused(tmp_path, harm):
     old, new = halves(planted(OLD + NEW, 24))
     runtime = Runtime("cpu")
-    search = set_up(behind(old, new), None, tmp_path, CONFIG, FLOOR, runtime, OLD, FLOOR)
+    config = replace(CONFIG, max_score_floor=FLOOR)
+    search = set_up(behind(old, new), None, tmp_path, config, runtime, OLD, FLOOR)
     find(search, tmp_path, runtime)
     settle_pairs(tmp_path, FLOOR, OLD + NEW)
     said = {"tile": "cover", "pair": "missed"}[harm]

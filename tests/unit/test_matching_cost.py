@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dist_train.config import IndexConfig, MatchConfig
+from dist_train.config import IndexConfig, JoinConfig
 from dist_train.matching import trial
 from dist_train.matching.blocks import CHUNK, Block, tiles_of
 from dist_train.matching.cost import LISTS, READINGS, join_cost, plan
@@ -85,7 +85,7 @@ def test_a_tile_of_another_size_takes_what_the_trial_says(tmp_path, k):
 
 
 def test_a_plan_of_both_stages():
-    few = plan(20_000, 64, match=MatchConfig(pairs_per_item=3), index=IndexConfig(kind="SQfp16"))
+    few = plan(20_000, 64, match=JoinConfig(pairs_per_item=3), index=IndexConfig(kind="SQfp16"))
     assert few.kind == "SQfp16"
     assert few.pairs == 60_000
     assert few.tiles == 55  # ten blocks of a chunk
@@ -95,7 +95,7 @@ def test_a_plan_of_both_stages():
     assert "join of 55 tiles" in str(few)
     assert "60000 pairs" in str(few)
     with pytest.raises(BadInput, match=r"--memory 0\.30GB is too little"):
-        plan(20_000, 64, match=MatchConfig(memory="300MB"))
+        plan(20_000, 64, match=JoinConfig(memory="300MB"))
 
 
 def test_bytes_of_a_row():

@@ -5,13 +5,14 @@ import logging
 import numpy as np
 import pytest
 
-from dist_train.config import IndexConfig, MatchConfig
+from dist_train.config import IndexConfig, JoinConfig, MatchConfig
 from dist_train.decisions.match import match
+from dist_train.decisions.threshold import given_threshold
+from dist_train.matching.build_pairs import build_pairs
 from dist_train.matching.index import build_index
 from dist_train.matching.join import read_pairs
 from dist_train.runtime import peak_bytes
 from shards.errors import BadInput, Corrupt
-from shards.files import read_json
 from tests.distributed.planted import write_set
 
 
@@ -20,11 +21,11 @@ def unit(rows: int, width: int, seed: int = 0) -> np.ndarray:
     return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float16)
 
 
-def road(folder, index: IndexConfig | None = None, **options):
-    """Index and match folder/emb; the folder of the matches."""
-    build_index(folder / "emb", folder / "index", index or IndexConfig())
-    match(folder / "emb", folder / "index", folder / "matches", MatchConfig(**options))
-    return folder / "matches"
+def joined(folder, **options):
+    """Index and join folder/emb; the folder of the pairs."""
+    build_index(folder / "emb", folder / "index", IndexConfig())
+    build_pairs(folder / "emb", folder / "index", folder / "pairs", JoinConfig(**options))
+    return folder / "pairs"
 
 
 # Copies
@@ -37,10 +38,10 @@ def test_a_thousand_copies_of_one_photo_are_kept_and_said(tmp_path, caplog, more
     products = np.r_[np.zeros(800, int), np.arange(1, 801)]
     write_set(tmp_path / "emb", {"image": rows}, products=products)
     with caplog.at_level(logging.WARNING):
-        out = road(tmp_path, **more)
+        out = joined(tmp_path, **more)
     pairs = read_pairs(out)
     assert (pairs.j < 800).sum() == 800 * 799 // 2
-    assert read_json(out / "threshold.json")["f1"] == pytest.approx(1.0)
+    assert match(out, tmp_path / "m", MatchConfig())["f1"] == pytest.approx(1.0)
     assert "all but copies of one another" in caplog.text
     if more:
         assert "more than the budget" in caplog.text
@@ -50,9 +51,9 @@ def test_without_any_pair_the_threshold_is_said_to_lie_at_the_floor(tmp_path):
     write_set(
         tmp_path / "emb", {"image": np.eye(40, dtype=np.float16)}, products=np.arange(40) // 2
     )
-    out = road(tmp_path)
+    out = joined(tmp_path)
     assert not len(read_pairs(out))
-    assert read_json(out / "threshold.json")["at_floor"]
+    assert match(out, tmp_path / "m", MatchConfig())["at_floor"]
 
 
 # Recall
@@ -88,9 +89,9 @@ def test_a_row_that_is_no_number_is_named(tmp_path, value):
     rows[207, 3] = value
     np.save(tmp_path / "emb" / "image-00001.npy", rows[200:])
     for engine in ("gemm", "faiss"):
-        config = MatchConfig(threshold=0.9, engine=engine, pairs_per_item=3)
+        config = JoinConfig(engine=engine, pairs_per_item=3)
         with pytest.raises(Corrupt, match=r"image-00001\.npy: row 7 \(item 207\) holds NaN"):
-            match(tmp_path / "emb", tmp_path / "index", tmp_path / engine, config)
+            build_pairs(tmp_path / "emb", tmp_path / "index", tmp_path / engine, config)
     with pytest.raises(Corrupt, match="row 7"):
         build_index(tmp_path / "emb", tmp_path / "again", IndexConfig())
 
@@ -136,9 +137,7 @@ def test_a_broken_file_of_the_set_is_named(indexed, name, damage):
     if damage == "gone":
         path.unlink()
     for work in (
-        lambda: match(
-            indexed / "emb", indexed / "index", indexed / "m", MatchConfig(threshold=0.5)
-        ),
+        lambda: build_pairs(indexed / "emb", indexed / "index", indexed / "m", JoinConfig()),
         lambda: build_index(indexed / "emb", indexed / "again", IndexConfig()),
     ):
         with pytest.raises(Corrupt, match=f"{name}: (missing|cannot be read).*embed again"):
@@ -148,15 +147,14 @@ def test_a_broken_file_of_the_set_is_named(indexed, name, damage):
 def test_a_broken_index_json_is_named(indexed):
     (indexed / "index" / "index.json").write_text("{}")
     with pytest.raises(BadInput, match="index format None"):
-        match(indexed / "emb", indexed / "index", indexed / "m", MatchConfig(threshold=0.5))
+        build_pairs(indexed / "emb", indexed / "index", indexed / "m", JoinConfig())
 
 
 @pytest.mark.parametrize("told", ["{}", '{"threshold": null}', "[]", '{"threshold": NaN}'])
-def test_a_file_without_a_threshold_is_named(indexed, told):
-    (indexed / "t.json").write_text(told)
-    config = MatchConfig(threshold_from=indexed / "t.json")
+def test_a_file_without_a_threshold_is_named(tmp_path, told):
+    (tmp_path / "t.json").write_text(told)
     with pytest.raises(BadInput, match=r"t\.json: holds no threshold"):
-        match(indexed / "emb", indexed / "index", indexed / "m", config)
+        given_threshold(MatchConfig(threshold_from=tmp_path / "t.json"))
 
 
 # Memory
@@ -168,10 +166,9 @@ def test_a_tile_of_nothing_but_candidates_keeps_within_its_memory(tmp_path):
     rows[:2048] = rows[0] + 0.05 * rows[:2048]
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     write_set(tmp_path / "emb", {"image": rows.astype(np.float16)})
-    build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
     before = peak_bytes()
-    config = MatchConfig(threshold=0.9, memory="1.2GB", neighbours=0)
-    match(tmp_path / "emb", tmp_path / "index", tmp_path / "m", config)
-    assert len(read_pairs(tmp_path / "m")) >= 2048 * 2047 // 2
+    out = joined(tmp_path, max_score_floor=0.9, memory="1.2GB", neighbours=0)
+    match(out, tmp_path / "m", MatchConfig(threshold=0.9))
+    assert len(read_pairs(out)) >= 2048 * 2047 // 2
     # The program, the tests and what they have loaded stood before.
     assert peak_bytes() - before < 1.2e9 - 0.72e9

@@ -15,7 +15,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from dist_train.config import MatchConfig, bytes_of
+from dist_train.config import JoinConfig, bytes_of
 from dist_train.embedding.store import Rows
 from dist_train.matching import find as finding
 from dist_train.matching.find import find, set_up
@@ -30,13 +30,13 @@ out, items, width, memory, tiles = Path(sys.argv[1]), *map(int, sys.argv[2:4]), 
 files = sorted(out.glob("image-*.npy"))
 rows = Rows([np.load(path, mmap_mode="r") for path in files])
 views = Views({"image": ViewPart(rows, np.ones(items, bool), 1.0)})
-config = MatchConfig(memory=memory, neighbours=5, pairs_per_item=5, device="cpu")
+config = JoinConfig(memory=memory, neighbours=5, pairs_per_item=5, device="cpu")
 runtime = Runtime("cpu")
-search = set_up(views, None, out / "matches", config, None, runtime)
+search = set_up(views, None, out / "pairs", config, runtime)
 before = peak_bytes()
 some = search.engine.tiles[:: max(1, len(search.engine.tiles) // int(tiles))]
 search.engine.tiles[:] = some
-find(search, out / "matches", runtime)
+find(search, out / "pairs", runtime)
 print(json.dumps({"peak": peak_bytes(), "before": before, "bound": search.bounds.bytes,
                   "block": search.bounds.block, "tiles": len(some)}))
 """

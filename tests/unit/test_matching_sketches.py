@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_train.config import IndexConfig, MatchConfig
+from dist_train.config import IndexConfig, JoinConfig
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.matching import find as finding
 from dist_train.matching.choosing import Choice, choose_sketch, faiss_nanoseconds
@@ -203,7 +203,7 @@ def test_the_folder_is_not_cleared_under_one_who_sets_up(indexed, tmp_path, monk
 
     clearing = threading.Thread(target=Work(out).clear)
     monkeypatch.setattr(finding, "_plan", slowly)
-    search = set_up(views, folder / "Flat", out, MatchConfig(), 0.6, Runtime("cpu"))
+    search = set_up(views, folder / "Flat", out, JoinConfig(max_score_floor=0.6), Runtime("cpu"))
     clearing.join(timeout=60)
     assert not clearing.is_alive()
     assert not (out / ".work").exists()
@@ -220,7 +220,7 @@ def test_what_was_chosen_is_said_and_read_back(indexed, tmp_path, monkeypatch, c
     for _ in range(2):  # the first decides, the second reads
         with caplog.at_level(logging.INFO, logger="dist_train"):
             engine = set_up(
-                views, folder / "Flat", tmp_path, MatchConfig(), 0.6, Runtime("cpu")
+                views, folder / "Flat", tmp_path, JoinConfig(max_score_floor=0.6), Runtime("cpu")
             ).engine
         np.testing.assert_array_equal(engine.sketches["image", "text"].columns, cut)
         np.testing.assert_array_equal(engine.sketches[("text",)].columns, np.arange(8))

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from dist_train.config import Config, EmbedConfig, HeadOptions, ImageTraining, MatchConfig
+from dist_train.config import Config, EmbedConfig, HeadOptions, ImageTraining, JoinConfig
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.operations import plan as planning
 from dist_train.operations.plan import Plan, duration
@@ -113,11 +113,11 @@ def test_a_model_or_a_head_too_large_for_any_batch() -> None:
 
 
 def test_a_join_without_room_is_told_with_its_setting(config: Config) -> None:
-    tight = replace(config, match=MatchConfig(memory="100MB"))
+    tight = replace(config, join=JoinConfig(memory="100MB"))
     found = Plan("nothing")
     planning._match(found, tight, count(config), {"image": TRIAL}, 1)
     (told,) = found.unfit
-    assert "--match.memory" in told
+    assert "--join.memory" in told
     assert not found.needs
 
 
@@ -172,7 +172,7 @@ def test_the_verb(config: Config, tiny_vit: Path, tiny_bert: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     stages = [need["stage"] for need in told["needs"]]
-    assert stages == ["pack", "train image", "train text", "embed", "index", "match", "all"]
+    assert stages == ["pack", "train image", "train text", "embed", "index", "join", "all"]
     assert all(need["seconds"] > 0 for need in told["needs"])
     assert 100e6 < told["needs"][1]["memory_bytes"] < 10e9
     assert told["unfit"] == []

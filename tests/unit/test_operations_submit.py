@@ -11,11 +11,11 @@ import yaml
 
 from dist_train import stage
 from dist_train.cluster import SlurmConfig, SlurmJob
-from dist_train.config import Config, ImageTraining, MatchConfig
+from dist_train.config import Config, ImageTraining, JoinConfig
 from dist_train.operations import slurm
-from dist_train.operations.road import road
 from dist_train.operations.status import check, status
 from dist_train.operations.submit import script_text, submit
+from dist_train.stage_graph import stage_graph
 from shards import stage_files
 from shards.errors import BadInput, Failed, Stopped
 
@@ -27,21 +27,21 @@ GOLDEN = Path(__file__).parent / "golden_sbatch"
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a catalogue, worked in."""
     monkeypatch.chdir(tmp_path)
-    Path("c.csv").write_text("posting_id,title,label_group\n1,a,g\n2,b,g\n")
+    Path("c.csv").write_text("posting_id,title,label_group\n1,a,s\n2,b,s\n")
     return tmp_path
 
 
 PLAIN = Config(catalogue=Path("c.csv"), out=Path("runs/plain"))
 FULL = replace(
     PLAIN, out=Path("runs/full"), images=Path("my photos"), columns={"posting_id": "sku"},
-    compare=("untrained",), match=MatchConfig(engine="gemm"),
+    compare=("untrained",), join=JoinConfig(engine="gemm"),
     slurm=SlurmConfig(
         partition="gpu", account="shop", qos="long", nodes=2, gpus=8, cpus=64, mem="400G",
         time="2-00:00:00", sbatch=("--exclude=node7", "--mail-type=FAIL"),
         setup=("module load cuda/12.4", "export HF_HUB_OFFLINE=1"),
         container="apptainer exec --nv image.sif", srun=("--mpi=none", "--cpu-bind=none"),
         max_requeues=5, stop_before=300, image=SlurmJob(nodes=4, sbatch=("--exclusive",)),
-        pack=SlurmJob(partition="cpu", tasks=16, cpus=4), match=SlurmJob(tasks=32, cpus=8),
+        pack=SlurmJob(partition="cpu", tasks=16, cpus=4), join=SlurmJob(tasks=32, cpus=8),
     ),
 )  # fmt: skip
 
@@ -50,7 +50,7 @@ def scripts(config: Config) -> dict[str, str]:
     """The text of every script, without what is this machine's."""
     config.catalogue.write_text(config.catalogue.read_text().replace("posting_id", "sku"))
     config = replace(config, columns={"posting_id": "sku"})
-    texts = {step.name: script_text(config, step, config.out / "slurm") for step in road(config)}
+    texts = {s.name: script_text(config, s, config.out / "slurm") for s in stage_graph(config)}
     own = {str(Path.cwd()): "{folder}", sys.prefix: "{venv}"}
     for name, text in texts.items():
         for ours, placeholder in own.items():
@@ -72,21 +72,22 @@ def test_scripts_are_as_they_were_looked_at(here: Path, config: Config) -> None:
         assert text == (folder / f"{name}.sbatch").read_text(), name
 
 
-def test_the_road_of_jobs(here: Path) -> None:
-    after = {step.name: step.after for step in road(replace(PLAIN, compare=("random",)))}
+def test_what_each_stage_waits_for(here: Path) -> None:
+    after = {s.name: s.after for s in stage_graph(replace(PLAIN, compare=("random",)))}
     assert after == {
         "pack": (), "image": ("pack",), "text": ("pack",), "embedding": ("image", "text"),
         "random-image": ("pack",), "random-text": ("pack",),
         "random-embedding": ("random-image", "random-text"), "index": ("embedding",),
-        "match": ("index",), "evaluate": ("match", "random-embedding"),
+        "join": ("index",), "match": ("join",), "evaluate": ("match", "random-embedding"),
         "report": ("match", "evaluate"),
     }  # fmt: skip
 
 
-def test_without_labels_nothing_is_scored(here: Path) -> None:
-    Path("c.csv").write_text("posting_id,title\n1,a\n2,b\n")
-    last = road(PLAIN)[-1]
-    assert (last.name, last.after) == ("report", ("match",))
+def test_without_test_products_nothing_is_scored(here: Path) -> None:
+    for rows in ("posting_id,title\n1,a\n2,b\n", "posting_id,title,label_group\n1,a,g\n2,b,g\n"):
+        Path("c.csv").write_text(rows)  # g is a product to train on
+        last = stage_graph(PLAIN)[-1]
+        assert (last.name, last.after) == ("report", ("match",))
 
 
 def test_the_options_of_a_stage_are_those_of_the_config(here: Path) -> None:
@@ -95,7 +96,7 @@ def test_the_options_of_a_stage_are_those_of_the_config(here: Path) -> None:
     from cyclopts.config import Dict
 
     given = replace(PLAIN, image=ImageTraining(lr=3e-5, epochs=0.5, order="window"))
-    step = next(step for step in road(given) if step.name == "image")
+    stage = next(stage for stage in stage_graph(given) if stage.name == "image")
     app, read = App(), []
 
     @app.default
@@ -105,7 +106,7 @@ def test_the_options_of_a_stage_are_those_of_the_config(here: Path) -> None:
     verb.__annotations__["options"] = __import__("typing").Annotated[
         ImageTraining, Parameter(name="*")
     ]
-    app.config = (Dict(yaml.safe_load(step.options_text())),)
+    app.config = (Dict(yaml.safe_load(stage.options_text())),)
     app([], result_action="return_value")
     assert read == [given.image]
 
@@ -115,8 +116,8 @@ def test_the_options_of_a_stage_are_those_of_the_config(here: Path) -> None:
     [
         ({"nodes": 0}, "nodes: 0, must be at least 1"),
         ({"sbatch": ("exclude",)}, "no option of sbatch"),
-        ({"image": SlurmJob(tasks=2)}, "only of pack and match"),
-        ({"tasks": 2}, "only of pack and match"),
+        ({"image": SlurmJob(tasks=2)}, "only of pack and join"),
+        ({"tasks": 2}, "only of pack and join"),
         ({"container": "apptainer exec 'my image'"}, "no quotes"),
     ],
 )
@@ -127,11 +128,11 @@ def test_what_cannot_be_asked_for(given: dict, what: str) -> None:
 
 def test_what_a_stage_asks_for() -> None:
     config = SlurmConfig(nodes=4, gpus=8, partition="a", sbatch=("-x",), text=SlurmJob(gpus=2),
-                         evaluate=SlurmJob(partition="b"), match=SlurmJob(tasks=9))  # fmt: skip
+                         evaluate=SlurmJob(partition="b"), join=SlurmJob(tasks=9))  # fmt: skip
     assert config.job("image") == SlurmJob(nodes=4, gpus=8, partition="a", sbatch=("-x",))
     assert config.job("text").gpus == 2
-    assert config.job("image", alone=True).nodes == config.job("match").nodes == 1
-    assert config.job("image", alone=True).gpus == config.job("match").gpus == 1
+    assert config.job("image", alone=True).nodes == config.job("join").nodes == 1
+    assert config.job("image", alone=True).gpus == config.job("join").gpus == 1
     evaluate = config.job("evaluate")
     assert (evaluate.nodes, evaluate.gpus, evaluate.partition) == (1, 0, "b")
 

@@ -1,4 +1,4 @@
-"""Every option of embed, index, match, evaluate and report does something that can be seen."""
+"""Every option of embed, index, join, match, evaluate and report has an effect that is seen."""
 
 import io
 import logging
@@ -138,21 +138,17 @@ TABLE: dict[str, dict[str, Option]] = {
             lambda done: done.told("index.json")["recall"].get("rows"), {"10": 10, "40": 40}
         ),
     },
-    "match": {
+    "join": {
         "--out": Option(folder, {"{tmp}/a": "a", "{tmp}/b": "b"}),
         "--index": Option(
-            lambda done: done.told("threshold.json")["weights"],
+            lambda done: done.told("proof.json")["weights"],
             {"{index}": {"image": 0.5, "text": 0.5}, "{texts}": {"text": 1.0}},
         ),
         "--engine": Option(
             lambda done: done.told("proof.json")["engine"], {"gemm": "gemm", "faiss": "faiss"}
         ),
-        "--threshold": Option(
-            lambda done: done.told("threshold.json")["threshold"], {"0.5": 0.5, "0.75": 0.75}
-        ),
-        "--threshold-from": Option(
-            lambda done: done.told("threshold.json")["threshold"],
-            {"{low}": 0.25, "{high}": 0.875}, {},
+        "--max-score-floor": Option(
+            lambda done: done.told("proof.json")["floor"], {"0.1": 0.1, "0.2": 0.2}
         ),
         "--pairs-per-item": Option(
             lambda done: done.told("manifest.json")["counts"]["pairs"] / 300,
@@ -165,6 +161,16 @@ TABLE: dict[str, dict[str, Option]] = {
         ),
         "--device": Option(device, {"cpu": "cpu", "cuda": "cuda"}, {}),
     },
+    "match": {
+        "--out": Option(folder, {"{tmp}/a": "a", "{tmp}/b": "b"}),
+        "--threshold": Option(
+            lambda done: done.told("threshold.json")["threshold"], {"0.5": 0.5, "0.75": 0.75}
+        ),
+        "--threshold-from": Option(
+            lambda done: done.told("threshold.json")["threshold"],
+            {"{low}": 0.25, "{high}": 0.875}, {},
+        ),
+    },
     "evaluate": {
         "--compare": Option(
             compared,
@@ -176,14 +182,15 @@ TABLE: dict[str, dict[str, Option]] = {
     },
     "report": {},
 }  # fmt: skip
-FIRST = {"index": "{emb}", "match": "{emb}", "evaluate": "{matches}"}
+FIRST = {"index": "{emb}", "join": "{emb}", "match": "{pairs}", "evaluate": "{matches}"}
 """The argument without a name."""
 BASE = {
     "embed": {"--shards": "{shards}", "--image": "{image}", "--workers": "0", "--device": "cpu",
               "--out": "{tmp}/out"},
     "index": {"--out": "{tmp}/out"},
-    "match": {"--index": "{index}", "--pairs-per-item": "20", "--device": "cpu",
-              "--out": "{tmp}/out"},
+    "join": {"--index": "{index}", "--pairs-per-item": "20", "--device": "cpu",
+             "--out": "{tmp}/out"},
+    "match": {"--out": "{tmp}/out"},
     "evaluate": {},
 }  # fmt: skip
 CASES = [(name, option) for name, options in TABLE.items() for option in options]
@@ -208,11 +215,12 @@ def place(catalogue: Path, tiny_vit: Path, tiny_bert: Path, tmp_path_factory) ->
         write_set(at / name, seed)
     for name, view in (("index", "both"), ("texts", "text")):
         verb("index", [str(at / "emb"), "--out", str(at / name), "--view", view])
-    verb("match", [str(at / "emb"), "--index", str(at / "index"), "--out", str(at / "matches")])
+    verb("join", [str(at / "emb"), "--index", str(at / "index"), "--out", str(at / "pairs")])
+    verb("match", [str(at / "pairs"), "--out", str(at / "matches")])
     for name, threshold in (("low", 0.25), ("high", 0.875)):
         (at / name).write_text(f'{{"threshold": {threshold}}}')
     names = ("shards", "half", "broken", "image", "text", "emb", "other", "index", "texts", "low",
-             "high", "matches")  # fmt: skip
+             "high", "pairs", "matches")  # fmt: skip
     return {name: at / name for name in names}
 
 

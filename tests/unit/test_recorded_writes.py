@@ -9,11 +9,13 @@ from dist_train.config import (
     ImageEncoderOptions,
     ImageTraining,
     IndexConfig,
+    JoinConfig,
     MatchConfig,
 )
 from dist_train.decisions.match import match
 from dist_train.demo.catalogue import generate
 from dist_train.embedding.embed import embed
+from dist_train.matching.build_pairs import build_pairs
 from dist_train.matching.index import build_index
 from dist_train.training.loop import train
 from shards.adopt import index_tars
@@ -44,7 +46,7 @@ def stages(
     how = {"workers": 0, "device": "cpu", "precision": "fp32"}
     write_tar(folder / "index-tars" / "0.tar", samples(0, 4))
     out = {name: folder / name for name in (
-        "generate", "pack", "index-tars", "train", "embed", "index", "match",
+        "generate", "pack", "index-tars", "train", "embed", "index", "join", "match",
     )}  # fmt: skip
     calls = {
         "generate": lambda: generate(out["generate"], 3),
@@ -54,7 +56,9 @@ def stages(
         "train": lambda: train("image", out["pack"], out["train"], training),
         "embed": lambda: embed(out["pack"], out["embed"], EmbedConfig(**how), out["train"], None),
         "index": lambda: build_index(out["embed"], out["index"], IndexConfig()),
-        "match": lambda: match(out["embed"], out["index"], out["match"], MatchConfig(device="cpu")),
+        "join": lambda: build_pairs(out["embed"], out["index"], out["join"],
+                                    JoinConfig(device="cpu")),
+        "match": lambda: match(out["join"], out["match"], MatchConfig()),
     }  # fmt: skip
     found = {}
     for name, call in calls.items():
@@ -71,7 +75,8 @@ WRITTEN = {
     "train": ["checkpoints/step-*", "encoder/model.safetensors", "manifest.json"],
     "embed": ["image-00000.npy", "items.parquet", "manifest.json"],
     "index": ["shard-00000.faiss", "index.json", "manifest.json"],
-    "match": ["pairs/00000.parquet", "matches.parquet", "threshold.json", "manifest.json"],
+    "join": ["pairs/00000.parquet", "nearest.parquet", "proof.json", "manifest.json"],
+    "match": ["matches.parquet", "groups.parquet", "threshold.json", "manifest.json"],
 }
 """Some of what each stage is about: that these were recorded proves that the recorder saw it."""
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from dist_train import stage
 from dist_train.evaluation.f1_curve import f1_curve
 from dist_train.report.gather import gather
 from dist_train.report.html import render, write_report
@@ -49,22 +50,27 @@ def write_stage(path: Path, kind: str, parents: dict, write) -> None:
 def write_matches(root: Path, items, pairs, threshold=0.5, **parents: Path) -> Path:
     """A match directory: items posting_id, label_group, split, title; pairs i, j, score;
     parents of its embedding set."""
-    embedding, matches = root / "embedding", root / "matches"
+    embedding, joined, matches = root / "embedding", root / "pairs", root / "matches"
 
     def write_embedding():
         items.to_parquet(embedding / "items.parquet", index=False)
 
     write_stage(embedding, EMBEDDING, parents_for(embedding, **parents), write_embedding)
-    known = parents_for(matches, embedding=embedding)
+    known = parents_for(joined, embedding=embedding)
+    write_stage(joined, stage.PAIRS, known, lambda: _fill_pairs(joined, pairs))
+    known = parents_for(matches, pairs=joined)
     write_stage(matches, MATCHES, known, lambda: _fill(matches, items, pairs, threshold))
     return matches
 
 
-def _fill(matches: Path, items: pd.DataFrame, pairs: pd.DataFrame, threshold: float) -> None:
-    (matches / "pairs").mkdir()
+def _fill_pairs(joined: Path, pairs: pd.DataFrame) -> None:
+    (joined / "pairs").mkdir()
     half = len(pairs) // 2
     for number, part in enumerate((pairs[:half], pairs[half:])):
-        part.to_parquet(matches / "pairs" / f"{number}.parquet", index=False)
+        part.to_parquet(joined / "pairs" / f"{number}.parquet", index=False)
+
+
+def _fill(matches: Path, items: pd.DataFrame, pairs: pd.DataFrame, threshold: float) -> None:
     lists = {name: ([name], [1.0]) for name in items["posting_id"]}
     names = dict(zip(items["row"].dropna().astype(int), items.dropna()["posting_id"], strict=True))
     for pair in pairs[pairs["score"] >= threshold].itertuples():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,9 +132,12 @@ def test_a_stage_refuses_a_foreign_folder_without_a_trace(runtime, tmp_path):
 def test_a_signal_asks_for_a_stop(runtime, number):
     assert not runtime.stop_asked()
     assert not runtime.anyone_asked_to_stop()
+    runtime.stop_together(Path("m"))
     os.kill(os.getpid(), number)
     assert runtime.stop_asked()
     assert runtime.anyone_asked_to_stop()
+    with pytest.raises(Stopped, match="m: stopped by a signal; the same command goes on"):
+        runtime.stop_together(Path("m"))
     os.kill(os.getpid(), number)  # at once again: a launcher passing it on
     assert runtime.stop_asked()
 

@@ -139,7 +139,8 @@ def port_of(words: list[str]) -> int:
     [
         ("train", 1, 1, None, False), ("train", 1, 2, None, True), ("train", 2, 1, None, True),
         ("train", 1, 2, "0", True), ("embed", 1, 2, None, True), ("index", 1, 2, None, True),
-        ("match", 1, 2, None, True), ("match", 1, 2, "3", False), ("pack", 1, 4, None, False),
+        ("join", 1, 2, None, True), ("join", 1, 2, "3", False), ("pack", 1, 4, None, False),
+        ("match", 1, 4, None, False),
         ("evaluate", 1, 4, None, False), ("report", 1, 1, None, False),
     ],
 )  # fmt: skip
@@ -305,8 +306,9 @@ def test_what_cannot_work_is_refused_before_anything_starts(job: Job) -> None:
         (("train", "image"), {"nodes": 2}, "say where the result goes: --out FOLDER"),
         (("train", "image", "--out"), {"nodes": 2}, "say where the result goes"),
         (("report", "run"), {"nodes": 2}, "report is one process here, and the job has 2 nodes"),
-        (("match", "e", "--out", "run"), {"nodes": 2, "SLURM_ARRAY_TASK_ID": "1",
-                                          "SLURM_ARRAY_JOB_ID": "6"}, "match is one process here"),
+        (("join", "e", "--out", "run"), {"nodes": 2, "SLURM_ARRAY_TASK_ID": "1",
+                                         "SLURM_ARRAY_JOB_ID": "6"}, "join is one process here"),
+        (("match", "p", "--out", "run"), {"nodes": 2}, "match is one process here"),
     ]  # fmt: skip
     for words, more, said in cases:
         code, output = job.run(*words, **more)
@@ -469,7 +471,7 @@ def test_near_the_limit_launched_processes_are_asked_until_they_hear(job: Job) -
 
 def test_near_the_limit_a_process_by_itself_is_told_once(job: Job) -> None:
     runs(job, "running")
-    process = job.start("match", "e", "--out", "run")
+    process = job.start("join", "e", "--out", "run")
     job.wait_for(lambda: started(job) and len(job.told("sleep")) > 2, process)
     assert not job.told("scancel")
     process.send_signal(signal.SIGUSR1)
@@ -483,7 +485,7 @@ def test_near_the_limit_a_process_by_itself_is_told_once(job: Job) -> None:
 
 def test_asked_to_end_it_waits_for_the_stage_which_is_asked_too(job: Job) -> None:
     runs(job, "running")
-    process = job.start("match", "e", "--out", "run")
+    process = job.start("join", "e", "--out", "run")
     job.wait_for(lambda: started(job), process)
     process.send_signal(signal.SIGTERM)
     slept = len(job.told("sleep"))
@@ -493,7 +495,7 @@ def test_asked_to_end_it_waits_for_the_stage_which_is_asked_too(job: Job) -> Non
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 3
     assert not job.told("scancel")
-    assert output.index("asked to end") < output.index("match is preempted (exit code 3)")
+    assert output.index("asked to end") < output.index("join is preempted (exit code 3)")
     assert job.requeued() == [["70"]]
 
 
@@ -506,7 +508,7 @@ OWN = {
     "train": {"cpus-per-task": "16", "output": "%x-%j.out", "job-name": "dist_train-train"},
     "embed": {"cpus-per-task": "16", "output": "%x-%j.out", "job-name": "dist_train-embed"},
     "index": {"cpus-per-task": "16", "output": "%x-%j.out", "job-name": "dist_train-index"},
-    "match": {"cpus-per-task": "16", "output": "%x-%j.out", "job-name": "dist_train-match"},
+    "join": {"cpus-per-task": "16", "output": "%x-%j.out", "job-name": "dist_train-join"},
 }
 """Without --requeue and --signal nothing would come back."""
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dist_train import stage
-from dist_train.config import Config, EmbedConfig, MatchConfig, result_options
+from dist_train.config import Config, EmbedConfig, JoinConfig, MatchConfig, result_options
 from dist_train.operations import slurm
 from dist_train.operations.submit import submit
 from shards import stage_files
@@ -20,7 +21,7 @@ from tests.unit.recording import Programs, call_verb
 
 OUT = Path("runs/road")
 ROAD = Config(catalogue=Path("c.csv"), out=OUT)
-STAGES = ["pack", "image", "text", "embedding", "index", "match", "evaluate", "report"]
+STAGES = ["pack", "image", "text", "embedding", "index", "join", "match", "evaluate", "report"]
 SBATCH = """
 if [[ $1 == --test-only ]]; then
     [[ ! -e $here/refuse || ${!#} != *$(<"$here/refuse")* ]] || { echo 'not
@@ -69,7 +70,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
 def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
     """Before all others on PATH; a catalogue lies in the folder worked in."""
     monkeypatch.chdir(tmp_path)
-    Path("c.csv").write_text("posting_id,title,label_group\n1,a,g\n2,b,g\n")
+    Path("c.csv").write_text("posting_id,title,label_group\n1,a,s\n2,b,s\n")
     found = Scheduler(tmp_path / "bin")
     found.add("sbatch", SBATCH)
     found.add("scontrol", SCONTROL)
@@ -104,21 +105,22 @@ def test_every_job_waits_for_the_good_end_of_what_it_reads(scheduler: Scheduler)
     planned = submit(ROAD)
     wanted = {
         "pack": (), "image": after(1), "text": after(1), "embedding": after(2, 3),
-        "index": after(4), "match": after(5), "evaluate": after(6), "report": after(6, 7),
+        "index": after(4), "join": after(5), "match": after(6), "evaluate": after(7),
+        "report": after(7, 8),
     }  # fmt: skip
     assert scheduler.submitted() == wanted
     assert list(scheduler.submitted()) == STAGES
     assert jobs() == {name: str(number) for number, name in enumerate(STAGES, 1)}
     assert [p.job for p in planned] == list(jobs().values())
     assert [p.waits_for for p in planned] == [
-        "", "1", "1", "2, 3", "4", "5", "6", "6, 7"
+        "", "1", "1", "2, 3", "4", "5", "6", "7", "7, 8"
     ]  # fmt: skip
     steps = json.loads((OUT / "slurm/jobs.json").read_text())["steps"]
     assert steps["embedding"]["made"] == "embedding/manifest.json"
     assert steps["embedding"]["after"] == ["image", "text"]
     scripts = [Path(words[-1]).name for words in scheduler.told("sbatch")]
     assert scripts[0] == "01-pack.sbatch"
-    assert scripts[-1] == "08-report.sbatch"
+    assert scripts[-1] == "09-report.sbatch"
     assert not scheduler.told("scancel")
 
 
@@ -126,8 +128,8 @@ def test_other_encoders_are_compared_by_jobs_of_their_own(scheduler: Scheduler) 
     submit(replace(ROAD, encoders=("image",), compare=("random",)))
     wanted = {
         "pack": (), "image": after(1), "embedding": after(2), "random-image": after(1),
-        "random-embedding": after(4), "index": after(3), "match": after(6),
-        "evaluate": after(7, 5), "report": after(7, 8),
+        "random-embedding": after(4), "index": after(3), "join": after(6),
+        "match": after(7), "evaluate": after(8, 5), "report": after(8, 9),
     }  # fmt: skip
     assert scheduler.submitted() == wanted
 
@@ -135,7 +137,7 @@ def test_other_encoders_are_compared_by_jobs_of_their_own(scheduler: Scheduler) 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED"])
 def test_a_job_that_is_alive_is_not_doubled(scheduler: Scheduler, state: str) -> None:
     submit(ROAD)
-    for number in range(1, 9):
+    for number in range(1, 10):
         scheduler.has(str(number), state)
     before = jobs()
     scheduler.forget()
@@ -152,18 +154,18 @@ def test_what_waits_for_a_renewed_job_is_renewed(scheduler: Scheduler, is_alive:
     scheduler.has("1", "RUNNING")
     scheduler.has("2", "FAILED", "NonZeroExitCode", "1:0")
     scheduler.has("3", "PENDING", "Dependency")
-    for number in range(4, 9):
+    for number in range(4, 10):
         reason = "Dependency" if is_alive else "DependencyNeverSatisfied"
         scheduler.has(str(number), "PENDING" if is_alive else "CANCELLED", reason)
     scheduler.forget()
     submit(ROAD)
     assert scheduler.submitted() == {
-        "image": after(1), "embedding": after(9, 3), "index": after(10), "match": after(11),
-        "evaluate": after(12), "report": after(12, 13),
+        "image": after(1), "embedding": after(10, 3), "index": after(11), "join": after(12),
+        "match": after(13), "evaluate": after(14), "report": after(14, 15),
     }  # fmt: skip
     gone = [words[1:] for words in scheduler.told("scancel")]
-    assert gone == ([["4"], ["5"], ["6"], ["7"], ["8"]] if is_alive else [])
-    assert list(jobs().values()) == ["1", "9", "3", "10", "11", "12", "13", "14"]
+    assert gone == ([["4"], ["5"], ["6"], ["7"], ["8"], ["9"]] if is_alive else [])
+    assert list(jobs().values()) == ["1", "10", "3", "11", "12", "13", "14", "15", "16"]
     if is_alive:  # an old one must be gone before the new one, which writes the same folder
         told = scheduler.told("scancel", "sbatch")
         at = told.index(["scancel", "4"])
@@ -176,8 +178,8 @@ def test_what_is_done_is_not_submitted_and_not_waited_for(scheduler: Scheduler) 
     planned = submit(ROAD)
     assert [(p.waits_for, p.job) for p in planned[:2]] == [("done", ""), ("done", "")]
     assert scheduler.submitted() == {
-        "text": (), "embedding": after(1), "index": after(2), "match": after(3),
-        "evaluate": after(4), "report": after(4, 5),
+        "text": (), "embedding": after(1), "index": after(2), "join": after(3),
+        "match": after(4), "evaluate": after(5), "report": after(5, 6),
     }  # fmt: skip
     assert jobs()["pack"] == jobs()["image"] == ""
 
@@ -187,7 +189,7 @@ def test_what_is_done_is_submitted_again_behind_what_is_not(scheduler: Scheduler
     (OUT / "matches").mkdir(parents=True)
     (OUT / "matches" / "metrics.json").write_text("{}")
     submit(ROAD)
-    assert scheduler.submitted()["evaluate"] == after(6)
+    assert scheduler.submitted()["evaluate"] == after(7)
 
 
 def test_a_job_is_on_disk_before_the_next_is_submitted(scheduler: Scheduler) -> None:
@@ -226,7 +228,7 @@ def test_two_submits_wait_for_each_other(scheduler: Scheduler) -> None:
 
 def test_a_dry_run_only_has_the_scripts_tested(scheduler: Scheduler) -> None:
     planned = submit(ROAD, dry_run=True)
-    assert [words[1:2] for words in scheduler.told("sbatch")] == [["--test-only"]] * 8
+    assert [words[1:2] for words in scheduler.told("sbatch")] == [["--test-only"]] * 9
     assert [words[2] for words in scheduler.told("sbatch")] == [str(p.script) for p in planned]
     assert {p.script.parent for p in planned} == {OUT / "slurm" / "dry-run"}
     assert not scheduler.told("scancel")
@@ -474,7 +476,7 @@ def test_evaluate_and_report_are_done_by_what_they_write(scheduler: Scheduler, t
     submit(ROAD)
     stage_files.begin(OUT / "matches", stage.MATCHES, {}, {})
     stage_files.write_status(OUT / "matches", "failed", "no room")
-    for number in range(1, 9):
+    for number in range(1, 10):
         scheduler.has(str(number), "COMPLETED")
     rows = told(OUT)[1]
     assert rows["match"][2].startswith("no room")
@@ -506,12 +508,51 @@ def test_status_of_one_stage_and_of_others_beside_the_road(scheduler: Scheduler,
     assert told(OUT / "alone")[1]["alone"][:2] == ["failed", "77"]
 
 
-def test_a_threshold_that_was_given_is_not_compared_with_the_one_from_a_file(
-    scheduler: Scheduler,
-) -> None:
-    """stage.json holds the threshold that the file had."""
+def finish_pairs(floor: float, options: JoinConfig) -> None:
+    """Pairs that are done, of nothing, down to a score floor."""
+    stage_files.begin(OUT / "pairs", stage.PAIRS, result_options(options), {})
+    (OUT / "pairs" / "proof.json").write_text(json.dumps({"floor": floor}))
+    stage_files.finish(OUT / "pairs", {}, [OUT / "pairs" / "proof.json"])
+
+
+def options_in(name: str) -> dict[str, object]:
+    """What a job of the dry run reads."""
+    return yaml.safe_load((OUT / "slurm" / "dry-run" / f"{name}.yaml").read_text())
+
+
+def test_a_threshold_from_a_file_is_read_when_the_jobs_are_made(scheduler: Scheduler) -> None:
+    """Later the file may be gone, or another: the jobs are given the number."""
     given = replace(ROAD, match=MatchConfig(threshold_from=Path("t.json")))
-    finish("matches", stage.MATCHES, given.match, threshold=0.7)
+    with pytest.raises(BadInput, match=r"t\.json"):
+        submit(given, dry_run=True)
+    Path("t.json").write_text('{"threshold": 0.7}')
     submit(given, dry_run=True)
-    with pytest.raises(BadInput, match="neighbours 5 there, 6 asked"):
-        submit(replace(given, match=replace(given.match, neighbours=6)), dry_run=True)
+    assert options_in("match") == {"threshold": 0.7}
+    finish("matches", stage.MATCHES, MatchConfig(threshold=0.7))
+    submit(given, dry_run=True)
+    Path("t.json").write_text('{"threshold": 0.5}')
+    with pytest.raises(BadInput, match=r"threshold 0\.7 there, 0\.5 asked"):
+        submit(given, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("limit", "threshold", "wanted"),
+    [(None, None, None), (None, 0.7, 0.7), (0.6, 0.7, 0.6), (0.8, 0.7, 0.7), (0.6, None, 0.6)],
+)
+def test_the_join_keeps_all_pairs_from_a_given_threshold_on(
+    scheduler: Scheduler, limit: float | None, threshold: float | None, wanted: float | None
+) -> None:
+    given = replace(
+        ROAD, join=JoinConfig(max_score_floor=limit), match=MatchConfig(threshold=threshold)
+    )
+    submit(given, dry_run=True)
+    assert options_in("join").get("max_score_floor") == wanted
+
+
+def test_finished_pairs_serve_every_threshold_that_they_reach(scheduler: Scheduler) -> None:
+    finish_pairs(0.45, JoinConfig(max_score_floor=0.6))
+    for threshold in (0.5, 0.45, 0.9, None):
+        submit(replace(ROAD, match=MatchConfig(threshold=threshold)), dry_run=True)
+        assert options_in("join")["max_score_floor"] == 0.6
+    with pytest.raises(BadInput, match=r"pairs: was begun .*max_score_floor 0\.6 there, 0\.4 ask"):
+        submit(replace(ROAD, match=MatchConfig(threshold=0.4)), dry_run=True)

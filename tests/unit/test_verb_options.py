@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dist_train import cli, pipeline
+from dist_train import cli
 from dist_train.cluster import SlurmConfig
 from dist_train.config import Config
 from dist_train.operations import doctor as examination
@@ -58,13 +58,15 @@ ROAD = {
               "workers": 1, "device": "cpu"},
     "index": {"view": "image", "image_weight": 0.7, "kind": "Flat", "memory": "2GB",
               "recall_rows": 50},
-    "match": {"engine": "gemm", "threshold": 0.5, "pairs_per_item": 10.0, "neighbours": 3,
-              "memory": "3GB", "audit_rows": 20, "device": "cpu"},
+    "join": {"engine": "gemm", "pairs_per_item": 10.0, "max_score_floor": 0.4, "neighbours": 3,
+             "memory": "3GB", "audit_rows": 20, "device": "cpu"},
+    "match": {"threshold": 0.5},
 }  # fmt: skip
 """Every option of every stage, each with another value than its default."""
 ELSEWHERE = {"photos_per_product": {"order": "global", "photos_per_product": 2},
              "threshold_from": {"threshold": None, "threshold_from": "t.json"}}  # fmt: skip
 """Options that do not go with another of the table: what changes when they are given."""
+SECTIONS = ["pack", "image", "text", "embed", "index", "join", "match", "evaluate", "report"]
 JOB = {
     "partition": "p1", "account": "a1", "qos": "q1", "nodes": 2, "gpus": 3, "processes": 4,
     "cpus": 5, "mem": "6G", "time": "7:00", "sbatch": ["--exclude=node7"],
@@ -118,7 +120,7 @@ def road_options() -> set[str]:
 
 def slurm_options() -> set[str]:
     sections = {f.name for f in fields(SlurmConfig) if is_dataclass(f.default_factory)}
-    assert sections == {"pack", "image", "text", "embed", "index", "match", "evaluate", "report"}
+    assert sections == set(SECTIONS)
     names = {*JOB, "tasks"}
     own = {f"slurm.{section}.{name}" for section in sections for name in names}
     return own | {f"slurm.{name}" for name in (*SLURM, "tasks")}
@@ -128,7 +130,7 @@ def slurm_options() -> set[str]:
 def verb(monkeypatch: pytest.MonkeyPatch, capfd, tmp_path: Path) -> Verb:
     """Runs a verb in this process, in a folder with a catalogue, where there is no Slurm."""
     monkeypatch.chdir(tmp_path)
-    Path("c.csv").write_text("sku,name,product\n1,a,g\n2,b,g\n")
+    Path("c.csv").write_text("sku,name,product\n1,a,s\n2,b,s\n")  # s is a test product
     Path("mine.yaml").write_text("compute_environment: MINE\n")
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -185,19 +187,14 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
         return record
 
-    for name in ("pack", "train", "embed", "build_index", "match", "write_report"):
-        monkeypatch.setattr(pipeline, name, recorder(name))
-    monkeypatch.setattr(pipeline, "evaluate", recorder("evaluate"))
-    monkeypatch.setattr(pipeline, "ShardSet", lambda _: Labelled)
+    for module in (
+        "shards.packer.pack", "dist_train.training.loop.train", "dist_train.embedding.embed.embed",
+        "dist_train.matching.index.build_index", "dist_train.matching.build_pairs.build_pairs",
+        "dist_train.decisions.match.match", "dist_train.decisions.score.evaluate",
+        "dist_train.report.html.write_report",
+    ):  # fmt: skip
+        monkeypatch.setattr(module, recorder(module.rpartition(".")[2]))
     return calls
-
-
-class Labelled:
-    """A shard set with labels to score on."""
-
-    import pandas as pd
-
-    packed = pd.DataFrame({"split": ["test"], "label_group": ["g"]})
 
 
 def holds(given: Any, wanted: dict[str, Any]) -> bool:
@@ -215,7 +212,7 @@ def test_every_option_of_run_reaches_its_stage(verb: Verb, stages: list[Call]) -
     assert code == 0, err
     assert "report: runs/road/matches/report.html" in out
     where = "runs/road"
-    pack, text, image, embed, *compared, index, match, evaluate, report = stages
+    pack, text, image, embed, *compared, index, join, match, evaluate, report = stages
     assert pack.given[:3] == ["c.csv", "photos", f"{where}/shards"]
     assert holds(pack.given[3], ROAD["pack"])
     assert pack.given[4] == TOP["columns"]
@@ -231,28 +228,32 @@ def test_every_option_of_run_reaches_its_stage(verb: Verb, stages: list[Call]) -
         assert holds(call.given[3], ROAD[view] | {"epochs": 0.0})
     assert index.given[:2] == [f"{where}/embedding", f"{where}/index"]
     assert holds(index.given[2], ROAD["index"])
-    assert match.given[:3] == [f"{where}/{name}" for name in ("embedding", "index", "matches")]
-    assert holds(match.given[3], ROAD["match"])
+    assert join.given[:3] == [f"{where}/{name}" for name in ("embedding", "index", "pairs")]
+    assert holds(join.given[3], ROAD["join"])
+    assert match.given[:2] == [f"{where}/pairs", f"{where}/matches"]
+    assert holds(match.given[2], ROAD["match"])
     assert evaluate.given == [f"{where}/matches", {"random": f"{where}/random-embedding"}]
     assert report.given == [f"{where}/matches"]
-    calls = ("pack", "train", "train", "embed", "train", "train", "embed", "build_index", "match",
-             "evaluate", "write_report")  # fmt: skip
+    calls = ("pack", "train", "train", "embed", "train", "train", "embed", "build_index",
+             "build_pairs", "match", "evaluate", "write_report")  # fmt: skip
     assert tuple(call.stage for call in stages) == calls
 
 
 def test_options_of_run_that_do_not_go_with_others(verb: Verb, stages: list[Call]) -> None:
-    given: dict[str, Any] = {"catalogue": "c.csv", "out": "o", "encoders": ["image"]}
+    columns = {"columns": {"posting_id": "sku", "title": "name"}}
+    given: dict[str, Any] = {"catalogue": "c.csv", "out": "o", "encoders": ["image"]} | columns
     given |= {"image": {"photos_per_product": 2}, "match": {"threshold_from": "t.json"}}
+    Path("t.json").write_text('{"threshold": 0.7}')
     assert verb("run", write(given))[0] == 0
     pack, train, embed, *_ = stages
-    assert (pack.given[1], pack.given[4]) == (None, {})
+    assert (pack.given[1], pack.given[4]) == (None, columns["columns"])
     assert train.given[3]["photos_per_product"] == 2
     assert embed.given[3:] == ["o/image", None]
-    match = next(call for call in stages if call.stage == "match")
-    assert match.given[3]["threshold_from"] == "t.json"
+    join, match = (call for call in stages if call.stage in ("build_pairs", "match"))
+    assert join.given[3]["max_score_floor"] == match.given[2]["threshold"] == 0.7
     stages.clear()
     given = {"catalogue": "c.csv", "out": "o", "encoders": ["text"],
-             "text": {"photos_per_product": 2}, "compare": ["untrained"]}  # fmt: skip
+             "text": {"photos_per_product": 2}, "compare": ["untrained"]} | columns  # fmt: skip
     assert verb("run", write(given))[0] == 0
     assert [call.given[3]["photos_per_product"] for call in stages if call.stage == "train"] == [
         2, 2
@@ -261,13 +262,12 @@ def test_options_of_run_that_do_not_go_with_others(verb: Verb, stages: list[Call
     assert (untrained["epochs"], untrained["encoder"]["pretrained"]) == (0.0, True)
 
 
-def test_without_labels_run_scores_nothing(
-    verb: Verb, stages: list[Call], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for column, value in (("label_group", ""), ("split", "train")):
+def test_without_test_products_run_scores_nothing(verb: Verb, stages: list[Call]) -> None:
+    given = {"catalogue": "c.csv", "out": "o", "columns": TOP["columns"]}
+    for label in ("", "g"):  # g is a product to train on
         stages.clear()
-        monkeypatch.setattr(Labelled, "packed", Labelled.packed.assign(**{column: value}))
-        assert verb("run", write({"catalogue": "c.csv", "out": "o"}))[0] == 0
+        Path("c.csv").write_text(f"sku,name,product\n1,a,{label}\n2,b,{label}\n")
+        assert verb("run", write(given))[0] == 0
         assert [call.stage for call in stages][-2:] == ["match", "write_report"]
 
 
@@ -302,7 +302,7 @@ def command(text: str) -> str:
 
 
 FILES = {"pack": "pack", "image": "image", "text": "text", "embed": "embedding",
-         "index": "index", "match": "match"}  # fmt: skip
+         "index": "index", "join": "join", "match": "match"}  # fmt: skip
 
 
 def test_every_option_of_a_stage_reaches_the_file_that_its_job_reads(verb: Verb) -> None:
@@ -313,13 +313,16 @@ def test_every_option_of_a_stage_reaches_the_file_that_its_job_reads(verb: Verb)
     for section, name in FILES.items():
         assert holds(yaml.safe_load((dry / f"{name}.yaml").read_text()), ROAD[section]), section
     other = TOP | ROAD | {"out": "runs/other"}
-    for section, more in (("image", ELSEWHERE["photos_per_product"]),
-                          ("text", ELSEWHERE["photos_per_product"]),
-                          ("match", ELSEWHERE["threshold_from"])):  # fmt: skip
-        given = {name: value for name, value in (ROAD[section] | more).items() if value is not None}
+    for section in ("image", "text"):
+        given = ROAD[section] | ELSEWHERE["photos_per_product"]
         assert verb("submit", write(other | {section: given}), "--dry-run")[0] == 0
         file = Path("runs/other/slurm/dry-run") / f"{section}.yaml"
         assert holds(yaml.safe_load(file.read_text()), given)
+    Path("t.json").write_text('{"threshold": 0.7}')
+    given = {"threshold_from": "t.json"}
+    assert verb("submit", write(other | {"match": given}), "--dry-run")[0] == 0
+    file = Path("runs/other/slurm/dry-run/match.yaml")
+    assert yaml.safe_load(file.read_text()) == {"threshold": 0.7}
 
 
 def test_the_options_above_the_stages_reach_the_commands(verb: Verb) -> None:
@@ -343,8 +346,9 @@ def test_the_options_above_the_stages_reach_the_commands(verb: Verb) -> None:
         f"--text {where}/random-text --image {where}/random-image "
         f"--config {dry}/random-embedding.yaml",
         "index": f"index {where}/embedding --out {where}/index --config {dry}/index.yaml",
-        "match": f"match {where}/embedding --index {where}/index --out {where}/matches "
-        f"--config {dry}/match.yaml",
+        "join": f"join {where}/embedding --index {where}/index --out {where}/pairs "
+        f"--config {dry}/join.yaml",
+        "match": f"match {where}/pairs --out {where}/matches --config {dry}/match.yaml",
         "evaluate": f"evaluate {where}/matches --compare random={where}/random-embedding",
         "report": f"report {where}/matches",
     }  # fmt: skip
@@ -375,10 +379,7 @@ def test_every_option_of_slurm_reaches_the_scripts(verb: Verb) -> None:
             "MAX_REQUEUES": "20"}.items() <= bare.items()  # fmt: skip
     assert "VENV" in bare
     code, _, err = verb("submit", write(given | {"slurm": {"tasks": 2}}), "--dry-run")
-    assert (code, "slurm.tasks: only of pack and match" in err) == (2, True)
-
-
-SECTIONS = ["pack", "image", "text", "embed", "index", "match", "evaluate", "report"]
+    assert (code, "slurm.tasks: only of pack and join" in err) == (2, True)
 
 
 def test_every_option_of_a_stage_of_slurm_reaches_its_script_alone(verb: Verb) -> None:
@@ -390,7 +391,7 @@ def test_every_option_of_a_stage_of_slurm_reaches_its_script_alone(verb: Verb) -
             "nodes": number, "gpus": number + 20, "processes": number + 40, "cpus": number + 60,
             "mem": f"{number}M", "time": f"{number}:00", "sbatch": [f"--nice={number}"],
         }  # fmt: skip
-        if section in ("pack", "match"):
+        if section in ("pack", "join"):
             own[section]["tasks"] = number + 80
     given = {"catalogue": "c.csv", "out": "runs/road", "columns": TOP["columns"]}
     assert verb("submit", write(given | {"slurm": JOB | own}), "--dry-run")[0] == 0
@@ -403,13 +404,13 @@ def test_every_option_of_a_stage_of_slurm_reaches_its_script_alone(verb: Verb) -
             "cpus-per-task": str(number + 60), "mem": f"{number}M", "time": f"{number}:00",
             "nice": str(number),
         }  # fmt: skip
-        if section in ("pack", "match"):
+        if section in ("pack", "join"):
             wanted["array"] = f"0-{number + 79}"
         assert wanted.items() <= found.items(), section
         assert ("array" in found) == ("array" in wanted)
     tasks = f"--task %a --of {own['pack']['tasks']}"
     assert tasks in command(scripts()["pack"])
-    for section in set(SECTIONS) - {"pack", "match"}:
+    for section in set(SECTIONS) - {"pack", "join"}:
         refused = given | {"slurm": {section: {"tasks": 2}}}
         assert verb("submit", write(refused), "--dry-run")[0] == 2
 

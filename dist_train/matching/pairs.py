@@ -1,0 +1,84 @@
+"""A finished pairs directory: the scored pairs of a join, their score floor, what proves them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dist_train import stage
+from shards import stage_files
+from shards.errors import Corrupt
+from shards.files import read_json
+
+BATCH = 500_000
+"""Pairs in memory at one time."""
+SCORES = ("score", "score_image", "score_text")
+
+
+def no_pairs(columns: Sequence[str] = ("i", "j", *SCORES)) -> pd.DataFrame:
+    """A table of pairs without a row: what is put together of batches begins with it."""
+    kinds = {name: "float32" if name in SCORES else "int64" for name in columns}
+    return pd.DataFrame(columns=list(kinds)).astype(kinds)
+
+
+class PairSet:
+    """The pairs i < j of a join with their scores, from the score floor on."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`; raises BadInput when it is not a finished pairs directory."""
+        self.path = path
+        self.counts: dict[str, int] = stage_files.open_finished(path, stage.PAIRS)["counts"]
+
+    @cached_property
+    def proof(self) -> dict[str, Any]:
+        """What proof.json says."""
+        return read_json(self.path / "proof.json")
+
+    @property
+    def score_floor(self) -> float:
+        """The lowest kept score: of the pairs below it nothing is known."""
+        return self.proof["floor"]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each modality in the score."""
+        return self.proof["weights"]
+
+    @cached_property
+    def embedding(self) -> Path:
+        """The embedding set whose rows were joined; refused when it has changed since."""
+        return stage.parent(self.path, "embedding")
+
+    def reaches(self, threshold: float) -> bool:
+        """Every pair that scores `threshold` or more is here. Scores are float32, so it is too."""
+        return bool(np.float32(threshold) >= np.float32(self.score_floor))
+
+    def batches(self, columns: Sequence[str] = ("i", "j", "score")) -> Iterator[pd.DataFrame]:
+        """All pairs in the order of their files, at most BATCH at a time; Corrupt names a file."""
+        for path in sorted((self.path / "pairs").glob("*.parquet")):
+            try:
+                with pq.ParquetFile(path) as file:
+                    for batch in file.iter_batches(BATCH, columns=list(columns)):
+                        yield batch.to_pandas(ignore_metadata=True)
+            except (OSError, pa.ArrowException) as error:
+                raise Corrupt(
+                    f"{path}: cannot be read ({error}); join again into a new folder"
+                ) from None
+
+    def select(
+        self, wanted: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    ) -> pd.DataFrame:
+        """i, j, score, score_image, score_text of the pairs that `wanted` says of i and j (P,).
+
+        Without it of all pairs, which then must fit in memory.
+        """
+        found = [no_pairs()]
+        for table in self.batches(("i", "j", *SCORES)):
+            keep = slice(None) if wanted is None else wanted(table.i.to_numpy(), table.j.to_numpy())
+            found.append(table[keep])
+        return pd.concat(found, ignore_index=True)
