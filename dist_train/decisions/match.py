@@ -66,7 +66,7 @@ def match(embeddings: Path, index: Path, out: Path, config: MatchConfig) -> dict
 
 def _tell_plan(search: Search, out: Path, config: MatchConfig, runtime: Runtime) -> None:
     """What it will take, before it begins, where that is long enough to be worth a trial."""
-    if runtime.is_main and search.canaries.items >= PLANNED_FROM:
+    if runtime.is_main and len(search.views) >= PLANNED_FROM:
         cost = plan_of(search, config.pairs_per_item, config.audit_rows, runtime.world, out / WORK)
         give_back()
         if cost is not None:
