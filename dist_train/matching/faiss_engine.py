@@ -166,7 +166,8 @@ class ShardSearch:
         Also the queries whose `most` were not enough; nothing is returned for these.
         """
         most = min(most, self.shard.ntotal)
-        open_, found = np.arange(len(queries)), [_nothing()]
+        open_ = np.arange(len(queries))
+        found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
         while len(open_):
             k = min(k, most)
             scores, ids = self.shard.search(queries[open_], k, params=self.parameters)
@@ -209,10 +210,6 @@ def _has_range_search(shard: Any) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _nothing() -> Hits:
-    return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
 
 
 def _tiles(shards: list[range], asking: list[range], k: int) -> list[Tile]:
