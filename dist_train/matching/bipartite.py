@@ -2,7 +2,7 @@
 
 Old and new rows stand behind each other in one set of views, in blocks that hold either old rows
 or new ones. Of the join's tiles those of two old blocks are left out; all else is the same: engine,
-workers, commit and resume, canaries and proof.
+workers, commit and resume, proof.
 """
 
 from dataclasses import replace

@@ -12,17 +12,18 @@ from pathlib import Path
 from dist_train.config import IndexConfig, JoinConfig, bytes_of
 from dist_train.matching import trial
 from dist_train.matching.blocks import CHUNK, Block, Tile, tiles_of
-from dist_train.matching.choosing import Choice
 from dist_train.matching.engines import GemmEngine
-from dist_train.matching.find import Search, first_passes
+from dist_train.matching.find import Search
 from dist_train.matching.index import ADDED, shard_rows
 from dist_train.matching.join import Wanted
+from dist_train.matching.kernel_choice import Choice, choose_kernel
+from dist_train.matching.kernels import kernels_for
 from dist_train.matching.kinds import Kind, bytes_of_row, choose_kind
 from dist_train.matching.memory import PROGRAM, Bounds, join_bounds, join_peak, row_bytes
 from dist_train.matching.threads import use_huge_pages
 from dist_train.matching.trial import Rates
 from dist_train.matching.views import Views
-from dist_train.runtime import Runtime
+from dist_train.runtime import Runtime, bf16_pays
 
 PLANNED_FROM = 100_000
 """Items; a join of fewer takes little longer than the trial that a plan is made from."""
@@ -64,7 +65,7 @@ class Plan:
     ranks: int
     kind: str
     reason: str
-    first_pass: str
+    kernel: str
     tiles: int
     pairs: int
     index: Cost
@@ -87,7 +88,7 @@ class Plan:
 
     def __str__(self) -> str:
         return (f"plan: index {self.kind} ({self.reason}): {told(self.index)}; join of "
-                f"{self.tiles} tiles, {self.first_pass}, {self.pairs} pairs: "
+                f"{self.tiles} tiles, {self.kernel}, {self.pairs} pairs: "
                 f"{told(self.join)}")  # fmt: skip
 
 
@@ -111,8 +112,7 @@ def plan(
     """What N `items` of D = `width` columns take on `ranks` processes, after some seconds' trial.
 
     `width` is that of a whole row, `parts` are laid side by side in it (2: image and text),
-    `dtype` is the stored one, float16 or float32. The trial is made on random rows: in those of a
-    catalogue the first pass may find something to leave out, which `match` says when it begins.
+    `dtype` is the stored one, float16 or float32. The trial is made on random rows.
     Raises BadInput when the memory that the options give is too little.
     """
     use_huge_pages()
@@ -129,11 +129,12 @@ def plan(
     views = random()
     runtime = Runtime(device)
     k, pairs = match.neighbours, int(min(match.pairs_per_item * items, items * (items - 1) / 2))
-    found: dict[tuple[str, ...], list[Choice]] = {}
+    found: list[Choice] = []
+    kernels = kernels_for(runtime.device, bf16_pays(runtime.device))
     floor = max(0.05, trial.score_of_share(views, 2 * pairs / max(1, items * (items - 1))))
-    chosen = trial.timed(lambda: found.update(first_passes(views, floor, k, runtime)))
-    sketches = {names: choices[0].sketch for names, choices in found.items()}
-    per_row = row_bytes(width, list(sketches.values()))
+    chosen = trial.timed(lambda: found.extend(choose_kernel(views, floor, k, kernels)))
+    kernel = found[0].kernel
+    per_row = row_bytes(width, kernel.name, 1)
     bounds = join_bounds(items, *per_row, width, bytes_of(match.memory))
     blocks = [Block(n, names, range(start, min(start + bounds.block, items)))
               for n, start in enumerate(range(0, items, bounds.block))]  # fmt: skip
@@ -142,14 +143,14 @@ def plan(
     with tempfile.TemporaryDirectory() as folder:
         wanted = Wanted(floor, k)
         begin = trial.now()
-        rates = trial.measured(views, sketches, wanted, near, bounds.block, match.audit_rows,
-                               Path(folder))  # fmt: skip
+        rates = trial.measured(
+            views, kernel, wanted, near, bounds.block, match.audit_rows, Path(folder)
+        )
         tried = trial.now() - begin if items >= PLANNED_FROM else 0.0
     rates = replace(rates, start=rates.start + chosen + tried)
     row = sum(per_row)
     joined = join_cost(blocks, tiles_of(blocks), bounds, row, rates, items, pairs, k, ranks)
-    first_pass = ", ".join(str(choices[0]) for choices in found.values())
-    return Plan(items, width, ranks, kind.factory, kind.reason, first_pass,
+    return Plan(items, width, ranks, kind.factory, kind.reason, str(found[0]),
                 len(blocks) * (len(blocks) + 1) // 2, pairs, built, joined)  # fmt: skip
 
 
@@ -160,21 +161,21 @@ def plan_of(
 
     None where that cannot be told: for the engine faiss, and where few items have all parts.
     """
-    engine, items, k = search.engine, search.canaries.items, search.wanted.k
+    engine, items, k = search.engine, len(search.views), search.wanted.k
     pairs = int(pairs_per_item * items)
     if not isinstance(engine, GemmEngine):
         return None
     block = search.bounds.block
     views = trial.sample_views(search.views, trial.rows_of(block))
-    sketches = {parts: sketch for parts, sketch in engine.sketches.items()
-                if parts == tuple(search.views.parts)}  # fmt: skip
-    if not sketches or len(views) < trial.SAMPLE:
+    if len(views) < trial.SAMPLE:
         return None
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as room:
         near = _near(views, k, items, search.bounds)
-        rates = trial.measured(views, sketches, search.wanted, near, block, audit_rows, Path(room))
-    row = sum(row_bytes(search.views.width, list(engine.sketches.values())))
+        rates = trial.measured(
+            views, engine.kernel, search.wanted, near, block, audit_rows, Path(room)
+        )
+    row = sum(row_bytes(search.views.width, engine.kernel.name, len(search.views.kinds)))
     return join_cost(engine.blocks, engine.tiles, search.bounds, row, rates, items, pairs, k, ranks)
 
 

@@ -4,19 +4,20 @@ An engine may propose too much, never too little; the scores of Views decide aft
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from dist_train.matching.blocks import CHUNK, Block, Tile, area_apart, common_parts, tiles_of
-from dist_train.matching.kernels import Prepared
-from dist_train.matching.passes import FirstPass, Floors, Side, left_of_tile
+from dist_train.matching.kernels import Kernel
+from dist_train.matching.nearest import Nearest
+from dist_train.matching.passes import Candidates, FirstPass, Side, candidates_of
 from dist_train.matching.rows import finite, read_rows
-from dist_train.matching.sketches import Sketch, weighted_rows, wide
 from dist_train.matching.threads import use_threads
-from dist_train.matching.views import Views
+from dist_train.matching.views import Views, weighted_rows
 from dist_train.runtime import give_back
 
 LOOKED_AT = 64
@@ -44,8 +45,12 @@ class Engine(Protocol):
         """Ascending row numbers of the items whose neighbours the tile finds."""
         ...
 
-    def candidates(self, tile: Tile, floors: Floors) -> Iterator[Found]:
-        """Batches of (asking, found) row numbers (P,)."""
+    def candidates(self, tile: Tile, floor: float, near: Nearest | None = None) -> Iterator[Found]:
+        """Batches of (asking, found) row numbers (P,): all that score `floor` or more.
+
+        With `near` also all that may be among the best of its items. What the caller adds to it
+        between two batches raises its floors.
+        """
         ...
 
     def take(self, name: str, rows: np.ndarray) -> np.ndarray:
@@ -65,41 +70,20 @@ class _Loaded:
     sides: dict[tuple[Parts, str], list[Side]] = field(default_factory=dict)
 
 
-@dataclass
-class _Waiting:
-    """Candidates of some products, to be scored together."""
-
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, i: np.ndarray, j: np.ndarray, values: np.ndarray) -> None:
-        self.found.append((i, j, values))
-        self.count += len(i)
-
-    def all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All that waits; then nothing does."""
-        found, self.found, self.count = self.found, [], 0
-        if len(found) == 1:  # it may be as large as a product: no copy
-            return found[0]
-        i, j, values = (np.concatenate(side) for side in zip(*found, strict=True))
-        return i, j, values
-
-
 class GemmEngine:
     """Multiplies blocks of the stored rows with each other, every unordered pair of them once."""
 
     name, exact, both_ways = "gemm", True, True
 
     def __init__(
-        self, views: Views, blocks: list[Block], sketches: dict[Parts, Sketch], held: int = 2,
-        first_new: int = 0,
-    ) -> None:  # fmt: skip
-        """`sketches` by the parts compared; at most `held` (2 or more) blocks stay in memory.
+        self, views: Views, blocks: list[Block], kernel: Kernel, held: int = 2, first_new: int = 0
+    ) -> None:
+        """At most `held` (2 or more) of the blocks stay in memory.
 
         Pairs of rows that both lie before `first_new` are left out.
         """
         use_threads()
-        self.views, self.blocks, self.sketches = views, blocks, sketches
+        self.views, self.blocks, self.kernel = views, blocks, kernel
         self.tiles = tiles_of(blocks, first_new)
         self.seen, self.apart = FirstPass(), area_apart(views, first_new)
         self._held, self._at = held, set[int]()
@@ -110,41 +94,41 @@ class GemmEngine:
         ids = [self.blocks[n].ids() for n in {tile.asking, tile.asked}]
         return np.sort(np.concatenate(ids))
 
-    def candidates(self, tile: Tile, floors: Floors) -> Iterator[Found]:
+    def candidates(self, tile: Tile, floor: float, near: Nearest | None = None) -> Iterator[Found]:
         """See Engine."""
         one, other = self.blocks[tile.asking], self.blocks[tile.asked]
-        self._at = {tile.asking, tile.asked}
-        parts = common_parts(one, other)
-        sketch = self.sketches[parts]
+        self._at, parts = {tile.asking, tile.asked}, common_parts(one, other)
         left = self._sides(one, parts, "left", keep=tile.asked)
         right = self._sides(other, parts, "right", keep=tile.asking)
-        waiting = _Waiting()
+        waiting: list[Candidates] = []
+        count = 0
         for m, a in enumerate(left):
             for n, b in enumerate(right):
                 if tile.asking == tile.asked and n < m:
                     continue
                 same = tile.asking == tile.asked and n == m
-                waiting.add(*self._left(sketch, a, b, same, floors))
+                at, by, values = candidates_of(self.kernel, a, b, same, floor, near, self.seen)
+                waiting.append((a.ids[at], b.ids[by], values))
+                count += len(at)
                 # Neighbours that are scored at once raise the floors of the next product.
-                if waiting.count >= (1 if floors.k else TOGETHER):
-                    yield from self._looked_at(sketch, waiting)
-            if floors.k:  # then the first products of a row leave much, of changing size
+                if count >= (TOGETHER if near is None else 1):
+                    yield from self._checked(waiting)
+                    waiting, count = [], 0
+            if near is not None:  # then the first products of a row leave much, of changing size
                 give_back()
-        if waiting.count:
-            yield from self._looked_at(sketch, waiting)
+        if count:
+            yield from self._checked(waiting)
 
-    def _left(
-        self, sketch: Sketch, a: Side, b: Side, same: bool, floors: Floors
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Row numbers (P,), (P,) that a product leaves, and their first values."""
-        at, by, values = left_of_tile(sketch, a, b, same, floors, self.seen)
-        return a.ids[at], b.ids[by], values
-
-    def _looked_at(self, sketch: Sketch, waiting: _Waiting) -> Iterator[Found]:
-        i, j, values = waiting.all()
+    def _checked(self, waiting: list[Candidates]) -> Iterator[Found]:
+        """The candidates of some products together, some of their products beside the truth."""
+        # A single product may leave as much as it holds: no copy of it.
+        i, j, values = (
+            waiting[0]
+            if len(waiting) == 1
+            else (np.concatenate(side) for side in zip(*waiting, strict=True))
+        )
         some = np.linspace(0, len(i) - 1, min(LOOKED_AT, len(i))).astype(np.int64)
-        truth = self.views.scores(i[some], j[some], self.take)["score"]
-        self.seen.note(truth, values[some], sketch.cuts)
+        self.seen.note(self.views.scores(i[some], j[some], self.take)["score"], values[some])
         for start in range(0, len(i), MOST_TOGETHER):
             yield i[start : start + MOST_TOGETHER], j[start : start + MOST_TOGETHER]
 
@@ -169,39 +153,33 @@ class GemmEngine:
         self._loaded.clear()
 
     def _sides(self, block: Block, parts: Parts, side: str, keep: int) -> list[Side]:
+        """The chunks of a block as the kernel multiplies them on the `side` left or right."""
         loaded = self._load(block, keep)
         if (parts, side) not in loaded.sides:
-            sketch = self.sketches[parts]
-            prepare = sketch.left if side == "left" else sketch.right
-            loaded.sides[parts, side] = [
-                self._side(block, loaded, parts, start, prepare)
-                for start in range(0, len(block), CHUNK)
-            ]
-            if sketch.kernel.one_form:
-                other = "right" if side == "left" else "left"
-                loaded.sides[parts, other] = loaded.sides[parts, side]
+            prepare = self.kernel.left if side == "left" else self.kernel.right
+            total = sum(self.views.parts[name].weight for name in parts)
+            sides = loaded.sides[parts, side] = []
+            for start in range(0, len(block), CHUNK):
+                stored = {name: loaded.stored[name][start : start + CHUNK] for name in parts}
+                weighted = [(self.views.parts[name].weight / total, stored[name]) for name in parts]
+                prepared = prepare(weighted_rows(self.views, parts, stored))
+                sides.append(Side(block.ids(start, start + CHUNK), prepared, weighted))
+            if self.kernel.one_form:
+                loaded.sides[parts, "right" if side == "left" else "left"] = sides
         return loaded.sides[parts, side]
 
-    def _side(
-        self, block: Block, loaded: _Loaded, parts: Parts, start: int,
-        prepare: Callable[[np.ndarray], Prepared],
-    ) -> Side:  # fmt: skip
-        stored = {name: loaded.stored[name][start : start + CHUNK] for name in parts}
-        total = sum(self.views.parts[name].weight for name in parts)
-        return Side(
-            block.ids(start, start + CHUNK),
-            prepare(weighted_rows(self.views, parts, stored)),
-            [(self.views.parts[name].weight / total, stored[name]) for name in parts],
-        )
-
     def _load(self, block: Block, keep: int) -> _Loaded:
+        """The block from memory or from its files; of the others in memory `keep` stays."""
         if block.number not in self._loaded:
             drop = [n for n in self._loaded if n != keep]
             while len(self._loaded) >= self._held and drop:
                 del self._loaded[drop.pop(0)]
-            self._loaded[block.number] = _Loaded({
-                part: finite(rows, block.rows, wide(read_rows(rows, block.rows)))
-                for part in block.parts for rows in [self.views.parts[part].rows]
-            })  # fmt: skip
+            stored = {}
+            for name in block.parts:
+                rows = self.views.parts[name].rows
+                # By torch, which widens ten times as fast as NumPy.
+                values = torch.from_numpy(read_rows(rows, block.rows)).float().numpy()
+                stored[name] = finite(rows, block.rows, values)
+            self._loaded[block.number] = _Loaded(stored)
         self._loaded.move_to_end(block.number)
         return self._loaded[block.number]

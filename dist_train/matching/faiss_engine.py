@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from dist_train.matching.blocks import Tile
-from dist_train.matching.engines import FirstPass, Floors, Found
+from dist_train.matching.engines import Found
 from dist_train.matching.faiss_library import faiss, gpus, on_cpu, on_gpu
 from dist_train.matching.kernels import U
 from dist_train.matching.kinds import EXACT, set_nprobe
+from dist_train.matching.nearest import Nearest
+from dist_train.matching.passes import FirstPass
 from dist_train.matching.threads import use_threads
 from dist_train.matching.views import Views
 
@@ -25,6 +27,8 @@ GPU_MOST = 2_048
 """The largest k of FAISS's own search on a GPU."""
 HALF = 2.0**-11
 ASKING = 4_096
+CHECKED = 8
+"""Scores of each search that are compared with those that decide."""
 Hits = tuple[np.ndarray, ...]
 """Query, row number and score (P,) of what was found."""
 
@@ -63,7 +67,7 @@ class FaissEngine:
         """See Engine."""
         self._loaded.clear()
 
-    def candidates(self, tile: Tile, floors: Floors) -> Iterator[Found]:
+    def candidates(self, tile: Tile, floor: float, near: Nearest | None = None) -> Iterator[Found]:
         """See Engine."""
         block, shard = self.asking[tile.asking], self._shard(tile.asked)
         held = self.shards[tile.asked][1]
@@ -74,17 +78,22 @@ class FaissEngine:
                 who = np.flatnonzero(asks)
                 if not len(who) or not mask[held.start : held.stop].any():
                     continue
-                asking, found, scores = self._search(shard, queries[who], mask, floors)
-                self._look(who[asking] + start, found, scores)
-                yield who[asking] + start, found
+                k = 0 if near is None else near.k
+                item, found, scores = self._search(shard, queries[who], mask, floor, k)
+                asking, some = who[item] + start, slice(0, CHECKED)
+                truth = self.views.scores(asking[some], found[some])["score"]
+                self.seen.note(truth, scores[some])
+                yield asking, found
 
-    def _search(self, shard: Any, queries: np.ndarray, mask: np.ndarray, floors: Floors) -> Hits:
+    def _search(
+        self, shard: Any, queries: np.ndarray, mask: np.ndarray, floor: float, k: int
+    ) -> Hits:
         search = search_of(shard, self.views, mask, self.kind, self.margin)
         # Rounded down and one below: FAISS keeps what is above the radius, not at it.
-        least = np.nextafter(np.float32(floors.pair() - self.margin), np.float32(-np.inf))
+        least = np.nextafter(np.float32(floor - self.margin), np.float32(-np.inf))
         hits = search.range(queries, float(least))
-        if floors.k:
-            near = search.nearest(queries, floors.k)
+        if k:
+            near = search.nearest(queries, k)
             hits = tuple(np.concatenate(pair) for pair in zip(hits, near, strict=True))
         here = mask[hits[1]]  # an approximate kind searched all rows, of other kinds as well
         code = hits[0][here] * len(self.views) + hits[1][here]
@@ -106,14 +115,6 @@ class FaissEngine:
                 index = on_gpu(index)
             self._loaded[number] = index
         return self._loaded[number]
-
-    def _look(self, asking: np.ndarray, found: np.ndarray, scores: np.ndarray) -> None:
-        some = slice(0, 8)
-        truth = self.views.scores(asking[some], found[some])["score"]
-        difference = np.abs(truth.astype(np.float64) - scores[some])
-        difference = difference[np.isfinite(difference)]
-        self.seen.checked += len(difference)
-        self.seen.error = max(self.seen.error, float(difference.max(initial=0.0)))
 
 
 class ShardSearch:
@@ -165,7 +166,8 @@ class ShardSearch:
         Also the queries whose `most` were not enough; nothing is returned for these.
         """
         most = min(most, self.shard.ntotal)
-        open_, found = np.arange(len(queries)), [_nothing()]
+        open_ = np.arange(len(queries))
+        found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
         while len(open_):
             k = min(k, most)
             scores, ids = self.shard.search(queries[open_], k, params=self.parameters)
@@ -210,17 +212,13 @@ def _has_range_search(shard: Any) -> bool:
     return True
 
 
-def _nothing() -> Hits:
-    return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
-
-
 def _tiles(shards: list[range], asking: list[range], k: int) -> list[Tile]:
     """Shard by shard, so that each is read once by a worker that takes its tiles in turn."""
     found: list[Tile] = []
     for number, held in enumerate(shards):
         for block, rows in enumerate(asking):
             area = _area(rows, held)
-            if area or k or rows.start >= shards[-1].stop:  # canaries stand in no shard
+            if area or k:
                 found.append(Tile(len(found), block, number, area))
     return found
 

@@ -8,20 +8,18 @@ import logging
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from dist_train.matching.blocks import Tile, block_size, blocks_of, common_parts
+from dist_train.matching.blocks import Tile, block_size, blocks_of
 from dist_train.matching.engines import Engine, GemmEngine
 from dist_train.matching.kernels import kernels_for
 from dist_train.matching.nearest import KnownFloors, Nearest
 from dist_train.matching.pairs import SCORES
 from dist_train.matching.sampling import floor_of_sample
-from dist_train.matching.sketches import Sketch
 from dist_train.matching.views import Views
 from dist_train.matching.work import Work, histogram, read_table
 from dist_train.runtime import Clock, Runtime
@@ -53,32 +51,6 @@ class Wanted:
     budget: float = float("inf")
     """Pairs in all; above it the floor is raised, up to `highest`."""
     highest: float = 1.0
-    items: int | None = None
-    """Real items; rows from there on are canaries. None: all are real."""
-
-
-@dataclass
-class TileFloors:
-    """What is wanted of a tile while it is worked on; see engines.Floors."""
-
-    wanted: Wanted
-    near: Nearest | None
-
-    def __post_init__(self) -> None:
-        self.k = self.wanted.k
-
-    def pair(self) -> float:
-        """See engines.Floors."""
-        return self.wanted.floor
-
-    def nearest(self, rows: np.ndarray) -> np.ndarray | None:
-        """See engines.Floors."""
-        return None if self.near is None else self.near.of(rows)
-
-    def among(self, rows: np.ndarray) -> int:
-        """See engines.Floors."""
-        items = self.wanted.items
-        return self.k + (0 if items is None else int((rows >= items).sum()))
 
 
 @dataclass
@@ -123,49 +95,41 @@ def join(views: Views, engine: Engine, wanted: Wanted, out: Path, runtime: Runti
             if work.is_finished():
                 return
             bar.update(len(mine) - len(left) - bar.n)
-            if _take_some(views, engine, wanted, left, work, known, runtime, bar):
+            any_free = False
+            for tile in left:
+                if runtime.stop_asked():
+                    raise Stopped(f"{out}: stopped by a signal; the same command goes on")
+                with work.claim(tile.number) as ours:
+                    if ours and not work.is_done(tile.number) and not work.is_finished():
+                        any_free = True
+                        floor = work.floor(wanted.floor, wanted.budget, wanted.highest)
+                        do_tile(views, engine, replace(wanted, floor=floor), tile, work, known)
+                        bar.update(1)
+            if any_free:
                 idle = Clock()
             else:
                 time.sleep(min(max(idle.seconds() / 8, LOOK_AGAIN[0]), LOOK_AGAIN[1]))
-            if runtime.stop_asked():
-                raise Stopped(f"{out}: stopped by a signal; the same command goes on")
         bar.update(len(mine) - bar.n)
-
-
-def _take_some(
-    views: Views, engine: Engine, wanted: Wanted, tiles: list[Tile], work: Work,
-    known: KnownFloors | None, runtime: Runtime, bar: tqdm,
-) -> bool:  # fmt: skip
-    """Do those of the tiles that are free; whether there was one."""
-    any_free = False
-    for tile in tiles:
-        if runtime.stop_asked():
-            break
-        with work.claim(tile.number) as ours:
-            if ours and not work.is_done(tile.number) and not work.is_finished():
-                any_free = True
-                floor = work.floor(wanted.floor, wanted.budget, wanted.highest)
-                do_tile(views, engine, replace(wanted, floor=floor), tile, work, known)
-                bar.update(1)
-    return any_free
 
 
 def do_tile(
     views: Views, engine: Engine, wanted: Wanted, tile: Tile, work: Work, known: KnownFloors | None
 ) -> None:
     """Find, score and commit what one tile holds."""
-    clock, kept, canaries = Clock(), _Kept(work, tile.number), []
-    checked = engine.seen.checked
-    near = _nearest_of(engine, tile, wanted, known)
-    floors = TileFloors(wanted, near)
-    for asking, found in engine.candidates(tile, floors):
+    clock, kept, checked = Clock(), _Kept(work, tile.number), engine.seen.checked
+    near = None
+    if known is not None:
+        rows = engine.rows(tile)
+        near = Nearest(rows, wanted.k, known.of(rows))
+    for asking, found in engine.candidates(tile, wanted.floor, near):
         table = scored(views, engine, asking, found)
-        if wanted.items is not None and (planted := table.j.to_numpy() >= wanted.items).any():
-            canaries += _caught(table[planted], wanted)
-            table = table[~planted]
-        if near is not None:
-            _tell(near, engine, table)
-        keep = (table.score.to_numpy() >= np.float32(wanted.floor)) & (table.asks.to_numpy() < 1)
+        i, j, score = (table[name].to_numpy() for name in ("i", "j", "score"))
+        elsewhere = table.asks.to_numpy() > 0
+        if near is not None and engine.both_ways:
+            near.add(np.concatenate([i, j]), np.concatenate([j, i]), np.tile(score, 2))
+        elif near is not None:
+            near.add(np.where(elsewhere, j, i), np.where(elsewhere, i, j), score)
+        keep = (score >= np.float32(wanted.floor)) & ~elsewhere
         if keep.any():
             kept.add(table.loc[keep, ["i", "j", *SCORES]])
     if kept.tables or not kept.parts:
@@ -173,7 +137,7 @@ def do_tile(
     record = {
         "tile": tile.number, "asking": tile.asking, "asked": tile.asked, "area": tile.area,
         "floor": wanted.floor, "pairs": kept.pairs, "parts": kept.parts,
-        "histogram": sorted(map(list, kept.counts.items())), "canaries": canaries,
+        "histogram": sorted(map(list, kept.counts.items())),
         "seconds": clock.seconds(), "engine": engine.name, "error": engine.seen.error,
         "margin": engine.seen.margin, "checked": engine.seen.checked - checked,
     }  # fmt: skip
@@ -195,33 +159,6 @@ def scored(views: Views, engine: Engine, asking: np.ndarray, found: np.ndarray) 
     return pd.DataFrame(columns, copy=False)
 
 
-def _nearest_of(
-    engine: Engine, tile: Tile, wanted: Wanted, known: KnownFloors | None
-) -> Nearest | None:
-    if known is None:
-        return None
-    rows = engine.rows(tile)
-    if wanted.items is not None:
-        rows = rows[rows < wanted.items]
-    return Nearest(rows, wanted.k, known.of(rows))
-
-
-def _tell(near: Nearest, engine: Engine, table: pd.DataFrame) -> None:
-    i, j, score = table.i.to_numpy(), table.j.to_numpy(), table.score.to_numpy()
-    turned = table.asks.to_numpy() > 0
-    if engine.both_ways:
-        near.add(np.concatenate([i, j]), np.concatenate([j, i]), np.concatenate([score, score]))
-    else:
-        near.add(np.where(turned, j, i), np.where(turned, i, j), score)
-
-
-def _caught(table: pd.DataFrame, wanted: Wanted) -> list[list[float]]:
-    """[source, canary, score] of pairs with a canary that reach the floor."""
-    seen = table[table.i < wanted.items]
-    seen = seen[seen.score >= np.float32(wanted.floor)]
-    return [[int(i), int(j), float(s)] for i, j, s in zip(seen.i, seen.j, seen.score, strict=True)]
-
-
 def in_order(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Tables of pairs as one: i, j, score, score_image, score_text by i, then j."""
     nothing = {name: np.zeros(0, np.int64) for name in ("i", "j")}
@@ -235,8 +172,8 @@ def read_pairs(out: Path) -> pd.DataFrame:
     return in_order([read_table(file) for file in sorted((out / "pairs").glob("*.parquet"))])
 
 
-def settle_pairs(out: Path, floor: float, items: int) -> dict[str, Any]:
-    """Take out of pairs/ what lies below the floor that all tiles gave; the counts."""
+def settle_pairs(out: Path, floor: float) -> int:
+    """Take out of pairs/ what lies below the floor that all tiles gave; how many pairs are left."""
     work, kept = Work(out), 0
     wanted = {
         work.pairs_path(tile, part)
@@ -248,22 +185,21 @@ def settle_pairs(out: Path, floor: float, items: int) -> dict[str, Any]:
             path.unlink()
     for path in sorted(wanted):
         table = read_table(path)
-        keep = table[(table.score >= np.float32(floor)) & (table.j < items)]
+        keep = table[table.score >= np.float32(floor)]
         if len(keep) < len(table):
             write_parquet(path, keep)
         kept += len(keep)
-    return {"pairs": kept}
+    return kept
 
 
 def pairs_in_memory(views: Views, device: torch.device, pairs_per_item: float) -> Pairs:
     """The best-scored pairs of a few items on one process, about `pairs_per_item` an item."""
     floor = floor_of_sample(views, pairs_per_item)
-    plain = kernels_for(device, bf16=False)[0]
-    blocks = blocks_of(views, block_size(len(views)))
-    sketches = {common_parts(a, b): Sketch(plain) for a in blocks for b in blocks}
-    engine, tables = GemmEngine(views, blocks, sketches), []
+    kernel = kernels_for(device, bf16=False)[0]
+    engine = GemmEngine(views, blocks_of(views, block_size(len(views))), kernel)
+    tables = []
     for tile in engine.tiles:
-        for asking, found in engine.candidates(tile, TileFloors(Wanted(floor), None)):
+        for asking, found in engine.candidates(tile, floor):
             table = scored(views, engine, asking, found)
             tables.append(table[table.score >= np.float32(floor)][["i", "j", *SCORES]])
     table = in_order(tables)

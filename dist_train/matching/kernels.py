@@ -96,17 +96,14 @@ class FloatKernel(Kernel):
         if self.device.type == "cuda":
             return torch.mm(left.values, right.values.T, out_dtype=torch.float32)
         if self.dtype == torch.float32:
+            # The same memory for every product: fresh pages would cost as much as reading them.
+            if self._memory.size < left.rows * right.rows:
+                self._memory = np.empty(left.rows * right.rows, np.float32)
+            out = self._memory[: left.rows * right.rows].reshape(left.rows, right.rows)
             # NumPy's BLAS: torch's is a third as fast on some processors.
-            out = self._room(left.rows, right.rows)
             np.matmul(left.values.numpy(), right.values.numpy().T, out=out)
             return torch.from_numpy(out)
         return torch.mm(left.values, right.values.T).float()
-
-    def _room(self, rows: int, columns: int) -> np.ndarray:
-        """The same memory for every product: fresh pages would cost as much as reading them."""
-        if self._memory.size < rows * columns:
-            self._memory = np.empty(rows * columns, np.float32)
-        return self._memory[: rows * columns].reshape(rows, columns)
 
     def margin(self, left: Prepared, right: Prepared) -> float:
         """See Kernel; 16 more roundings than products: of weights, of the rows, of the score."""

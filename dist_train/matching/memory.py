@@ -1,12 +1,10 @@
 """What a worker of the join needs in memory, told before it begins."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_train.matching.blocks import CHUNK, block_size
 from dist_train.matching.join import SPILL
 from dist_train.matching.kernels import BYTES
-from dist_train.matching.sketches import Sketch
 from shards.errors import BadInput
 
 PROGRAM = 720_000_000
@@ -48,11 +46,13 @@ def join_bounds(items: int, stored: int, prepared: int, width: int, memory: int)
     return Bounds(block, held, fixed + held * block * row)
 
 
-def row_bytes(width: int, sketches: Sequence[Sketch]) -> tuple[int, int]:
-    """Bytes of a row of D = `width` in a block: as it is, float32, and as it is multiplied."""
-    prepared = [BYTES[s.kernel.name] * s.width(width) for s in sketches]
-    # A complete item is prepared once for each of the parts that others may lack.
-    return 4 * width, max(prepared, default=0) * len(prepared)
+def row_bytes(width: int, kernel: str, kinds: int) -> tuple[int, int]:
+    """Bytes of a row of D = `width` in a block: as it is, float32, and as the kernel multiplies it.
+
+    `kinds` is how many kinds of items there are (`Views.kinds`): a complete item is prepared once
+    for each of the parts that others may lack.
+    """
+    return 4 * width, BYTES[kernel] * width * kinds
 
 
 def join_peak(bounds: Bounds, items: int, row: int, pairs: int, tiles: int) -> int:

@@ -108,15 +108,20 @@ def _best(
     return group[keep], ids[keep], scores[keep], rank[keep]
 
 
-def merged_nearest(files: list[Path], views: Views, k: int, out: Path, items: int) -> None:
+def merged_nearest(files: list[Path], views: Views, k: int, out: Path) -> None:
     """Write the best k of all tiles: i, j, score, score_image, score_text, by i, the best first.
 
     By ranges of items, so that memory does not grow with their number.
     """
     with atomic_path(out) as temporary:
         writer = None
-        for start in range(0, max(items, 1), MERGED):
-            table = _merged_range(files, len(views), k, start, min(start + MERGED, items))
+        for start in range(0, max(len(views), 1), MERGED):
+            stop = min(start + MERGED, len(views))
+            near = Nearest(np.arange(start, stop), k, np.full(stop - start, -np.inf, np.float32))
+            for file in files:
+                found = pd.read_parquet(file, filters=[("i", ">=", start), ("i", "<", stop)])
+                near.add(found.i.to_numpy(), found.j.to_numpy(), found.score.to_numpy())
+            table = near.table()
             for first in range(0, max(len(table), 1), SCORED):
                 i, j = (table[name].to_numpy()[first : first + SCORED] for name in ("i", "j"))
                 scored = pd.DataFrame({"i": i, "j": j} | views.scores(i, j))
@@ -125,13 +130,3 @@ def merged_nearest(files: list[Path], views: Views, k: int, out: Path, items: in
                 writer.write_table(part)
         assert writer is not None
         writer.close()
-
-
-def _merged_range(files: list[Path], rows: int, k: int, start: int, stop: int) -> pd.DataFrame:
-    """The best k of the items from `start` to `stop`; of `rows` the last may be canaries."""
-    near = Nearest(np.arange(start, stop), k, np.full(stop - start, -np.inf, np.float32))
-    where = [("i", ">=", start), ("i", "<", stop), ("j", "<", rows)]
-    for file in files:
-        found = pd.read_parquet(file, filters=where)
-        near.add(found.i.to_numpy(), found.j.to_numpy(), found.score.to_numpy())
-    return near.table()

@@ -1,8 +1,8 @@
 """What is printed with every result: that all was looked at, and how well.
 
 Coverage (the tiles' areas sum to N (N + 1) / 2), the first pass's largest observed error against
-its margin, planted canaries, and an audit: some rows scored against all others in float64 by other
-code. With no miss among m true pairs the recall is at least 1 - 3 / m at 95 % (rule of three).
+its margin, and an audit: some rows scored against all others in float64 by other code. With no miss
+among m true pairs the recall is at least 1 - 3 / m at 95 % (rule of three).
 """
 
 import logging
@@ -13,7 +13,6 @@ import numpy as np
 from scipy.stats import beta
 
 from dist_train.matching.blocks import area_wanted
-from dist_train.matching.canaries import Canaries
 from dist_train.matching.engines import Engine
 from dist_train.matching.rows import read_rows
 from dist_train.matching.views import Views
@@ -25,13 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def prove(
-    views: Views,
-    engine: Engine,
-    canaries: Canaries,
-    out: Path,
-    floor: float,
-    audit_rows: int,
-    first_new: int = 0,
+    views: Views, engine: Engine, out: Path, floor: float, audit_rows: int, first_new: int = 0
 ) -> dict[str, Any]:
     """What is known of a finished join; Failed when it is not what it must be.
 
@@ -39,75 +32,65 @@ def prove(
     before `first_new` only the pairs with later ones were looked for.
     """
     records = list(Work(out).records().values())
+    covered = sum(record["area"] for record in records) + engine.apart
+    wanted = area_wanted(len(views), first_new)
+    if covered != wanted:
+        raise Failed(
+            f"the tiles cover {covered} pairs of {wanted}: remove the folder and join again"
+        )
     found = {
-        "engine": engine.name, "exact": engine.exact, "items": canaries.items, "floor": floor,
-        "tiles": len(records), "old": first_new,
-        "pairs_covered": _coverage(records, engine, canaries, len(views), first_new),
-        "first_pass_error": max((r["error"] for r in records), default=0.0),
-        "first_pass_margin": max((r["margin"] for r in records), default=0.0),
-        "first_pass_checked": sum(r["checked"] for r in records),
-        "canaries": _canaries(records, views, canaries, floor, engine.exact),
-        "audit": audit(views, canaries.items, out, floor, audit_rows, first_new),
-    }  # fmt: skip
+        "engine": engine.name,
+        "exact": engine.exact,
+        "items": len(views),
+        "floor": floor,
+        "tiles": len(records),
+        "old": first_new,
+        "pairs_covered": covered,
+        "first_pass_error": max((record["error"] for record in records), default=0.0),
+        "first_pass_margin": max((record["margin"] for record in records), default=0.0),
+        "first_pass_checked": sum(record["checked"] for record in records),
+        "audit": audit(views, out, floor, audit_rows, first_new),
+    }
     _judge(found, engine)
-    for line in told(found):
-        log.info("%s", line)
+    _log(found)
     return found
 
 
-def told(proof: dict[str, Any]) -> list[str]:
-    """The proof in words."""
-    audit_, whole = proof["audit"], "N (N + 1) / 2"
+def _log(proof: dict[str, Any]) -> None:
+    whole = "N (N + 1) / 2"
     if proof["old"]:
-        whole = f"N_new N_old + N_new (N_new + 1) / 2, N_old = {proof['old']},"
-    return [
-        f"proof: {proof['tiles']} tiles cover {proof['pairs_covered']} pairs, all of {whole} "
-        f"for the {proof['items']} items and the canaries",
-        f"proof: first pass off by at most {proof['first_pass_error']:.1e} in "
-        f"{proof['first_pass_checked']} looked at, margin {proof['first_pass_margin']:.1e}",
-        f"proof: {proof['canaries']['found']} of {proof['canaries']['planted']} canaries found",
-        f"proof: audit of {audit_['rows']} rows in float64: {audit_['missed']} of "
-        f"{audit_['true']} pairs missed, {audit_['wrong']} wrong; recall at least "
-        f"{audit_['recall_low']:.4f} (95 %)",
-    ]
+        whole = "N_new N_old + N_new (N_new + 1) / 2, N_old = %(old)d,"
+    log.info(
+        f"proof: %(tiles)d tiles cover %(pairs_covered)d pairs, all of {whole} for the %(items)d "
+        "items",
+        proof,
+    )
+    log.info(
+        "proof: first pass off by at most %(first_pass_error).1e in %(first_pass_checked)d looked "
+        "at, margin %(first_pass_margin).1e",
+        proof,
+    )
+    log.info(
+        "proof: audit of %(rows)d rows in float64: %(missed)d of %(true)d pairs missed, %(wrong)d "
+        "wrong; recall at least %(recall_low).4f (95 %%)",
+        proof["audit"],
+    )
 
 
-def _coverage(
-    records: list[dict[str, Any]], engine: Engine, canaries: Canaries, rows: int, first_new: int
-) -> int:
-    covered = sum(record["area"] for record in records) + engine.apart
-    N = rows if engine.both_ways else canaries.items
-    wanted = area_wanted(N, first_new)
-    if covered != wanted:
-        raise Failed(f"the tiles cover {covered} pairs of {wanted}: remove the folder "
-                     "and join again")  # fmt: skip
-    return covered
-
-
-def _canaries(
-    records: list[dict[str, Any]], views: Views, canaries: Canaries, floor: float, exact: bool
-) -> dict[str, Any]:
-    expected = canaries.expected(views, floor)
-    seen = {(int(i), int(j)): s for record in records for i, j, s in record["canaries"]}
-    missed = [pair for pair in expected if seen.get(pair) != expected[pair]]
-    if missed and exact:
-        raise Failed(f"the planted pairs {missed[:3]} were not found: remove the folder and match "
-                     "again; if it comes back, report it")  # fmt: skip
-    return {"planted": len(expected), "found": len(expected) - len(missed)}
-
-
-def audit(
-    views: Views, items: int, out: Path, floor: float, rows: int, first_new: int = 0
-) -> dict[str, Any]:
+def audit(views: Views, out: Path, floor: float, rows: int, first_new: int = 0) -> dict[str, Any]:
     """Compare the pairs of some items with all of theirs, computed in float64 by other code."""
-    some = np.linspace(first_new, items - 1, min(rows, items - first_new))
-    some = np.unique(some.astype(np.int64))
-    ours = _found_of(out, some, items)
-    true, near = _true_pairs(views, some, items, floor)
+    N = len(views)
+    some = np.unique(np.linspace(first_new, N - 1, min(rows, N - first_new)).astype(np.int64))
+    ours: set[int] = set()
+    for path in sorted((out / "pairs").glob("*.parquet")):
+        table = read_table(path)
+        table = table[np.isin(table.i, some) | np.isin(table.j, some)]
+        ours.update((table.i * N + table.j).tolist())
+    true, near = _true_pairs(views, some, floor)
     # Between the two sums in float64 lies 1e-15: on the edge the score that decides decides.
     edge = np.array(sorted(near), np.int64)
     if len(edge):
-        scores = views.scores(edge // items, edge % items)["score"]
+        scores = views.scores(edge // N, edge % N)["score"]
         true |= set(edge[scores >= np.float32(floor)].tolist())
     missed, m = len(true - ours), len(true)
     low = float(beta.ppf(0.05, m - missed, missed + 1)) if m > missed else 0.0
@@ -117,15 +100,13 @@ def audit(
     }  # fmt: skip
 
 
-def _true_pairs(
-    views: Views, some: np.ndarray, items: int, floor: float
-) -> tuple[set[int], set[int]]:
+def _true_pairs(views: Views, some: np.ndarray, floor: float) -> tuple[set[int], set[int]]:
     """Pairs i N + j, i < j, clearly above the floor; and those within 1e-7 of it."""
     above: set[int] = set()
     edge: set[int] = set()
     mine = {name: part.rows.take(some) for name, part in views.parts.items()}
-    for start in range(0, items, STEP):
-        block = range(start, min(start + STEP, items))
+    for start in range(0, len(views), STEP):
+        block = range(start, min(start + STEP, len(views)))
         total = np.zeros((len(some), len(block)))
         weight = np.zeros_like(total)
         for name, part in views.parts.items():
@@ -138,18 +119,9 @@ def _true_pairs(
         for chosen, into in ((score >= floor + 1e-7, above), (abs(score - floor) < 1e-7, edge)):
             a, b = np.nonzero(chosen)
             i, j = some[a], b + start
-            code = np.minimum(i, j) * items + np.maximum(i, j)
+            code = np.minimum(i, j) * len(views) + np.maximum(i, j)
             into.update(code[i != j].tolist())
     return above, edge
-
-
-def _found_of(out: Path, some: np.ndarray, items: int) -> set[int]:
-    found: set[int] = set()
-    for path in sorted((out / "pairs").glob("*.parquet")):
-        table = read_table(path)
-        table = table[np.isin(table.i, some) | np.isin(table.j, some)]
-        found.update((table.i * items + table.j).tolist())
-    return found
 
 
 def _judge(found: dict[str, Any], engine: Engine) -> None:

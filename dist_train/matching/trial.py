@@ -12,18 +12,18 @@ from scipy.optimize import nnls
 
 from dist_train.embedding.store import Rows
 from dist_train.matching.blocks import CHUNK, Block, Tile
-from dist_train.matching.engines import GemmEngine, Parts
+from dist_train.matching.engines import GemmEngine
 from dist_train.matching.faiss_library import faiss
 from dist_train.matching.index import build_shard
 from dist_train.matching.join import SCORES, Wanted, do_tile, in_order
+from dist_train.matching.kernels import Kernel
 from dist_train.matching.kinds import Kind, empty_index
 from dist_train.matching.nearest import KnownFloors, merged_nearest
 from dist_train.matching.proof import audit
 from dist_train.matching.recall import ShardedIndex, measured_recall
 from dist_train.matching.rows import take_rows
 from dist_train.matching.sampling import floor_of_sample
-from dist_train.matching.sketches import Sketch, weighted_rows
-from dist_train.matching.views import ViewPart, Views
+from dist_train.matching.views import ViewPart, Views, weighted_rows
 from dist_train.matching.work import Work, read_table
 from shards.files import sha256_file, write_parquet
 
@@ -101,7 +101,7 @@ def random_views(
     items: int, widths: Mapping[str, int], dtype: str, weights: Mapping[str, float],
     size: int = SAMPLE,
 ) -> Views:  # fmt: skip
-    """Unit rows without any structure: what can be left out of the work is found in data alone."""
+    """Unit rows without any structure."""
     rng, parts, count = np.random.default_rng(0), {}, min(size, max(LEAST, items))
     for name, width in widths.items():
         rows = rng.standard_normal((count, width), np.float32)
@@ -120,22 +120,21 @@ def score_of_share(views: Views, share: float) -> float:
 
 
 def measured(
-    views: Views, sketches: dict[Parts, Sketch], wanted: Wanted, near: list[float],
-    block: int, audit_rows: int, folder: Path,
+    views: Views, kernel: Kernel, wanted: Wanted, near: list[float], block: int, audit_rows: int,
+    folder: Path,
 ) -> Rates:  # fmt: skip
     """The rates over a sample of items (`sample_views`), with what `wanted` looks for.
 
     `block` are the rows of the join's blocks. `near` are scores that neighbours must reach, each
     in as many tiles as another. Files are written below `folder`.
     """
-    pair, visit, tile, row, fresh = _tiles(views, sketches, wanted, near, block, folder)
+    pair, visit, tile, row, fresh = _tiles(views, kernel, wanted, near, block, folder)
     first, start, item = _items(views, wanted, audit_rows, folder)
     return Rates(pair, visit, fresh, tile, row, item, first + start, *_kept(folder))
 
 
 def _tiles(
-    views: Views, sketches: dict[Parts, Sketch], wanted: Wanted, near: list[float], block: int,
-    folder: Path,
+    views: Views, kernel: Kernel, wanted: Wanted, near: list[float], block: int, folder: Path
 ) -> list[Seconds]:  # fmt: skip
     asking = min(ASKING, len(views) // 2)
     asked = min(block, len(views) - asking)
@@ -143,8 +142,8 @@ def _tiles(
     ranges = [range(asking), range(asking, asking + asked),
               range(half), range(asking, asking + chunk)]  # fmt: skip
     blocks = [Block(n, tuple(views.parts), rows) for n, rows in enumerate(ranges)]
-    engine = GemmEngine(views, blocks, sketches, held=len(blocks))
-    wanted = replace(wanted, items=None, budget=float("inf"))
+    engine = GemmEngine(views, blocks, kernel, held=len(blocks))
+    wanted = replace(wanted, budget=float("inf"))
 
     def floors(score: float, first: int = 0) -> KnownFloors | None:
         path = folder / "floors.f32"
@@ -194,11 +193,14 @@ def _items(
     def work(size: int) -> Seconds:
         some = sample_views(views, size)
         spent = timed(lambda: floor_of_sample(some, 1.0))
-        spent = spent + timed(lambda: audit(some, len(some), folder, wanted.floor, rows))
+        spent = spent + timed(lambda: audit(some, folder, wanted.floor, rows))
         if wanted.k:
-            files = sorted(Work(folder).nearest.glob("*.parquet"))
-            out = folder / "nearest.parquet"
-            spent = spent + timed(lambda: merged_nearest(files, some, wanted.k, out, len(some)))
+            files, out = [], folder / "nearest.parquet"
+            for path in sorted(Work(folder).nearest.glob("*.parquet")):
+                files.append(folder / f"nearest-{path.name}")
+                here = [("i", "<", size), ("j", "<", size)]
+                write_parquet(files[-1], pd.read_parquet(path, filters=here))
+            spent = spent + timed(lambda: merged_nearest(files, some, wanted.k, out))
         return spent
 
     return line(work, len(views) // 4, len(views))

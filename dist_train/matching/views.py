@@ -106,6 +106,19 @@ class Views:
             return {"score": (total / weights).astype(np.float32)} | out
 
 
+def weighted_rows(views: Views, names: Sequence[str], stored: dict[str, np.ndarray]) -> np.ndarray:
+    """Rows float32 (n, D) whose products are the scores by the parts `names`.
+
+    The stored rows of these, each times the root of its weight among them, side by side.
+    """
+    total = sum(views.parts[name].weight for name in names)
+    return np.hstack([
+        np.asarray(stored[name], np.float32)
+        * np.float32(np.sqrt(views.parts[name].weight / total))
+        for name in names
+    ])  # fmt: skip
+
+
 def subset(views: Views, rows: np.ndarray) -> Views:
     """Some rows (n,) of the views, in memory."""
     parts = {

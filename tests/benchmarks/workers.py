@@ -42,20 +42,18 @@ def work(items: int, folder: Path, number: int, workers: int) -> None:
 
     torch.set_num_threads(1)
     from dist_train.matching.blocks import block_size, blocks_of
-    from dist_train.matching.choosing import choose_sketch
     from dist_train.matching.engines import GemmEngine
     from dist_train.matching.join import Wanted, join
+    from dist_train.matching.kernel_choice import choose_kernel
     from dist_train.matching.kernels import kernels_for
     from dist_train.matching.threads import use_huge_pages
     from dist_train.matching.views import views_of_array
     from dist_train.runtime import Runtime
 
     use_huge_pages()
-    rows = vectors(items, 768)
-    views, kernels = views_of_array(rows), kernels_for(torch.device("cpu"), False)
-    sample = rows[:4096].astype(np.float32)
-    best = choose_sketch(sample, kernels, THRESHOLD, 0.0, [768], items)[0]
-    engine = GemmEngine(views, blocks_of(views, block_size(items)), {("image",): best.sketch}, 99)
+    views, kernels = views_of_array(vectors(items, 768)), kernels_for(torch.device("cpu"), False)
+    kernel = choose_kernel(views, THRESHOLD, 0, kernels)[0].kernel
+    engine = GemmEngine(views, blocks_of(views, block_size(items)), kernel, 99)
     runtime = Runtime("cpu")
     runtime.rank, runtime.world = number, workers
     print("ready", flush=True)

@@ -13,7 +13,6 @@ from dist_train.matching.kernels import kernels_for
 from dist_train.matching.kinds import Kind, bytes_of_row, choose_kind
 from dist_train.matching.memory import Bounds, row_bytes
 from dist_train.matching.nearest import KnownFloors
-from dist_train.matching.sketches import Sketch
 from dist_train.matching.work import Work
 from dist_train.runtime import Runtime
 from shards.errors import BadInput
@@ -65,12 +64,12 @@ def test_ranks_share_the_tiles_and_not_the_end():
 def test_a_tile_of_another_size_takes_what_the_trial_says(tmp_path, k):
     """Six thousand rows by two thousand, where four thousand were asked by one and two chunks."""
     views = trial.random_views(10**5, {"image": 96}, "float16", {"image": 1.0})
-    plain = Sketch(kernels_for(Runtime("cpu").device, bf16=False)[0])
+    plain = kernels_for(Runtime("cpu").device, bf16=False)[0]
     wanted, near = Wanted(0.35, k), 0.4
     (tmp_path / "trial").mkdir()
-    found = trial.measured(views, {("image",): plain}, wanted, [near], 4096, 50, tmp_path / "trial")
+    found = trial.measured(views, plain, wanted, [near], 4096, 50, tmp_path / "trial")
     blocks = [Block(0, ("image",), range(6144)), Block(1, ("image",), range(6144, 8192))]
-    engine = GemmEngine(views, blocks, {("image",): plain})
+    engine = GemmEngine(views, blocks, plain)
     known = KnownFloors(tmp_path / "floors", len(views)) if k else None
     if known:
         known.raise_to(np.arange(len(views)), np.full(len(views), near, np.float32))
@@ -99,8 +98,8 @@ def test_a_plan_of_both_stages():
 
 
 def test_bytes_of_a_row():
-    kernel = kernels_for(Runtime("cpu").device, bf16=False)[0]
-    assert row_bytes(256, [Sketch(kernel)]) == (1024, 1024)
+    assert row_bytes(256, "float32", 1) == (1024, 1024)
+    assert row_bytes(256, "bfloat16", 3) == (1024, 3 * 512)
     for kind, size in (("Flat", 400), ("SQfp16", 200), ("IVF9,SQ8", 100), ("IVF9,PQ25x8", 25)):
         assert bytes_of_row(Kind(kind, kind, ""), 100) == size
     assert "more than" in choose_kind("auto", 10**9, 1024, 10**9).reason

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dist_train.config import IndexConfig
 from dist_train.embedding.store import EmbeddingSet, Rows, part_path
-from dist_train.matching.blocks import blocks_of, common_parts
+from dist_train.matching.blocks import blocks_of
 from dist_train.matching.engines import GemmEngine
 from dist_train.matching.faiss_engine import FaissEngine
 from dist_train.matching.index import build_index, index_about, index_shards, indexed_views
@@ -20,7 +20,6 @@ from dist_train.matching.join import Wanted, join, pairs_in_memory, read_pairs
 from dist_train.matching.kernels import kernels_for
 from dist_train.matching.nearest import merged_nearest
 from dist_train.matching.sampling import floor_of_sample
-from dist_train.matching.sketches import Sketch
 from dist_train.matching.views import ViewPart, Views, open_views, subset, views_of_array
 from dist_train.runtime import Runtime
 from dist_train.stage import EMBEDDING
@@ -67,15 +66,10 @@ def write_set(out: Path, vectors: dict[str, np.ndarray], part_rows: int = 47) ->
     return EmbeddingSet(out)
 
 
-def gemm(views: Views, block: int, kernel: str = "float32", share: float = 1.0) -> GemmEngine:
-    """The engine with one kernel for all tiles, over all columns or over some and a bound."""
+def gemm(views: Views, block: int, kernel: str = "float32") -> GemmEngine:
+    """The engine over blocks of at most `block` rows."""
     kernels = {k.name: k for k in kernels_for(CPU, bf16=True)}
-    blocks, sketches = blocks_of(views, block), {}
-    for parts in {common_parts(a, b) for a in blocks for b in blocks} - {()}:
-        width = sum(views.parts[name].rows.width for name in parts)
-        columns = None if share == 1 else np.arange(max(1, int(width * share)))
-        sketches[parts] = Sketch(kernels[kernel], columns)
-    return GemmEngine(views, blocks, sketches)
+    return GemmEngine(views, blocks_of(views, block), kernels[kernel])
 
 
 def faiss_engine(views: Views, index: Path, k: int, block: int = 4096) -> FaissEngine:
@@ -106,7 +100,7 @@ def joined(
     join(views, engine, Wanted(floor, k), out, Runtime("cpu"))
     if k:
         files = sorted((out / ".work/nearest").glob("*.parquet"))
-        merged_nearest(files, views, k, out / "nearest.parquet", len(views))
+        merged_nearest(files, views, k, out / "nearest.parquet")
         return read_pairs(out), pd.read_parquet(out / "nearest.parquet")
     return read_pairs(out), pd.DataFrame()
 
@@ -157,12 +151,11 @@ def test_all_pairs_at_the_floor_exactly_once(tmp_path, engine, image_weight):
 
 @pytest.mark.parametrize("kernel", ["float32", "int8", "bfloat16"])
 @pytest.mark.parametrize("block", [29, 2500])
-@pytest.mark.parametrize("share", [0.4, 1.0])
-def test_all_pairs_in_blocks_of_any_size_and_from_some_columns(tmp_path, kernel, block, share):
+def test_all_pairs_in_blocks_of_any_size(tmp_path, kernel, block):
     vectors = random_vectors(90, 40, seed=20)
     views = indexed_like(vectors)
     truth = scores_by_definition(vectors)
-    pairs, _ = joined(tmp_path, views, gemm(views, block, kernel, share), 0.35)
+    pairs, _ = joined(tmp_path, views, gemm(views, block, kernel), 0.35)
     check_pairs(pairs, truth, 0.35)
 
 

@@ -1,6 +1,5 @@
 """Tiles, claims, the floor, memory and the proof: what keeps a join whole."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -12,13 +11,11 @@ import torch
 
 from dist_train.config import bytes_of
 from dist_train.matching.blocks import CHUNK, area_apart, block_size, blocks_of, tiles_of
-from dist_train.matching.canaries import with_canaries
 from dist_train.matching.engines import GemmEngine
 from dist_train.matching.join import Wanted, join, read_pairs, settle_pairs
 from dist_train.matching.kernels import FloatKernel, Prepared, kernels_for
 from dist_train.matching.memory import join_bounds
 from dist_train.matching.proof import prove
-from dist_train.matching.sketches import Sketch
 from dist_train.matching.views import views_of_array
 from dist_train.matching.work import Work, read_table
 from dist_train.runtime import Runtime
@@ -26,7 +23,7 @@ from shards.errors import BadInput, Corrupt, Failed
 from tests.distributed.planted import planted, true_pairs
 from tests.unit.test_matching_join import gemm, indexed_like
 
-PLAIN = Sketch(kernels_for(torch.device("cpu"), bf16=False)[0])
+PLAIN = kernels_for(torch.device("cpu"), bf16=False)[0]
 
 
 @pytest.mark.parametrize("size", [7, 64, 1000])
@@ -73,7 +70,7 @@ def test_the_floor_rises_to_the_budget_whatever_the_order(tmp_path, budget):
         wanted = Wanted(0.1, budget=budget)
         join(views, engine, wanted, out, Runtime("cpu"))
         floor = Work(out).floor(0.1, budget, 1.0)
-        settle_pairs(out, floor, len(views))
+        settle_pairs(out, floor)
         answers.append((floor, read_pairs(out)))
     floor, pairs = answers[0]
     assert floor > 0.1
@@ -95,7 +92,7 @@ def test_scores_on_the_grid_are_on_the_right_side_of_the_floor(tmp_path, least):
          Wanted(-0.5, budget=budget), tmp_path, Runtime("cpu"))  # fmt: skip
     floor = Work(tmp_path).floor(-0.5, budget, 1.0)
     assert least - 0.5 < floor <= least
-    assert settle_pairs(tmp_path, floor, 60)["pairs"] == budget
+    assert settle_pairs(tmp_path, floor) == budget
     assert sorted(read_pairs(tmp_path).score) == sorted(truth[truth >= least])
 
 
@@ -179,46 +176,44 @@ def test_sizes(text):
 
 @pytest.fixture
 def finished(tmp_path):
-    """A join with canaries, its engine, and what it looked for."""
-    views, canaries = with_canaries(indexed_like(planted(300, 16)), 0.4)
+    """The views of a join, its engine and its folder."""
+    views = indexed_like(planted(300, 16))
     engine = gemm(views, 64)
-    join(views, engine, Wanted(0.4, items=300), tmp_path, Runtime("cpu"))
-    return views, engine, canaries, tmp_path
+    join(views, engine, Wanted(0.4), tmp_path, Runtime("cpu"))
+    return views, engine, tmp_path
 
 
 def test_a_whole_join_is_proven(finished):
-    views, engine, canaries, out = finished
-    settle_pairs(out, 0.4, 300)
-    proof = prove(views, engine, canaries, out, 0.4, 300)
-    assert proof["pairs_covered"] == 316 * 317 // 2
-    assert proof["canaries"] == {"planted": 16, "found": 16}
+    views, engine, out = finished
+    settle_pairs(out, 0.4)
+    proof = prove(views, engine, out, 0.4, 300)
+    assert proof["pairs_covered"] == 300 * 301 // 2
     i, _ = true_pairs(planted(300, 16), 0.4)
     assert (proof["audit"]["true"], proof["audit"]["missed"]) == (len(i), 0)
     assert 0.98 < proof["audit"]["recall_low"] < 1
     assert 0 < proof["first_pass_error"] < proof["first_pass_margin"]
     assert proof["first_pass_checked"] == engine.seen.checked > 0
-    assert read_pairs(out).j.max() < 300
+    assert len(read_pairs(out)) == len(i)
 
 
 def test_old_parts_of_a_tile_that_was_done_again_are_taken_away(finished):
     """A killed worker's: the tile was then done in fewer parts, or by another list of tiles."""
-    out = finished[3]
+    out = finished[2]
     before = read_pairs(out)
     written = {path.name for path in (out / "pairs").iterdir()}
     work, old = Work(out), pd.DataFrame({"i": [0], "j": [3], "score": [0.99]})
     for path in (work.pairs_path(0, 1), work.pairs_path(1, 12), work.pairs_path(99_998, 0)):
         old.assign(score_image=0.99, score_text=0.99).to_parquet(path, index=False)
     assert len(read_pairs(out)) == len(before) + 3
-    assert settle_pairs(out, 0.4, 300) == {"pairs": (before.j < 300).sum()}
+    assert settle_pairs(out, 0.4) == len(before)
     assert {path.name for path in (out / "pairs").iterdir()} == written
-    kept = before[before.j < 300].reset_index(drop=True)
-    pd.testing.assert_frame_equal(read_pairs(out), kept)
+    pd.testing.assert_frame_equal(read_pairs(out), before)
 
 
-@pytest.mark.parametrize("harm", ["lost pair", "strange pair", "lost tile", "lost canary"])
+@pytest.mark.parametrize("harm", ["lost pair", "strange pair", "lost tile"])
 def test_a_join_that_is_not_whole_is_refused(finished, harm):
-    views, engine, canaries, out = finished
-    settle_pairs(out, 0.4, 300)
+    views, engine, out = finished
+    settle_pairs(out, 0.4)
     file = next(path for path in sorted((out / "pairs").iterdir()) if len(read_table(path)) > 3)
     table = read_table(file)
     if harm == "lost pair":
@@ -226,14 +221,10 @@ def test_a_join_that_is_not_whole_is_refused(finished, harm):
     elif harm == "strange pair":
         table.loc[0, ["i", "j"]] = [0, 3]
         table.to_parquet(file, index=False)
-    elif harm == "lost tile":
-        (out / ".work/tiles/00001.json").unlink()
     else:
-        for path in (out / ".work/tiles").glob("*.json"):
-            record = json.loads(path.read_text())
-            path.write_text(json.dumps(record | {"canaries": record["canaries"][1:]}))
-    with pytest.raises(Failed, match=r"missed|below the floor|cover|planted"):
-        prove(views, engine, canaries, out, 0.4, 300)
+        (out / ".work/tiles/00001.json").unlink()
+    with pytest.raises(Failed, match=r"missed|below the floor|cover"):
+        prove(views, engine, out, 0.4, 300)
 
 
 class Wrong(FloatKernel):
@@ -249,45 +240,33 @@ class Wrong(FloatKernel):
 
 @pytest.mark.parametrize("by", [0.0, 2e-5, -2e-5])
 def test_arithmetic_beyond_its_margin_is_refused(tmp_path, by):
-    views, canaries = with_canaries(indexed_like(planted(300, 16)), 0.4)
-    blocks = blocks_of(views, 64)
-    sketches = {("image",): Sketch(Wrong(by)), ("text",): Sketch(Wrong(by))}
-    engine = GemmEngine(views, blocks, sketches | {("image", "text"): Sketch(Wrong(by))})
-    join(views, engine, Wanted(0.4, items=300), tmp_path, Runtime("cpu"))
-    settle_pairs(tmp_path, 0.4, 300)
+    views = indexed_like(planted(300, 16))
+    engine = GemmEngine(views, blocks_of(views, 64), Wrong(by))
+    join(views, engine, Wanted(0.4), tmp_path, Runtime("cpu"))
+    settle_pairs(tmp_path, 0.4)
     if not by:
-        proof = prove(views, engine, canaries, tmp_path, 0.4, 300)
+        proof = prove(views, engine, tmp_path, 0.4, 300)
         assert proof["first_pass_error"] <= proof["first_pass_margin"] < 1e-5
         return
     told = r"first pass was off by [12]\.\de-05, allowed were \d\.\de-06.*not as expected"
     with pytest.raises(Failed, match=told):
-        prove(views, engine, canaries, tmp_path, 0.4, 300)
+        prove(views, engine, tmp_path, 0.4, 300)
     engine.exact = False  # of one that promises nothing it is told
-    proof = prove(views, engine, canaries, tmp_path, 0.4, 300)
+    proof = prove(views, engine, tmp_path, 0.4, 300)
     assert proof["first_pass_error"] == pytest.approx(2e-5, rel=0.1)
     assert proof["audit"]["missed"] == 0
 
 
 def test_a_broken_table_is_named(finished):
-    path = finished[3] / "pairs/00000.parquet"
+    path = finished[2] / "pairs/00000.parquet"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(Corrupt, match=r"pairs/00000\.parquet"):
-        read_pairs(finished[3])
+        read_pairs(finished[2])
 
 
 def test_only_some_blocks_are_in_memory():
     views = views_of_array(planted(500, 8)["image"])
-    engine = GemmEngine(views, blocks_of(views, 50), {("image",): PLAIN}, held=3)
-
-    class Want:
-        k = 0
-
-        def pair(self):
-            return 0.5
-
-        def nearest(self, rows):
-            return None
-
+    engine = GemmEngine(views, blocks_of(views, 50), PLAIN, held=3)
     for tile in engine.tiles:
-        list(engine.candidates(tile, Want()))
+        list(engine.candidates(tile, 0.5))
         assert len(engine._loaded) <= 3
