@@ -99,7 +99,7 @@ class Cache:
                 part.truncate(0)
             os.unlink(part.name)
         raise Corrupt(
-            f"{content.where}: sha256 {found}, its manifest says {content.sha256}; "
+            f"{content.where}: sha256 {found}, in its manifest {content.sha256}; "
             f"downloaded {DOWNLOADS} times; restore the file there"
         )
 

@@ -30,7 +30,15 @@ class Carried:
         """Add the types of the columns of one chunk."""
         for name in chunk.columns:
             types = self.types.setdefault(name, set())
-            if (values := _array(chunk[name])) is None:
+            column = chunk[name]
+            kinds = set(map(type, column)) if column.dtype == object else set()
+            # pyarrow takes true for 1.0 behind a number, and refuses it where none stands.
+            is_mixed = kinds & {dict, list} or (bool in kinds and kinds & {int, float})
+            try:
+                values = None if is_mixed else pa.array(column, from_pandas=True)
+            except (pa.ArrowException, OverflowError):
+                values = None
+            if values is None:
                 types.add(None)
                 continue
             kind = values.type
@@ -73,15 +81,3 @@ def of_type(column: pd.Series, kind: pa.DataType) -> pd.Series:
     if column.dtype == object and pa.types.is_string(kind):
         return column.map(text).astype(object)
     return column
-
-
-def _array(column: pd.Series) -> pa.Array | None:
-    """The column as an array; None when its values have no common type."""
-    kinds = set(map(type, column)) if column.dtype == object else set()
-    # pyarrow takes true for 1.0 where a number stands before it, and refuses it where none does.
-    if kinds & {dict, list} or (bool in kinds and kinds & {int, float}):
-        return None
-    try:
-        return pa.array(column, from_pandas=True)
-    except (pa.ArrowException, OverflowError):
-        return None

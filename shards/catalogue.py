@@ -223,7 +223,7 @@ def _read_csv(path: Path, separator: str) -> Iterator[pd.DataFrame]:
 
 
 def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
-    # Without a buffer a complete row group would lie in memory, which may be the complete file.
+    # Without a buffer a row group, which may be the complete file, would lie in memory.
     with pq.ParquetFile(path, buffer_size=2**18, pre_buffer=False) as file:
         names = file.schema_arrow.names
         repeated = [name for name in names if names.count(name) > 1]

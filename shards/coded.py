@@ -45,8 +45,13 @@ def coded_picture(data: bytes, largest: int) -> Coded | None:
             return None
         kind, at = marker[0], at + 2 + length
         if kind == SCAN:
-            end = _scan_end(data, segment, at)
-            if end is None or size == (0, 0):
+            # The coded data must be of all components and followed by nothing but the end mark.
+            end = len(data) - 2 if data.endswith(END) else data.find(END, at)
+            if end < at or segment[4] != COMPONENTS or size == (0, 0):
+                return None
+            coded = np.frombuffer(data, np.uint8, end + 1 - at, at)
+            followed = coded[np.flatnonzero(coded[:-1] == 0xFF) + 1].tobytes()
+            if followed.strip(STUFFED):
                 return None
             return Coded(b"".join([*segments, segment, data[at:end], END]), *size, had_metadata)
         if kind in FRAMES:
@@ -67,13 +72,3 @@ def coded_picture(data: bytes, largest: int) -> Coded | None:
             had_metadata |= kind in (EXIF, PROFILE)
         else:
             return None
-
-
-def _scan_end(data: bytes, scan: bytes, begin: int) -> int | None:
-    """Where the coded data that begins at `begin` ends; None unless it is the complete image."""
-    end = len(data) - 2 if data.endswith(END) else data.find(END, begin)
-    if end < begin or scan[4] != COMPONENTS:
-        return None
-    coded = np.frombuffer(data, np.uint8, end + 1 - begin, begin)
-    followed = coded[np.flatnonzero(coded[:-1] == 0xFF) + 1].tobytes()
-    return None if followed.strip(STUFFED) else end

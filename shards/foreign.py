@@ -136,7 +136,14 @@ class _SampleReader:
         photo = photo_facts(self._photo(data["jpg"]))
         if not photo["has_image"]:
             record["jpg_size"] = ABSENT
-        title = self._title(about, data["txt"])
+        # The first that is not blank of title in json, txt, and caption in json.
+        names = [self.columns["title"]] if "title" in self.columns else ["title", "caption"]
+        first, *others = [self._value(about, "title", name) for name in names]
+        titles = [first, self._text(data["txt"], "txt"), *others]
+        title = next((one for one in titles if one.strip()), "")
+        if len(title) > PROBE.max_title:
+            self.reasons.append(f"title of {len(title)} characters cut")
+        title = title[: PROBE.max_title]
         is_packed = photo["has_image"] or bool(title)
         label = self._value(about, "label_group")
         if not label.strip():  # blanks name no product
@@ -172,16 +179,6 @@ class _SampleReader:
 
     def _where(self) -> str:
         return f"{self.tar}: byte {self.sample.at}: item {self.sample.key!r}"
-
-    def _title(self, about: dict[str, Any], text: bytes | None) -> str:
-        """The first that is not blank of title in json, txt, and caption in json."""
-        names = [self.columns["title"]] if "title" in self.columns else ["title", "caption"]
-        first, *others = [self._value(about, "title", name) for name in names]
-        given = [first, self._text(text, "txt"), *others]
-        title = next((one for one in given if one.strip()), "")
-        if len(title) > PROBE.max_title:
-            self.reasons.append(f"title of {len(title)} characters cut")
-        return title[: PROBE.max_title]
 
     def _value(self, about: dict[str, Any], column: str, name: str = "") -> str:
         """A value of json as text, empty where missing. Raises BadInput for lists and objects."""

@@ -73,7 +73,7 @@ class Mirror:
         stage, self.manifest = stage_files.read_finished(str(self), kind, self._read_json)
         where, files = self.where(stage_files.MANIFEST), self.manifest["files"]
         if stage_files.fingerprint_of(stage, files) != self.manifest["fingerprint"]:
-            raise Corrupt(f"{where}: does not fit its fingerprint; copy the whole set there again")
+            raise Corrupt(f"{where}: does not fit its fingerprint; copy the set there again")
         for name, facts in files.items():
             # Name and sha256 become parts of paths.
             is_valid = (
@@ -86,7 +86,7 @@ class Mirror:
             if not is_valid or name.startswith("/") or ".." in name.split("/"):
                 raise Corrupt(
                     f"{where}: file {name!r} has no path below it, size and sha256; "
-                    "copy the whole set there again"
+                    "copy the set there again"
                 )
         stage_files.check_manifest(self.manifest, where)
 
@@ -155,7 +155,7 @@ class Mirror:
         facts = self.manifest["files"].get(name)
         if facts is None:
             raise Corrupt(
-                f"{self.where(name)}: not in {stage_files.MANIFEST}; copy the whole set there again"
+                f"{self.where(name)}: not in {stage_files.MANIFEST}; copy the set there again"
             )
         fetch = partial(self.remote.pieces, name, size=facts["bytes"])
         return Content(self.where(name), facts["sha256"], facts["bytes"], fetch)

@@ -74,29 +74,23 @@ def _sharing(keys: np.ndarray) -> Iterator[Pairs]:
         left, ends = left[further], ends[further]
 
 
-def pieces(path: Path, kind: np.dtype, radius: int) -> Iterator[tuple[np.ndarray, Blocks]]:
+def pieces(
+    path: Path,
+    kind: np.dtype,
+    radius: int,
+    within: Blocks = (),
+    first: int = 0,
+    rows: int | None = None,
+) -> Iterator[tuple[np.ndarray, Blocks]]:
     """Yield (rows, within) such that `near_pairs` of each piece finds every near pair of a file.
 
     path: records of dtype `kind`, which has the field `hash` (uint64); partitioned copies of it
     lie beside it meanwhile. A piece has at most ROWS rows. No pair is in two pieces, except within
-    groups of more than ROWS rows that agree in EQUAL blocks.
+    groups of more than ROWS rows that agree in EQUAL blocks. The recursion narrows the file to
+    `rows` rows from row `first` on, which agree in the blocks `within`.
     """
-    rows = path.stat().st_size // kind.itemsize
-    yield from _pieces(path, kind, 0, rows, (), _blocks(radius))
-
-
-def _blocks(radius: int) -> list[tuple[int, int]]:
-    """The (first, last + 1) bit of each of radius + EQUAL blocks."""
-    if not 0 <= radius <= BITS // 2:
-        raise ValueError(f"radius: {radius}, must be 0 to {BITS // 2}")
-    edges = [round(BITS * block / (radius + EQUAL)) for block in range(radius + EQUAL + 1)]
-    return list(pairwise(edges))
-
-
-def _pieces(
-    path: Path, kind: np.dtype, first: int, rows: int, within: Blocks, blocks: list[tuple[int, int]]
-) -> Iterator[tuple[np.ndarray, Blocks]]:
-    """The pieces of `rows` rows from row `first` on, which agree in the blocks `within`."""
+    blocks = _blocks(radius)
+    rows = path.stat().st_size // kind.itemsize if rows is None else rows
     if rows <= ROWS:
         yield _read(path, kind, first, rows), within
     elif len(within) == EQUAL:
@@ -110,8 +104,16 @@ def _pieces(
         for block in range(begin, len(blocks) - EQUAL + len(within) + 1):
             apart = path.with_name(f"{path.name}-{block}")
             for start, size in _partition(path, kind, first, rows, blocks[block], apart):
-                yield from _pieces(apart, kind, start, size, (*within, block), blocks)
+                yield from pieces(apart, kind, radius, (*within, block), start, size)
             apart.unlink()
+
+
+def _blocks(radius: int) -> list[tuple[int, int]]:
+    """The (first, last + 1) bit of each of radius + EQUAL blocks."""
+    if not 0 <= radius <= BITS // 2:
+        raise ValueError(f"radius: {radius}, must be 0 to {BITS // 2}")
+    edges = [round(BITS * block / (radius + EQUAL)) for block in range(radius + EQUAL + 1)]
+    return list(pairwise(edges))
 
 
 def _partition(

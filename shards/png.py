@@ -65,6 +65,7 @@ def metadata_image(data: bytes) -> Image.Image:
 
 def _strips(data: bytes, head: Header, rows: int) -> Iterator[Image.Image]:
     above = np.zeros((1, head.row), np.uint8)
+    no_filter = np.zeros((1, 1), np.uint8)
     for lines in _lines(data, head, rows):
         filters, encoded = lines[:, :1], lines[:, 1:]
         plain = np.empty_like(encoded)
@@ -74,19 +75,14 @@ def _strips(data: bytes, head: Header, rows: int) -> Iterator[Image.Image]:
         step = head.pixel if head.pixel <= 4 else head.pixel // 2
         for first in range(0, head.pixel, step):
             channels = slice(first, first + step)
-            found[..., channels] = _decoded(filters, pixels[..., channels], last[..., channels])
+            rows_below = np.concatenate([last[..., channels], pixels[..., channels]])
+            shape, kind = rows_below.shape, AS_BYTES[rows_below.shape[2]]
+            kinds = np.concatenate([no_filter, filters])
+            as_png = _png(shape[1], 8, kind, rows_below.reshape(len(kinds), -1), b"", kinds)
+            found[..., channels] = np.asarray(Image.open(io.BytesIO(as_png))).reshape(shape)[1:]
         above = plain[-1:]
         strip = _png(head.width, head.depth, head.kind, plain, head.colours)
         yield Image.open(io.BytesIO(strip), formats=["PNG"])
-
-
-def _decoded(filters: np.ndarray, encoded: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """The plain bytes of `encoded` (rows, width, n), whose first row lies below the row `above`."""
-    rows, width, size = encoded.shape
-    below = np.concatenate([above, encoded]).reshape(rows + 1, -1)
-    kinds = np.concatenate([np.zeros((1, 1), np.uint8), filters])
-    image = Image.open(io.BytesIO(_png(width, 8, AS_BYTES[size], below, b"", kinds)))
-    return np.asarray(image).reshape(rows + 1, width, size)[1:]
 
 
 def _lines(data: bytes, head: Header, rows: int) -> Iterator[np.ndarray]:

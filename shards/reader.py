@@ -102,7 +102,17 @@ class ItemReader:
         Raises Corrupt naming a file that does not fit its index.
         """
         self.files, self.tars = files, [tar for tar, _ in sources]
-        indices = {tar: _checked_index(files, tar) for tar in dict.fromkeys(self.tars)}
+        indices: dict[str, ShardIndex] = {}
+        for tar in dict.fromkeys(self.tars):
+            name, facts = index_of(tar), files.manifest["files"].get(tar)
+            with files.open(name) as file:
+                indices[tar] = index = parse_index(file.read(), files.where(name))
+            # A tar and index exchanged together with another shard's would fit each other.
+            is_ours = facts is not None and index.fits(facts)
+            if not is_ours or files.size(tar) != index.header["tar_bytes"]:
+                raise Corrupt(
+                    f"{files.where(tar)}: does not fit its index; restore it or pack again"
+                )
         found = [indices[tar].of_split(split) for tar, split in sources]
         self.records = np.concatenate([np.zeros(0, RECORD), *(index.records for index in found)])
         self.tar_of = np.repeat(np.arange(len(found)), [len(index.records) for index in found])
@@ -204,14 +214,3 @@ class ItemReader:
     def _close(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
-
-
-def _checked_index(files: Folder | Mirror, tar: str) -> ShardIndex:
-    name = index_of(tar)
-    with files.open(name) as file:
-        index = parse_index(file.read(), files.where(name))
-    # Compared with the manifest: a tar and index exchanged together with another shard's would fit.
-    facts = files.manifest["files"].get(tar)
-    if facts is None or not index.fits(facts) or files.size(tar) != index.header["tar_bytes"]:
-        raise Corrupt(f"{files.where(tar)}: does not fit its index; restore it or pack again")
-    return index

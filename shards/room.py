@@ -54,7 +54,7 @@ def survey(plan: Plan, catalogue: Path, images: Path | None, options: PackOption
         sizes[slot] = sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for data in members.values())
     named = [row.image for row in rows if row.image]
     missing = sum(f": {NOT_FOUND}" in fact["reason"] for fact in facts)
-    # With the wrong folder every photo would be missing from the set, and no error would say so.
+    # With the wrong folder every photo would be missing from the set without any error.
     if images is not None and len(named) > HANDFUL and missing >= len(named):
         more = [row.image for row in plan.sample(min(LOOKED_FOR, len(plan))) if row.image]
         if not _any_found(images, more):

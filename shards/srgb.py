@@ -84,7 +84,7 @@ def rgb_pixels(data: bytes, image: Image.Image, short: int, least: int) -> np.nd
     photo that is LARGE is first reduced to means of squares, so that it is never completely in
     memory.
     """
-    if _is_ordinary(image):
+    if image.format == "JPEG" and image.mode in ("RGB", "L") and not image.info.get("icc_profile"):
         try:
             pixels = decode_jpeg(data, least)
         except ValueError:
@@ -93,7 +93,17 @@ def rgb_pixels(data: bytes, image: Image.Image, short: int, least: int) -> np.nd
             return _turned(_resized(pixels, short), orientation(image))
     factor = min(image.size) // least
     if image.format != "JPEG" and image.width * image.height > LARGE and factor > 1:
-        return _resized(_reduced(data, image, factor), short)
+        # Each pixel of `small` is the mean of a square of factor x factor.
+        rows = -(-STRIP // (image.width * factor)) * factor
+        strips = in_strips(data, rows) if image.format == "PNG" else None
+        if strips is None:
+            image.load()  # which turns a TIFF
+            turn, (w, h) = orientation(image), image.size
+            strips = (image.crop((0, y, w, min(y + rows, h))) for y in range(0, h, rows))
+        else:
+            turn = orientation(metadata_image(data))
+        small = [np.asarray(_to_srgb(strip).reduce(factor)) for strip in strips]
+        return _resized(_turned(np.concatenate(small), turn), short)
     image.draft("RGB", (least, least))
     image.load()
     return exact_pixels(image, short)
@@ -126,11 +136,6 @@ def orientation(image: Image.Image) -> int | None:
         return image.getexif().get(ORIENTATION, 1)
     except Exception:
         return None
-
-
-def _is_ordinary(image: Image.Image) -> bool:
-    is_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
-    return is_jpeg and not image.info.get("icc_profile")
 
 
 def _with_short(size: tuple[int, int], short: int) -> tuple[int, int]:
@@ -183,18 +188,3 @@ def _conversion(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         return ImageCms.buildTransform(source, srgb, mode, "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None
-
-
-def _reduced(data: bytes, image: Image.Image, factor: int) -> np.ndarray:
-    """Upright sRGB pixels of a LARGE photo, each the mean of a square of factor x factor."""
-    rows = -(-STRIP // (image.width * factor)) * factor
-    strips = in_strips(data, rows) if image.format == "PNG" else None
-    if strips is None:
-        image.load()  # which turns a TIFF
-        turn, height = orientation(image), image.height
-        boxes = ((0, top, image.width, min(top + rows, height)) for top in range(0, height, rows))
-        strips = (image.crop(box) for box in boxes)
-    else:
-        turn = orientation(metadata_image(data))
-    small = [np.asarray(_to_srgb(strip).reduce(factor)) for strip in strips]
-    return _turned(np.concatenate(small), turn)

@@ -62,7 +62,7 @@ def begin(out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any])
 
     `config` holds what the result depends on. An unfinished directory of the same kind, config
     and parents is resumed; anything else raises BadInput and is left as it is. A parent is
-    identified by its fingerprint or sha256, so a tree that was moved as a whole stays the same.
+    identified by its fingerprint or sha256, so a tree that was moved together stays the same.
     """
     wanted = {"kind": kind, "config": config, "parents": parents}
     # Listed before stage.json is looked for: another process may claim and fill the folder now.

@@ -1,8 +1,8 @@
 """Photos that are equal or nearly: a copy saved again, resized, trimmed, brightened, stamped.
 
 Two photos are near-duplicates when their bytes are equal, or when both their perceptual hashes and
-their colours are close: the hash alone sees no colours and cannot tell the red from the blue one of
-a product. The bounds are measured, see docs/twins.md.
+their colours are close: the hash alone sees no colours and takes the red and the blue one of a
+product for the same. The bounds are measured, see docs/twins.md.
 """
 
 from collections.abc import Iterator, Sequence

@@ -57,21 +57,17 @@ def _fault(path: Path, name: str, listed: Mapping[str, FileFacts]) -> str:
             return f"{file}: holds what belongs in {path / other}"
     if size != facts["bytes"]:
         return f"{file}: {size} bytes, packed with {facts['bytes']}"
-    return f"{file}: content differs from what was packed{_damage(file)}"
-
-
-def _damage(file: Path) -> str:
-    """The first damaged member of a tar, in brackets; empty for other files."""
-    if not is_tar(file.name):
-        return ""
-    try:
-        index = read_index(file.with_suffix(".idx"))
-        with file.open("rb") as opened:
-            for record in index.records:
-                for member in MEMBERS:
-                    check_member(opened, record, member, file)
-        for _ in members(file):
-            pass
-    except Corrupt as fault:
-        return f" ({fault})"
-    return " (outside the members: a header or padding)"
+    damage = ""
+    if is_tar(name):
+        damage = " (outside the members: a header or padding)"
+        try:
+            index = read_index(file.with_suffix(".idx"))
+            with file.open("rb") as opened:
+                for record in index.records:
+                    for member in MEMBERS:
+                        check_member(opened, record, member, file)
+            for _ in members(file):
+                pass
+        except Corrupt as fault:
+            damage = f" ({fault})"
+    return f"{file}: content differs from what was packed{damage}"
