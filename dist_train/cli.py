@@ -1,7 +1,8 @@
 """The verbs: parsing and a call. Heavy imports wait until a verb needs them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -353,11 +354,11 @@ def _run(config: Config) -> None:
     print(f"report: {config.out / 'matches' / 'report.html'}")
 
 
-def _print_twins(shards: Path, counts: dict) -> None:
-    from shards.label_noise import told
+def _print_twins(shards: Path, counts: Mapping[str, Any]) -> None:
+    from shards.label_noise import describe_near_duplicates
     from shards.layout import LABEL_NOISE
 
-    print(told(counts["twins"], shards / LABEL_NOISE))
+    print(describe_near_duplicates(counts["twins"], shards / LABEL_NOISE))
 
 
 def _columns(text: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The columns that a catalogue carries along: one type each, found chunk by chunk.
 
 Only JSON Lines can hold values of several types in one column, items.parquet cannot: such a
-column becomes text. The type is that which pyarrow infers from the whole column.
+column becomes text. The type is the one that pyarrow infers from the complete column.
 """
 
 import json
@@ -20,27 +20,41 @@ class Carried:
     """What was seen of each column: the types of its chunks, and its largest integer.
 
     A column without any type so far holds text; None among the types stands for a chunk of values
-    that have none together.
+    without a common type.
     """
 
     types: dict[str, set[pa.DataType | None]] = field(default_factory=dict)
     largest: dict[str, int] = field(default_factory=dict)
 
     def note(self, chunk: pd.DataFrame) -> None:
-        """Take in the columns of one chunk."""
+        """Add the types of the columns of one chunk."""
         for name in chunk.columns:
-            values = _array(chunk[name])
-            self.types.setdefault(name, set()).add(None if values is None else _type(values))
-            if values is not None and values.type == pa.int64():
+            types = self.types.setdefault(name, set())
+            column = chunk[name]
+            kinds = set(map(type, column)) if column.dtype == object else set()
+            # pyarrow takes true for 1.0 behind a number, and refuses it where none stands.
+            is_mixed = kinds & {dict, list} or (bool in kinds and kinds & {int, float})
+            try:
+                values = None if is_mixed else pa.array(column, from_pandas=True)
+            except (pa.ArrowException, OverflowError):
+                values = None
+            if values is None:
+                types.add(None)
+                continue
+            kind = values.type
+            if pa.types.is_dictionary(kind):  # its integers grow with what a chunk happens to hold
+                kind = pa.dictionary(pa.int32(), kind.value_type, kind.ordered)
+            types.add(kind)
+            if kind == pa.int64():
                 ends = pc.min_max(values).as_py().values()
                 seen = max((abs(end) for end in ends if end is not None), default=0)
                 self.largest[name] = max(self.largest.get(name, 0), seen)
 
     def schema(self) -> pa.Schema:
         """One type a column, in the order in which they appeared; text where values disagree."""
-        return pa.schema([(name, self._whole(name)) for name in self.types])
+        return pa.schema([(name, self._common_type(name)) for name in self.types])
 
-    def _whole(self, name: str) -> pa.DataType:
+    def _common_type(self, name: str) -> pa.DataType:
         types = self.types[name]
         if None in types:
             return pa.string()
@@ -56,32 +70,14 @@ class Carried:
 
 
 def of_type(column: pd.Series, kind: pa.DataType) -> pd.Series:
-    """The column as pyarrow can turn it into `kind`: as it is, or as text."""
+    """The column in a form that pyarrow can convert to `kind`: unchanged, or as text."""
+
+    def text(value: Any) -> str | None:
+        if isinstance(value, str):
+            return value
+        missing = pd.api.types.is_scalar(value) and pd.isna(value)
+        return None if missing else json.dumps(value, ensure_ascii=False, default=str)
+
     if column.dtype == object and pa.types.is_string(kind):
-        return column.map(_as_text).astype(object)
+        return column.map(text).astype(object)
     return column
-
-
-def _array(column: pd.Series) -> pa.Array | None:
-    kinds = set(map(type, column)) if column.dtype == object else set()
-    # pyarrow takes true for 1.0 where a number stands before it, and refuses it where none does.
-    if kinds & {dict, list} or (bool in kinds and kinds & {int, float}):
-        return None
-    try:
-        return pa.array(column, from_pandas=True)
-    except (pa.ArrowException, OverflowError):
-        return None
-
-
-def _type(values: pa.Array) -> pa.DataType:
-    kind = values.type
-    if pa.types.is_dictionary(kind):  # its integers grow with what a chunk happens to hold
-        return pa.dictionary(pa.int32(), kind.value_type, kind.ordered)
-    return kind
-
-
-def _as_text(value: Any) -> str | None:
-    if isinstance(value, str):
-        return value
-    missing = pd.api.types.is_scalar(value) and pd.isna(value)
-    return None if missing else json.dumps(value, ensure_ascii=False, default=str)

@@ -3,9 +3,12 @@
 Memory is that of one chunk, however long the catalogue. A Parquet file is read page by page.
 """
 
+import csv
 import json
+import logging
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +17,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.carried import Carried, of_type
-from shards.cells import check_cells
 from shards.errors import BadInput
 
 COLUMNS = ("posting_id", "image", "title", "label_group")
 CHUNK = 4_096  # rows
 CHUNK_BYTES = 2**20  # of JSON Lines
-
-
-def check_unique(database: sqlite3.Connection, path: Path) -> None:
-    """Raise BadInput naming rows when a posting_id stands twice in table posting (row, ...)."""
-    repeated = database.execute(
-        "SELECT row, first, posting_id, COUNT(*) OVER () FROM (SELECT row, posting_id, "
-        "MIN(row) OVER (PARTITION BY posting_id) AS first FROM posting) "
-        "WHERE row > first ORDER BY row LIMIT 1"
-    ).fetchone()
-    if repeated:
-        row, first, posting_id, rows = repeated
-        raise BadInput(
-            f"{path}: row {row}: posting_id {posting_id!r} stands already in row "
-            f"{first} ({rows} such rows); ids must be unique"
-        )
-
-
-def set_aside(table: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
-    """Rename those columns that bear one of `names` to catalogue_NAME, made longer until free."""
-    for name in names:
-        if name in table:
-            free = f"catalogue_{name}"
-            while free in table:
-                free = f"catalogue_{free}"
-            table = table.rename(columns={name: free})
-    return table
+LONGEST_CELL = 2**31 - 1
+log = logging.getLogger("shards")
 
 
 class Catalogue:
-    """A catalogue on disk, read chunk by chunk as often as wanted."""
+    """A catalogue on disk, read chunk by chunk, any number of times."""
 
     def __init__(self, path: Path, columns: dict[str, str] | None = None) -> None:
-        """Name the file and its columns; raises BadInput for a kind of file nobody reads."""
+        """Name the file, and with `columns` its names of COLUMNS.
+
+        Raises BadInput for an unknown kind of file or malformed `columns`.
+        """
         self.path, self.columns = path, columns or {}
         if path.suffix.lower() not in READERS:
             raise BadInput(f"{path}: unknown kind of catalogue; use one of {', '.join(READERS)}")
@@ -67,36 +48,36 @@ class Catalogue:
                 raise BadInput(f"--columns {ours}={name}: {name} is given to two names")
 
     def head(self) -> pd.DataFrame:
-        """The first postings, for what can be told before anything is made."""
+        """The first postings, for checks before any work."""
         return next(self.postings(Carried()))
 
     def postings(self, carried: Carried) -> Iterator[pd.DataFrame]:
-        """Yield the text columns COLUMNS, chunk by chunk; `carried` learns of the others.
+        """Yield the text columns COLUMNS, chunk by chunk; `carried` notes the types of all columns.
 
-        Raises BadInput for all that can be wrong but an id that stands twice.
+        Raises BadInput for all that can be wrong with a catalogue except a repeated id.
         """
         rows, empty = 0, 0
         for chunk in self._chunks():
             carried.note(chunk)
-            # A line of JSON Lines may be the first to name a column.
+            # Any line of JSON Lines may be the first to name a column.
             if self.path.suffix.lower() != ".jsonl":
-                self._check(list(carried.types))
+                self._check_names(list(carried.types))
             table = self._texts(chunk)
             if not empty and (table.posting_id == "").any():
                 empty = rows + 1 + int((table.posting_id == "").to_numpy().argmax())
             rows += len(table)
             if rows:
                 yield table
-        self._check(list(carried.types))
+        self._check_names(list(carried.types))
         if self.path.suffix.lower() in SEPARATORS:
-            check_cells(self.path, SEPARATORS[self.path.suffix.lower()])
+            self._check_cells()
         if not rows:
             raise BadInput(f"{self.path}: holds no rows")
         if empty:
             raise BadInput(f"{self.path}: row {empty}: posting_id is empty")
 
     def frames(self, carried: pa.Schema) -> Iterator[pd.DataFrame]:
-        """Yield all columns, chunk by chunk; `carried` names the file's and tells their types."""
+        """Yield all columns, chunk by chunk; `carried` has the file's names and their types."""
         names = self._names(carried.names)
         for chunk in self._chunks():
             others = {
@@ -115,23 +96,36 @@ class Catalogue:
         return pa.schema([*((name, pa.string()) for name in COLUMNS), *others])
 
     def _names(self, found: list[str]) -> list[str]:
-        """Ours for the file's names; a column that gives way to another is catalogue_NAME."""
+        """Our names for the file's; a column that is replaced by another is catalogue_NAME."""
         ours_of = {theirs: ours for ours, theirs in self.columns.items()}
         table = set_aside(pd.DataFrame(columns=found), self.columns.keys() - ours_of.keys())
         return list(table.rename(columns=ours_of).columns)
 
     def _texts(self, chunk: pd.DataFrame) -> pd.DataFrame:
-        def text(ours: str) -> list[str]:
+        """COLUMNS of a chunk as text, empty where a value or a column is missing."""
+        texts = {}
+        for ours in COLUMNS:
             theirs = self.columns.get(ours, ours)
-            moved = ours not in self.columns and ours in self.columns.values()
-            there = theirs in chunk and not moved
-            return _text(chunk[theirs], self.path) if there else [""] * len(chunk)
-
-        table = pd.DataFrame({ours: text(ours) for ours in COLUMNS}, chunk.index, dtype=object)
+            is_renamed = ours not in self.columns and ours in self.columns.values()
+            if theirs not in chunk or is_renamed:
+                texts[ours] = [""] * len(chunk)
+            elif isinstance(chunk[theirs].dtype, pd.StringDtype):
+                texts[ours] = chunk[theirs].fillna("").tolist()
+            else:
+                texts[ours] = [self._text(value, theirs) for value in chunk[theirs].astype(object)]
+        table = pd.DataFrame(texts, chunk.index, dtype=object)
         table.loc[table.label_group.str.strip() == "", "label_group"] = ""  # blanks name no product
         return table
 
-    def _check(self, found: list[str]) -> None:
+    def _text(self, value: Any, column: str) -> str:
+        if not pd.api.types.is_scalar(value):
+            raise BadInput(f"{self.path}: column {column} holds lists or objects, not text")
+        if pd.isna(value):
+            return ""
+        # A group read as 17.0 beside an empty cell and as 17 elsewhere must be one group.
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+    def _check_names(self, found: list[str]) -> None:
         for ours, theirs in self.columns.items():
             if theirs not in found:
                 raise BadInput(f"{self.path}: no column {theirs} (--columns {ours}={theirs})")
@@ -144,13 +138,75 @@ class Catalogue:
         if "image" not in named and "title" not in named:
             raise BadInput(f"{self.path}: neither a column image nor a column title")
 
+    def _check_cells(self) -> None:
+        """Raise BadInput naming the first row of fewer cells than the first line has names.
+
+        pandas accepts such a row without a warning. Warns of fields that span lines: they are
+        legal, but a quote that is never closed swallows rows in the same way.
+        """
+        csv.field_size_limit(LONGEST_CELL)  # for the process; pandas, which reads it too, has none
+        names: list[str] | None = None
+        row, spanning, first, last_line = 0, 0, 0, 0
+        with self.path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=SEPARATORS[self.path.suffix.lower()])
+            for cells in reader:
+                lines, last_line = reader.line_num - last_line, reader.line_num
+                if not cells or (len(cells) == 1 and not cells[0].strip()):
+                    continue  # pandas skips blank lines
+                if names is None:
+                    names = cells
+                    continue
+                row += 1
+                if len(cells) < len(names):
+                    raise BadInput(
+                        f"{self.path}: row {row} (line {last_line}): {len(cells)} cells where the "
+                        f"first line names {len(names)}; was the file cut? Give every row all its "
+                        "cells"
+                    )
+                if lines > 1:
+                    spanning, first = spanning + 1, first or row
+        if spanning:
+            log.warning(
+                "%s: row %d holds a field of several lines (%d such rows): where none is meant a "
+                "quote was never closed, and rows behind it are in it",
+                self.path,
+                first,
+                spanning,
+            )
+
     def _chunks(self) -> Iterator[pd.DataFrame]:
         try:
             for chunk in READERS[self.path.suffix.lower()](self.path):
                 yield chunk.reset_index(drop=True)
         except (ValueError, OSError) as error:
-            told = str(error).splitlines()[0]
-            raise BadInput(f"{self.path}: cannot be read ({told})") from None
+            reason = str(error).splitlines()[0]
+            raise BadInput(f"{self.path}: cannot be read ({reason})") from None
+
+
+def check_unique(database: sqlite3.Connection, path: Path) -> None:
+    """Raise BadInput naming rows when a posting_id is repeated in table posting (row, ...)."""
+    repeated = database.execute(
+        "SELECT row, first, posting_id, COUNT(*) OVER () FROM (SELECT row, posting_id, "
+        "MIN(row) OVER (PARTITION BY posting_id) AS first FROM posting) "
+        "WHERE row > first ORDER BY row LIMIT 1"
+    ).fetchone()
+    if repeated:
+        row, first, posting_id, rows = repeated
+        raise BadInput(
+            f"{path}: row {row}: posting_id {posting_id!r} stands already in row "
+            f"{first} ({rows} such rows); ids must be unique"
+        )
+
+
+def set_aside(table: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
+    """Rename columns called one of `names` to catalogue_NAME, prefixed until the name is free."""
+    for name in names:
+        if name in table:
+            free = f"catalogue_{name}"
+            while free in table:
+                free = f"catalogue_{free}"
+            table = table.rename(columns={name: free})
+    return table
 
 
 def _read_csv(path: Path, separator: str) -> Iterator[pd.DataFrame]:
@@ -167,76 +223,59 @@ def _read_csv(path: Path, separator: str) -> Iterator[pd.DataFrame]:
 
 
 def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
-    # Without a buffer a whole row group would lie in memory, which may be the whole file.
+    # Without a buffer a row group, which may be the complete file, would lie in memory.
     with pq.ParquetFile(path, buffer_size=2**18, pre_buffer=False) as file:
         names = file.schema_arrow.names
-        double = [name for name in names if names.count(name) > 1]
-        if double:
-            raise ValueError(f"two columns are named {double[0]}; rename or drop one of them")
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
+            raise ValueError(f"two columns are named {repeated[0]}; rename or drop one of them")
         batches: Iterable[Any] = file.iter_batches(CHUNK)
         if not file.metadata.num_rows:
-            batches = file.schema_arrow.empty_table().to_batches() or [
-                pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
-            ]
+            batches = [pa.RecordBatch.from_pylist([], schema=file.schema_arrow)]
         for batch in batches:
-            # What pandas notes of an index would take that column away.
+            # pandas's own notes on an index would take that column away.
             yield pa.Table.from_batches([batch]).to_pandas(
                 types_mapper=NULLABLE.get, ignore_metadata=True
             )
 
 
 def _read_json_lines(path: Path) -> Iterator[pd.DataFrame]:
-    # Not through pandas, which reads integers beside missing values as floats: 2^53 and above
-    # would fall together.
+    # Not through pandas, which reads integers beside missing values as floats: ids above 2^53
+    # would become equal.
     number = 0
     with path.open(encoding="utf-8-sig") as file:
         while lines := file.readlines(CHUNK_BYTES):
-            rows = [
-                _json_row(line, at) for at, line in enumerate(lines, number + 1) if line.strip()
-            ]
-            number += len(lines)
+            rows = []
+            for line in lines:
+                number += 1
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                    if "\\ud" in line.lower():
+                        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair fails
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"line {number}: {error}") from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number}: not a JSON object")
+                rows.append(row)
             yield pd.DataFrame(rows, dtype=object)
-
-
-def _json_row(line: str, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-        if "\\ud" in line.lower():
-            json.dumps(row, ensure_ascii=False).encode()  # fails on half a surrogate pair
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"line {number}: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"line {number}: not a JSON object")
-    return row
 
 
 # As dtype_backend="numpy_nullable" of pandas: integers beside missing values stay integers.
 NULLABLE = {
-    pa.int8(): pd.Int8Dtype(), pa.int16(): pd.Int16Dtype(), pa.int32(): pd.Int32Dtype(),
-    pa.int64(): pd.Int64Dtype(), pa.uint8(): pd.UInt8Dtype(), pa.uint16(): pd.UInt16Dtype(),
-    pa.uint32(): pd.UInt32Dtype(), pa.uint64(): pd.UInt64Dtype(), pa.bool_(): pd.BooleanDtype(),
-    pa.float32(): pd.Float32Dtype(), pa.float64(): pd.Float64Dtype(),
-    pa.string(): pd.StringDtype(), pa.large_string(): pd.StringDtype(),
-}  # fmt: skip
+    pa.bool_(): pd.BooleanDtype(),
+    pa.float32(): pd.Float32Dtype(),
+    pa.float64(): pd.Float64Dtype(),
+    pa.string(): pd.StringDtype(),
+    pa.large_string(): pd.StringDtype(),
+} | {
+    getattr(pa, name.lower())(): getattr(pd, f"{name}Dtype")()
+    for name in ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")
+}
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-READERS = {
-    ".csv": lambda path: _read_csv(path, SEPARATORS[".csv"]),
-    ".tsv": lambda path: _read_csv(path, SEPARATORS[".tsv"]),
+READERS: dict[str, Callable[[Path], Iterator[pd.DataFrame]]] = {
+    **{suffix: partial(_read_csv, separator=sep) for suffix, sep in SEPARATORS.items()},
     ".parquet": _read_parquet,
     ".jsonl": _read_json_lines,
 }
-
-
-def _text(column: pd.Series, path: Path) -> list[str]:
-    if isinstance(column.dtype, pd.StringDtype):
-        return column.fillna("").tolist()
-
-    # A group read as 17.0 beside an empty cell and as 17 elsewhere must be one group.
-    def clean(value: Any) -> str:
-        if not pd.api.types.is_scalar(value):
-            raise BadInput(f"{path}: column {column.name} holds lists or objects, not text")
-        if pd.isna(value):
-            return ""
-        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-    return [clean(value) for value in column.astype(object)]

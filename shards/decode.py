@@ -1,4 +1,4 @@
-"""Stored bytes to an RGB picture of the size that is wanted, by one of three recipes."""
+"""Stored bytes to an RGB image of the requested size, by one of three recipes."""
 
 from typing import Literal
 
@@ -9,11 +9,12 @@ from shards.srgb import MAX_PIXELS, bound_by, exact_pixels, open_photo, refused,
 Recipe = Literal["exact", "balanced", "fast"]
 """How photos are decoded; measured figures in docs/photos.md.
 
-exact: all of it, then Pillow's antialiased bicubic. balanced: a JPEG at the smallest of 1/8, 1/4,
-1/2 and 1/1 that is still twice the size wanted, then bicubic; about 48 dB to exact. fast: as small
-as still is the size wanted; about 36 dB.
+exact: at full size, then Pillow's antialiased bicubic. balanced: a JPEG at the smallest of 1/8,
+1/4, 1/2 and 1/1 that is still twice the requested size, then bicubic; about 48 dB to exact.
+fast: at the smallest that still is the requested size; about 36 dB.
 """
 LEAST = {"balanced": 2, "fast": 1}
+"""The least size to decode at, in multiples of the requested size."""
 
 
 def decode_photo(
@@ -21,8 +22,8 @@ def decode_photo(
 ) -> Image.Image:
     """RGB image, upright, whose short side is `short_side` pixels.
 
-    Raises PhotoRefused (a ValueError) for broken or cut bytes, and for a photo of more than
-    `max_pixels`, of which nothing but the header is read.
+    Raises PhotoRefused (a ValueError) for damaged or cut bytes, and for a photo of more than
+    `max_pixels`, of which only the header is read.
     """
     try:
         with bound_by(max_pixels):

@@ -12,34 +12,34 @@ class Unfinished(BadInput):
 
 
 class Corrupt(BadInput):
-    """Stored bytes do not match their checksum, count or form; the message names the file."""
+    """Stored bytes do not match their checksum, count or format; the message names the file."""
 
 
 class Unreadable(Corrupt):
-    """One item of a shard is broken; those around it may be whole."""
+    """One item of a shard is damaged; its neighbours may be intact."""
 
 
 class Failed(Exception):
-    """The work itself went wrong; the message says where and what to do."""
+    """The work itself went wrong; the message names where and what to do."""
 
     exit_code = 1
 
 
 class Unreachable(Failed):
-    """A remote file did not come, however often it was asked for."""
+    """A remote file could not be fetched after several tries."""
 
 
 class CacheFull(Failed):
-    """There is no room for the copy of a remote file."""
+    """The cache has no space for the copy of a remote file."""
 
 
 class Stopped(Exception):
-    """A signal asked for a stop; what was done is kept and the same command goes on."""
+    """A signal requested a stop; finished work is kept and the same command resumes it."""
 
     exit_code = 3
 
 
 class NoGPU(Exception):
-    """A GPU was asked for by name and there is none."""
+    """A GPU was requested by name and there is none."""
 
     exit_code = 4

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temporary name, fsync, rename; hashes over them."""
+"""Files that are complete or absent: temporary name, fsync, rename. JSON, Parquet and sha256."""
 
 import errno
 import hashlib
@@ -12,14 +12,19 @@ from typing import Any
 from shards.errors import BadInput, Corrupt
 
 NOTHING_TO_SYNC = {errno.EINVAL, errno.EROFS}
-"""What fsync answers where nothing can be waiting for the disk, as on a read-only medium."""
+"""Errors of fsync where nothing can be waiting for the disk, as on a read-only medium."""
+
+
+def temporary_name(path: Path) -> Path:
+    """The name beside `path` that this process writes under; it holds the host and process id."""
+    return path.with_name(f".{path.name}.tmp-{os.uname().nodename}-{os.getpid()}")
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; renamed to it only when the block ends well."""
+    """Yield a temporary path beside `path`; renamed to it only when the block ends normally."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.uname().nodename}-{os.getpid()}")
+    temporary = temporary_name(path)
     try:
         yield temporary
         sync(temporary)
@@ -30,53 +35,48 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file has the name that `atomic_path` gives while it writes."""
+    """Whether a file has a name that `temporary_name` gives."""
     return path.match(".*.tmp-*")
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files below `folder` that killed processes of this host left there."""
+    """Remove temporary files below `folder` whose writer, a process of this host, has ended."""
     for path in folder.rglob(f".*.tmp-{os.uname().nodename}-*"):
         pid = path.name.rpartition("-")[2]
-        if pid.isdigit() and not _is_writing(int(pid)):
-            path.unlink(missing_ok=True)
-
-
-def _is_writing(pid: int) -> bool:
-    # This process holds none open here; 1 was one in a container that is gone, and else is init.
-    if pid in (1, os.getpid()):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it runs, for another user
-    return True
+        if not pid.isdigit():
+            continue
+        # This process has none open here. Process 1 wrote in a container that is gone: else it is
+        # init, which writes none.
+        if int(pid) not in (1, os.getpid()):
+            try:
+                os.kill(int(pid), 0)
+            except ProcessLookupError:
+                pass
+            except PermissionError:
+                continue  # it runs, for another user
+            else:
+                continue
+        path.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` so that a reader sees the old file or the new one, never a part."""
+    """Write `data` so that a reader sees the old file or the new one, never a partial one."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_atomic(path, _json_bytes(value))
+    write_atomic(path, json_bytes(value))
 
 
-def is_json_of(path: Path, value: Any) -> bool:
-    """Whether a file holds, to the byte, what `write_json` writes for `value`."""
-    return path.read_bytes() == _json_bytes(value)
-
-
-def _json_bytes(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
+    """The bytes that `write_json` writes."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing or broken one is named."""
+    """Read a JSON file. Raises BadInput when it is missing, Corrupt when it is not JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -103,7 +103,7 @@ def sha256_json(value: Any) -> str:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Write a file's data, or the names in a folder, through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,8 @@
-"""What photo groups say about labels and splits: photos that stand where they should not."""
+"""Evidence of wrong labels and leaks in photo groups: one photo in several products or splits."""
 
 from itertools import islice
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -9,12 +10,28 @@ import pyarrow.parquet as pq
 
 COLUMNS = ("photo_group", "posting_id", "label_group")
 UNLEARNED = "unlabelled"
-"""The split of which nothing is learned, so that a photo shared with it gives nothing away."""
+"""The split that nothing is learned from, so that a photo shared with it leaks nothing."""
 EXAMPLES = 3
 
 
+class NearDuplicates(TypedDict):
+    """Counts of the photo groups of two postings or more.
+
+    `largest` are the postings of the largest group. The noise_ counts are of groups with several
+    labels and of their labelled postings; `across_splits` counts postings of groups in several
+    splits, without those of the unlabelled split.
+    """
+
+    photo_groups: int
+    postings: int
+    largest: int
+    noise_groups: int
+    noise_postings: int
+    across_splits: int
+
+
 def differs_within(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(N,) bool: rows of a photo group that holds two values (N,) or more; below 0 is unknown."""
+    """(N,) bool: rows of a photo group that holds several values (N,); below 0 is unknown."""
     known = (groups >= 0) & (values >= 0)
     within = pd.Series(values[known]).groupby(groups[known])
     differs = np.zeros(len(groups), dtype=bool)
@@ -22,8 +39,14 @@ def differs_within(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
     return differs
 
 
-def told(counts: dict[str, int], where: Path) -> str:
-    """The `counts` of twins for a person, with the first rows of label_noise.parquet at `where`."""
+def codes(values: pd.Series, unknown: str = "") -> np.ndarray:
+    """(N,) int64: distinct texts as 0, 1, ...; -1 for a missing or empty one and for `unknown`."""
+    values = values.astype(object)
+    return pd.factorize(values.mask(values.isin(["", unknown])))[0]
+
+
+def describe_near_duplicates(counts: NearDuplicates, noise: Path) -> str:
+    """The counts in a few lines, with the first groups of label_noise.parquet at `noise`."""
     if not counts["postings"]:
         return "no photo stands twice"
     lines = [
@@ -31,23 +54,15 @@ def told(counts: dict[str, int], where: Path) -> str:
         f"{counts['across_splits']} of them across splits: scores leave those out"
     ]
     if counts["noise_groups"]:
-        lines.append(f"{counts['noise_groups']} photos stand in several label groups, "
-                     f"{counts['noise_postings']} postings: see {where}")  # fmt: skip
-    for _, postings in islice(_first(where).groupby("photo_group"), EXAMPLES):
+        lines.append(
+            f"{counts['noise_groups']} photos stand in several label groups, "
+            f"{counts['noise_postings']} postings: see {noise}"
+        )
+    with pq.ParquetFile(noise) as file:
+        groups = file.num_row_groups
+        first = file.read_row_group(0).to_pandas() if groups else pd.DataFrame(columns=COLUMNS)
+    for _, postings in islice(first.groupby("photo_group"), EXAMPLES):
         names = [f"{p.posting_id} ({p.label_group})" for p in postings[:EXAMPLES].itertuples()]
         more = len(postings) - len(names)
         lines.append("  " + ", ".join([*names, *([f"{more} more"] if more else [])]))
     return "\n".join(lines)
-
-
-def _first(noise: Path) -> pd.DataFrame:
-    with pq.ParquetFile(noise) as file:
-        if not file.num_row_groups:
-            return pd.DataFrame(columns=COLUMNS)
-        return file.read_row_group(0).to_pandas()
-
-
-def codes(values: pd.Series, unknown: str = "") -> np.ndarray:
-    """(N,) int64: distinct texts as 0, 1, ...; -1 for a missing or empty one and for `unknown`."""
-    values = values.astype(object)
-    return pd.factorize(values.mask(values.isin(["", unknown])))[0]

@@ -6,15 +6,16 @@ KIND = "shard set"
 ITEMS = "items.parquet"
 LABEL_NOISE = "label_noise.parquet"
 WORK = ".pack"
+"""Folder of the files that exist only until the set is sealed."""
 
 
 def shard_path(out: Path, split: str, shard: int) -> Path:
-    """Where a shard's tar lies."""
+    """The tar of a shard."""
     return out / split / f"{shard:06d}.tar"
 
 
 def is_tar(name: str) -> bool:
-    """Whether a file is a tar by its name; tars that others made may be called A.TAR."""
+    """Whether a file is a tar by its name; tars from other tools may be called A.TAR."""
     return name.lower().endswith(".tar")
 
 
@@ -24,7 +25,7 @@ def index_of(tar: str) -> str:
 
 
 def facts_path(out: Path, split: str, shard: int) -> Path:
-    """What became of each posting of a shard, until the set is sealed."""
+    """The table of each posting's outcome in a shard, until the set is sealed."""
     return out / WORK / f"{split}-{shard:06d}.parquet"
 
 

@@ -1,4 +1,4 @@
-"""Where a stage directory that others made lies: a folder, or any URL that fsspec opens."""
+"""The location of a stage directory that is read: a folder, or any URL that fsspec opens."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ class Folder:
     """A finished stage directory on disk."""
 
     def __init__(self, path: Path, kind: str) -> None:
-        """Open it; raises BadInput when it is not one."""
+        """Raises as `stage_files.open_finished` does."""
         self.path = path
         self.manifest = stage_files.open_finished(path, kind)
 
@@ -42,7 +42,7 @@ class Folder:
         return str(self.path)
 
     def where(self, name: str) -> str:
-        """What messages call a file."""
+        """The path of a file, for messages."""
         return str(self.path / name)
 
     def size(self, name: str) -> int:
@@ -53,80 +53,87 @@ class Folder:
             raise Corrupt(f"{self.where(name)}: missing; restore it or pack again") from None
 
     def open(self, name: str) -> BinaryIO:
-        """A file, open for reading; raises Corrupt when it is missing."""
+        """Open a file for reading; raises Corrupt when it is missing."""
         try:
             return (self.path / name).open("rb")
         except FileNotFoundError:
             raise Corrupt(f"{self.where(name)}: missing; restore it or pack again") from None
 
     def renew(self, name: str) -> bool:
-        """Whether there is another copy to read a damaged file from: none here."""
+        """Whether there may be a better copy of a damaged file: never, of a folder."""
         return False
 
 
 class Mirror:
-    """A finished stage directory at a URL, each file copied to this node when it is first used."""
+    """A finished stage directory at a URL; each file is copied to this node at its first use."""
 
     def __init__(self, url: str, kind: str) -> None:
-        """Open it; raises BadInput, Corrupt or Unreachable, naming the URL."""
+        """Raises BadInput, Corrupt or Unreachable, naming the URL."""
         self.remote, self.cache = Remote(url), cache_here()
         stage, self.manifest = stage_files.read_finished(str(self), kind, self._read_json)
-        files: dict[str, Any] = self.manifest["files"]
+        where, files = self.where(stage_files.MANIFEST), self.manifest["files"]
         if stage_files.fingerprint_of(stage, files) != self.manifest["fingerprint"]:
-            raise Corrupt(f"{self.where(stage_files.MANIFEST)}: does not fit its fingerprint; "
-                          "copy the whole set there again")  # fmt: skip
+            raise Corrupt(f"{where}: does not fit its fingerprint; copy the set there again")
         for name, facts in files.items():
-            _check_facts(self.where(stage_files.MANIFEST), name, facts)
-        stage_files.check_manifest(self.manifest, self.where(stage_files.MANIFEST))
+            # Name and sha256 become parts of paths.
+            is_valid = (
+                isinstance(facts, dict)
+                and {"bytes", "sha256"} <= facts.keys()
+                and isinstance(facts["bytes"], int)
+                and facts["bytes"] >= 0
+                and re.fullmatch(r"[0-9a-f]{64}", str(facts["sha256"]))
+            )
+            if not is_valid or name.startswith("/") or ".." in name.split("/"):
+                raise Corrupt(
+                    f"{where}: file {name!r} has no path below it, size and sha256; "
+                    "copy the set there again"
+                )
+        stage_files.check_manifest(self.manifest, where)
 
     def __str__(self) -> str:
         return self.remote.where()
 
     def where(self, name: str) -> str:
-        """What messages call a file: its URL without secrets."""
+        """The URL of a file without secrets, for messages."""
         return self.remote.where(name)
 
     def size(self, name: str) -> int:
-        """Bytes of a file as its manifest says."""
+        """Bytes of a file by the manifest."""
         return self._content(name).bytes
 
     def open(self, name: str) -> BinaryIO:
-        """This node's copy of a file, open for reading; raises as `Cache.open` does.
+        """Open this node's copy of a file for reading; raises as `Cache.open` does.
 
-        Its sha256 is compared here, but of a tar, whose members have a crc that every read checks.
+        The sha256 of the copy is compared here, except that of a tar, whose members have a crc
+        that every read checks.
         """
         if not is_tar(name):
             self.cache.discard_if_damaged(self._content(name))
         return self.cache.open(self._content(name))
 
     def renew(self, name: str) -> bool:
-        """Give up this node's copy if it is damaged: the next `open` has a whole one."""
+        """Remove this node's copy if it is damaged, so that the next `open` downloads it again."""
         self.cache.discard_if_damaged(self._content(name))
         return True
 
     def faults(self) -> list[str]:
-        """Every file at the URL that is not what the manifest says; nothing is kept here.
+        """Every file at the URL that differs from the manifest; no copy is kept.
 
-        What lies there beside those is not looked for: HTTP knows no listing.
+        Files that the manifest does not list are not looked for: HTTP has no listing.
         """
-        found = [self._fault_of_stage(), self._fault_of_status()]
-        return [fault for fault in [*found, *map(self._fault, self.manifest["files"])] if fault]
-
-    def _fault_of_stage(self) -> str:
-        data = self.remote.read(stage_files.STAGE) or b""
-        if hashlib.sha256(data).hexdigest() == self.manifest["stage_sha256"]:
-            return ""
-        where = self.where(stage_files.STAGE)
-        return f"{where}: content differs from what was written; restore it"
-
-    def _fault_of_status(self) -> str:
+        found = []
+        stage = self.remote.read(stage_files.STAGE) or b""
+        if hashlib.sha256(stage).hexdigest() != self.manifest["stage_sha256"]:
+            where = self.where(stage_files.STAGE)
+            found.append(f"{where}: content differs from what was written; restore it")
         try:
-            told = (self._read_json(stage_files.STATUS) or {"status": ""})["status"]
+            status = (self._read_json(stage_files.STATUS) or {"status": ""})["status"]
+            if status != "done":
+                where = self.where(stage_files.STATUS)
+                found.append(f"{where}: is {status!r} although the stage is finished")
         except Corrupt as fault:
-            return str(fault)
-        if told == "done":
-            return ""
-        return f"{self.where(stage_files.STATUS)}: says {told!r} of what is finished"
+            found.append(str(fault))
+        return found + [fault for name in self.manifest["files"] if (fault := self._fault(name))]
 
     def _fault(self, name: str) -> str:
         content, found = self._content(name), hashlib.sha256()
@@ -147,25 +154,16 @@ class Mirror:
     def _content(self, name: str) -> Content:
         facts = self.manifest["files"].get(name)
         if facts is None:
-            raise Corrupt(f"{self.where(name)}: not in {stage_files.MANIFEST}; copy the whole set "
-                          "there again")  # fmt: skip
+            raise Corrupt(
+                f"{self.where(name)}: not in {stage_files.MANIFEST}; copy the set there again"
+            )
         fetch = partial(self.remote.pieces, name, size=facts["bytes"])
         return Content(self.where(name), facts["sha256"], facts["bytes"], fetch)
 
-    def _read_json(self, name: str) -> dict[str, Any] | None:
+    def _read_json(self, name: str) -> Any | None:
         if (data := self.remote.read(name)) is None:
             return None
         try:
             return stage_files.check_ours(json.loads(data), name, self.where(name))
         except ValueError as error:
             raise Corrupt(f"{self.where(name)}: not JSON ({error})") from None
-
-
-def _check_facts(manifest: str, name: str, facts: Any) -> None:
-    # Both become parts of paths.
-    whole = isinstance(facts, dict) and {"bytes", "sha256"} <= facts.keys()
-    plain = not name.startswith("/") and ".." not in name.split("/")
-    if not (whole and plain and isinstance(facts["bytes"], int) and facts["bytes"] >= 0
-            and re.fullmatch(r"[0-9a-f]{64}", str(facts["sha256"]))):  # fmt: skip
-        raise Corrupt(f"{manifest}: file {name!r} has no path below it, size and sha256; "
-                      "copy the whole set there again")  # fmt: skip

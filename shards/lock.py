@@ -1,12 +1,14 @@
-"""One process at a time, on one machine or on a file system that several share."""
+"""Lock files: one process at a time, on one machine or on a file system that several share."""
 
 import errno
 import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 log = logging.getLogger("shards")
@@ -14,42 +16,34 @@ log = logging.getLogger("shards")
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for it; freed by the system when its holder dies.
+    """Hold the lock file `path`, waiting for it; the system frees it when its holder dies.
 
-    A file system without locks is gone on with, after a warning.
+    On a file system without locks the block runs unlocked, after a warning.
     """
-    descriptor = _acquire(path)
+    held: AbstractContextManager[Any] = nullcontext()
     try:
+        held = open_locked(path, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning("%s: a file system without locks; start the last task by itself", path)
+    with held:
         yield
-    finally:
-        os.close(descriptor)
 
 
-def _acquire(path: Path) -> int:
+def open_locked(path: Path, kind: int) -> FileIO:
+    """Open `path`, created if need be, under a flock of `kind` (fcntl.LOCK_EX or LOCK_SH).
+
+    Waits for the lock. A former holder may have removed or renamed the file meanwhile; so it is
+    returned only if it still lies at `path`, else the one that lies there now is locked.
+    """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue  # the holder that ended the work removed the folder just now
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                log.warning("%s: a file system without locks; start the last task by itself", path)
-                return descriptor
-            os.close(descriptor)
-            raise
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if _is_still(descriptor, path):
-            return descriptor
-        os.close(descriptor)  # that file is gone: whoever comes now locks another
-
-
-def _is_still(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+        # The last holder may remove the folder before the file is created, or the file after.
+        with suppress(FileNotFoundError), ExitStack() as opened:
+            file = FileIO(path, "r+", opener=lambda p, mode: os.open(p, mode | os.O_CREAT, 0o666))
+            opened.enter_context(file)
+            fcntl.flock(file, kind)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                opened.pop_all()
+                return file

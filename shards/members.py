@@ -1,8 +1,8 @@
-"""The members of a tar that anyone made, by a strict scan of its headers.
+"""The members of a tar from any tool, by a strict scan of its headers.
 
-Python's tarfile takes a header it cannot read for the end of the archive and says nothing. Here
+Python's tarfile takes a header it cannot read for the end of the archive and reports nothing. Here
 every block is accounted for: the checksum of each header, each member inside the file, two zero
-blocks at the end and nothing but zeros behind them. Understood are USTAR and PAX (POSIX.1-2001,
+blocks at the end and only zeros behind them. Understood are USTAR and PAX (POSIX.1-2001,
 path and size), GNU long names and base-256 sizes; all else is refused by name and offset.
 """
 
@@ -19,16 +19,22 @@ BLOCK = 512
 MAX_EXTENSION, MAX_NAME = 2**20, 4096
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 REFUSED = {
-    b"1": "a hard link", b"2": "a symbolic link", b"3": "a character device",
-    b"4": "a block device", b"6": "a FIFO", b"K": "a link with a long name",
-    b"M": "a part of a member in another volume", b"S": "a sparse file", b"V": "a volume label",
-}  # fmt: skip
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a character device",
+    b"4": "a block device",
+    b"6": "a FIFO",
+    b"K": "a link with a long name",
+    b"M": "a part of a member in another volume",
+    b"S": "a sparse file",
+    b"V": "a volume label",
+}
 PAX_RECORD = re.compile(rb"(\d{1,20}) ([^=\n]+)=")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file in a tar: its name and the bytes of the tar that hold it."""
+    """A regular file in a tar: its name, and the offsets of its header and data, in bytes."""
 
     name: str
     header_at: int
@@ -44,7 +50,7 @@ class _Header:
 
 
 def members(tar: Path) -> Iterator[Member]:
-    """Every regular file of `tar` in order; folders are passed over.
+    """Every regular file of `tar` in order; folders are skipped.
 
     Raises Corrupt naming the tar, the byte and the remedy for whatever is damaged, cut,
     compressed, a link, a device or sparse, and for names that lead out of a folder.
@@ -52,38 +58,40 @@ def members(tar: Path) -> Iterator[Member]:
     with tar.open("rb") as file:
         at = 0
         try:
-            _check_start(file)
+            start = file.read(8)
+            if not start:
+                raise ValueError("an empty file; restore it")
+            for magic, program in COMPRESSED.items():
+                if start.startswith(magic):
+                    raise ValueError(
+                        f"compressed with {program}; decompress it first, photos gain nothing"
+                    )
             length = os.fstat(file.fileno()).st_size
-            said: dict[str, bytes] = {}
+            extended: dict[str, bytes] = {}  # what extended headers set of the next member
             while (block := _read(file, at, BLOCK)) != bytes(BLOCK):
                 header = _parse(block)
                 if header.kind in b"xgL":
-                    said = _extended(header, said, _payload(file, at, header.size))
+                    extended = _extended(header, extended, file, at + BLOCK)
                     at += BLOCK + _padded(header.size)
                     continue
-                name, size = _name(header, said), _size(header, said)
+                name, size = _name_and_size(header, extended)
                 if at + BLOCK + _padded(size) > length:
                     raise ValueError(
                         f"{name!r} declares {size} bytes, more than is there: cut; restore it"
                     )
-                if not _is_folder(header, name, size):
+                # Before POSIX a folder was a file whose name ends in a slash.
+                is_folder = header.kind == b"5" or (header.kind == b"\0" and name.endswith("/"))
+                if is_folder and size:
+                    raise ValueError(f"the folder {name!r} declares {size} bytes")
+                if not is_folder:
                     yield Member(name, at, at + BLOCK, size)
-                said = {}
+                extended = {}
                 at += BLOCK + _padded(size)
-            if said:
+            if extended:
                 raise ValueError("the archive ends behind an extended header, without its member")
             _check_end(file, at)
         except ValueError as error:
             raise Corrupt(f"{tar}: byte {at}: {error}") from None
-
-
-def _check_start(file: BufferedReader) -> None:
-    start = file.read(8)
-    for magic, name in COMPRESSED.items():
-        if start.startswith(magic):
-            raise ValueError(f"compressed with {name}; decompress it first, photos gain nothing")
-    if not start:
-        raise ValueError("an empty file; restore it")
 
 
 def _read(file: BufferedReader, at: int, size: int) -> bytes:
@@ -94,18 +102,13 @@ def _read(file: BufferedReader, at: int, size: int) -> bytes:
     if data:
         raise ValueError("cut inside a block or a member; restore it")
     raise ValueError(
-        "ends without the two zero blocks of a whole tar, so it may be cut; restore it "
-        "(if it is known to be whole: truncate --size=+1024 FILE)"
+        "ends without the two zero blocks of a complete tar, so it may be cut; restore it "
+        "(if it is known to be complete: truncate --size=+1024 FILE)"
     )
 
 
-def _payload(file: BufferedReader, at: int, size: int) -> bytes:
-    if size > MAX_EXTENSION:
-        raise ValueError(f"an extended header of {size} bytes, over {MAX_EXTENSION}")
-    return _read(file, at + BLOCK, _padded(size))[:size] if size else b""
-
-
 def _check_end(file: BufferedReader, at: int) -> None:
+    """Raise ValueError unless two zero blocks lie at byte `at` and only zero blocks follow."""
     _read(file, at, 2 * BLOCK)
     file.seek(at)
     while chunk := file.read(2**20):
@@ -126,7 +129,7 @@ def _parse(block: bytes) -> _Header:
     if excess and excess != -256 * sum(byte > 127 for byte in others):
         raise ValueError("no tar header, or a damaged one (its checksum differs); restore the tar")
     name = _until_nul(block[:100])
-    # GNU's own format keeps other things where POSIX keeps the first part of a long name.
+    # GNU's older format has other fields where POSIX has the first part of a long name.
     if block[257:263] == b"ustar\0" and (prefix := _until_nul(block[345:500])):
         name = prefix + b"/" + name
     return _Header(block[156:157], name, _number(block[124:136]))
@@ -137,6 +140,7 @@ def _until_nul(field: bytes) -> bytes:
 
 
 def _number(field: bytes) -> int:
+    """A number of a header: octal digits, or GNU's base 256 if the highest bit is set."""
     if field[0] & 0x80:
         if field[0] & 0x40:
             raise ValueError("a negative number in a header; restore the tar")
@@ -151,35 +155,36 @@ def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _extended(header: _Header, said: dict[str, bytes], data: bytes) -> dict[str, bytes]:
-    """What the extended headers up to this one say of the next member."""
+def _extended(
+    header: _Header, extended: dict[str, bytes], file: BufferedReader, at: int
+) -> dict[str, bytes]:
+    """`extended` updated by the extended header whose data lies at byte `at`."""
+    if header.size > MAX_EXTENSION:
+        raise ValueError(f"an extended header of {header.size} bytes, over {MAX_EXTENSION}")
+    data = _read(file, at, _padded(header.size))[: header.size] if header.size else b""
     if header.kind == b"L":
-        return {"path": _until_nul(data)} | said
-    records = _records(data)
+        return {"path": _until_nul(data)} | extended
+    records, place = {}, 0
+    while place < len(data):
+        found = PAX_RECORD.match(data, place)
+        end = place + int(found[1]) if found else 0
+        if found is None or not found.end() < end <= len(data) or data[end - 1] != ord("\n"):
+            raise ValueError("a broken record in an extended header; restore the tar")
+        records[found[2].decode(errors="replace")] = data[found.end() : end - 1]
+        place = end
     sparse = sorted(key for key in records if key.startswith("GNU.sparse"))
     if sparse:
         raise ValueError(f"a sparse file ({sparse[0]}); make the tar without --sparse")
     if header.kind == b"x":
-        return said | records
+        return extended | records
     if {"path", "size", "linkpath"} & records.keys():
         raise ValueError("a global header that gives all members one name or size")
-    return said
+    return extended
 
 
-def _records(data: bytes) -> dict[str, bytes]:
-    records, at = {}, 0
-    while at < len(data):
-        found = PAX_RECORD.match(data, at)
-        end = at + int(found[1]) if found else 0
-        if found is None or not found.end() < end <= len(data) or data[end - 1] != ord("\n"):
-            raise ValueError("a broken record in an extended header; restore the tar")
-        records[found[2].decode(errors="replace")] = data[found.end() : end - 1]
-        at = end
-    return records
-
-
-def _name(header: _Header, said: dict[str, bytes]) -> str:
-    raw = said.get("path", header.name)
+def _name_and_size(header: _Header, extended: dict[str, bytes]) -> tuple[str, int]:
+    """Name and size of a member by its header and the extended ones before it, checked."""
+    raw, size = extended.get("path", header.name), header.size
     try:
         name = raw.decode()
     except UnicodeDecodeError:
@@ -191,20 +196,8 @@ def _name(header: _Header, said: dict[str, bytes]) -> str:
         raise ValueError(f"{name!r} is {what}; only files and folders are read")
     if name.startswith("/") or ".." in name.split("/"):
         raise ValueError(f"the name {name!r} leads out of the tar's folder")
-    return name
-
-
-def _size(header: _Header, said: dict[str, bytes]) -> int:
-    if "size" not in said:
-        return header.size
-    if not re.fullmatch(rb"\d{1,20}", said["size"]):
-        raise ValueError(f"a size that is no number: {said['size'][:40]!r}")
-    return int(said["size"])
-
-
-def _is_folder(header: _Header, name: str, size: int) -> bool:
-    # Before POSIX a folder was a file whose name ends in a slash.
-    folder = header.kind == b"5" or (header.kind == b"\0" and name.endswith("/"))
-    if folder and size:
-        raise ValueError(f"the folder {name!r} declares {size} bytes")
-    return folder
+    if "size" in extended:
+        if not re.fullmatch(rb"\d{1,20}", extended["size"]):
+            raise ValueError(f"a size that is no number: {extended['size'][:40]!r}")
+        size = int(extended["size"])
+    return name, size

@@ -1,9 +1,10 @@
-"""Where a training stands in its order: one small JSON, the same on every process."""
+"""The position of a training in its order: one small JSON, equal on every process."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from shards.errors import BadInput
+from shards.order import Mode
 
 FORMAT = 1
 
@@ -12,14 +13,14 @@ FORMAT = 1
 class OrderState:
     """The data, the order and the position in it; under 1 kB as JSON for data of any size.
 
-    `fingerprint` is the shard set's, `mode` the order's (all its parameters), `batch` the items a
-    step and `position` the items that finished steps have taken; what was only read ahead is not
-    counted.
+    `fingerprint` is the shard set's, `mode` the order's (all its parameters), `batch` the items
+    per step and `position` the items that completed steps have used. Items that were only read
+    ahead are not counted.
     """
 
     fingerprint: str
     seed: int
-    mode: dict[str, Any]
+    mode: Mode
     batch: int
     position: int = 0
 
@@ -32,10 +33,10 @@ class OrderState:
         return {"format": FORMAT} | asdict(self)
 
     def check_goes_on(self, saved: dict[str, Any], where: str) -> int:
-        """The position of a saved state, when this order is the one that it stands in.
+        """The position of a saved state (JSON) of the same order.
 
         Another batch is allowed where the order does not depend on it. Raises BadInput naming
-        `where` and what differs: going on in another order would repeat and lose items.
+        `where` and what differs: resuming in another order would repeat and lose items.
         """
         ours = self.to_json()
         for name in ("format", "fingerprint", "seed", "mode"):

@@ -1,6 +1,6 @@
-"""Plan, pack, seal: from a catalogue and its photos to a shard set.
+"""Plan, build, seal: from a catalogue and its photos to a shard set.
 
-Every shard is built by itself: tar and facts under temporary names, read back, renamed, the
+Every shard is built independently: tar and facts under temporary names, read back, renamed, the
 index last as its mark. A pack started again after any kill skips the shards that are marked.
 Any number of processes, on one machine or on several that share the folder, build one set.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from tqdm import tqdm
 
@@ -22,20 +22,20 @@ from shards.build import build_shard, is_built
 from shards.catalogue import Catalogue
 from shards.errors import BadInput, Stopped
 from shards.files import read_json, remove_abandoned, sha256_file, sha256_json, write_json
-from shards.layout import KIND, WORK, plan_path, shard_path
+from shards.items import Counts
+from shards.layout import KIND, WORK, plan_path
 from shards.lock import locked
 from shards.options import PackOptions
 from shards.plan import Plan, make_plan
-from shards.room import check_photos, check_room, full_disk_told, survey
+from shards.room import Survey, check_photos, check_room, full_disk_fails, survey
 from shards.seal import seal
 from shards.workers import each, stops_interrupt
 
-__all__ = ["ALL", "KIND", "Task", "pack", "shard_path"]
 log = logging.getLogger("shards")
 
 
 class Task(NamedTuple):
-    """One of several packs that share the work: this one builds the shards number mod of."""
+    """One of several packs that share the work: it builds the shards number, number + of, ..."""
 
     number: int
     of: int
@@ -45,23 +45,31 @@ ALL = Task(0, 1)
 
 
 class Job(NamedTuple):
-    """What a pack is from and for; the plan belongs to one stamp."""
+    """The input, folder and options of a pack; `config` holds what the result depends on."""
 
     catalogue: Catalogue
     images: Path | None
     out: Path
     options: PackOptions
     config: dict[str, Any]
-    parents: dict[str, Any]
+    parents: dict[str, dict[str, str]]
 
     @property
     def stamp(self) -> str:
+        """The identity of this pack, which its plan holds."""
         parents = {k: v.get("sha256", v["path"]) for k, v in self.parents.items()}
         return sha256_json({"config": self.config, "parents": parents})
 
     def begin(self) -> bool:
         """Claim the folder; True when the set is finished there."""
         return stage_files.begin(self.out, KIND, self.config, self.parents)
+
+    def check_images_given(self, has_names: bool) -> None:
+        """Raise BadInput when the catalogue names photos but no folder of photos was given."""
+        if has_names and self.images is None:
+            raise BadInput(
+                f"{self.catalogue.path}: names photos; name their folder with --images DIR"
+            )
 
 
 def pack(
@@ -71,95 +79,84 @@ def pack(
     options: PackOptions,
     columns: dict[str, str] | None = None,
     task: Task = ALL,
-) -> dict[str, Any] | None:
+) -> Counts | None:
     """Pack `catalogue` with the photos below `images` into the shard set `out`; its counts.
 
-    As one `task` of several the counts are None while shards of others are missing: the task
-    that finds them all built finishes the set. Memory does not grow with the catalogue.
+    As one `task` of several the result is None while shards of other tasks are missing: the task
+    that finds all of them built finishes the set. Memory does not grow with the catalogue.
     Raises BadInput for a catalogue that cannot be read or an `out` that holds something else,
-    Failed when the disk has too little room, Stopped on SIGTERM and Ctrl-C: what is packed by
+    Failed when the disk has too little space, Stopped on SIGTERM and Ctrl-C; what is packed by
     then is kept. A photo that cannot be used never stops the pack: its posting keeps the title
     and the reason.
     """
     if not 0 <= task.number < task.of:
         raise BadInput(f"--task {task.number} --of {task.of}: the task must be 0 to {task.of - 1}")
-    job = _job(catalogue, images, out, options, columns)
+    job = _job(catalogue, images, out, options, columns or {})
     if job.begin():
-        return _finished(job)
+        return _finished(out)
     try:
-        with stops_interrupt(), full_disk_told(out):
-            if not _make_ready(job):
-                return _finished(job)
-            with closing(Plan(plan_path(out), job.stamp)) as plan:
-                built = _build_shards(plan, job, task)
-                return _seal(plan, job, task, built)
+        with stops_interrupt(), full_disk_fails(out):
+            return _build_and_seal(job, task) if _prepare(job) else _finished(out)
     except KeyboardInterrupt:
         remove_abandoned(out)
         stage_files.write_status(out, "preempted", "stopped by a signal")
         raise Stopped(f"{out}: stopped by a signal; the same command goes on") from None
     except BaseException as error:
-        with suppress(OSError):  # a full disk may have no room for this either
+        with suppress(OSError):  # a full disk may have no space for this either
             remove_abandoned(out)  # what the workers had begun
             stage_files.write_status(out, "failed", f"{type(error).__name__}: {error}")
         raise
 
 
 def _job(
-    catalogue: Path, images: Path | None, out: Path, options: PackOptions,
-    columns: dict[str, str] | None,
-) -> Job:  # fmt: skip
-    source = Catalogue(catalogue, columns)
-    # What the first rows can tell is said before anything is made.
-    _ask_for_photos(source, source.head().image.ne("").any(), images)
-    if images is not None and not images.is_dir():
-        raise BadInput(f"{images}: no such folder of photos on {os.uname().nodename}")
-    config = _result_options(options) | {"columns": columns or {}}
-    return Job(source, images, out, options, config, _parents(catalogue, images, out))
+    catalogue: Path, images: Path | None, out: Path, options: PackOptions, columns: dict[str, str]
+) -> Job:
+    """Check what can be checked before anything is written; raises BadInput."""
 
-
-def _ask_for_photos(catalogue: Catalogue, named: bool, images: Path | None) -> None:
-    if named and images is None:
-        raise BadInput(f"{catalogue.path}: names photos; say where they lie with --images DIR")
-
-
-def _result_options(options: PackOptions) -> dict[str, Any]:
-    how = {f.name for f in fields(options) if f.metadata.get("how")}
-    return {name: value for name, value in asdict(options).items() if name not in how}
-
-
-def _parents(catalogue: Path, images: Path | None, out: Path) -> dict[str, Any]:
     def beside(path: Path) -> str:
         return os.path.relpath(path.resolve(), out.resolve())
 
+    source = Catalogue(catalogue, columns)
+    no_effect = {field.name for field in fields(options) if field.metadata.get("how")}
+    config = {name: value for name, value in asdict(options).items() if name not in no_effect}
     parents = {"catalogue": {"path": beside(catalogue), "sha256": sha256_file(catalogue)}}
-    return parents if images is None else parents | {"images": {"path": beside(images)}}
+    if images is not None:
+        if not images.is_dir():
+            raise BadInput(f"{images}: no such folder of photos on {os.uname().nodename}")
+        parents["images"] = {"path": beside(images)}
+    job = Job(source, images, out, options, config | {"columns": columns}, parents)
+    job.check_images_given(source.head().image.ne("").any())
+    return job
 
 
-def _make_ready(job: Job) -> bool:
-    """Have the plan, which the first that comes makes for all, and room; False after the seal."""
-    path, surveyed = plan_path(job.out), job.out / WORK / "survey.json"
-    with _lock(job.out):
+def _prepare(job: Job) -> bool:
+    """Wait for the plan, which the first task makes for all, and check photos and disk space.
+
+    False when another task has sealed the set meanwhile.
+    """
+    path, survey_path = plan_path(job.out), job.out / WORK / "survey.json"
+    with locked(job.out / WORK / "lock"):
         if not path.exists():
             if job.begin():
                 return False
             remove_abandoned(job.out / WORK)
-            with _nothing_made(job):
+            with _freed_if_bad(job):
                 make_plan(path, job.catalogue, job.options, job.stamp)
                 with closing(Plan(path, job.stamp)) as plan:
-                    _ask_for_photos(job.catalogue, plan.has_photos(), job.images)
-        if not surveyed.exists():
-            with _nothing_made(job), closing(Plan(path, job.stamp)) as plan:
+                    job.check_images_given(plan.has_photos())
+        if not survey_path.exists():
+            with _freed_if_bad(job), closing(Plan(path, job.stamp)) as plan:
                 found = survey(plan, job.catalogue.path, job.images, job.options)
-            write_json(surveyed, found)
-        expected = read_json(surveyed)
+            write_json(survey_path, found)
+        expected: Survey = read_json(survey_path)
     check_photos(job.images, expected["photos"])
     check_room(job.out, expected["bytes"])
     return True
 
 
 @contextmanager
-def _nothing_made(job: Job) -> Iterator[None]:
-    """Bad input within it leaves the folder free: no shard was begun."""
+def _freed_if_bad(job: Job) -> Iterator[None]:
+    """Bad input found inside the block leaves the folder free: no shard was begun."""
     try:
         yield
     except BadInput:
@@ -167,50 +164,43 @@ def _nothing_made(job: Job) -> Iterator[None]:
         raise
 
 
-def _build_shards(plan: Plan, job: Job, task: Task) -> int:
-    shards = plan.shards()[task.number :: task.of]
-    jobs = ((s, plan.path, job.stamp, job.images, job.out, job.options) for s in shards)
-    postings = sum(shard.items for shard in shards)
-    bar = tqdm(total=postings, desc="pack", unit="posting", disable=None)
-    try:
-        with bar, closing(each(build_shard, jobs, job.options.workers, "packing")) as built:
-            for done in built:
-                bar.update(done)
-    except (OSError, sqlite3.Error):
-        # Another task found all built and has sealed the set, so that the plan is gone.
-        if not (job.out / stage_files.MANIFEST).exists():
-            raise
-    return len(shards)
+def _build_and_seal(job: Job, task: Task) -> Counts | None:
+    """Build the shards of `task`; then finish the set if no other task has shards to build."""
+    out = job.out
+    with closing(Plan(plan_path(out), job.stamp)) as plan:
+        shards = plan.shards()[task.number :: task.of]
+        jobs = ((s, plan.path, job.stamp, job.images, out, job.options) for s in shards)
+        postings = sum(shard.items for shard in shards)
+        bar = tqdm(total=postings, desc="pack", unit="posting", disable=None)
+        try:
+            with bar, closing(each(build_shard, jobs, job.options.workers, "packing")) as built:
+                for done in built:
+                    bar.update(done)
+        except (OSError, sqlite3.Error):
+            # Another task found all built and has sealed the set, which removed the plan.
+            if not (out / stage_files.MANIFEST).exists():
+                raise
+        with locked(out / WORK / "lock"):
+            if job.begin():  # another task was faster
+                return _finished(out)
+            missing = sum(not is_built(shard, out) for shard in plan.shards())
+            if missing:
+                reason = (
+                    f"task {task.number} of {task.of}: {len(shards)} shards built; "
+                    f"waits for the others, which have {missing} to build"
+                )
+                stage_files.write_status(out, "running", reason)
+                log.info("%s: %s", out, reason)
+                return None
+            counts = seal(plan, job.catalogue, out, job.options.max_title)
+            _clean_up(out)
+            return counts
 
 
-def _seal(plan: Plan, job: Job, task: Task, built: int) -> dict[str, Any] | None:
-    with _lock(job.out):
-        if job.begin():  # another task was faster
-            return _finished(job)
-        missing = sum(not is_built(shard, job.out) for shard in plan.shards())
-        if missing:
-            reason = (
-                f"task {task.number} of {task.of}: {built} shards built; "
-                f"waits for the others, which have {missing} to build"
-            )
-            stage_files.write_status(job.out, "running", reason)
-            log.info("%s: %s", job.out, reason)
-            return None
-        counts = seal(plan, job.catalogue, job.out, job.options.max_title)
-        _clean_up(job.out)
-        return counts
-
-
-def _finished(job: Job) -> dict[str, Any]:
-    log.info("%s: already packed", job.out)
-    _clean_up(job.out)
-    return stage_files.open_finished(job.out, KIND)["counts"]
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    with locked(out / WORK / "lock"):
-        yield
+def _finished(out: Path) -> Counts:
+    log.info("%s: already packed", out)
+    _clean_up(out)
+    return cast(Counts, stage_files.open_finished(out, KIND)["counts"])
 
 
 def _clean_up(out: Path) -> None:

@@ -1,6 +1,6 @@
 """A keyed permutation of 0 to n-1 that is computed for any place alone, without a table.
 
-A balanced Feistel network over the next power of four, walked until the value lies inside
+A balanced Feistel network over the next power of four, applied until the value lies inside
 (cycle walking: Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
 """
 
@@ -19,22 +19,30 @@ def round_keys(*names: object) -> np.ndarray:
 
 
 def keys_of_each(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Keys (ROUNDS, n), uint64: other ones for each of `numbers` (n,), from `keys` (ROUNDS, 1)."""
+    """Different keys (ROUNDS, n), uint64, for each of `numbers` (n,), from `keys` (ROUNDS, 1)."""
     return mix(keys ^ mix(numbers.astype(np.uint64)))
 
 
 def permuted(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray) -> np.ndarray:
-    """Where `places` (n,), each below its own of `sizes`, go under `keys` (ROUNDS, 1 or n): int64.
+    """The values (n,), int64, of `places` (n,) under `keys` (ROUNDS, 1 or n).
 
-    Places with equal size and keys go to different values, all below that size.
+    Each place is below its size of `sizes`, and so is its value. Places with equal size and keys
+    get different values.
     """
     walked = places.astype(np.uint64)
     sizes = np.broadcast_to(np.asarray(sizes, np.uint64), walked.shape)
-    half = _half_bits(sizes)
+    # frexp's exponent is the number of bits of an integer, exactly up to 2**53.
+    _, bits = np.frexp(np.maximum(sizes, np.uint64(2)) - np.uint64(1))
+    half_bits = np.maximum((bits + 1) // 2, 1).astype(np.uint64)
     keys = np.broadcast_to(keys, (ROUNDS, *walked.shape))
     outside = np.arange(len(walked))
     while len(outside):
-        walked[outside] = _feistel(walked[outside], half[outside], keys[:, outside])
+        half = half_bits[outside]
+        mask = (np.uint64(1) << half) - np.uint64(1)
+        left, right = walked[outside] >> half, walked[outside] & mask
+        for key in keys[:, outside]:
+            left, right = right, left ^ (mix(right ^ key) & mask)
+        walked[outside] = (left << half) | right
         outside = outside[walked[outside] >= sizes[outside]]
     return walked.astype(np.int64)
 
@@ -42,23 +50,9 @@ def permuted(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray) -> n
 def mix(x: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64 (Steele et al., 2014), a bijection of uint64.
 
-    Every input bit reaches every output bit.
+    Every input bit affects every output bit.
     """
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-def _half_bits(sizes: np.ndarray) -> np.ndarray:
-    # frexp's exponent is the number of bits of a whole number, exactly up to 2**53.
-    _, bits = np.frexp(np.maximum(sizes, np.uint64(2)) - np.uint64(1))
-    return np.maximum((bits + 1) // 2, 1).astype(np.uint64)
-
-
-def _feistel(values: np.ndarray, half: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    left, right = values >> half, values & mask
-    for key in keys:
-        left, right = right, left ^ (mix(right ^ key) & mask)
-    return (left << half) | right

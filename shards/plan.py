@@ -1,8 +1,9 @@
 """The plan of a pack: split, shard, slot and class of every posting, before a byte is written.
 
-It lies on the disk in the order of the tars, so that whoever builds a shard reads its rows alone.
+It lies on the disk in the order of the tars, so that the builder of a shard reads only its rows.
 """
 
+import sqlite3
 from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import count
@@ -16,7 +17,7 @@ from shards.catalogue import Catalogue, check_unique
 from shards.errors import BadInput
 from shards.files import atomic_path
 from shards.options import PackOptions
-from shards.scratch import create, read_only, scratch
+from shards.scratch import create, scratch
 from shards.split import split_of
 
 MIN_SHARD, SHARDS = 64, 8
@@ -43,7 +44,7 @@ INSERT INTO plan.place (row, posting_id, image, title, label_group, class_id)
 
 
 class Shard(NamedTuple):
-    """One tar to be: its items are those at `first`, `first` + 1, ... of the plan."""
+    """One planned tar: its items are those at `first`, `first` + 1, ... of the plan."""
 
     split: str
     number: int
@@ -52,7 +53,7 @@ class Shard(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One posting in its place; `row` counts the catalogue's rows from 1, class_id may be -1."""
+    """One posting and its slot; `row` counts the catalogue's rows from 1, class_id may be -1."""
 
     slot: int
     row: int
@@ -67,10 +68,12 @@ def make_plan(path: Path, catalogue: Catalogue, options: PackOptions, stamp: str
     """Write the plan of `catalogue`; a function of (catalogue, options) alone.
 
     class_id counts the label groups of the train split in the order of their first posting and
-    is -1 elsewhere. Inside a split the items lie in the order of a keyed hash of posting_id.
-    `stamp` says what the plan is for. Memory does not grow with the catalogue. Raises BadInput.
+    is -1 elsewhere. Inside a split the items are ordered by a keyed hash of posting_id. `stamp`
+    identifies the pack that the plan is for. Memory does not grow with the catalogue. Raises
+    BadInput for a catalogue that cannot be packed.
     """
     carried = Carried()
+    key = str(options.seed).encode()
     with atomic_path(path) as temporary, scratch(path.with_suffix(".postings")) as database:
         create(temporary).close()
         database.execute("ATTACH ? AS plan", (f"{temporary.absolute().as_uri()}?vfs=unix-none",))
@@ -80,11 +83,10 @@ def make_plan(path: Path, catalogue: Catalogue, options: PackOptions, stamp: str
         rows = count(1)
         for chunk in catalogue.postings(carried):
             texts = chunk.itertuples(index=False, name=None)
-            lines = (
-                (row, *text, split_of(text[-1]), _key(text[0], options.seed))
-                for text, row in zip(texts, rows, strict=False)
-            )
-            database.executemany("INSERT INTO posting VALUES (?, ?, ?, ?, ?, ?, ?)", lines)
+            for text, row in zip(texts, rows, strict=False):
+                hashed = blake2b(text[0].encode(), digest_size=8, key=key).digest()
+                line = (row, *text, split_of(text[-1]), hashed)
+                database.execute("INSERT INTO posting VALUES (?, ?, ?, ?, ?, ?, ?)", line)
         check_unique(database, catalogue.path)
         database.executescript(ORDER)
         first = 0
@@ -99,12 +101,8 @@ def make_plan(path: Path, catalogue: Catalogue, options: PackOptions, stamp: str
 
 
 def shard_size(items: int, options: PackOptions) -> int:
-    """Items in one tar: at least eight shards where that leaves each its 64 items."""
+    """Items of one tar: as many as give eight shards, but 64 at least and `shard_items` at most."""
     return min(options.shard_items, max(MIN_SHARD, -(-items // SHARDS)))
-
-
-def _key(posting_id: str, seed: int) -> bytes:
-    return blake2b(posting_id.encode(), digest_size=8, key=str(seed).encode()).digest()
 
 
 class Plan:
@@ -113,24 +111,26 @@ class Plan:
     def __init__(self, path: Path, stamp: str) -> None:
         """Open the plan at `path`; raises BadInput when it is that of another pack."""
         self.path = path
-        self._database = read_only(path)
+        # No process writes it any more, and its file system may have no locks.
+        uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+        self._database = sqlite3.connect(uri, uri=True)
         found, carried = self._database.execute("SELECT stamp, carried FROM about").fetchone()
         if found != stamp:
             raise BadInput(f"{path}: the plan of another pack; name another folder for this one")
         self.carried: pa.Schema = pa.ipc.read_schema(pa.py_buffer(carried))
 
     def close(self) -> None:
-        """Let the file go; `contextlib.closing` calls it."""
+        """Close the file; `contextlib.closing` calls it."""
         self._database.close()
 
     def __len__(self) -> int:
         """Rows of the catalogue."""
         return self._database.execute("SELECT IFNULL(SUM(items), 0) FROM split").fetchone()[0]
 
-    def has_photos(self, beside: int = 0) -> bool:
-        """Whether any posting names a photo, `beside` so many others."""
-        asked = "SELECT 1 FROM place WHERE image <> '' LIMIT 1 OFFSET ?"
-        return self._database.execute(asked, (beside,)).fetchone() is not None
+    def has_photos(self, more_than: int = 0) -> bool:
+        """Whether more than so many postings name a photo."""
+        query = "SELECT 1 FROM place WHERE image <> '' LIMIT 1 OFFSET ?"
+        return self._database.execute(query, (more_than,)).fetchone() is not None
 
     def shards(self) -> list[Shard]:
         """All shards, by split and number."""
@@ -141,11 +141,11 @@ class Plan:
         ]
 
     def rows(self, shard: Shard) -> Iterator[Row]:
-        """The postings of one shard, in the order of their slots."""
+        """The postings of one shard, by slot."""
         return self._places(shard.first, shard.items)
 
     def sample(self, size: int) -> list[Row]:
-        """`size` postings from all splits alike; the places follow no order of the catalogue."""
+        """At most `size` postings, from all splits in proportion and in random order."""
         step = -(-len(self) // size)
         return [row for place in range(0, len(self), step) for row in self._places(place, 1)]
 

@@ -16,21 +16,21 @@ import pandas as pd
 from isal.isal_zlib import crc32
 
 from shards.errors import BadInput, CacheFull, Corrupt, Failed, Unreadable
-from shards.index import ABSENT, MEMBERS, RECORD, TOLD, ShardIndex, parse_index
-from shards.layout import KIND, index_of, is_tar, shard_path
+from shards.index import ABSENT, MEMBERS, RECORD, TEXTS, ShardIndex, parse_index
+from shards.layout import ITEMS, KIND, index_of, is_tar, shard_path
 from shards.location import Folder, Location, Mirror, open_files
 from shards.split import SPLITS
 
 FROM_JSON = json.JSONDecoder().decode
-PLACES = {name: (RECORD.names or ()).index(f"{name}_at") for name in MEMBERS}
-"""Where in a record the place, the size and the crc of each member begin."""
+FIELDS = {name: (RECORD.names or ()).index(f"{name}_at") for name in MEMBERS}
+"""Where in a record the offset, the size and the crc of each member begin."""
 MAX_OPEN = 256
 """Tars that a reader holds open at a time: a fourth of what a process may open by default."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One packed posting: what its members hold; class_id is -1 outside the train split."""
+    """One packed posting; `photo` is a JPEG or None, class_id is -1 outside the train split."""
 
     posting_id: str
     photo: bytes | None
@@ -54,7 +54,7 @@ class ShardSet:
     @cached_property
     def items(self) -> pd.DataFrame:
         """items.parquet: one row a catalogue row, in the catalogue's order."""
-        with self.files.open("items.parquet") as file:
+        with self.files.open(ITEMS) as file:
             return pd.read_parquet(file.name)
 
     @cached_property
@@ -66,13 +66,13 @@ class ShardSet:
         return packed.iloc[order].reset_index(drop=True)
 
     def reader(self, splits: Sequence[str] = SPLITS) -> "ItemReader":
-        """The items of `splits` by position, in the order split, shard, slot."""
+        """The items of `splits` by position, ordered by split, shard, slot."""
         unknown = set(splits) - set(SPLITS)
         if unknown:
             raise BadInput(f"{self.location}: no split {', '.join(unknown)}; there are {SPLITS}")
         tars = sorted(name for name in self.manifest["files"] if is_tar(name))
-        parts = [(t, s) for s in splits for t in tars if self._mixed or t.startswith(f"{s}/")]
-        return ItemReader(self.files, parts)
+        sources = [(t, s) for s in splits for t in tars if self._mixed or t.startswith(f"{s}/")]
+        return ItemReader(self.files, sources)
 
     def photo(self, posting_id: str) -> bytes | None:
         """The stored JPEG of a posting; None when it has none or is not in the set."""
@@ -81,12 +81,11 @@ class ShardSet:
         row = self.packed.iloc[self._row_of[posting_id]]
         tar = row.tar if self._mixed else str(shard_path(Path(), row.split, row.shard))
         reader = ItemReader(self.files, [(tar, row.split)])
-        at = int(np.searchsorted(reader.records["slot"], row.slot))
-        return reader[at].photo
+        return reader[int(np.searchsorted(reader.records["slot"], row.slot))].photo
 
     @property
     def _mixed(self) -> bool:
-        # A tar that others made may hold items of every split.
+        # A tar from another tool may hold items of every split.
         return "indexed_tars" in self.manifest["counts"]
 
     @cached_property
@@ -97,42 +96,69 @@ class ShardSet:
 class ItemReader:
     """Items of some tars by position; safe to copy into worker processes."""
 
-    def __init__(self, files: Folder | Mirror, parts: Sequence[tuple[str, str]]) -> None:
-        """Open the indices of `parts` (tar, split); the tars when they are first read.
+    def __init__(self, files: Folder | Mirror, sources: Sequence[tuple[str, str]]) -> None:
+        """Open the indices of `sources` (tar, split); the tars when they are first read.
 
         Raises Corrupt naming a file that does not fit its index.
         """
-        self.files, self.tars = files, [tar for tar, _ in parts]
-        indices = {tar: _checked_index(files, tar) for tar in dict.fromkeys(self.tars)}
-        found = [indices[tar].part(split) for tar, split in parts]
-        self.records = np.concatenate([np.zeros(0, RECORD), *(part.records for part in found)])
-        self.tar_of = np.repeat(np.arange(len(found)), [len(part.records) for part in found])
-        self._posting_ids, self._titles = (_told(found, name) for name in TOLD)
+        self.files, self.tars = files, [tar for tar, _ in sources]
+        indices: dict[str, ShardIndex] = {}
+        for tar in dict.fromkeys(self.tars):
+            name, facts = index_of(tar), files.manifest["files"].get(tar)
+            with files.open(name) as file:
+                indices[tar] = index = parse_index(file.read(), files.where(name))
+            # A tar and index exchanged together with another shard's would fit each other.
+            is_ours = facts is not None and index.fits(facts)
+            if not is_ours or files.size(tar) != index.header["tar_bytes"]:
+                raise Corrupt(
+                    f"{files.where(tar)}: does not fit its index; restore it or pack again"
+                )
+        found = [indices[tar].of_split(split) for tar, split in sources]
+        self.records = np.concatenate([np.zeros(0, RECORD), *(index.records for index in found)])
+        self.tar_of = np.repeat(np.arange(len(found)), [len(index.records) for index in found])
+        # Only the indices of tars from other tools hold texts; packed tars have them in json.
+        self._posting_ids, self._titles = (
+            np.array(
+                [text for index in found for text in index.header.get(name, ())],
+                np.dtypes.StringDType(),
+            )
+            for name in TEXTS
+        )
         self._open: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, position: int) -> Item:
-        """The whole item at `position`; see `read`."""
+        """The complete item at `position`; see `read`."""
         return self.read(position)
 
     def read(self, position: int, photo: bool = True) -> Item:
-        """Read the item at `position` (0 to len - 1), without its photo where none is wanted.
+        """Read the item at `position` (0 to len - 1), without its photo if `photo` is False.
 
-        Raises Unreadable naming file and slot, Failed when the disk does not give the bytes.
+        Raises Unreadable naming file and slot, Failed when the disk does not return the bytes.
         """
         if not 0 <= position < len(self):
             raise IndexError(position)
         # All fields of the record at once: one by one is slow.
         record, tar = self.records[position].item(), self.tar_of.item(position)
-        told = len(self._titles) > 0
-        wanted = MEMBERS[0 if photo else 1 : 1 if told else 2]
-        found = self._members(tar, record, [m for m in wanted if record[PLACES[m] + 1] != ABSENT])
-        if told:
+        has_texts = len(self._titles) > 0
+        wanted = MEMBERS[0 if photo else 1 : 1 if has_texts else 2]
+        found = self._members(tar, record, [m for m in wanted if record[FIELDS[m] + 1] != ABSENT])
+        if has_texts:
             posting_id, title = self._posting_ids[position], self._titles[position]
         else:
-            posting_id, title = self._about(tar, record, found.get("json", b"{}"))
+            # The form of json is checked, since a matching crc proves nothing of it.
+            try:
+                about = FROM_JSON(found.get("json", b"{}").decode())
+                posting_id, title = about["posting_id"], about["title"]
+            except (ValueError, TypeError, LookupError, RecursionError):
+                posting_id = title = None
+            if not isinstance(posting_id, str) or not isinstance(title, str):
+                raise Unreadable(
+                    f"{self._where(tar, record)}, member json: holds no posting_id and title as "
+                    "text; pack again or restore it"
+                )
         return Item(posting_id, found.get("jpg"), title, record[1])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,81 +168,49 @@ class ItemReader:
         if "_open" in self.__dict__:
             self._close()
 
-    def _about(self, tar: int, record: tuple, data: bytes) -> tuple[str, str]:
-        """What json tells, posting_id and title; its form is checked, since no crc tells of it."""
-        try:
-            about = FROM_JSON(data.decode())
-            posting_id, title = about["posting_id"], about["title"]
-        except (ValueError, TypeError, LookupError, RecursionError):
-            posting_id = title = None
-        if not isinstance(posting_id, str) or not isinstance(title, str):
-            raise Unreadable(f"{self._where(tar, record)}, member json: tells no posting_id and no "
-                             "title as text; pack again or restore it")  # fmt: skip
-        return posting_id, title
-
     def _where(self, tar: int, record: tuple) -> str:
         return f"{self.files.where(self.tars[tar])}: slot {record[0]}"
 
-    def _members(self, tar: int, record: tuple, names: list[str]) -> dict[str, bytes]:
-        """The members `names` of the item of `record`, which has them."""
-        found, broken = self._pieces(tar, record, names)
-        if broken and self.files.renew(self.tars[tar]):
-            self._close()
-            found, broken = self._pieces(tar, record, names)
-        if broken:
-            what = f"member {broken}: bytes differ from its crc"
-            raise Unreadable(f"{self._where(tar, record)}, {what}")
+    def _members(
+        self, tar: int, record: tuple, names: list[str], is_renewed: bool = False
+    ) -> dict[str, bytes]:
+        """The members `names` of the item of `record`; a damaged copy is renewed once."""
+        file, found = self._file(tar), {}
+        for name in names:
+            # One call for all of them would cost more: their bytes would have to be copied apart.
+            field = FIELDS[name]
+            try:
+                found[name] = os.pread(file, record[field + 1], record[field])
+            except OSError as error:
+                raise Failed(
+                    f"{self._where(tar, record)}, member {name}: cannot be read "
+                    f"({error.strerror}); look at its disk"
+                ) from None
+            if crc32(found[name]) != record[field + 2]:
+                if not is_renewed and self.files.renew(self.tars[tar]):
+                    self._close()
+                    return self._members(tar, record, names, is_renewed=True)
+                what = f"member {name}: bytes differ from its crc"
+                raise Unreadable(f"{self._where(tar, record)}, {what}")
         return found
 
-    def _pieces(
-        self, tar: int, record: tuple, names: list[str]
-    ) -> tuple[dict[str, bytes], str | None]:
-        """The members, and one whose bytes differ from its crc."""
-        file, found, broken = self._file(tar), {}, None
-        for name in names:
-            # One call for all of them would cost more: their bytes had to be copied apart.
-            place = PLACES[name]
-            try:
-                found[name] = piece = os.pread(file, record[place + 1], record[place])
-            except OSError as error:
-                raise Failed(f"{self._where(tar, record)}, member {name}: cannot be read "
-                             f"({error.strerror}); look at its disk") from None  # fmt: skip
-            if crc32(piece) != record[place + 2]:
-                broken = name
-        return found, broken
-
     def _file(self, tar: int) -> int:
+        """The descriptor of a tar, opened when it is first needed."""
+
+        def opened() -> int:
+            with self.files.open(self.tars[tar]) as file:
+                return os.dup(file.fileno())
+
         if tar not in self._open:
             if len(self._open) >= MAX_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
             try:
-                self._open[tar] = self._opened(tar)
-            except CacheFull:  # for what this reader itself holds open, perhaps
+                self._open[tar] = opened()
+            except CacheFull:  # perhaps because of the copies that this reader holds open
                 self._close()
-                self._open[tar] = self._opened(tar)
+                self._open[tar] = opened()
         return self._open[tar]
-
-    def _opened(self, tar: int) -> int:
-        with self.files.open(self.tars[tar]) as file:
-            return os.dup(file.fileno())
 
     def _close(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
-
-
-def _told(parts: list[ShardIndex], name: str) -> np.ndarray:
-    """What the indices of tars that others made tell; empty for those that were packed."""
-    texts = [text for part in parts for text in part.header.get(name, ())]
-    return np.array(texts, np.dtypes.StringDType())
-
-
-def _checked_index(files: Folder | Mirror, tar: str) -> ShardIndex:
-    name = index_of(tar)
-    with files.open(name) as file:
-        index = parse_index(file.read(), files.where(name))
-    # Else the tar and index of two shards, exchanged together, would pass for each other.
-    fits = index.fits(files.manifest["files"].get(tar, {}))
-    if not fits or files.size(tar) != index.header["tar_bytes"]:
-        raise Corrupt(f"{files.where(tar)}: does not fit its index; restore it or pack again")
-    return index

@@ -1,4 +1,4 @@
-"""Room on the disk: how much a pack will need, and a clear word when there is too little."""
+"""Space on the disk: how much a pack will need, and a clear error when there is too little."""
 
 import errno
 import os
@@ -6,25 +6,25 @@ import shutil
 import sqlite3
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from shards.build import samples
+from shards.build import Facts, samples
 from shards.errors import BadInput, Failed
 from shards.options import PackOptions
-from shards.photo import NOT_FOUND, is_there
+from shards.photo import NOT_FOUND, PhotoRefused, find_photo
 from shards.plan import Plan
 
 SAMPLE = 64
-"""Postings that are made ready to tell how large all will be."""
+"""Postings that are prepared to estimate the size of all."""
 BLOCK = 512
 INDEX_AND_TABLE = 300
-"""Bytes an item takes in its .idx, in .pack and in items.parquet beside the catalogue's own."""
+"""Bytes of an item in its .idx, in .pack and in items.parquet beside the catalogue's own."""
 HANDFUL = 5
-"""So many photos may all be missing by chance."""
+"""Up to so many photos may all be missing by chance."""
 LOOKED_FOR = 1_000
-"""Postings whose photos are looked for when those of the sample are missing, one and all."""
+"""Postings whose photos are looked for when all photos of the sample are missing."""
 PHOTOS_REMEDY = (
     "is --images the folder that the column image starts from, and is it mounted? If there are no "
     "photos, empty that column"
@@ -32,93 +32,97 @@ PHOTOS_REMEDY = (
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def survey(plan: Plan, catalogue: Path, images: Path | None, options: PackOptions) -> dict:
-    """`bytes` that the whole set will take, and `photos` that were there for the sample.
+class Survey(TypedDict):
+    """The estimated bytes of the complete set, and names of photos that the sample found."""
 
-    The bytes are those of a sample of real postings times their number; two standard errors are
-    added, so that 39 estimates of 40 are not too small. Raises BadInput when no photo is there.
+    bytes: int
+    photos: list[str]
+
+
+def survey(plan: Plan, catalogue: Path, images: Path | None, options: PackOptions) -> Survey:
+    """Estimate the size of the set from a sample of real postings.
+
+    Their mean size times the number of postings; two standard errors are added, so that 39
+    estimates of 40 are not too small. Raises BadInput when not one of many photos exists.
     """
-    # A small catalogue is not read twice over for this.
+    # At most a twentieth of a small catalogue, whose sample is read a second time by the pack.
     rows = plan.sample(max(1, min(SAMPLE, len(plan) // 20)))
-    facts: list[dict[str, Any]] = []
-    made = samples([row._replace(slot=n) for n, row in enumerate(rows)], images, options, facts)
-    by_slot = {slot: members for slot, _, members in made}
-    _check_folder(plan, images, [row.image for row in rows if row.image], facts)
-    sizes = [sum(map(_in_tar, by_slot.get(n, {}).values())) for n in range(len(rows))]
+    facts: list[Facts] = []
+    prepared = samples([row._replace(slot=n) for n, row in enumerate(rows)], images, options, facts)
+    sizes = [0] * len(rows)
+    for slot, _, members in prepared:
+        sizes[slot] = sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for data in members.values())
+    named = [row.image for row in rows if row.image]
+    missing = sum(f": {NOT_FOUND}" in fact["reason"] for fact in facts)
+    # With the wrong folder every photo would be missing from the set without any error.
+    if images is not None and len(named) > HANDFUL and missing >= len(named):
+        more = [row.image for row in plan.sample(min(LOOKED_FOR, len(plan))) if row.image]
+        if not _any_found(images, more):
+            raise BadInput(
+                f"{images}: has none of the {len(more)} photos that were looked for, for example "
+                f"{named[0]}; {PHOTOS_REMEDY}"
+            )
     spread = statistics.stdev(sizes) / len(sizes) ** 0.5 if len(sizes) > 1 else 0.0
     item = statistics.fmean(sizes) + 2 * spread + INDEX_AND_TABLE
     photos = [row.image for row, fact in zip(rows, facts, strict=True) if fact["has_image"]]
     return {"bytes": int(item * len(plan)) + 2 * catalogue.stat().st_size, "photos": photos}
 
 
-def _check_folder(
-    plan: Plan, images: Path | None, named: list[str], facts: list[dict[str, Any]]
-) -> None:
-    # The wrong folder would cost every photo, and all of it would be sealed without a word.
-    missing = sum(f": {NOT_FOUND}" in fact["reason"] for fact in facts)
-    if images is None or len(named) <= HANDFUL or missing < len(named):
-        return
-    more = [row.image for row in plan.sample(min(LOOKED_FOR, len(plan))) if row.image]
-    if not any(is_there(images, name) for name in more):
-        raise BadInput(
-            f"{images}: has none of the {len(more)} photos that were looked for, {named[0]} among "
-            f"them; {PHOTOS_REMEDY}"
-        )
-
-
 def check_photos(images: Path | None, names: list[str]) -> None:
-    """Raise BadInput when none of the photos that were there for the plan is there here."""
-    # Else a folder that is not mounted on one node costs all the photos of its shards.
-    if images is not None and names and not any((images / name).is_file() for name in names):
+    """Raise BadInput when `images` lacks all the photos `names` that the survey found."""
+    # A folder that is not mounted on one node would cost all the photos of its shards.
+    if images is not None and names and not _any_found(images, names):
         raise BadInput(
             f"{images}: on {os.uname().nodename} it lacks {names[0]} and every other photo that "
             "was there for the plan; is the right folder mounted?"
         )
 
 
-def _in_tar(data: bytes) -> int:
-    return BLOCK + -(-len(data) // BLOCK) * BLOCK
+def _any_found(images: Path, names: list[str]) -> bool:
+    for name in names:
+        with suppress(PhotoRefused):
+            find_photo(images, name)
+            return True
+    return False
 
 
 def check_room(out: Path, needed: int) -> None:
-    """Raise Failed when `out` lacks room for what is not yet written of `needed` bytes."""
+    """Raise Failed when `out` lacks space for what is not yet written of `needed` bytes."""
     missing = needed - written(out)
     free = shutil.disk_usage(out).free
     if missing > free:
         raise Failed(
-            f"{out}: no room: about {told(missing)} needed, {told(free)} free on its file system; "
-            "make room, or pack smaller photos with --size"
+            f"{out}: no room: about {format_bytes(missing)} needed, {format_bytes(free)} free on "
+            "its file system; make room, or pack smaller photos with --size"
         )
 
 
 def written(out: Path) -> int:
-    """Bytes of the shards that stand already."""
+    """Bytes of the shards that are complete."""
     return sum(path.stat().st_size for path in out.glob("*/[0-9]*.*"))
 
 
 @contextmanager
-def full_disk_told(out: Path) -> Iterator[None]:
-    """Within it a disk or quota that fills up raises Failed; what stands whole is kept."""
+def full_disk_fails(out: Path) -> Iterator[None]:
+    """Inside the block a disk or quota that fills up raises Failed with what is free and done."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        if not _is_full(error):
+        if isinstance(error, OSError):
+            is_full = error.errno in FULL
+        else:
+            # SQLite reports a full disk, but a quota or limit only as a write that failed.
+            codes = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+            is_full = error.sqlite_errorcode in codes
+        if not is_full:
             raise
+        free, done = format_bytes(shutil.disk_usage(out).free), format_bytes(written(out))
         raise Failed(
-            f"{out}: no room left ({error}); {told(shutil.disk_usage(out).free)} free on its file "
-            f"system, {told(written(out))} of shards stand whole; make room or raise the quota, "
-            "and the same command goes on"
+            f"{out}: no room left ({error}); {free} free on its file system, {done} of shards are "
+            "complete; make room or raise the quota, and the same command goes on"
         ) from None
 
 
-def _is_full(error: OSError | sqlite3.Error) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in FULL
-    # SQLite tells of a full disk, but of a quota or a limit only as of a write that failed.
-    codes = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
-    return error.sqlite_errorcode in codes
-
-
-def told(size: int) -> str:
-    """A number of bytes for people."""
+def format_bytes(size: int) -> str:
+    """A number of bytes in MB or GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -7,9 +7,9 @@ TRAIN_SHARE, VAL_SHARE = 0.6, 0.2
 
 
 def split_of(label_group: str) -> str:
-    """train (60 %), val (20 %) or test (20 % of the products); unlabelled when there is none.
+    """train (60 %), val (20 %) or test (20 % of the products); unlabelled for an empty label.
 
-    Nothing but the label group decides, so adding postings never moves a product.
+    Only the label group decides, so adding postings never moves a product.
     """
     if not label_group:
         return "unlabelled"

@@ -1,19 +1,19 @@
 """What every stage directory holds: stage.json first, status.json, manifest.json last.
 
-A shard set is a stage directory too and shards/ stands alone, so the three files live here;
-dist_train/stage.py adds the chain of parents.
+A shard set is a stage directory too and shards/ depends on nothing of dist_train, so the three
+files are defined here; dist_train/stage.py adds the chain of parents.
 """
 
 import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from shards.errors import BadInput, Corrupt, Unfinished
 from shards.files import (
-    is_json_of,
     is_temporary,
+    json_bytes,
     read_json,
     sha256_file,
     sha256_json,
@@ -30,24 +30,57 @@ KEYS = {
 }
 
 
+class FileFacts(TypedDict):
+    """What the manifest lists of a file: its size in bytes and its hex sha256."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """manifest.json; `files` has a file's facts by its path below the directory.
+
+    `sha256` is that of the manifest itself, without this key, by `sha256_json`.
+    """
+
+    format: int
+    kind: str
+    fingerprint: str
+    counts: dict[str, Any]
+    files: dict[str, FileFacts]
+    stage_sha256: str
+    sha256: str
+
+
+def timestamp() -> str:
+    """The local time with its offset from UTC, as the stage files record it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
 def begin(out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any]) -> bool:
     """Claim `out` for one stage; True when the same stage is already finished there.
 
-    `config` holds what the result depends on; an unfinished directory of the same kind,
-    config and parents is continued, anything else is refused and left as it is. A parent
-    counts by its fingerprint or sha256, so a tree that was moved as a whole is the same one.
+    `config` holds what the result depends on. An unfinished directory of the same kind, config
+    and parents is resumed; anything else raises BadInput and is left as it is. A parent is
+    identified by its fingerprint or sha256, so a tree that was moved together stays the same.
     """
     wanted = {"kind": kind, "config": config, "parents": parents}
-    # Listed first: another process may claim the folder now and go on to fill it.
-    made = _made(out) if out.is_dir() else set()
-    if (out / STAGE).exists() and not _came_to_nothing(out):
-        _refuse_another(out, wanted, _read_ours(out / STAGE))
-    elif out.is_file() or made - {STAGE, STATUS}:
+    # Listed before stage.json is looked for: another process may claim and fill the folder now.
+    names = _names(out) if out.is_dir() else set()
+    # A stage that failed before it wrote anything (a mistyped option) leaves the folder free.
+    empty = {"": {STAGE}, "failed": {STAGE, STATUS}}
+    if (out / STAGE).exists() and empty.get(status_of(out)) != _names(out):
+        _check_same(out, wanted)
+    elif out.is_file() or names - {STAGE, STATUS}:
         raise BadInput(f"{out}: holds files of something else; name a new or an empty folder")
     else:
-        _claim(out, wanted)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / STAGE, {"format": FORMAT, "started": timestamp()} | wanted)
+        except OSError as error:
+            raise BadInput(f"{out}: cannot be written ({error.strerror})") from None
     if (out / MANIFEST).exists():
-        # Killed between the manifest and the status: what is finished says so.
+        # A process killed between manifest and status left the old status.
         if status_of(out) != "done":
             write_status(out, "done")
         return True
@@ -55,57 +88,79 @@ def begin(out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any])
     return False
 
 
-def _made(out: Path) -> set[str]:
+def _names(out: Path) -> set[str]:
     return {path.name for path in out.iterdir() if not is_temporary(path)}
 
 
-def _came_to_nothing(out: Path) -> bool:
-    """A stage that failed before it made anything (a mistyped option): the folder is free again."""
-    if not (out / STATUS).exists():
-        return _made(out) == {STAGE}
-    failed = status_of(out) == "failed"
-    return failed and _made(out) == {STAGE, STATUS}
+def _check_same(out: Path, wanted: dict[str, Any]) -> None:
+    """Raise BadInput naming what differs when `out` belongs to another stage than `wanted`."""
+
+    def identities(parents: dict[str, Any]) -> dict[str, Any]:
+        # The path identifies only what has nothing else, such as a folder of photos.
+        return {
+            name: {key: value for key, value in facts.items() if key != "path"} or facts
+            for name, facts in parents.items()
+        }
+
+    found = _read_ours(out / STAGE)
+    if found.get("format") != FORMAT:
+        raise BadInput(f"{out}: format {found.get('format')}, this version writes {FORMAT}")
+    if found["kind"] != wanted["kind"]:
+        raise BadInput(f"{out}: already holds {found['kind']}; name another folder")
+    differing = {
+        "config": _differing(found["config"], wanted["config"]),
+        "parents": _differing(identities(found["parents"]), identities(wanted["parents"])),
+    }
+    for name, keys in differing.items():
+        if keys:
+            raise BadInput(
+                f"{out}: already holds another run of {found['kind']} "
+                f"({name} differs: {keys}); name another folder or remove this one"
+            )
 
 
-def _claim(out: Path, wanted: dict[str, Any]) -> None:
-    stamp = {"format": FORMAT, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / STAGE, stamp | wanted)
-    except OSError as error:
-        raise BadInput(f"{out}: cannot be written ({error.strerror})") from None
+def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    rows = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            rows += [_differing(a, b, f"{prefix}{key}.")] if a != b else []
+        elif a != b:
+            rows.append(f"{prefix}{key} {a!r} there, {b!r} requested")
+    return "; ".join(rows)
 
 
 def write_status(out: Path, state: str, reason: str = "", by: dict[str, Any] | None = None) -> None:
-    """Record running, preempted, done or failed, with the reason, the host and `by` whom."""
-    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    value = {"status": state, "reason": reason, "time": now, "host": socket.gethostname()}
+    """Record running, preempted, done or failed with the reason and host; `by` adds more keys."""
+    value = {"status": state, "reason": reason, "time": timestamp(), "host": socket.gethostname()}
     write_json(out / STATUS, value | (by or {}))
 
 
 def status_of(out: Path) -> str:
-    """running, preempted, done or failed, as recorded; empty when nothing is."""
+    """The recorded state: running, preempted, done or failed; empty when none is recorded."""
     return _read_ours(out / STATUS)["status"] if (out / STATUS).exists() else ""
 
 
 def finish(
-    out: Path, counts: dict[str, Any], files: list[Path], written: Mapping[Path, str] | None = None
+    out: Path, counts: Mapping[str, Any], files: list[Path], written: Mapping[Path, str] = {}
 ) -> str:
-    """Write the manifest over `files` (inside `out`) and mark the stage done; the fingerprint.
+    """Write the manifest over `files` (inside `out`), mark the stage done, return its fingerprint.
 
-    `written` holds the sha256 of files as they were written; raises Corrupt naming one that has
-    changed since: what the manifest says counts as the truth from then on.
+    `written` holds the sha256 of files when they were written. Raises Corrupt naming one that has
+    changed since: from now on the manifest is what files are compared with.
     """
     for file in files:
-        sync(file)  # also what grew line by line, or others wrote: from now on it is vouched for
+        sync(file)  # includes files that grew line by line or came from other programs
     listed = {
-        str(file.relative_to(out)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+        str(file.relative_to(out)): FileFacts(bytes=file.stat().st_size, sha256=sha256_file(file))
         for file in sorted(files)
     }
-    for file, sha256 in (written or {}).items():
+    for file, sha256 in written.items():
         if listed[str(file.relative_to(out))]["sha256"] != sha256:
-            raise Corrupt(f"{file}: has changed since it was written; remove it and its .idx, "
-                          "and run the same command again")  # fmt: skip
+            raise Corrupt(
+                f"{file}: has changed since it was written; remove it and its .idx, "
+                "and run the same command again"
+            )
     stage = read_json(out / STAGE)
     fingerprint = fingerprint_of(stage, listed)
     manifest = {"format": FORMAT, "kind": stage["kind"], "fingerprint": fingerprint}
@@ -115,8 +170,13 @@ def finish(
     return fingerprint
 
 
-def open_finished(path: Path, kind: str) -> dict[str, Any]:
-    """The manifest of a finished stage directory of `kind`; refuses any other, by name."""
+def fingerprint_of(stage: dict[str, Any], files: Mapping[str, FileFacts]) -> str:
+    """The identity of a finished stage: the sha256 of its kind, config and listed files."""
+    return sha256_json({"kind": stage["kind"], "config": stage["config"], "files": files})
+
+
+def open_finished(path: Path, kind: str) -> Manifest:
+    """The manifest of a finished stage directory; raises as `read_finished` does."""
 
     def read(name: str) -> dict[str, Any] | None:
         return _read_ours(path / name) if (path / name).exists() else None
@@ -125,9 +185,13 @@ def open_finished(path: Path, kind: str) -> dict[str, Any]:
 
 
 def read_finished(
-    where: str, kind: str, read: Callable[[str], dict[str, Any] | None]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(stage, manifest) of the directory called `where`; `read` gives a file, None if absent."""
+    where: str, kind: str, read: Callable[[str], Any | None]
+) -> tuple[dict[str, Any], Manifest]:
+    """The content of (stage.json, manifest.json) of the directory that messages call `where`.
+
+    `read` returns a stage file by its name, None if absent. Raises BadInput when it is not a
+    directory of `kind` in this version's format, Unfinished when it has no manifest.
+    """
     stage = read(STAGE)
     if stage is None:
         raise BadInput(f"{where}: not a {kind} directory (no {STAGE})")
@@ -141,21 +205,21 @@ def read_finished(
     return stage, manifest
 
 
-def check_manifest(manifest: dict[str, Any], where: str) -> None:
-    """Raise Corrupt when a manifest differs from its own sha256: nothing it lists counts then."""
-    told = {key: value for key, value in manifest.items() if key != "sha256"}
-    if manifest.get("sha256") != sha256_json(told):
+def check_manifest(manifest: Mapping[str, Any], where: str) -> None:
+    """Raise Corrupt when a manifest differs from its own sha256: it proves nothing then."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    if manifest.get("sha256") != sha256_json(content):
         raise Corrupt(f"{where}: differs from its own sha256; restore it")
 
 
 def faults_of(out: Path) -> list[str]:
-    """What of stage.json and status.json is not as `finish` wrote it.
+    """Differences of stage.json and status.json from what `finish` wrote.
 
-    Raises Corrupt when the manifest itself is not, since then nothing it lists counts.
+    Raises Corrupt when the manifest itself is damaged, since it proves nothing then.
     """
     manifest = _read_ours(out / MANIFEST)
     check_manifest(manifest, str(out / MANIFEST))
-    if not is_json_of(out / MANIFEST, manifest):
+    if (out / MANIFEST).read_bytes() != json_bytes(manifest):
         raise Corrupt(f"{out / MANIFEST}: differs from its own sha256; restore it")
     faults = []
     if manifest["stage_sha256"] != sha256_file(out / STAGE):
@@ -163,55 +227,16 @@ def faults_of(out: Path) -> list[str]:
     elif manifest["fingerprint"] != fingerprint_of(_read_ours(out / STAGE), manifest["files"]):
         raise Corrupt(f"{out / MANIFEST}: does not fit its fingerprint; restore it")
     if status_of(out) != "done":
-        faults.append(f"{out / STATUS}: says {status_of(out)!r} of what is finished")
+        faults.append(f"{out / STATUS}: is {status_of(out)!r} although the stage is finished")
     return faults
 
 
-def fingerprint_of(stage: dict[str, Any], files: dict[str, Any]) -> str:
-    """The identity of a finished stage: its kind, its config and its files."""
-    return sha256_json({"kind": stage["kind"], "config": stage["config"], "files": files})
-
-
-def check_ours(value: Any, name: str, where: str) -> dict[str, Any]:
-    """The JSON `value` as the stage file `name`; raises Corrupt when it is none of ours."""
+def check_ours(value: Any, name: str, where: str) -> Any:
+    """The JSON `value` of the stage file `name`; raises Corrupt when it lacks the file's keys."""
     if not isinstance(value, dict) or not KEYS[name] <= value.keys():
-        raise Corrupt(f"{where}: not a {name} of dist_train; restore it or make it anew")
+        raise Corrupt(f"{where}: not a {name} of dist_train; restore it or create it again")
     return value
 
 
-def _read_ours(path: Path) -> dict[str, Any]:
+def _read_ours(path: Path) -> Any:
     return check_ours(read_json(path), path.name, str(path))
-
-
-def _refuse_another(out: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    if found.get("format") != FORMAT:
-        raise BadInput(f"{out}: format {found.get('format')}, this version writes {FORMAT}")
-    if found["kind"] != wanted["kind"]:
-        raise BadInput(f"{out}: already holds {found['kind']}; name another folder")
-    for part, told in (("config", dict), ("parents", _identities)):
-        old, new = told(found[part]), told(wanted[part])
-        if old != new:
-            keys = _differing(old, new)
-            raise BadInput(
-                f"{out}: already holds another run of {found['kind']} "
-                f"({part} differs: {keys}); name another folder or remove this one"
-            )
-
-
-def _identities(parents: dict[str, Any]) -> dict[str, Any]:
-    # The path is the identity only of what has no other, as a folder of photos.
-    return {
-        name: {key: value for key, value in facts.items() if key != "path"} or facts
-        for name, facts in parents.items()
-    }
-
-
-def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    rows = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            rows += [_differing(a, b, f"{prefix}{key}.")] if a != b else []
-        elif a != b:
-            rows.append(f"{prefix}{key} {a!r} there, {b!r} asked")
-    return "; ".join(rows)

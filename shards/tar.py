@@ -12,11 +12,11 @@ from shards.errors import Corrupt
 from shards.files import atomic_path, sha256_file
 from shards.index import ABSENT, MEMBERS, RECORD, write_index
 
-FIELDS = RECORD.names or ()
 TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
-# Of all but name and size; the checksum counts itself as blanks (POSIX.1, ustar).
+# The checksum of all but name and size; it counts itself as blanks (POSIX.1, ustar).
 TEMPLATE_SUM = sum(TEMPLATE[100:124] + TEMPLATE[135:148] + b" " * 8 + TEMPLATE[156:])
 Sample = tuple[int, int, dict[str, bytes]]
+"""(slot, class_id, members by suffix) of an item."""
 
 
 def key_of(shard: int, slot: int) -> str:
@@ -25,35 +25,35 @@ def key_of(shard: int, slot: int) -> str:
 
 
 def write_shard(tar: Path, samples: Iterable[Sample], before_mark: Callable[[], None]) -> None:
-    """Write `tar` from (slot, class_id, members), read it back, then its index as the mark.
+    """Write `tar`, read it back, then write its index, which marks it as complete.
 
-    `before_mark` runs between the two: what must exist wherever the index does.
+    `before_mark` runs before the index is written: it writes what must exist wherever the index
+    does. Raises Corrupt when a member read back differs.
     """
+    rows = []
     with atomic_path(tar) as temporary:
-        records = _write(temporary, int(tar.stem), samples)
-        _read_back(temporary, records)
+        with temporary.open("wb") as file:
+            for slot, class_id, members in samples:
+                record = {f"{name}_size": ABSENT for name in MEMBERS}
+                record |= {"slot": slot, "class_id": class_id}
+                for name in MEMBERS:
+                    if name in members:
+                        data = members[name]
+                        file.write(_header(f"{key_of(int(tar.stem), slot)}.{name}", len(data)))
+                        record[f"{name}_at"], record[f"{name}_size"] = file.tell(), len(data)
+                        record[f"{name}_crc"] = crc32(data)
+                        file.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
+                rows.append(tuple(record.get(name, 0) for name in RECORD.names or ()))
+            file.write(bytes(2 * tarfile.BLOCKSIZE))
+            file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
+        records = np.array(rows, RECORD)
+        with temporary.open("rb") as file:
+            for record in records:
+                for name in MEMBERS:
+                    check_member(file, record, name, temporary)
         header = {"tar_bytes": temporary.stat().st_size, "tar_sha256": sha256_file(temporary)}
     before_mark()
     write_index(tar.with_suffix(".idx"), header, records)
-
-
-def _write(path: Path, shard: int, samples: Iterable[Sample]) -> np.ndarray:
-    rows = []
-    with path.open("wb") as file:
-        for slot, class_id, members in samples:
-            record = {f"{name}_size": ABSENT for name in MEMBERS}
-            record |= {"slot": slot, "class_id": class_id}
-            for name in MEMBERS:
-                if name in members:
-                    data = members[name]
-                    file.write(_header(f"{key_of(shard, slot)}.{name}", len(data)))
-                    record |= {f"{name}_at": file.tell(), f"{name}_size": len(data),
-                               f"{name}_crc": crc32(data)}  # fmt: skip
-                    file.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
-            rows.append(tuple(record.get(name, 0) for name in FIELDS))
-        file.write(bytes(2 * tarfile.BLOCKSIZE))
-        file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
-    return np.array(rows, RECORD)
 
 
 def _header(name: str, size: int) -> bytes:
@@ -62,18 +62,11 @@ def _header(name: str, size: int) -> bytes:
     Fixed time, owner and mode: the same plan gives the same bytes.
     """
     if size >= 8**11:
-        raise ValueError(f"{name}: {size} bytes, more than a tar can tell")
-    told = b"%011o" % size
-    head, rest = name.encode().ljust(100, b"\0"), TEMPLATE[100:124] + told + TEMPLATE[135:]
-    total = sum(head) + sum(told) + TEMPLATE_SUM
+        raise ValueError(f"{name}: {size} bytes, more than a tar header can hold")
+    digits = b"%011o" % size
+    head, rest = name.encode().ljust(100, b"\0"), TEMPLATE[100:124] + digits + TEMPLATE[135:]
+    total = sum(head) + sum(digits) + TEMPLATE_SUM
     return head + rest[:48] + b"%06o\0 " % total + rest[56:]
-
-
-def _read_back(path: Path, records: np.ndarray) -> None:
-    with path.open("rb") as file:
-        for record in records:
-            for name in MEMBERS:
-                check_member(file, record, name, path)
 
 
 def check_member(file: io.BufferedReader, record: np.ndarray, name: str, path: Path) -> None:

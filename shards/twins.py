@@ -1,8 +1,8 @@
-"""Photos that are the same or nearly: a copy saved again, resized, trimmed, brightened, stamped.
+"""Photos that are equal or nearly: a copy saved again, resized, trimmed, brightened, stamped.
 
-Two photos are twins when their bytes are equal, or when both their perceptual hashes and their
-colours are close: the hash alone sees no colours and takes the red and the blue one of a product
-for one photo. The bounds are measured, see docs/twins.md.
+Two photos are near-duplicates when their bytes are equal, or when both their perceptual hashes and
+their colours are close: the hash alone sees no colours and takes the red and the blue one of a
+product for the same. The bounds are measured, see docs/twins.md.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,22 +14,24 @@ import numpy as np
 from shards.near import Blocks, Pairs, near_pairs, pieces
 
 RADIUS = 6
-"""Bits of 64 in which the perceptual hashes of twins may differ."""
+"""Bits of 64 in which the perceptual hashes of near-duplicates may differ."""
 COLOURS = 3
-"""Mean difference of the colours of twins, in levels of 256, once their brightness is equal."""
+"""Mean difference of the colours of near-duplicates, in levels of 256, at equal brightness."""
 BRIGHTNESS = 16
-"""Levels of 256 by which twins may differ in brightness."""
+"""Levels of 256 by which near-duplicates may differ in brightness."""
 
 CHANNELS = 27
 LOOKS = np.dtype([("row", "<i8"), ("hash", "<u8"), ("colours", "u1", (CHANNELS,))])
+"""A photo's signature: its row, perceptual hash, and the mean colours of 3 × 3 cells."""
 NO_PHOTO = -1
+"""The photo group of an item without a photo."""
 
 JOINS_AT_ONCE = 200_000
 PAIRS_AT_ONCE = 50_000
 
 
 def looks(rows: Sequence[int], phash: Sequence[str], colours: Sequence[str]) -> np.ndarray:
-    """(n,) LOOKS, 43 bytes a photo, of two columns of hex digits.
+    """Signatures (n,) of LOOKS, 43 bytes a photo, from two columns of hex digits.
 
     Raises ValueError for text that is not hex of the right length.
     """
@@ -42,21 +44,31 @@ def looks(rows: Sequence[int], phash: Sequence[str], colours: Sequence[str]) -> 
 
 
 def twins(photos: Path) -> Iterator[Pairs]:
-    """Yield rows (i, j) that connect all twins among photos that all look different.
+    """Yield rows (i, j) that connect all near-duplicates among photos of different signatures.
 
-    photos: a file of LOOKS. Not every two twins are told, but all that are connected by pairs of
-    twins are connected by what is yielded. Files lie beside `photos` meanwhile; memory does not
-    grow with them.
+    photos: a file of LOOKS. Not every pair of near-duplicates is yielded, but the yielded pairs
+    have the same connected components. Files lie beside `photos` meanwhile; memory does not grow
+    with them.
     """
     for piece, within in pieces(photos, LOOKS, RADIUS):
-        labels = np.arange(len(piece))
-        _join_twins(labels, piece, within)
+        labels, colours = np.arange(len(piece)), piece["colours"]
+        held, waiting = [(labels[:0], labels[:0])], 0
+        for i, j in _near(piece["hash"], within):
+            apart = labels[i] != labels[j]
+            i, j = i[apart], j[apart]
+            found = alike(colours[i], colours[j])
+            held.append((i[found], j[found]))
+            waiting += 1 + int(found.sum())
+            if waiting >= JOINS_AT_ONCE:
+                _join(labels, held)
+                held, waiting = held[:1], 0
+        _join(labels, held)
         joined = np.flatnonzero(labels != np.arange(len(piece)))
         yield piece["row"][joined], piece["row"][labels[joined]]
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether the colours (n, CHANNELS) are those of twins."""
+    """(n,) bool: whether the colours (n, CHANNELS) are those of near-duplicates."""
     apart = one.astype(np.int16) - other
     # The median: a logo in one cell must not count as brightness of the others.
     middle = CHANNELS // 2
@@ -65,34 +77,27 @@ def alike(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return (rest <= COLOURS * CHANNELS) & (np.abs(brightness) <= BRIGHTNESS)
 
 
-def _join_twins(labels: np.ndarray, photos: np.ndarray, within: Blocks) -> None:
-    """Join the labels (n,) of twins among `photos` (n,), as far as `within` leaves them."""
-    colours = photos["colours"]
-    none = np.zeros(0, np.int64)
-    held, waiting = [(none, none)], 0
-    for i, j in _near(photos["hash"], within):
-        apart = labels[i] != labels[j]
-        i, j = i[apart], j[apart]
-        found = alike(colours[i], colours[j])
-        held.append((i[found], j[found]))
-        waiting += 1 + int(found.sum())
-        if waiting >= JOINS_AT_ONCE:
-            _join(labels, *_together(held))
-            held, waiting = held[:1], 0
-    _join(labels, *_together(held))
-
-
 def _near(hashes: np.ndarray, within: Blocks) -> Iterator[Pairs]:
-    """Yield (i, j) of every two of the hashes (n,) within RADIUS, PAIRS_AT_ONCE and fewer."""
-    # A crowd of alike photos has few hashes: they are compared, not its photos.
+    """Yield (i, j) of all pairs of the hashes (n,) within RADIUS, PAIRS_AT_ONCE at most at a time.
+
+    `within` restricts them as in `near_pairs`.
+    """
+    # Many similar photos have few distinct hashes: the hashes are compared, not the photos.
     distinct, which, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
     members = np.argsort(which, kind="stable")
     start = np.cumsum(sizes) - sizes
-    crowds = np.flatnonzero(sizes > 1)
+    repeated = np.flatnonzero(sizes > 1)
     if any(block != place for place, block in enumerate(within)):
-        crowds = crowds[:0]  # equal hashes agree in the first blocks already
-    for a, b in chain([(crowds, crowds)], near_pairs(distinct, RADIUS, within)):
-        for pair, place in _in_parts(sizes[a] * sizes[b]):
+        repeated = repeated[:0]  # equal hashes agree already in the first blocks
+    for a, b in chain([(repeated, repeated)], near_pairs(distinct, RADIUS, within)):
+        # All pairs of a member of hash a and a member of hash b, numbered 0 to total - 1.
+        counts = sizes[a] * sizes[b]
+        ends = np.cumsum(counts)
+        total = int(ends[-1]) if len(ends) else 0
+        for begin in range(0, total, PAIRS_AT_ONCE):
+            number = np.arange(begin, min(begin + PAIRS_AT_ONCE, total))
+            pair = np.searchsorted(ends, number, side="right")
+            place = number - ends[pair] + counts[pair]
             one, other = a[pair], b[pair]
             i = start[one] + place // sizes[other]
             j = start[other] + place % sizes[other]
@@ -100,24 +105,12 @@ def _near(hashes: np.ndarray, within: Blocks) -> Iterator[Pairs]:
             yield members[i[once]], members[j[once]]
 
 
-def _in_parts(counts: np.ndarray) -> Iterator[Pairs]:
-    """Yield (k, place) for all places 0 to counts[k] - 1 of every k, PAIRS_AT_ONCE at a time."""
-    ends = np.cumsum(counts)
-    for begin in range(0, int(ends[-1]) if len(ends) else 0, PAIRS_AT_ONCE):
-        flat = np.arange(begin, min(begin + PAIRS_AT_ONCE, int(ends[-1])))
-        k = np.searchsorted(ends, flat, side="right")
-        yield k, flat - ends[k] + counts[k]
-
-
-def _together(pairs: list[Pairs]) -> list[np.ndarray]:
-    return [np.concatenate(side) for side in zip(*pairs, strict=True)]
-
-
-def _join(labels: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
+def _join(labels: np.ndarray, pairs: list[Pairs]) -> None:
     """Give the components that the pairs connect the smallest of their labels, in place.
 
     labels (n,): each names the smallest member of its component (Shiloach and Vishkin 1982).
     """
+    i, j = (np.concatenate(side) for side in zip(*pairs, strict=True))
     while len(i):
         one, other = labels[i], labels[j]
         apart = one != other

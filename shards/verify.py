@@ -1,8 +1,8 @@
-"""Compare every byte of a shard set with what its manifest and indices say."""
+"""Compare every byte of a shard set with its manifest and indices."""
 
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from shards import stage_files
 from shards.errors import Corrupt
@@ -11,14 +11,19 @@ from shards.index import MEMBERS, misfit, read_index
 from shards.layout import KIND, is_tar
 from shards.location import Location, Mirror, open_files
 from shards.members import members
+from shards.stage_files import FileFacts
 from shards.tar import check_member
 from shards.workers import each
 
 
 def verify(location: Location, workers: int = 1) -> list[str]:
-    """Every fault of the shard set, each naming its file; empty when all is as it was packed."""
+    """Every fault of the shard set, each naming its file; empty when all is as it was packed.
+
+    `workers` processes read the files of a folder; a set at a URL is read by this process.
+    """
     try:
-        if isinstance(files := open_files(location, KIND), Mirror):
+        files = open_files(location, KIND)
+        if isinstance(files, Mirror):
             return files.faults()
         faults = stage_files.faults_of(files.path)
     except Corrupt as fault:
@@ -27,10 +32,13 @@ def verify(location: Location, workers: int = 1) -> list[str]:
     jobs = [(path, name, listed) for name in listed]
     with closing(each(_fault, jobs, workers, "verifying")) as found:
         faults += [fault for fault in found if fault]
-    return faults + [f"{path / name}: not part of this shard set" for name in _extra(path, listed)]
+    lying = [file for file in path.rglob("*") if is_tar(file.name) or file.suffix == ".idx"]
+    extra = {str(file.relative_to(path)) for file in lying} - set(listed)
+    return faults + [f"{path / name}: not part of this shard set" for name in sorted(extra)]
 
 
-def _fault(path: Path, name: str, listed: dict[str, Any]) -> str:
+def _fault(path: Path, name: str, listed: Mapping[str, FileFacts]) -> str:
+    """The fault of the file `name` below `path`; empty if it is intact."""
     file, facts = path / name, listed[name]
     if not file.is_file():
         return f"{file}: missing"
@@ -40,36 +48,26 @@ def _fault(path: Path, name: str, listed: dict[str, Any]) -> str:
         return f"{file}: {size} bytes, packed with {facts['bytes']}"
     sha256 = sha256_file(file)
     if sha256 == facts["sha256"]:
-        return _misfit(file, name, listed) if is_tar(name) else ""
+        index = file.with_suffix(".idx")
+        if not is_tar(name) or not index.is_file():
+            return ""
+        return misfit(str(file), name, index.read_bytes(), listed)
     for other in others:
         if listed[other]["sha256"] == sha256:
             return f"{file}: holds what belongs in {path / other}"
     if size != facts["bytes"]:
         return f"{file}: {size} bytes, packed with {facts['bytes']}"
-    return f"{file}: content differs from what was packed{_where(file)}"
-
-
-def _misfit(file: Path, name: str, listed: dict[str, Any]) -> str:
-    index = file.with_suffix(".idx")
-    return misfit(str(file), name, index.read_bytes(), listed) if index.is_file() else ""
-
-
-def _extra(path: Path, listed: dict[str, Any]) -> list[str]:
-    found = [file for file in path.rglob("*") if is_tar(file.name) or file.suffix == ".idx"]
-    return sorted({str(file.relative_to(path)) for file in found} - set(listed))
-
-
-def _where(file: Path) -> str:
-    if not is_tar(file.name):
-        return ""
-    try:
-        index = read_index(file.with_suffix(".idx"))
-        with file.open("rb") as opened:
-            for record in index.records:
-                for member in MEMBERS:
-                    check_member(opened, record, member, file)
-        for _ in members(file):
-            pass
-    except Corrupt as fault:
-        return f" ({fault})"
-    return " (outside the members: a header or padding)"
+    damage = ""
+    if is_tar(name):
+        damage = " (outside the members: a header or padding)"
+        try:
+            index = read_index(file.with_suffix(".idx"))
+            with file.open("rb") as opened:
+                for record in index.records:
+                    for member in MEMBERS:
+                        check_member(opened, record, member, file)
+            for _ in members(file):
+                pass
+        except Corrupt as fault:
+            damage = f" ({fault})"
+    return f"{file}: content differs from what was packed{damage}"

@@ -1,4 +1,4 @@
-"""Worker processes, which leave it to their owner to answer a signal to the whole group."""
+"""Worker processes. A stop signal to the whole process group is handled by their owner alone."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ from typing import Any
 from shards.errors import Failed
 
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""What asks for a stop: a launcher or container, Slurm before a time limit, Ctrl-C."""
+"""The signals that request a stop: from a launcher or container, Slurm's time limit, Ctrl-C."""
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
@@ -26,8 +26,8 @@ def each(
 ) -> Generator[Any]:
     """Yield `function(*job)` of every job in their order; in this process when `workers` is 1.
 
-    Few jobs are held at a time, so that their number costs no memory. Raises Failed, saying what
-    `work` it was, when a process was killed.
+    At most 2 × `workers` jobs are held at a time, so memory does not grow with their number.
+    Raises Failed, naming the `work`, when a process was killed.
     """
     if workers == 1:
         yield from (function(*job) for job in jobs)
@@ -37,9 +37,10 @@ def each(
     watched, held = context.Pipe(duplex=False)
     with watched, held:
         with stops_blocked():
-            resource_tracker.ensure_running()  # unblocks SIGINT and SIGTERM here once it started
+            # Started by itself: its start unblocks SIGINT and SIGTERM in this process.
+            resource_tracker.ensure_running()
         with stops_blocked():
-            pool = ProcessPoolExecutor(workers, context, _end_with, (watched,))
+            pool = ProcessPoolExecutor(workers, context, _start_worker, (watched,))
             pool.submit(os.getpid)  # the first job starts the processes
         try:
             running: deque[Future] = deque()
@@ -51,18 +52,18 @@ def each(
                 yield running.popleft().result()
         except BrokenProcessPool:
             raise Failed(
-                f"{work}: one of {workers} processes was killed, perhaps for want of memory (dmesg "
-                "tells); the same command goes on, with fewer --workers in less memory"
+                f"{work}: one of {workers} processes was killed, perhaps for lack of memory (see "
+                "dmesg); the same command goes on, with fewer --workers in less memory"
             ) from None
         except BaseException:
-            held.close()  # what is half done is done again: a stop does not wait for it
+            held.close()  # ends the workers: unfinished jobs are repeated by the next start
             raise
         finally:
             pool.shutdown()
 
 
-def _end_with(watched: Connection) -> None:
-    """End this worker as soon as the other end is closed, be it that its owner was killed."""
+def _start_worker(watched: Connection) -> None:
+    """Ignore STOPS, and exit as soon as the pipe's other end closes, even by the owner's death."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -75,9 +76,9 @@ def _end_with(watched: Connection) -> None:
 
 @contextmanager
 def stops_blocked() -> Iterator[None]:
-    """Processes that are started within it begin with STOPS blocked.
+    """Processes that are started inside the block begin with STOPS blocked.
 
-    What arrives for this process meanwhile is delivered at the end.
+    A signal to this process meanwhile is delivered when the block ends.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
@@ -87,20 +88,20 @@ def stops_blocked() -> Iterator[None]:
 
 
 def leave_stops_to_parent() -> None:
-    """Called in a worker: from now on its parent's SIGTERM or death ends it, no other of STOPS.
+    """Called in a worker: from now on only its parent's SIGTERM or death ends it, none of STOPS.
 
     SIGTERM cannot simply be ignored: torch and multiprocessing end workers by it and wait.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited by the thread below
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has died in between
+    if os.getppid() != parent:  # it died before prctl
         os._exit(1)
 
     def wait() -> None:
-        said = signal.sigwaitinfo(STOPS)
-        while (said.si_signo, said.si_pid) != (signal.SIGTERM, parent):
-            said = signal.sigwaitinfo(STOPS)
+        received = signal.sigwaitinfo(STOPS)
+        while (received.si_signo, received.si_pid) != (signal.SIGTERM, parent):
+            received = signal.sigwaitinfo(STOPS)
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -108,20 +109,23 @@ def leave_stops_to_parent() -> None:
 
 @contextmanager
 def stops_interrupt() -> Iterator[None]:
-    """Within it STOPS raise KeyboardInterrupt, and no second one does; main thread only."""
-    # No Exception: what catches those of a broken photo would swallow the stop.
+    """Inside the block the first of STOPS raises KeyboardInterrupt, later ones are ignored.
+
+    It is no Exception, so code that catches those of a broken photo does not swallow the stop.
+    Does nothing outside the main thread, which alone receives signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _interrupt) for number in STOPS}
+
+    def interrupt(number: int, frame: Any) -> None:
+        for stop in STOPS:
+            signal.signal(stop, signal.SIG_IGN)  # a second signal must not disturb the cleanup
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in STOPS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    for stop in STOPS:
-        signal.signal(stop, signal.SIG_IGN)  # a second one must not disturb the ending
-    raise KeyboardInterrupt

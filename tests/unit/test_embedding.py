@@ -236,7 +236,7 @@ def test_a_finished_set_is_left_as_it_is(holed, runs, embedded):
 
 def test_another_config_or_other_runs_are_refused(holed, runs, embedded):
     other = EmbedConfig(dtype="float32", batch_size=32, workers=0, device="cpu", precision="fp32")
-    with pytest.raises(BadInput, match="dtype 'float16' there, 'float32' asked"):
+    with pytest.raises(BadInput, match="dtype 'float16' there, 'float32' requested"):
         embed(holed, embedded, other, **runs)
     with pytest.raises(BadInput, match="parents differs"):
         embed(holed, embedded, CONFIG, image=runs["image"], text=None)

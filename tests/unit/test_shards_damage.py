@@ -260,7 +260,7 @@ def test_flipped_bits_in_the_other_files_are_all_reported(
 def test_what_a_status_says_is_reported(copied: Path) -> None:
     status = copied / "status.json"
     status.write_text(status.read_text().replace('"done"', '"dome"'))
-    assert verify(copied) == [f"{status}: says 'dome' of what is finished"]
+    assert verify(copied) == [f"{status}: is 'dome' although the stage is finished"]
 
 
 def test_several_processes_find_the_same_faults(copied: Path) -> None:

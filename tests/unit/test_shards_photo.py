@@ -431,9 +431,13 @@ def test_reduced_decoding_is_close_to_full_decoding() -> None:
 # ── the fast way
 
 
+def failing(data: bytes, least: int) -> np.ndarray:
+    raise ValueError("not for the fast decoder")
+
+
 def through_pillow(data: bytes, monkeypatch: pytest.MonkeyPatch) -> Photo:
     with monkeypatch.context() as patched:
-        patched.setattr(srgb, "_is_ordinary", lambda image: False)
+        patched.setattr(srgb, "decode_jpeg", failing)
         return prepare_photo(data, PackOptions())
 
 

@@ -220,7 +220,7 @@ def test_json_of_the_wrong_form_is_unreadable_and_names_tar_and_slot(
     stage_files.finish(tmp_path, {}, [tar, tar.with_suffix(".idx")])
     reader = ShardSet(tmp_path).reader()
     assert reader[0] == Item("a", None, "b", 0)
-    with pytest.raises(Unreadable, match=r"train/000000\.tar: slot 3, member json: tells no"):
+    with pytest.raises(Unreadable, match=r"train/000000\.tar: slot 3, member json: holds no"):
         reader[1]
 
 

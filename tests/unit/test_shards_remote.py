@@ -227,7 +227,9 @@ def test_wrong_bytes_are_refused_with_both_hashes_and_not_kept(
     end: str, sets: Path, server: Serving, cache: Path
 ) -> None:
     server.broken = lambda path: "wrong" if path.endswith(end) else ""
-    with pytest.raises(Corrupt, match=rf"{server.url}/a/.*{end}: sha256 \w{{64}}, .* says") as told:
+    with pytest.raises(
+        Corrupt, match=rf"{server.url}/a/.*{end}: sha256 \w{{64}}, in its manifest"
+    ) as told:
         everything_of(f"{server.url}/a")
     bad = next(path for path, count in server.started.items() if count == 3)
     assert sha256_file(sets / bad) in str(told.value)
@@ -288,7 +290,7 @@ def test_a_manifest_whose_counts_were_changed_is_refused(own: Serving) -> None:
     ("name", "was", "now", "told"),
     [
         (STAGE, '"started": "2', '"started": "3', "content differs from what was written; restore"),
-        ("status.json", '"done"', '"gone"', "says 'gone' of what is finished"),
+        ("status.json", '"done"', '"gone"', "is 'gone' although the stage is finished"),
         ("status.json", "{", "[", "not JSON"),
     ],
 )
@@ -302,7 +304,8 @@ def test_verify_finds_at_a_url_what_it_finds_in_the_folder(
     assert fault.startswith(f"{own.url}/a/{name}: {told}")
     path.unlink()
     if name != STAGE:
-        assert verify(f"{own.url}/a") == [f"{own.url}/a/{name}: says '' of what is finished"]
+        fault = f"{own.url}/a/{name}: is '' although the stage is finished"
+        assert verify(f"{own.url}/a") == [fault]
 
 
 def test_a_tar_changed_before_its_seal_is_reported_at_a_url_too(own: Serving) -> None:

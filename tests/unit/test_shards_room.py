@@ -16,8 +16,14 @@ from shards.errors import BadInput, Failed
 from shards.members import members
 from shards.options import PackOptions
 from shards.plan import Plan, make_plan
-from shards.room import check_photos, check_room, full_disk_told, survey, written
-from shards.room import told as for_people
+from shards.room import (
+    check_photos,
+    check_room,
+    format_bytes,
+    full_disk_fails,
+    survey,
+    written,
+)
 from shards.tar import write_shard
 from tests.unit.tars import photo
 
@@ -43,10 +49,10 @@ def test_what_stands_already_needs_no_room(shards: Path) -> None:
         check_room(shards, 10_001)
 
 
-def test_sizes_for_people() -> None:
+def test_sizes_format_bytes() -> None:
     sizes = (0, 50_000, 999_900_000, 10**9, 12_340_000_000)
     words = ["0.0 MB", "0.1 MB", "999.9 MB", "1.0 GB", "12.3 GB"]
-    assert [for_people(size) for size in sizes] == words
+    assert [format_bytes(size) for size in sizes] == words
 
 
 def sqlite_error(code: int) -> sqlite3.Error:
@@ -62,8 +68,8 @@ def sqlite_error(code: int) -> sqlite3.Error:
     ids=repr,
 )  # fmt: skip
 def test_a_full_disk_is_told_with_what_stands(shards: Path, error: Exception) -> None:
-    told = r"no room left .*0\.0 MB of shards stand whole.*goes on"
-    with pytest.raises(Failed, match=told), full_disk_told(shards):
+    told = r"no room left .*0\.0 MB of shards are complete.*goes on"
+    with pytest.raises(Failed, match=told), full_disk_fails(shards):
         raise error
 
 
@@ -74,7 +80,7 @@ def test_a_full_disk_is_told_with_what_stands(shards: Path, error: Exception) ->
     ids=repr,
 )  # fmt: skip
 def test_other_errors_stay_what_they_are(shards: Path, error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, full_disk_told(shards):
+    with pytest.raises(type(error)) as raised, full_disk_fails(shards):
         raise error
     assert raised.value is error
 
@@ -139,5 +145,5 @@ def test_a_folder_that_has_none_of_many_photos_is_refused(
         found = survey(plan, catalogue, photos, PackOptions())["photos"]
         assert set(found) == {row.image for row in lacking if int(row.row) > 400 - there}
         return
-    with pytest.raises(BadInput, match=rf"has none of the 400 photos .*{lacking[0].image} among"):
+    with pytest.raises(BadInput, match=rf"none of the 400 photos .*example {lacking[0].image}"):
         survey(plan, catalogue, photos, PackOptions())

@@ -15,8 +15,8 @@ from PIL import Image
 from dist_train.decisions.labelled import labelled_rows, left_out
 from dist_train.evaluation import leaks
 from shards import near as near_module
-from shards.items import connect, create_items, tell_twins
-from shards.label_noise import told
+from shards.items import connect, create_items, find_label_noise
+from shards.label_noise import describe_near_duplicates
 from shards.near import near_pairs
 from shards.options import PackOptions
 from shards.packer import pack
@@ -251,7 +251,7 @@ def told_of(
             "INSERT INTO item (posting_id, label_group, split, photo_group) VALUES (?, ?, ?, ?)",
             rows,
         )
-        counts = tell_twins(database, folder / "noise.parquet")
+        counts = find_label_noise(database, folder / "noise.parquet")
     return counts, pd.read_parquet(folder / "noise.parquet")
 
 
@@ -266,7 +266,7 @@ def test_noise_is_a_photo_of_two_known_products(tmp_path):
     assert noise.columns.tolist() == ["photo_group", "posting_id", "label_group"]
     assert counts == {"photo_groups": 3, "postings": 7, "largest": 3, "noise_groups": 1,
                       "noise_postings": 3, "across_splits": 3}  # fmt: skip
-    assert "p0 (a), p2 (c), p8 (c)" in told(counts, tmp_path / "noise.parquet")
+    assert "p0 (a), p2 (c), p8 (c)" in describe_near_duplicates(counts, tmp_path / "noise.parquet")
 
 
 GROUPED = st.lists(
@@ -292,7 +292,7 @@ def test_the_twins_told_are_those_that_scores_leave_out(tmp_path_factory, rows):
 def test_nothing_shared_is_told_as_such(tmp_path):
     counts, noise = told_of(tmp_path, [0, -1], ["a", "b"], ["train", "val"])
     assert noise.empty
-    assert told(counts, tmp_path / "noise.parquet") == "no photo stands twice"
+    assert describe_near_duplicates(counts, tmp_path / "noise.parquet") == "no photo stands twice"
 
 
 def picture(seed: int) -> Image.Image:

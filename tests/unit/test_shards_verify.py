@@ -129,7 +129,7 @@ def test_a_tar_that_had_changed_before_the_seal_is_reported(copied: Path) -> Non
     flipped[600] ^= 4
     tar.write_bytes(flipped)
     seal_anew(copied)
-    told = "had changed before the set was sealed (its index tells another); pack again"
+    told = "had changed before the set was sealed (its index differs); pack again"
     assert verify(copied) == [f"{tar}: {told}"]
 
 

@@ -108,7 +108,7 @@ def test_another_stage_config_or_parent_in_a_folder_is_refused_and_named(chain):
     before = {path: path.read_bytes() for path in run.iterdir()}
     with pytest.raises(BadInput, match="already holds run"):
         stage_files.begin(run, stage.INDEX, told["config"], told["parents"])
-    with pytest.raises(BadInput, match="content 'x' there, 'z' asked"):
+    with pytest.raises(BadInput, match="content 'x' there, 'z' requested"):
         stage_files.begin(run, stage.RUN, {"content": "z"}, told["parents"])
     other = {"shards": told["parents"]["shards"] | {"fingerprint": "0"}}
     with pytest.raises(BadInput, match=r"shards\.fingerprint"):
@@ -168,7 +168,7 @@ def test_what_was_changed_since_is_a_fault(tmp_path):
     (fault,) = faults_with("stage.json", told | {"started": "1999"})
     assert "stage.json: content differs from what was written; restore it" in fault
     (fault,) = faults_with("status.json", {"status": "failed"})
-    assert "status.json: says 'failed' of what is finished" in fault
+    assert "status.json: is 'failed' although the stage is finished" in fault
     differs = "manifest.json: differs from its own sha256; restore it"
     assert differs in faults_with("manifest.json", manifest | {"counts": {"files": 2}})
     assert differs in faults_with("manifest.json", manifest | {"sha256": "0" * 64})

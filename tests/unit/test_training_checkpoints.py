@@ -354,7 +354,7 @@ def test_a_finished_run_is_left_as_it_is(finished, tiny_vit, shard_set):
 
 
 def test_another_config_is_refused(finished, tiny_vit, shard_set):
-    with pytest.raises(BadInput, match=r"lr 0\.001 there, 0\.002 asked"):
+    with pytest.raises(BadInput, match=r"lr 0\.001 there, 0\.002 requested"):
         train("image", shard_set, finished, image_config(tiny_vit, lr=2e-3))
     train("image", shard_set, finished, image_config(tiny_vit, workers=2, log_every=5, keep=1))
 
