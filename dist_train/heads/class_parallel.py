@@ -110,15 +110,6 @@ def gather(rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torc
     return out[:, :width].contiguous(), gathered
 
 
-def scatter_sum(rows: torch.Tensor) -> torch.Tensor:
-    """This rank's slice (B / W, D) of the sum over ranks of `rows` (B, D)."""
-    if world() == 1:
-        return rows
-    out = rows.new_empty(len(rows) // world(), rows.shape[1])
-    _reduce_scatter(out, rows.contiguous())
-    return out
-
-
 def _coalesce_gradient(weight: torch.Tensor) -> None:
     assert weight.grad is not None
     weight.grad = coalesced(weight.grad)
@@ -193,8 +184,13 @@ class _ShardedMarginSoftmax(torch.autograd.Function):
                 rows[None], d_rows, weight.shape, is_coalesced=True, check_invariants=False
             )
         ctx.exponentials = None  # its buffers would live as long as the loss is referenced
+        own_rows = d_batch
+        if world() > 1:
+            # This rank's rows (b, D) of the sum over ranks.
+            own_rows = d_batch.new_empty(len(d_batch) // world(), d_batch.shape[1])
+            _reduce_scatter(own_rows, d_batch.contiguous())
         # DDP and ZeRO take the mean over ranks of what is a sum.
-        return scatter_sum(d_batch).mul_(world()), d_weight, None, None, None, None
+        return own_rows.mul_(world()), d_weight, None, None, None, None
 
 
 def _nearest(
