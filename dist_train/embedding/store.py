@@ -1,4 +1,4 @@
-"""An embedding set on disk: parts of unit rows beside the table of the catalogue's postings."""
+"""An embedding set on disk: blocks of unit rows beside the table of the catalogue's postings."""
 
 import bisect
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ VIEWS: tuple[View, ...] = ("image", "text")
 
 
 class Rows:
-    """The rows of a view over several memory-mapped parts."""
+    """The rows of one modality over several memory-mapped blocks."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self.parts = list(parts)
@@ -29,7 +29,7 @@ class Rows:
 
     @property
     def width(self) -> int:
-        """D."""
+        """D, the numbers of a row."""
         return self.parts[0].shape[1]
 
     def block(self, rows: range) -> np.ndarray:
@@ -43,7 +43,7 @@ class Rows:
         return np.concatenate(pieces)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The stored values of any rows (n,), to float64 (n, D): exact for every stored dtype."""
+        """The stored values of any rows (n,) as float64 (n, D): exact for every stored dtype."""
         out = np.empty((len(rows), self.width), np.float64)
         part_of = np.searchsorted(self.ends, rows, side="right")
         for number in np.unique(part_of):
@@ -57,12 +57,16 @@ class EmbeddingSet:
     """A finished embedding set."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path`; raises BadInput when it is not a finished embedding set."""
+        """Open `path`.
+
+        Raises BadInput when it is not a finished embedding set, and Corrupt when a file is missing
+        or has another size than was written.
+        """
         self.path = path
         self.manifest = stage_files.open_finished(path, EMBEDDING)
-        for name, told in self.manifest["files"].items():
+        for name, facts in self.manifest["files"].items():
             file = path / name
-            if not file.exists() or file.stat().st_size != told["bytes"]:
+            if not file.exists() or file.stat().st_size != facts["bytes"]:
                 raise Corrupt(f"{file}: missing or not as long as it was written; embed again")
         self.views = [view for view in VIEWS if f"{view}-00000.npy" in self.manifest["files"]]
 
@@ -79,7 +83,7 @@ class EmbeddingSet:
         return packed.sort_values("row").reset_index(drop=True)
 
     def rows(self, view: str) -> Rows:
-        """The vectors of a view, memory-mapped."""
+        """The vectors of a modality, memory-mapped; Corrupt when a file cannot be read."""
         names, parts = sorted(n for n in self.manifest["files"] if n.startswith(f"{view}-")), []
         for name in names:
             with told_corrupt(self.path / name) as part:
@@ -89,7 +93,7 @@ class EmbeddingSet:
 
 @contextmanager
 def told_corrupt(path: Path) -> Iterator[Path]:
-    """What cannot be read of a file of an embedding set, by its name."""
+    """Raise Corrupt with its name for a file of an embedding set that cannot be read."""
     try:
         yield path
     except (OSError, ValueError, KeyError) as error:
@@ -97,5 +101,5 @@ def told_corrupt(path: Path) -> Iterator[Path]:
 
 
 def part_path(out: Path, view: str, part: int) -> Path:
-    """Where a part lies."""
+    """The file of block number `part` of the modality `view`."""
     return out / f"{view}-{part:05d}.npy"

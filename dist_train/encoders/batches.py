@@ -1,16 +1,19 @@
-"""Batches of items, read and prepared in worker processes, in exactly the order of a plan.
+"""Batches of items: planned, read and prepared in worker processes in exactly that order, encoded.
 
-A batch that holds a broken item never changes the number of steps: in training another item of the
-same product stands in, elsewhere the item is left out; either way the batch says so.
+An unreadable item never changes the number of steps: in training another item of the same product
+replaces it, elsewhere the item is left out; either way the batch says so.
 """
 
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from shards.errors import BadInput, Corrupt, Failed, Unreadable
@@ -19,16 +22,16 @@ from shards.srgb import PhotoRefused
 from shards.workers import leave_stops_to_parent, stops_blocked
 
 STAND_INS = 100
-"""Items that are tried in the place of a broken one."""
+"""Items that are tried in place of an unreadable one."""
 FEW = 10
-"""Broken items that no budget counts: one of twenty says nothing of a million."""
+"""Unreadable items that are always tolerated: one of twenty says nothing about a million."""
 BROKEN = (Unreadable, PhotoRefused)
-"""What reading and decoding raise when nothing but the one item is at fault."""
+"""What reading and decoding raise when only the one item is at fault."""
 log = logging.getLogger(__name__)
 
 
 class Inputs(Protocol):
-    """What makes a model's inputs of items (ImageInputs, TextInputs)."""
+    """Turns items into a model's inputs (ImageInputs, TextInputs)."""
 
     needs_photo: ClassVar[bool]
 
@@ -39,7 +42,7 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which items (numbers in the reader, (b,)) make a batch, each with its augmentation seed."""
+    """Which items (numbers in the reader, (b,)) form a batch, each with its augmentation seed."""
 
     items: np.ndarray
     seeds: np.ndarray
@@ -49,7 +52,8 @@ class BatchPlan:
 class Batch:
     """Prepared inputs of the items (b,), with their classes (b,) and posting ids.
 
-    `unreadable` tells of each planned item that is broken; `inputs` is empty when none is left.
+    `unreadable` describes each planned item that cannot be read; `inputs` is empty when none is
+    left.
     """
 
     items: np.ndarray
@@ -69,94 +73,112 @@ class _Batches(Dataset):
 
     def __getitem__(self, index: BatchPlan) -> Batch | Exception:
         try:
-            return self._batch(index)
+            try:
+                return self._prepared(index.items, index.seeds, [])
+            except BROKEN:
+                return self._without_unreadable(index)
         except (BadInput, Failed) as error:
-            return error  # raised, torch would wrap what it says in a worker's traceback
+            return error  # raised, torch would wrap its message in a worker's traceback
 
-    def _batch(self, plan: BatchPlan) -> Batch:
-        try:
-            return self._prepared(plan, [])
-        except BROKEN:
-            return self._without_broken(plan)
+    def _prepared(self, items: np.ndarray, seeds: np.ndarray, unreadable: list[str]) -> Batch:
+        read = [self.reader.read(int(n), photo=self.inputs.needs_photo) for n in items]
+        classes = torch.tensor([item.class_id for item in read], dtype=torch.int64)
+        inputs = self.inputs(read, [int(seed) for seed in seeds]) if read else ()
+        return Batch(items, inputs, classes, [item.posting_id for item in read], unreadable)
 
-    def _prepared(self, plan: BatchPlan, unreadable: list[str]) -> Batch:
-        items = [self._read(int(number)) for number in plan.items]
-        classes = torch.tensor([item.class_id for item in items], dtype=torch.int64)
-        inputs = self.inputs(items, [int(seed) for seed in plan.seeds]) if items else ()
-        return Batch(plan.items, inputs, classes, [item.posting_id for item in items], unreadable)
+    def _without_unreadable(self, plan: BatchPlan) -> Batch:
+        """The batch with every unreadable item replaced or, without `stand_ins`, left out.
 
-    def _without_broken(self, plan: BatchPlan) -> Batch:
-        unreadable: list[str] = []
-        found = [self._readable(n, seed, unreadable) for n, seed in _rows(plan)]
-        kept = np.array([number is not None for number in found])
-        numbers = np.array([number for number in found if number is not None], np.int64)
-        return self._prepared(BatchPlan(numbers, plan.seeds[kept]), unreadable)
-
-    def _readable(self, number: int, seed: int, unreadable: list[str]) -> int | None:
-        """`number`, or what stands in for it when it is broken; None where nothing may."""
-        if (fault := self._fault(number, seed)) is None:
-            return number
-        unreadable.append(f"item {number}: {fault}")
-        if self.stand_ins is None:
-            return None
-        for other in self._others(number):
-            if self._fault(other, seed) is None:
-                return other
-        raise Corrupt(f"{STAND_INS} items in a row are broken, the first: {unreadable[-1]}")
-
-    def _read(self, number: int) -> Item:
-        return self.reader.read(number, photo=self.inputs.needs_photo)
+        Raises Corrupt when no stand-in of STAND_INS can be read either.
+        """
+        numbers, seeds, unreadable = [], [], []
+        for number, seed in zip(plan.items.tolist(), plan.seeds.tolist(), strict=True):
+            found, fault = number, self._fault(number, seed)
+            if fault is not None:
+                unreadable.append(f"item {number}: {fault}")
+                if self.stand_ins is None:
+                    continue
+                # Items of the same product after it, in a circle, then any.
+                place = int(np.searchsorted(self.stand_ins, number, "right"))
+                after = np.roll(self.stand_ins, -place)
+                classes = self.reader.records["class_id"]
+                same = classes[after] == classes[number]
+                ordered = np.concatenate([after[same], after[~same]])
+                others = ordered[ordered != number][:STAND_INS].tolist()
+                found = next((other for other in others if self._fault(other, seed) is None), None)
+                if found is None:
+                    raise Corrupt(
+                        f"{STAND_INS} items in a row cannot be read, the first: {unreadable[-1]}"
+                    )
+            numbers.append(found)
+            seeds.append(seed)
+        return self._prepared(np.array(numbers, np.int64), np.array(seeds, np.int64), unreadable)
 
     def _fault(self, number: int, seed: int) -> str | None:
+        """Why the item cannot be prepared; None when it can."""
         try:
-            self.inputs([self._read(number)], [seed])
+            self._prepared(np.array([number]), np.array([seed]), [])
         except BROKEN as error:
             return str(error)
         return None
 
-    def _others(self, number: int) -> list[int]:
-        """Items to try instead: those of the same product after it, in a circle, then any."""
-        assert self.stand_ins is not None
-        after = np.roll(self.stand_ins, -int(np.searchsorted(self.stand_ins, number, "right")))
-        classes = self.reader.records["class_id"]
-        same = classes[after] == classes[number]
-        ordered = np.concatenate([after[same], after[~same]])
-        return ordered[ordered != number][:STAND_INS].tolist()
-
-
-def _rows(plan: BatchPlan) -> Iterator[tuple[int, int]]:
-    """(item, seed) of each row of a plan."""
-    return zip(plan.items.tolist(), plan.seeds.tolist(), strict=True)
-
 
 def load(
-    reader: ItemReader, inputs: Inputs, plans: Iterable[BatchPlan], workers: int,
+    reader: ItemReader,
+    inputs: Inputs,
+    plans: Iterable[BatchPlan],
+    workers: int,
     stand_ins: np.ndarray | None = None,
-) -> Iterator[Batch]:  # fmt: skip
+) -> Iterator[Batch]:
     """The batches of `plans` in their order, whatever the number of `workers`.
 
-    `stand_ins` (n,), ascending item numbers: what may take the place of a broken item; without
-    them it is left out of its batch. Every broken item is logged.
+    `stand_ins` (n,), ascending item numbers: what may replace an unreadable item; without them it
+    is left out of its batch. Every unreadable item is logged.
     """
     loader = DataLoader(
         _Batches(reader, inputs, stand_ins), sampler=plans, batch_size=None, num_workers=workers,
-        prefetch_factor=2 if workers else None, worker_init_fn=_begin_worker,
+        prefetch_factor=2 if workers else None, worker_init_fn=_start_worker,
     )  # fmt: skip
     with stops_blocked():
-        # Begun here, not at the first batch: it draws a seed, which would shift a step's dropout.
+        # Started here, not at the first batch: it draws a seed, which would shift a step's dropout.
         batches = iter(loader)
-    return _told(batches, "left out" if stand_ins is None else "another item stands in")
+    return _checked(batches, "left out" if stand_ins is None else "another item stands in")
 
 
-def _told(batches: Iterator[Batch | Exception], what: str) -> Iterator[Batch]:
+def _checked(batches: Iterator[Batch | Exception], consequence: str) -> Iterator[Batch]:
+    """Raise the errors of workers, log what is unreadable."""
     for batch in batches:
         if isinstance(batch, Exception):
             raise batch
-        for told in batch.unreadable:
-            log.warning("%s; %s", told, what)
+        for fault in batch.unreadable:
+            log.warning("%s; %s", fault, consequence)
         yield batch
 
 
-def _begin_worker(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     leave_stops_to_parent()
+
+
+def plan_batches(reader: ItemReader, items: np.ndarray, size: int) -> list[BatchPlan]:
+    """Batches of at most `size` over `items` (n,), numbers in `reader`: a function of these alone.
+
+    Items of similar title length share a batch, so that little padding is computed.
+    """
+    order = items[np.argsort(reader.records["txt_size"][items], kind="stable")]
+    cuts = [order[start : start + size] for start in range(0, len(order), size)]
+    return [BatchPlan(cut, np.zeros(len(cut), np.int64)) for cut in cuts]
+
+
+def unit_vectors(
+    encoder: nn.Module, batches: Iterator[Batch], count: int, device: torch.device
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(items (b,), unit vectors (b, D) float32) of the next `count` of `batches`.
+
+    Unreadable items are not among them. `encoder` is in eval mode.
+    """
+    with torch.inference_mode():
+        for batch in islice(batches, count):
+            if len(batch.items):
+                vectors = encoder(*batch.inputs_on(device))
+                yield batch.items, F.normalize(vectors.float(), dim=1).cpu().numpy()

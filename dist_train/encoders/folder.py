@@ -1,11 +1,10 @@
-"""An encoder as a folder: save, load, and the untrained start of one.
+"""An encoder as a folder: save, load, and build the untrained one.
 
-The folder opens with plain timm or transformers; what is ours stands beside their files:
-neck.safetensors and dist_train.json.
+The folder opens with plain timm or transformers; ours beside their files are neck.safetensors,
+dist_train.json and preprocessing.json.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,18 +20,26 @@ Encoder = ImageEncoder | TextEncoder
 OPTIONS = {"image": ImageEncoderOptions, "text": TextEncoderOptions}
 
 
-def new_encoder(view: View, options: Any, seed: int) -> Encoder:
+def new_encoder(
+    view: View, options: ImageEncoderOptions | TextEncoderOptions, seed: int
+) -> Encoder:
     """The encoder before training; its random parts are a function of the seed alone."""
     torch.manual_seed(seed)
-    return ImageEncoder(options) if view == "image" else TextEncoder(options)
+    return _encoder(options)
+
+
+def _encoder(options: ImageEncoderOptions | TextEncoderOptions) -> Encoder:
+    if isinstance(options, ImageEncoderOptions):
+        return ImageEncoder(options)
+    return TextEncoder(options)
 
 
 def save_encoder(encoder: Encoder, folder: Path, card: str) -> list[Path]:
     """Write the encoder's folder with `card` as its README; the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     encoder.save_library_files(folder)
-    _save_tensors(folder / "model.safetensors", encoder.backbone.state_dict())
-    _save_tensors(folder / "neck.safetensors", encoder.neck.state_dict())
+    for name, module in (("model", encoder.backbone), ("neck", encoder.neck)):
+        save_tensors(folder / f"{name}.safetensors", module.state_dict(), {"format": "pt"})
     view = "image" if isinstance(encoder, ImageEncoder) else "text"
     ours = {"format": FORMAT, "view": view, "width": encoder.width}
     write_json(folder / "dist_train.json", ours | {"options": result_options(encoder.options)})
@@ -42,20 +49,22 @@ def save_encoder(encoder: Encoder, folder: Path, card: str) -> list[Path]:
 
 
 def load_encoder(folder: Path, view: View) -> Encoder:
-    """Load an encoder folder in eval mode; BadInput when it is not one of `view`."""
+    """Load an encoder folder in eval mode; BadInput when it is not of the modality `view`."""
     ours = read_json(folder / "dist_train.json")
     if ours["format"] != FORMAT:
         raise BadInput(f"{folder}: encoder format {ours['format']}, this version reads {FORMAT}")
     if ours["view"] != view:
         raise BadInput(f"{folder}: an encoder of {ours['view']}, wanted {view}")
     local = ours["options"] | {"model": str(folder), "pretrained": True}
-    options: Any = OPTIONS[view](**local)
-    encoder = ImageEncoder(options) if view == "image" else TextEncoder(options)
+    encoder = _encoder(OPTIONS[view](**local))
     encoder.neck.load_state_dict(load_file(folder / "neck.safetensors"))
     return encoder.eval()
 
 
-def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def save_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write `tensors` to the safetensors file `path`, atomically, each with memory of its own."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata={"format": "pt"})
+        save_file(plain, temporary, metadata=metadata)

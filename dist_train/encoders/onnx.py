@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_train.config import View
 from dist_train.encoders.folder import Encoder, load_encoder
 from dist_train.encoders.image import ImageEncoder
 from shards.errors import BadInput
@@ -31,8 +30,8 @@ def export_onnx(run: Path, file: Path) -> None:
     """Write the encoder of the finished `run` as ONNX to `file`, weights inside.
 
     Inputs `pixels` (b, 3, S, S) float32, or `tokens` and `mask` (b, T) int64; output `vectors`
-    (b, D) float32 of length one; b and T are free. What makes the inputs is in the encoder's
-    preprocessing.json and tokenizer files. Raises BadInput when the packages for it are missing.
+    (b, D) float32 of length one; b and T are free. How to prepare the inputs is in the encoder's
+    preprocessing.json and tokenizer files. Raises BadInput when a package that it needs is missing.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -40,26 +39,23 @@ def export_onnx(run: Path, file: Path) -> None:
     view = read_json(run / "encoder" / "dist_train.json")["view"]
     encoder = load_encoder(run / "encoder", view)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    batch = torch.export.Dim("batch")
+    if isinstance(encoder, ImageEncoder):
+        size = encoder.options.image_size
+        example, free = (torch.zeros(2, 3, size, size),), ({0: batch},)
+    else:
+        # Two tensors: of one given twice the exporter makes a single input.
+        example = tuple(torch.ones(2, 7, dtype=torch.int64) for _ in INPUTS[view])
+        free = ({0: batch, 1: torch.export.Dim("length", min=2, max=512)},) * 2
+    names = {"input_names": INPUTS[view], "output_names": ["vectors"]}
     program = torch.onnx.export(
-        _UnitVectors(encoder).eval(), _example(encoder), dynamo=True, verbose=False,
-        input_names=INPUTS[view], output_names=["vectors"], dynamic_shapes=(_free(view),),
-    )  # fmt: skip
+        _UnitVectors(encoder).eval(),
+        example,
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=(free,),
+        **names,
+    )
     assert program is not None
     with atomic_path(file) as temporary:
         program.save(temporary, external_data=False)
-
-
-def _example(encoder: Encoder) -> tuple[torch.Tensor, ...]:
-    if isinstance(encoder, ImageEncoder):
-        size = encoder.options.image_size
-        return (torch.zeros(2, 3, size, size),)
-    # Two tensors: of one given twice the exporter makes a single input.
-    return torch.ones(2, 7, dtype=torch.int64), torch.ones(2, 7, dtype=torch.int64)
-
-
-def _free(view: View) -> tuple[dict[int, torch.export.Dim], ...]:
-    batch = torch.export.Dim("batch")
-    if view == "image":
-        return ({0: batch},)
-    free = {0: batch, 1: torch.export.Dim("length", min=2, max=512)}
-    return free, free

@@ -1,13 +1,14 @@
-"""From the outputs of a backbone to one vector an item."""
+"""What both encoders build on: pooling, the neck, weights that must not train, a missing model."""
 
 import torch
 from torch import nn
 
 from dist_train.runtime import sum_over_ranks
+from shards.errors import BadInput
 
 
 def mean_of_tokens(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the tokens that are there: tokens (b, T, D), mask (b, T) 0 or 1, to (b, D)."""
+    """Mean over the real tokens: tokens (b, T, D), mask (b, T) 0 or 1, to (b, D)."""
     weights = mask.unsqueeze(-1).to(tokens.dtype)
     return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)
 
@@ -48,19 +49,23 @@ class Neck(nn.Module):
 
 
 def freeze_shift(backbone: nn.Module, width: int) -> None:
-    """Freeze the bias of the backbone's last layer norm: the neck takes its mean off again.
+    """Freeze the bias of the backbone's last layer norm, which the neck's mean cancels.
 
-    Its gradient is 0 but for rounding, which AdamW makes steps of full size of, others for every
-    number of ranks. Of a mean or a token pooled from (b, T, `width`), which such a shift passes.
+    Its gradient is 0 but for rounding, which AdamW turns into steps of full size that differ with
+    the number of ranks. Applies to a mean or a token pooled from (b, T, `width`), which pass such a
+    shift on.
     """
     norms = [m for m in backbone.modules() if isinstance(m, nn.LayerNorm)]
     if norms and norms[-1].bias is not None and norms[-1].normalized_shape == (width,):
         norms[-1].bias.requires_grad_(False)
 
 
-def weights_behind(output: torch.Tensor) -> set[torch.Tensor]:
-    """The weights that a backward pass from `output` would give a gradient."""
-    found: set[torch.Tensor] = set()
+def freeze_unused(backbone: nn.Module, output: torch.Tensor) -> None:
+    """Freeze the weights to which a backward pass from `output` would give no gradient.
+
+    DDP would wait for their gradients for ever.
+    """
+    used: set[torch.Tensor] = set()
     seen, left = set(), [output.grad_fn]
     while left:
         node = left.pop()
@@ -68,6 +73,19 @@ def weights_behind(output: torch.Tensor) -> set[torch.Tensor]:
             continue
         seen.add(node)
         if (weight := getattr(node, "variable", None)) is not None:
-            found.add(weight)
+            used.add(weight)
         left += [one for one, _ in node.next_functions]
-    return found
+    for weight in backbone.parameters():
+        if weight not in used:
+            weight.requires_grad_(False)
+
+
+def unavailable(model: str, reason: str | Exception) -> BadInput:
+    """The error for a model that cannot be built or, with an exception, cannot be downloaded."""
+    if isinstance(reason, Exception):
+        kind = type(reason).__name__
+        reason = f"not on this machine, and the hub does not give it ({kind})"
+    return BadInput(
+        f"encoder.model {model}: {reason}; name a local folder that holds config.json and "
+        "model.safetensors: --encoder.model FOLDER"
+    )

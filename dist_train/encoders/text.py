@@ -1,4 +1,4 @@
-"""The text encoder: titles to vectors, by a transformers model."""
+"""The text encoder: titles to vectors, with a transformers model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,22 +9,21 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from dist_train.config import TextEncoderOptions, local_path
-from dist_train.encoders.pooling import Neck, freeze_shift, mean_of_tokens
-from dist_train.encoders.sources import no_weights
+from dist_train.config import TextEncoderOptions, TrainingOptions, local_path
+from dist_train.encoders.pooling import Neck, freeze_shift, mean_of_tokens, unavailable
 from dist_train.evaluation.titles import decode_escapes
 from dist_train.runtime import autocast
 from shards.errors import BadInput
 from shards.reader import Item
 
-disable_progress_bar()  # of loading weights: it would write on every rank, into every log
+disable_progress_bar()  # that for loading weights would be written by every rank, into every log
 
 
 class TextEncoder(nn.Module):
     """A transformers backbone, pooling and neck: tokens (b, T) to vectors (b, D)."""
 
     def __init__(self, options: TextEncoderOptions) -> None:
-        """Build from a hub name or a local folder; BadInput when its weights cannot be had."""
+        """Build from a hub name or a local folder; BadInput when its weights are not available."""
         super().__init__()
         self.options = options
         self.precision = "fp32"
@@ -52,33 +51,33 @@ class TextEncoder(nn.Module):
             raise BadInput(f"gradient_checkpointing: {error}; leave it off") from None
 
     def compile_backbone(self) -> None:
-        """Have torch.compile make the backbone faster; names of weights stay."""
+        """Compile the backbone with torch.compile; the names of weights stay."""
         self._states = torch.compile(self._states, dynamic=True)
 
     def _states(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.backbone(input_ids=tokens, attention_mask=mask).last_hidden_state
 
     def inputs(self, min_crop: float | None = None) -> "TextInputs":
-        """What makes this encoder's inputs of items; titles are not augmented."""
+        """Turns items into this encoder's inputs; titles are not augmented."""
         return TextInputs(self.tokenizer, self.options.max_length)
 
-    def training_inputs(self, config: Any) -> "TextInputs":
+    def training_inputs(self, config: TrainingOptions) -> "TextInputs":
         """The same: there is no augmentation of titles."""
         return self.inputs()
 
     def preprocessing(self) -> dict[str, Any]:
-        """What is done to a title before the model sees it."""
+        """How a title is prepared for the model, as JSON values."""
         return {"max_length": self.options.max_length, "escapes": "decoded"}
 
     def save_library_files(self, folder: Path) -> None:
-        """config.json and the tokenizer after transformers' layout."""
+        """config.json and the tokenizer in transformers' layout."""
         self.backbone.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
 @dataclass(frozen=True)
 class TextInputs:
-    """From items that have a title to tokens; a plain value, so that workers can hold it."""
+    """From items that have a title to tokens; a plain value, so that workers can receive it."""
 
     needs_photo: ClassVar[bool] = False
     tokenizer: PreTrainedTokenizerBase
@@ -106,20 +105,12 @@ def _backbone(options: TextEncoderOptions) -> tuple[Any, PreTrainedTokenizerBase
         else:
             backbone = AutoModel.from_config(config)
     except (OSError, ValueError) as error:
-        raise no_weights(options.model, error) from None
-    _freeze_unused(backbone)
-    backbone.group_matcher = _layers
-    return backbone.train(), tokenizer
-
-
-def _layers(coarse: bool = False) -> dict[str, Any]:
-    """Which weights make which layer, from below, in the form of timm's models."""
-    rest = (r"", (99999,))  # timm's word for "with the layer before"
-    return {"stem": r"^embeddings", "blocks": [(r"^(?:\w+\.)?layers?\.(\d+)\.", None), rest]}
-
-
-def _freeze_unused(backbone: nn.Module) -> None:
-    # The pooler after the last layer takes no part in the vector; DDP waits for its gradient.
-    pooler = getattr(backbone, "pooler", None)
-    if pooler is not None:
+        raise unavailable(options.model, error) from None
+    # The pooler after the last layer takes no part in the vector; DDP would wait for its gradient.
+    if (pooler := getattr(backbone, "pooler", None)) is not None:
         pooler.requires_grad_(False)
+    # Which weights form which layer, from below, in the form of timm's models, where (99999,) means
+    # "with the layer before".
+    blocks = [(r"^(?:\w+\.)?layers?\.(\d+)\.", None), (r"", (99999,))]
+    backbone.group_matcher = lambda coarse=False: {"stem": r"^embeddings", "blocks": blocks}
+    return backbone.train(), tokenizer

@@ -3,19 +3,32 @@
 No B x C tensor exists (see chunks.py). Three collectives a pass whatever W: all-gather of
 embeddings and labels together, all-reduce of two numbers an item, reduce-scatter of the gradient of
 the embeddings. The centres' gradient stays on its rank.
+
+On disk a head is one safetensors file a rank. head-<first>-<last>.safetensors holds `weight`,
+`exp_avg`, `exp_avg_sq` ((last - first) * K, D) and `step` ((last - first) * K,) of these classes.
+Any number of ranks loads any such files that cover the classes.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from dist_train.heads.centres import class_range, initial_centres
+from dist_train.heads.centres import INIT_STD, class_range, classes_of_step, initial_centres
 from dist_train.heads.chunks import Chunks, Exponentials, unit_rows
-from dist_train.heads.collectives import gather, scatter_sum, sum_in_place, world
 from dist_train.heads.margins import MARGINS, Margin, value_and_slope
-from dist_train.heads.row_optimizer import coalesced
-from dist_train.heads.sampling import classes_of_step
-from shards.errors import BadInput
+from dist_train.heads.row_optimizer import RowAdamW, coalesced
+from shards.errors import BadInput, Corrupt
+from shards.files import atomic_path
+
+LABEL_BITS = 40
+"""Bits of a label with its sign."""
+# Their names since torch 2.14, which warns at every call of the older ones.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class MarginHead(torch.nn.Module):
@@ -31,9 +44,9 @@ class MarginHead(torch.nn.Module):
     ) -> None:  # fmt: skip
         """`classes` C over all ranks, `width` D; this rank holds its rows of C * K x D.
 
-        `centres` K a class, an item counting with the nearest; `sample` the share of the other
-        classes that a step sees; `detached` leaves the margin out of the gradient; `shares` (C,)
-        what part of the margin each class gets. `chunk` is in centres.
+        `centres` K a class: an item is compared with the nearest. `sample` is the share of the
+        other classes that a step sees; `detached` leaves the margin out of the gradient; `shares`
+        (C,) is the fraction of the margin that each class gets. `chunk` counts centres.
         """
         super().__init__()
         self.first, self.last = class_range(classes, rank, world)
@@ -42,8 +55,8 @@ class MarginHead(torch.nn.Module):
         self.margin_of: Margin = MARGINS[loss]
         start = initial_centres(self.first, self.last, width, seed, centres)
         self.weight = torch.nn.Parameter(start)
-        if sample < 1:  # else the rows of every pass of a step would wait side by side
-            self.weight.register_post_accumulate_grad_hook(_put_together)
+        if sample < 1:  # else the sparse rows of every pass of a step would be kept side by side
+            self.weight.register_post_accumulate_grad_hook(_coalesce_gradient)
         own = None if shares is None else shares[self.first : self.last].clone()
         self.register_buffer("shares", own, persistent=False)
 
@@ -67,28 +80,80 @@ class MarginHead(torch.nn.Module):
             return _ShardedMarginSoftmax.apply(unit, self.weight, labels, self, margin, step)
 
     def margins(self, classes: torch.Tensor, margin: float) -> torch.Tensor | float:
-        """The margin of each of `classes` (m,), numbered from this rank's first."""
+        """The margin of each of `classes` (m,), counted from this rank's first."""
         return margin if self.shares is None else margin * self.shares[classes]
+
+
+def world() -> int:
+    """W; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather(rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (b, D) and int64 labels (b,) of all ranks, (B, D) and (B,), in one collective.
+
+    A label travels as further columns of `rows`, in digits that their dtype holds exactly, the
+    highest with the sign: two of float32, five of bfloat16. Rounded, it would be another class.
+    """
+    if world() == 1:
+        return rows, labels
+    # float32 holds integers of 24 bits exactly, bfloat16 of 8.
+    bits, width = 20 if rows.dtype.itemsize >= 4 else 8, rows.shape[1]
+    highest, *others = (labels >> shift for shift in range(LABEL_BITS - bits, -1, -bits))
+    digits = torch.stack([highest, *(one % (1 << bits) for one in others)], 1)
+    packed = torch.cat([rows, digits.to(rows.dtype)], 1)
+    out = packed.new_empty(world() * len(packed), packed.shape[1])
+    _all_gather(out, packed)
+    gathered = torch.zeros(len(out), dtype=torch.int64, device=out.device)
+    for column in out[:, width:].to(torch.int64).unbind(1):
+        gathered = (gathered << bits) + column
+    return out[:, :width].contiguous(), gathered
+
+
+def _coalesce_gradient(weight: torch.Tensor) -> None:
+    assert weight.grad is not None
+    weight.grad = coalesced(weight.grad)
 
 
 class _ShardedMarginSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, unit: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor,
-        head: MarginHead, margin: float, step: int,
-    ) -> torch.Tensor:  # fmt: skip
-        everyone, targets = gather(unit, labels)
-        _check(targets, head.classes)
-        chunks = _chunks(weight, targets, head, step)
-        chunks.measure()
-        exponentials = Exponentials(everyone, chunks, head.scale)
-        cosine, best, centre = _nearest(everyone[chunks.items], chunks.targets())
+        ctx: Any,
+        unit: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        head: MarginHead,
+        margin: float,
+        step: int,
+    ) -> torch.Tensor:
+        batch, targets = gather(unit, labels)
+        wrong = (targets < 0) | (targets >= head.classes)
+        if wrong.any():
+            row = int(wrong.nonzero()[0, 0])
+            raise BadInput(
+                f"row {row} of the global batch: class {int(targets[row])}, there are "
+                f"{head.classes}; pack the catalogue again, its class ids do not fit"
+            )
+
+        # The items of the batch whose class this rank holds, and the centres that the step sees.
+        items = ((targets >= head.first) & (targets < head.last)).nonzero().squeeze(1)
+        classes = targets[items] - head.first
+        seen = None
+        if head.sample < 1:
+            seen = classes_of_step(head.first, head.last, classes, head.sample, head.seed, step)
+        chunks = Chunks(weight, head.centres, seen, head.chunk, items, classes)
+        exponentials = Exponentials(batch, chunks, head.scale)
+
+        cosine, best, centre = _nearest(batch[chunks.items], chunks.targets())
         margins = head.margins(targets[chunks.items] - head.first, margin)
         with_margin, slope = value_and_slope(head.margin_of, cosine, margins, head.detached)
-        sums = torch.zeros(2, len(everyone), dtype=torch.float64, device=unit.device)
+
+        # Two numbers an item over all ranks: sum of the other classes, logit of its own.
+        sums = torch.zeros(2, len(batch), dtype=torch.float64, device=unit.device)
         sums[0] = exponentials.sums()
         sums[1, chunks.items] = head.scale * with_margin.double()
-        sum_in_place(sums)
+        if world() > 1:
+            dist.all_reduce(sums)
         # log(other classes / own class): from it the loss of a well-classified item keeps its
         # digits, which lse - target would lose.
         rest = sums[0].log() - sums[1]
@@ -101,59 +166,122 @@ class _ShardedMarginSoftmax(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, lse, rest, best, centre, slope = ctx.saved_tensors
         head, exponentials = ctx.head, ctx.exponentials
-        items, dtype = exponentials.chunks.items, weight.dtype
+        chunks, dtype = exponentials.chunks, weight.dtype
         each = grads[0].double() * head.scale / len(lse)
         # Below -scale there is no other class, and 1 / exp(lse) could leave float32's range.
         factor = each * (-lse.clamp(min=-head.scale - 1)).exp()
-        onto = -each * torch.sigmoid(rest[items]) * slope
-        d_everyone, d_rows = exponentials.gradients(factor.to(dtype), onto.to(dtype), best, centre)
-        # Centres whose gradient is no number make that of the embeddings so, and with it the
-        # encoder's on all ranks: whoever looks at the latter alone leaves the step out as well.
-        d_everyone += 0 * torch.linalg.vector_norm(d_rows)
-        d_weight = _as_gradient(d_rows, exponentials.chunks)
-        ctx.exponentials = None  # its buffers would live as long as somebody holds the loss
+        own = -each * torch.sigmoid(rest[chunks.items]) * slope
+        d_batch, d_rows = exponentials.gradients(factor.to(dtype), own.to(dtype), best, centre)
+        # NaN or Inf in the centres' gradient is passed on to that of the embeddings, and with it to
+        # the encoder's on all ranks: a rank that checks only the latter skips the step as well.
+        d_batch += 0 * torch.linalg.vector_norm(d_rows)
+        d_weight = d_rows
+        if chunks.seen is not None:
+            # The rows of `weight` that are seen, ascending: coalesced as it is.
+            sub_centres = torch.arange(chunks.each, device=weight.device)
+            rows = (chunks.seen[:, None] * chunks.each + sub_centres).flatten()
+            d_weight = torch.sparse_coo_tensor(
+                rows[None], d_rows, weight.shape, is_coalesced=True, check_invariants=False
+            )
+        ctx.exponentials = None  # its buffers would live as long as the loss is referenced
+        own_rows = d_batch
+        if world() > 1:
+            # This rank's rows (b, D) of the sum over ranks.
+            own_rows = d_batch.new_empty(len(d_batch) // world(), d_batch.shape[1])
+            _reduce_scatter(own_rows, d_batch.contiguous())
         # DDP and ZeRO take the mean over ranks of what is a sum.
-        return scatter_sum(d_everyone).mul_(world()), d_weight, None, None, None, None
-
-
-def _chunks(weight: torch.Tensor, targets: torch.Tensor, head: MarginHead, step: int) -> Chunks:
-    items = ((targets >= head.first) & (targets < head.last)).nonzero().squeeze(1)
-    classes = targets[items] - head.first
-    seen = None
-    if head.sample < 1:
-        seen = classes_of_step(head.first, head.last, classes, head.sample, head.seed, step)
-    return Chunks(weight, head.centres, seen, head.chunk, items, classes)
+        return own_rows.mul_(world()), d_weight, None, None, None, None
 
 
 def _nearest(
     items: torch.Tensor, centres: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of items (m, D) and the centres of their classes (m, K, D): cosine with the nearest (m,),
-    its number (m,) and itself (m, D).
+    """Cosine of each item (m, D) with the nearest of its class's centres (m, K, D), (m,).
+
+    Also that centre's number (m,) and the centre itself (m, D). The K centres are freed on return.
     """
     nearest, best = (items[:, None] * centres).sum(2).max(1)
     return nearest, best, centres[torch.arange(len(best), device=best.device), best]
 
 
-def _as_gradient(d_rows: torch.Tensor, chunks: Chunks) -> torch.Tensor:
-    if chunks.seen is None:
-        return d_rows
-    shape = chunks.weight.shape
-    return torch.sparse_coo_tensor(
-        chunks.row_numbers()[None], d_rows, shape, is_coalesced=True, check_invariants=False
-    )
+class ClassMeans:
+    """The mean vector of each class of a rank, from vectors that all ranks add round by round.
+
+    In a round every rank adds equally many rows; the rows of a class are summed in the order of
+    rounds and, within one, of ranks. With whole batches dealt out in turn this is the order of the
+    batches, and the sums are equal to the bit for any number of ranks.
+    """
+
+    def __init__(self, first: int, last: int, width: int, device: torch.device) -> None:
+        self.first, self.last = first, last
+        self.sums = torch.zeros(last - first, width, dtype=torch.float64, device=device)
+
+    def add(self, vectors: torch.Tensor, labels: torch.Tensor) -> None:
+        """`vectors` (b, D) float32 and `labels` (b,), -1 for padding rows; all ranks call it."""
+        rows, classes = gather(vectors, labels)
+        own = ((classes >= self.first) & (classes < self.last)).nonzero().squeeze(1)
+        self.sums.index_add_(0, classes[own] - self.first, rows[own].double())
+
+    def write_to(self, weight: torch.Tensor, each: int) -> int:
+        """Set the centres ((last - first) * each, D) of classes that have a mean; their number.
+
+        A centre gets the mean's direction, plus an eighth of its random start where there are
+        sub-centres, which keeps these apart.
+        """
+        known = self.sums.norm(dim=1) > 0
+        unit = torch.nn.functional.normalize(self.sums[known], dim=1).to(weight.dtype)
+        by_class = weight.view(len(self.sums), each, weight.shape[1])
+        size = INIT_STD * weight.shape[1] ** 0.5
+        rest = by_class[known] if each > 1 else torch.zeros_like(by_class[known])
+        by_class[known] = unit[:, None] * size + rest / 8
+        return int(known.sum())
 
 
-def _put_together(weight: torch.Tensor) -> None:
-    assert weight.grad is not None
-    weight.grad = coalesced(weight.grad)
+def save_head(folder: Path, head: MarginHead, optimizer: RowAdamW) -> None:
+    """Write this rank's classes into `folder`; a rank without classes writes nothing."""
+    if head.last == head.first:
+        return
+    plain = {name: value.cpu().contiguous() for name, value in _tensors(head, optimizer).items()}
+    with atomic_path(folder / f"head-{head.first}-{head.last}.safetensors") as temporary:
+        save_file(plain, temporary)
 
 
-def _check(targets: torch.Tensor, classes: int) -> None:
-    wrong = (targets < 0) | (targets >= classes)
-    if wrong.any():
-        row = int(wrong.nonzero()[0, 0])
-        raise BadInput(
-            f"row {row} of the global batch: class {int(targets[row])}, there are {classes}; pack "
-            "the catalogue again, its class ids do not fit"
+def load_head(
+    folder: Path, head: MarginHead, optimizer: RowAdamW, classes: int | None = None
+) -> None:
+    """Fill this rank's classes from `folder`, equal to the bit.
+
+    `classes`: how many there were when it was written; the rows of later ones stay as they are.
+    Raises Corrupt where classes are missing or are in two files, BadInput for another number of
+    centres or width.
+    """
+    known = max(min(head.last, head.classes if classes is None else classes), head.first)
+    each, width, loaded = head.centres, head.weight.shape[1], []
+    for path in folder.glob("head-*.safetensors"):
+        first, last = (int(number) for number in path.stem.split("-")[1:])
+        low, high = max(first, head.first), min(last, head.last)
+        if low >= high:
+            continue
+        with safe_open(path, "pt") as file:
+            shape = file.get_slice("weight").get_shape()
+            if shape != [(last - first) * each, width]:
+                raise BadInput(
+                    f"{path}: {shape[0] / (last - first):g} centres a class of width {shape[1]}, "
+                    f"this head has {each} of {width}; use the same head.centres and encoder"
+                )
+            for name, target in _tensors(head, optimizer).items():
+                rows = file.get_slice(name)[(low - first) * each : (high - first) * each]
+                target[(low - head.first) * each : (high - head.first) * each] = rows
+        loaded.append((low, high))
+    # Every class exactly once: each file begins where the one before it ends.
+    loaded.sort()
+    if [*(low for low, _ in loaded), known] != [head.first, *(high for _, high in loaded)]:
+        found = sum(high - low for low, high in loaded)
+        raise Corrupt(
+            f"{folder}: {found} of the classes {head.first} to {known} found, where each is wanted "
+            "once; restore its head files or continue from another checkpoint"
         )
+
+
+def _tensors(head: MarginHead, optimizer: RowAdamW) -> dict[str, torch.Tensor]:
+    return {"weight": head.weight.detach(), **optimizer.state[head.weight]}

@@ -1,4 +1,4 @@
-"""What a head will take on one rank, by formula, before anything is allocated."""
+"""The memory and traffic of a head on one rank, by formula, before anything is allocated."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class HeadEstimate:
     sample: float = 1.0
     chunk: int = 8_192
     passes: int = 1
-    """Of a step; they add up their gradients."""
+    """Passes a step, whose gradients are added up."""
 
     @property
     def rows(self) -> int:
@@ -26,7 +26,7 @@ class HeadEstimate:
 
     @property
     def seen(self) -> int:
-        """Centres that a pass sees, with sampling in expectation: others by chance, own always."""
+        """Centres that a pass sees: all, or in expectation those of its items and of a sample."""
         if self.sample == 1:
             return self.rows
         # The batch's classes spread over ranks; those drawn anyway are not counted twice.
@@ -40,58 +40,55 @@ class HeadEstimate:
         return self.rows * self.width * 4
 
     @property
-    def gradient(self) -> int:
-        """That of the seen centres; of several passes the most while one is added.
-
-        A dense one and the one that is added; of sparse ones also their list, and from the third
-        pass on its sum (measured: 4 and 5 times one).
-        """
-        if self.passes == 1:
-            return self._one_gradient()
-        times = 2 if self.sample == 1 else 4 if self.passes == 2 else 5
-        return times * self._one_gradient()
-
-    def _one_gradient(self) -> int:
+    def gradient_of_pass(self) -> int:
+        """Gradient of the centres that one pass sees, and their row numbers if it is sparse."""
         numbers = 0 if self.sample == 1 else self.seen * 8
         return self.seen * self.width * 4 + numbers
 
     @property
+    def gradient(self) -> int:
+        """The most that gradients take, while that of one pass is added to that of the others.
+
+        Dense ones are two: the sum and the one that is added. Sparse ones are also concatenated,
+        and from the third pass on summed (measured: 4 and 5 times one).
+        """
+        if self.passes == 1:
+            return self.gradient_of_pass
+        times = 2 if self.sample == 1 else 4 if self.passes == 2 else 5
+        return times * self.gradient_of_pass
+
+    @property
     def moments(self) -> int:
-        """Both of AdamW, and a count of steps for each centre."""
+        """Both of AdamW's moments, and a count of steps for each centre."""
         return 2 * self.weights + self.rows * 4
 
     @property
     def buffers(self) -> int:
         """The most that lives at one time beside these, in a pass or in the optimizer's step."""
-        return max(self._pass_buffers(), self._step_buffers())
-
-    def _pass_buffers(self) -> int:
         chunk = min(self.chunk, self.seen)
         logits, rows = chunk * self.batch * 4, chunk * self.width * 4
-        # Of each class the nearest centre's value (4) and number (8).
+        # For each class the nearest centre's value (4) and number (8).
         nearest = chunk // self.centres * self.batch * 12 if self.centres > 1 else 0
         # Rows of all items, and of an even share of them: this rank's, or of its classes.
         items, own = self.batch * self.width * 4, self.batch * self.width * 4 // self.world
         # Unit centres and lengths; embeddings, what normalisation keeps of them (3); all items as
-        # they came (alone these are the same) and scaled.
+        # they came (with one rank these are the same) and scaled.
         held = logits + rows + self.seen * 4 + 4 * own + items * (1 if self.world == 1 else 2)
         # Own items and centres while these are normalised; there is no gradient yet.
-        forward = (1 + 3 * self.centres) * own - self._one_gradient()
+        forward = (1 + 3 * self.centres) * own - self.gradient_of_pass
         # Weighted by the softmax, and their gradient; own, own centres. Then in a chunk the
-        # nearest centres, or the product that tells what lies along; at the end what own ones get.
+        # nearest centres, or the product for the component along the centre; at the end the
+        # gradient of own items.
         backward = 2 * items + 2 * own + max(nearest, rows, 2 * own)
-        return held + max(forward, backward)
-
-    def _step_buffers(self) -> int:
-        block = min(BLOCK, self.seen) * self.width * 4
-        if self.sample == 1:
-            return block
-        # A sparse gradient is put in order, which takes another and three lists of numbers.
-        return max(4 * block, self._one_gradient() + 3 * 8 * self.seen)
+        step = min(BLOCK, self.seen) * self.width * 4
+        if self.sample < 1:
+            # A sparse gradient is sorted, which takes another and three lists of numbers.
+            step = max(4 * step, self.gradient_of_pass + 3 * 8 * self.seen)
+        return max(held + max(forward, backward), step)
 
     @property
     def communication(self) -> int:
-        """Bytes that a step's collectives carry, as the size of each one's whole tensor.
+        """Bytes that a step's collectives carry, as the size of each one's complete tensor.
 
         A pass: B x (D + 2) numbers gathered, 2 B doubles summed, B x D numbers reduced and
         scattered; a step: one number, the norm. A ring moves (W - 1) / W of it past each rank.
@@ -113,17 +110,17 @@ class HeadEstimate:
         if self.sample == 1 or self.passes == 1:
             return held + self.gradient + self.buffers
         # Sparse gradients are added up between two passes, when no buffer is in use.
-        return held + max(self.gradient, 2 * self._one_gradient() + self.buffers)
+        return held + max(self.gradient, 2 * self.gradient_of_pass + self.buffers)
 
     def __str__(self) -> str:
-        parts = ("weights", "gradient", "moments", "buffers", "total")
-        told = ", ".join(f"{name} {megabytes(getattr(self, name))}" for name in parts)
+        names = ("weights", "gradient", "moments", "buffers", "total")
+        memory = ", ".join(f"{name} {megabytes(getattr(self, name))}" for name in names)
         return (
-            f"head: {self.classes} classes, {self.rows} centres x {self.width} a rank: {told}; "
+            f"head: {self.classes} classes, {self.rows} centres x {self.width} a rank: {memory}; "
             f"{self.collectives} collectives a step carry {megabytes(self.communication)}"
         )
 
 
 def megabytes(size: float) -> str:
-    """A number of bytes for people."""
+    """A number of bytes as MB or GB."""
     return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.2f} GB"

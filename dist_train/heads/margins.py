@@ -1,8 +1,8 @@
-"""The family of margin losses: what becomes of the cosine of an item and its own class.
+"""The family of margin losses: how the cosine of an item and its own class is reduced.
 
 A margin maps target cosines (n,) and their margins (n,) to the cosines the softmax sees, by
-differentiable torch operations that are finite on all of [-1, 1]. Adding one is writing one
-function. How large the margin of a class or of a step is, is said here too.
+differentiable torch operations that are finite on all of [-1, 1]. Adding one means writing one
+function. How large the margin of a class is, is computed here too.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 
 Margin = Callable[[torch.Tensor, torch.Tensor | float], torch.Tensor]
-SIN_FLOOR = 1.0
-"""Of sin^2, in units of the dtype's spacing at 1: keeps d sin / d cos finite at the poles, and is
-what the nearest cosine to 1 gives, so that short of the poles nothing is changed."""
+SMALLEST_SQUARED_SINE = 1.0
+"""In units of the dtype's spacing at 1. It keeps d sin / d cos finite at the poles, and is what the
+nearest cosine to 1 gives, so that short of the poles nothing changes."""
 
 
 def arcface(cosine: torch.Tensor, margin: torch.Tensor | float) -> torch.Tensor:
@@ -21,10 +21,10 @@ def arcface(cosine: torch.Tensor, margin: torch.Tensor | float) -> torch.Tensor:
     Deng et al., ArcFace (CVPR 2019); `margin` in radians, 0 to pi / 2.
     """
     m = torch.as_tensor(margin, dtype=cosine.dtype, device=cosine.device)
-    floor = SIN_FLOOR * torch.finfo(cosine.dtype).eps
-    sine = (1 - cosine * cosine).clamp(min=floor).sqrt()
-    turned = cosine * m.cos() - sine * m.sin()
-    return torch.where(cosine > -m.cos(), turned, cosine - m * m.sin())
+    smallest = SMALLEST_SQUARED_SINE * torch.finfo(cosine.dtype).eps
+    sine = (1 - cosine * cosine).clamp(min=smallest).sqrt()
+    rotated = cosine * m.cos() - sine * m.sin()
+    return torch.where(cosine > -m.cos(), rotated, cosine - m * m.sin())
 
 
 def cosface(cosine: torch.Tensor, margin: torch.Tensor | float) -> torch.Tensor:
@@ -40,8 +40,8 @@ def value_and_slope(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The cosines with their margin and d(those) / d(cosine), both (n,).
 
-    `detached` leaves the margin out of the gradient, the slope being 1, as Partial FC does (An et
-    al., CVPR 2022: its margin is computed without gradient).
+    `detached` leaves the margin out of the gradient, so that the slope is 1, as Partial FC does
+    (An et al., CVPR 2022: its margin is computed without gradient).
     """
     with torch.enable_grad():
         at = cosine.detach().requires_grad_()
@@ -51,19 +51,13 @@ def value_and_slope(
 
 
 def margin_shares(sizes: torch.Tensor, smallest: float) -> torch.Tensor:
-    """The share of the margin that each class gets, (C,) float64 from sizes (C,): rare ones more.
+    """Fraction of the margin that each class gets, (C,) float64 from sizes (C,): rare ones more.
 
     n^(-1/4), moved and stretched so that the largest class gets `smallest` and the rarest 1 (Ha
-    et al., Google Landmark Recognition 2020, third place). Equal sizes all get 1.
+    et al., Google Landmark Recognition 2020, third place). With equal sizes all get 1.
     """
     rare = sizes.clamp(min=1).double().pow(-0.25)
     span = rare.max() - rare.min()
     if span == 0:
         return torch.ones_like(rare)
     return smallest + (1 - smallest) * (rare - rare.min()) / span
-
-
-def ramped(margin: float, step: int, steps: int, share: float) -> float:
-    """The margin of `step`: up from 0 along a line, whole after `share` of all `steps`."""
-    ramp = share * steps
-    return margin * min(1.0, (step + 1) / ramp if ramp else 1.0)

@@ -1,19 +1,18 @@
 """AdamW for class centres, each row with its own count of steps.
 
-With a gradient of all rows it is AdamW. With a sparse one it reads and writes the rows in it and no
-other, so neither a step nor its memory grows with the classes that were not seen; a row's moments
-and weight decay stand still meanwhile, and its bias correction counts the steps that it took. So a
-row that is new, or seen for the first time late, starts as every row does at the beginning.
+With a gradient of all rows it is AdamW. With a sparse one it reads and writes only the rows in it,
+so neither a step nor its memory grows with the classes that were not seen. A row's moments and
+weight decay stand still meanwhile, and its bias correction counts the steps that it took, so a row
+that is new, or seen for the first time late, starts as every row does at the beginning.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 BLOCK = 8_192
-"""Rows that are worked on at one time."""
+"""Rows that are updated at one time."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -25,9 +24,13 @@ class RowAdamW(Optimizer):
     """
 
     def __init__(
-        self, parameter: torch.nn.Parameter, lr: float, weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-    ) -> None:  # fmt: skip
+        self,
+        parameter: torch.nn.Parameter,
+        lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
         options = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
         super().__init__([parameter], options)
         state = {name: torch.zeros_like(parameter) for name in MOMENTS}
@@ -36,35 +39,29 @@ class RowAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]
-        """One step of the rows that have a gradient."""
+        """Update the rows that have a gradient."""
         (group,) = self.param_groups
         (parameter,) = group["params"]
         if parameter.grad is None:
             return
-        for rows, grad in _blocks(parameter.grad):
-            _step_rows(parameter, grad, rows, self.state[parameter], group)
-
-
-def coalesced(grad: torch.Tensor) -> torch.Tensor:
-    """A dense gradient as it is; a sparse one with every row once."""
-    return grad.coalesce() if grad.is_sparse else grad
-
-
-def _blocks(grad: torch.Tensor) -> Iterator[tuple[Any, torch.Tensor]]:
-    """(rows, their gradient) a block at a time; rows a slice or numbers (n,)."""
-    whole = coalesced(grad)
-    values = whole.values() if whole.is_sparse else whole
-    for start in range(0, len(values), BLOCK):
-        block = slice(start, start + BLOCK)
-        yield whole.indices()[0, block] if whole.is_sparse else block, values[block]
+        grad = coalesced(parameter.grad)
+        values = grad.values() if grad.is_sparse else grad
+        for start in range(0, len(values), BLOCK):
+            block = slice(start, start + BLOCK)
+            rows = grad.indices()[0, block] if grad.is_sparse else block
+            _step_rows(parameter, values[block], rows, self.state[parameter], group)
 
 
 def _step_rows(
-    parameter: torch.Tensor, grad: torch.Tensor, rows: Any, state: dict[str, torch.Tensor],
+    parameter: torch.Tensor,
+    grad: torch.Tensor,
+    rows: slice | torch.Tensor,
+    state: dict[str, torch.Tensor],
     group: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
+    """Update one block of rows; its temporaries are freed before the next block."""
     (beta1, beta2), lr = group["betas"], group["lr"]
-    # Of a slice these are views and are written in place, of numbers copies that are put back.
+    # With a slice these are views, written in place; with row numbers copies, written back below.
     weight, mean, square = parameter[rows], state[MOMENTS[0]][rows], state[MOMENTS[1]][rows]
     step = state["step"][rows] + 1
     mean.lerp_(grad, 1 - beta1)
@@ -77,3 +74,8 @@ def _step_rows(
     state["step"][rows] = step
     if not isinstance(rows, slice):
         parameter[rows], state[MOMENTS[0]][rows], state[MOMENTS[1]][rows] = weight, mean, square
+
+
+def coalesced(grad: torch.Tensor) -> torch.Tensor:
+    """A dense gradient unchanged; a sparse one with every row once."""
+    return grad.coalesce() if grad.is_sparse else grad

@@ -1,1 +1,1 @@
-"""What a run tells while it runs: progress, metrics.jsonl, TensorBoard."""
+"""What a run records while it trains: metrics.jsonl, TensorBoard, speed and memory."""

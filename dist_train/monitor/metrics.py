@@ -1,33 +1,47 @@
-"""metrics.jsonl and TensorBoard of a run, written by rank 0; a resumed run's curves do not fork."""
+"""What a run records while it trains: metrics.jsonl and TensorBoard, and what its steps cost."""
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from dist_train.runtime import Clock, peak_bytes
 from shards.files import write_atomic
+
+Batch = TypeVar("Batch")
 
 
 class Metrics:
-    """Scalars by step, to `run/metrics.jsonl` and `run/tensorboard`."""
+    """Scalars by step, written by rank 0 to `run/metrics.jsonl` and `run/tensorboard`."""
 
-    def __init__(self, run: Path, step: int) -> None:
-        """Go on at `step`: rows of later steps, of a life that was cut off, are dropped."""
-        self._path = run / "metrics.jsonl"
+    def __init__(self, run: Path, step: int, enabled: bool = True) -> None:
+        """Continue at `step`: rows of later steps, of an attempt that was cut off, are dropped.
+
+        Not `enabled`, on the other ranks, it writes nothing.
+        """
+        self._enabled = enabled
+        if not enabled:
+            return
+        path = run / "metrics.jsonl"
         kept = [row for row in read_metrics(run) if row["step"] <= step]
-        write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self._file = self._path.open("a")
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._file = path.open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, group: str, values: dict[str, float]) -> None:
-        """Scalars `group/name` at `step`.
+        """Record scalars `group/name` at `step`.
 
-        Of a skipped step some are no number: JSON has no word for these, and other readers would
-        refuse the whole file, so they are left out.
+        NaN and Inf, which a skipped step may have, are left out: JSON cannot express them, and
+        other readers would refuse the file.
         """
-        known = {name: value for name, value in values.items() if math.isfinite(value)}
-        named = {f"{group}/{name}": value for name, value in known.items()}
+        if not self._enabled:
+            return
+        named = {f"{group}/{k}": value for k, value in values.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step} | named) + "\n")
         self._file.flush()
         for name, value in named.items():
@@ -35,16 +49,16 @@ class Metrics:
 
     def close(self) -> None:
         """Flush and close both."""
-        self._file.close()
-        self._board.close()
+        if self._enabled:
+            self._file.close()
+            self._board.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
     """The rows of a run's metrics.jsonl; a last line that a kill cut short is left out."""
     path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
     rows = []
-    for line in lines:
+    for line in path.read_text().splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -58,3 +72,47 @@ def scores_at(run: Path, step: int) -> dict[str, float]:
         if row["step"] == step and "val/f1" in row:
             return {name[4:]: value for name, value in row.items() if name.startswith("val/")}
     return {}
+
+
+class Meter:
+    """Speed and memory of one rank over the steps since it was last read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._steps, self._working, self._waiting = 0, 0.0, 0.0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time a step; what happens between steps (validation, checkpoints) does not count."""
+        clock = Clock()
+        yield
+        self._steps += 1
+        self._working += clock.seconds()
+
+    def timed_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; the time spent waiting for each is added up."""
+        while True:
+            clock = Clock()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waiting += clock.seconds()
+            yield batch
+
+    def read(self, batch_size: int) -> dict[str, float]:
+        """samples_per_second, step_seconds, data_wait (share of the time) and peak memory_gb.
+
+        The memory is the GPU's where there is one, else the most this process ever held.
+        """
+        seconds = max(self._working, 1e-9)
+        cuda = self._device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self._device) if cuda else peak_bytes()
+        values = {
+            "samples_per_second": self._steps * batch_size / seconds,
+            "step_seconds": seconds / max(self._steps, 1),
+            "data_wait": self._waiting / seconds,
+            "memory_gb": peak / 1e9,
+        }
+        self._steps, self._working, self._waiting = 0, 0.0, 0.0
+        return values

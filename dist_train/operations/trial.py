@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from dist_train.config import TrainingOptions, View
-from dist_train.embedding.vectors import plan_batches, unit_vectors
-from dist_train.encoders.batches import BatchPlan, load
+from dist_train.encoders.batches import BatchPlan, load, plan_batches, unit_vectors
 from dist_train.runtime import Clock, Runtime, peak_bytes
 from dist_train.training.data import training_items
 from dist_train.training.setup import Training, set_up

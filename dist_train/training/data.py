@@ -1,13 +1,16 @@
-"""The training items in their order: which items make each forward pass of each step."""
+"""The training items in their order: which make each forward pass of a step, and how photos mix.
+
+Everything is a function of (seed, position or step), so the number of processes changes nothing.
+"""
 
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 
 import numpy as np
-import pandas as pd
+import torch
 
-from dist_train.config import TrainingOptions, View
+from dist_train.config import ImageTraining, TrainingOptions, View
 from dist_train.encoders.batches import BatchPlan
 from shards.errors import BadInput
 from shards.order import Order, StoredOrder, WindowOrder
@@ -18,20 +21,21 @@ from shards.reader import ItemReader, ShardSet
 
 @dataclass(frozen=True)
 class TrainingItems:
-    """Train-split items that have the part, and the order they come in."""
+    """Items of the train split that have the modality, and the order in which they are served."""
 
     reader: ItemReader
     numbers: np.ndarray
+    """Item numbers in `reader`, ascending (n,)."""
     classes: int
     config: TrainingOptions
     fingerprint: str
-    """Of the shard set."""
+    """Fingerprint of the shard set."""
     class_names: np.ndarray = field(default_factory=lambda: np.zeros(0, str))
     """Label group of each class (C,)."""
 
     @cached_property
     def order(self) -> Order | ProductOrder:
-        """Position to place in `numbers`."""
+        """Maps positions to indices into `numbers`."""
         config = self.config
         if (photos := config.photos_per_product) > 1:
             class_ids = self.reader.records["class_id"][self.numbers]
@@ -41,15 +45,15 @@ class TrainingItems:
 
     @property
     def state(self) -> OrderState:
-        """Where the training stands before its first step."""
+        """Position in the order before the first step."""
+        seed, batch = self.config.seed, self.config.batch_size
         return OrderState(
-            fingerprint=self.fingerprint, seed=self.config.seed, mode=self.order.mode,
-            batch=self.config.batch_size,
-        )  # fmt: skip
+            fingerprint=self.fingerprint, seed=seed, mode=self.order.mode, batch=batch
+        )
 
     @property
     def steps(self) -> int:
-        """Steps of the whole training; the last epoch's tail runs on into the next order."""
+        """Steps of the complete training; the last epoch's tail runs on into the next order."""
         return -(-round(self.config.epochs * self.order.positions) // self.config.batch_size)
 
     @property
@@ -58,63 +62,41 @@ class TrainingItems:
         return self.order.positions / self.config.batch_size
 
     def plans(self, first: int, last: int, rank: int, world: int) -> list[BatchPlan]:
-        """This rank's forward passes of the steps `first` to `last`: accumulation a step.
-
-        A pure function of (seed, step): rank r takes the r-th slice of each global pass.
-        """
+        """This rank's forward passes of the steps `first` to `last` - 1: `accumulation` a step."""
         size = self.config.batch_size
         return [p for t in range(first, last) for p in self.plans_at(t * size, rank, world)]
 
     def plans_at(self, position: int, rank: int, world: int) -> list[BatchPlan]:
-        """This rank's forward passes of the one step that begins at `position`."""
-        passes = self.config.accumulation
+        """This rank's forward passes of the one step that begins at `position`.
+
+        A pure function of (seed, position): rank r takes the r-th slice of each global pass.
+        """
+        passes, seed = self.config.accumulation, self.config.seed
         share = self.config.batch_size // (passes * world)
-        starts = [position + (number * world + rank) * share for number in range(passes)]
-        return [self._plan(np.arange(start, start + share, dtype=np.int64)) for start in starts]
-
-    def _plan(self, positions: np.ndarray) -> BatchPlan:
-        return BatchPlan(self.numbers[self.order.at(positions)], self._seeds(positions))
-
-    def _seeds(self, positions: np.ndarray) -> np.ndarray:
-        keys = [blake2b(f"{self.config.seed}:{p}".encode(), digest_size=4) for p in positions]
-        return np.array([int.from_bytes(key.digest(), "big") for key in keys], np.int64)
+        plans = []
+        for number in range(passes):
+            start = position + (number * world + rank) * share
+            positions = np.arange(start, start + share, dtype=np.int64)
+            keys = [blake2b(f"{seed}:{p}".encode(), digest_size=4) for p in positions]
+            seeds = np.array([int.from_bytes(key.digest(), "big") for key in keys], np.int64)
+            plans.append(BatchPlan(self.numbers[self.order.at(positions)], seeds))
+        return plans
 
 
 def training_items(
     shards: ShardSet, view: View, config: TrainingOptions, world: int
 ) -> TrainingItems:
-    """The training items of `shards`; BadInput when there are too few or no equal batches."""
-    _check_batch(config, world)
-    table = shards.packed
-    train = table[(table.split == "train") & table[f"has_{view}"]]
-    classes = int(shards.manifest["counts"]["classes"])
-    if classes < 2:
-        raise BadInput(f"{shards.location}: {classes} label groups to train on; there must be two")
-    if not len(train):
-        part = {"image": "an image", "text": "a title"}[view]
-        raise BadInput(f"{shards.location}: no training item has {part}; train the other encoder")
-    return TrainingItems(
-        shards.reader(), train.index.to_numpy(), classes, config, shards.fingerprint,
-        _class_names(table, classes),
-    )  # fmt: skip
+    """The training items of `shards`.
 
-
-def _class_names(packed: pd.DataFrame, classes: int) -> np.ndarray:
-    """Label group of each class (C,)."""
-    train = packed[packed.class_id >= 0]
-    names = np.full(classes, "", object)
-    names[train.class_id.to_numpy()] = train.label_group.to_numpy()
-    return names.astype(str)
-
-
-def _check_batch(config: TrainingOptions, world: int) -> None:
+    Raises BadInput when there are too few, or when a batch does not divide among `world` ranks.
+    """
     size, photos = config.batch_size, config.photos_per_product
     unit = photos * config.accumulation * world
     if size % unit:
-        together = f" x {photos} photos of a product" if photos > 1 else ""
+        by_product = f" x {photos} photos of a product" if photos > 1 else ""
         raise BadInput(
             f"batch_size {size} does not divide among {world} processes x accumulation "
-            f"{config.accumulation}{together}; choose a multiple of {unit}, the nearest is "
+            f"{config.accumulation}{by_product}; choose a multiple of {unit}, the nearest is "
             f"{max(1, round(size / unit)) * unit}"
         )
     rows = size // (config.accumulation * world)
@@ -123,3 +105,69 @@ def _check_batch(config: TrainingOptions, world: int) -> None:
             f"mixup and cutmix pair neighbours: {rows} items a pass and process are no multiple of "
             f"{2 * photos}; choose a batch_size that is one of {2 * unit}"
         )
+    table = shards.packed
+    train = table[(table.split == "train") & table[f"has_{view}"]]
+    classes = int(shards.manifest["counts"]["classes"])
+    if classes < 2:
+        raise BadInput(f"{shards.location}: {classes} label groups to train on; there must be two")
+    if not len(train):
+        missing = {"image": "an image", "text": "a title"}[view]
+        raise BadInput(
+            f"{shards.location}: no training item has {missing}; train the other encoder"
+        )
+    labelled = table[table.class_id >= 0]
+    names = np.full(classes, "", object)
+    names[labelled.class_id.to_numpy()] = labelled.label_group.to_numpy()
+    numbers = train.index.to_numpy()
+    return TrainingItems(
+        shards.reader(), numbers, classes, config, shards.fingerprint, names.astype(str)
+    )
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the photos of one step are mixed in pairs: each keeps its own `share`.
+
+    The margin belongs to the angle between an item and one class, so a mixed photo goes to the head
+    twice: share x loss with its own class + (1 - share) x loss with its partner's. Zhang et al.,
+    mixup (ICLR 2018); Yun et al., CutMix (ICCV 2019).
+    """
+
+    share: float
+    box: tuple[slice, slice] | None
+    """Rows and columns that show the partner; None: both photos everywhere, weighted."""
+    stride: int
+    """Distance between partners in a batch: items of one product are no partners."""
+
+    def photos(self, photos: torch.Tensor) -> torch.Tensor:
+        """(b, 3, H, W), each mixed with its partner."""
+        others = self.partners(photos)
+        if self.box is None:
+            return self.share * photos + (1 - self.share) * others
+        mixed = photos.clone()
+        mixed[..., *self.box] = others[..., *self.box]
+        return mixed
+
+    def partners(self, values: torch.Tensor) -> torch.Tensor:
+        """The values (b, ...) of each item's partner, a neighbour in the global order."""
+        return values.unflatten(0, (-1, 2, self.stride)).flip(1).flatten(0, 2)
+
+
+def mix_of_step(config: TrainingOptions, side: int, step: int) -> Mix | None:
+    """The mix of `step` for photos of `side` pixels; None if no mixing is requested."""
+    if not isinstance(config, ImageTraining) or not config.mixes:
+        return None
+    rng = np.random.default_rng([config.seed, step])
+    cuts = config.cutmix > 0 and (config.mixup == 0 or rng.random() < 0.5)
+    alpha = config.cutmix if cuts else config.mixup
+    share, stride = float(rng.beta(alpha, alpha)), config.photos_per_product
+    if not cuts:
+        return Mix(share, None, stride)
+    box = []
+    for _ in ("rows", "columns"):
+        # A stretch about any middle, as far as it lies inside the photo.
+        middle, half = rng.integers(side), round(side * np.sqrt(1 - share)) // 2
+        box.append(slice(int(max(0, middle - half)), int(min(side, middle + half))))
+    rows, columns = box
+    hidden = (rows.stop - rows.start) * (columns.stop - columns.start) / side**2
+    return Mix(1 - hidden, (rows, columns), stride)

@@ -1,6 +1,7 @@
-"""The stage train: shards to a fine-tuned encoder."""
+"""The stage train: from a shard set to a fine-tuned encoder."""
 
 import logging
+from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
@@ -8,18 +9,16 @@ from tqdm import tqdm
 from dist_train import stage
 from dist_train.config import TrainingOptions, View, result_options
 from dist_train.encoders.batches import load
-from dist_train.monitor.meter import Meter
-from dist_train.monitor.metrics import Metrics
+from dist_train.monitor.metrics import Meter, Metrics
 from dist_train.runtime import Runtime
 from dist_train.training.checkpoint import Checkpoints
 from dist_train.training.data import TrainingItems, training_items
 from dist_train.training.export import export
 from dist_train.training.head_start import start_centres
-from dist_train.training.judge import Judge
-from dist_train.training.replicas import compare_replicas
 from dist_train.training.setup import Training, set_up
+from dist_train.training.sharded_state import compare_replicas
 from dist_train.training.step import Stepper
-from dist_train.training.validation import ValidationItems, validation_items
+from dist_train.training.validation import ValidationItems, Validator, validation_items
 from shards.errors import Stopped
 from shards.location import Location
 from shards.reader import ShardSet
@@ -28,10 +27,11 @@ log = logging.getLogger(__name__)
 
 
 def train(view: View, shards: Location, out: Path, config: TrainingOptions) -> None:
-    """Train the encoder of `view` on `shards` into the run `out`, or go on where it stopped.
+    """Train the encoder of the modality `view` on `shards` into the run directory `out`.
 
-    Raises BadInput for data or options that cannot work, Failed when weights or files cannot be
-    trusted any more, and Stopped after a signal, when the same command goes on.
+    A run that was stopped continues from its newest checkpoint. Raises BadInput for data or
+    options that cannot work, Failed when weights or files can no longer be trusted, and Stopped
+    after a signal: the same command then continues.
     """
     runtime = Runtime(config.device)
     shard_set = ShardSet(shards)
@@ -42,100 +42,76 @@ def train(view: View, shards: Location, out: Path, config: TrainingOptions) -> N
             return
         items = training_items(shard_set, view, config, runtime.world)
         training = set_up(view, config, items, runtime)
-        _Loop(training, items, validation_items(shard_set, view), out, runtime).run()
+        fit(training, items, validation_items(shard_set, view), out, runtime)
         export(training, view, items, out, runtime)
 
 
-class _Loop:
-    """One life of a run: from the newest checkpoint to the last step."""
+def fit(
+    training: Training,
+    items: TrainingItems,
+    validation: ValidationItems,
+    out: Path,
+    runtime: Runtime,
+) -> None:
+    """Take the steps that are left, from the newest checkpoint to the last step.
 
-    def __init__(
-        self, training: Training, items: TrainingItems, validation: ValidationItems,
-        out: Path, runtime: Runtime,
-    ) -> None:  # fmt: skip
-        self.training, self.items, self.validation = training, items, validation
-        self.config, self.runtime, self.out = items.config, runtime, out
-        self.checkpoints = Checkpoints(out, self.config.keep, runtime, self.config.grace)
-        self.meter = Meter(runtime.device)
+    Raises Stopped after a signal, with a checkpoint written.
+    """
+    config, last = items.config, items.steps
+    checkpoints = Checkpoints(out, config.keep, runtime, config.grace)
+    start = checkpoints.load_newest(training)
+    with closing(Metrics(out, start, enabled=runtime.is_main)) as metrics:
+        validator = Validator(training, items, validation, checkpoints, metrics)
+        if start == 0 < last:
+            start_centres(
+                training.head, training.head_optimizer, training.complete_encoder, items, runtime
+            )
+        # Step 0 is validated for comparison; a later one where a signal or a kill came before it.
+        if validator.is_due(start):
+            validator.validate(start)
+        if validator.should_stop_early():
+            return  # an earlier attempt ended here, before the export
 
-    def run(self) -> None:
-        """Every step that is left, then a last validation."""
-        self.start = self.checkpoints.load_newest(self.training)
-        self.metrics = Metrics(self.out, self.start) if self.runtime.is_main else None
-        self.judge = Judge(
-            self.training, self.items, self.validation, self.out, self.runtime, self.metrics
-        )  # fmt: skip
-        try:
-            if self.start == 0 < self.items.steps:
-                self._begin()
-            elif self.judge.is_due(self.start):
-                self._validate(self.start)
-            if not self.judge.has_seen_enough():
-                self._steps()
-        finally:
-            if self.metrics is not None:
-                self.metrics.close()
-
-    def _begin(self) -> None:
-        training = self.training
-        start_centres(
-            training.head, training.head_optimizer, training.whole_encoder, self.items, self.runtime
+        # Planned step by step, so that starting costs the same at any position.
+        plans = (
+            plan
+            for step in range(start, last)
+            for plan in items.plans(step, step + 1, runtime.rank, runtime.world)
         )
-        self._validate(0)
+        inputs = training.encoder.training_inputs(config)
+        batches = load(items.reader, inputs, plans, config.workers, stand_ins=items.numbers)
+        meter = Meter(runtime.device)
+        stepper = Stepper(training, config, meter.timed_batches(batches), runtime)
+        left = range(start, last)
+        quiet = None if runtime.is_main else True  # None: shown on a terminal only
+        for step in tqdm(left, "train", last, initial=start, unit="step", disable=quiet):
+            with meter.step():
+                outcome = stepper.run_step(step)
+            taken = step + 1  # steps that the weights have now seen
 
-    def _steps(self) -> None:
-        rank, world, last = self.runtime.rank, self.runtime.world, self.items.steps
-        left = range(self.start, last)
-        # Step by step: the start costs the same at any position.
-        plans = (plan for t in left for plan in self.items.plans(t, t + 1, rank, world))
-        inputs = self.training.encoder.training_inputs(self.config)
-        batches = load(
-            self.items.reader, inputs, plans, self.config.workers, stand_ins=self.items.numbers
-        )
-        waited = self.meter.waited_for(batches)
-        stepper = Stepper(self.training, self.config, waited, self.runtime)
-        quiet = None if self.runtime.is_main else True
-        for step in tqdm(left, "train", last, initial=self.start, unit="step", disable=quiet):
-            with self.meter.step():
-                outcome = stepper.take(step)
-            if (step + 1) % self.config.log_every == 0 or step + 1 == last:
-                self._log(step + 1, outcome.values, stepper)
-            self._pause(step + 1, outcome.stopping)
-            if self.judge.has_seen_enough():
-                log.info("no better for %d validations: training ends", self.config.patience)
-                self._save(step + 1)
+            if taken % config.log_every == 0 or taken == last:
+                unreadable = stepper.check_unreadable((taken - start) * config.batch_size)
+                values = outcome.values | meter.read(config.batch_size)
+                speed, wait = values["samples_per_second"], 100 * values["data_wait"]
+                log.info(
+                    "step %d of %d: loss %.3f, %.1f samples/s, %.0f %% of it waiting for data",
+                    *(taken, last, values["loss"], speed, wait),
+                )
+                runtime.check_newest(out)
+                metrics.write(taken, "train", values | {"unreadable": unreadable})
+
+            # Replicas are compared before every checkpoint, so that none holds a corrupted weight.
+            saving = outcome.stopping or taken == last or taken % config.checkpoint_every == 0
+            if config.compare_every and (saving or taken % config.compare_every == 0):
+                compare_replicas(training.encoder, runtime, taken)
+            if saving:
+                checkpoints.save(training, taken, metrics)
+            if outcome.stopping:
+                raise Stopped(f"{out}: stopped by a signal after step {taken}, checkpoint written")
+
+            if validator.is_due(taken):
+                validator.validate(taken)
+            if validator.should_stop_early():
+                log.info("no better for %d validations: training ends", config.patience)
+                checkpoints.save(training, taken, metrics)
                 break
-
-    def _log(self, step: int, values: dict[str, float], stepper: Stepper) -> None:
-        broken = stepper.broken((step - self.start) * self.config.batch_size)
-        values = values | self.meter.read(self.config.batch_size) | {"unreadable": broken}
-        log.info("step %d of %d: loss %.3f, %.1f samples/s, %.0f %% of it waiting for data",
-                 step, self.items.steps, values["loss"], values["samples_per_second"],
-                 100 * values["data_wait"])  # fmt: skip
-        self.runtime.check_newest(self.out)
-        if self.metrics is not None:
-            self.metrics.write(step, "train", values)
-
-    def _pause(self, step: int, stopping: bool) -> None:
-        """What is to be done between two steps: compare, save, stop, validate."""
-        every, last = self.config.compare_every, step == self.items.steps
-        saving = stopping or last or step % self.config.checkpoint_every == 0
-        if every and (saving or step % every == 0):
-            compare_replicas(self.training.encoder, self.runtime, step)
-        if saving:
-            self._save(step)
-        if stopping:
-            raise Stopped(f"{self.out}: stopped by a signal after step {step}, checkpoint written")
-        if self.judge.is_due(step):
-            self._validate(step)
-
-    def _validate(self, step: int) -> None:
-        if not self.judge.look(step):
-            if step > 0:
-                self._save(step)
-            raise Stopped(f"{self.out}: stopped by a signal in the validation of step {step}")
-
-    def _save(self, step: int) -> None:
-        seconds = self.checkpoints.save(self.training, step)
-        if self.metrics is not None and seconds:
-            self.metrics.write(step, "save", {"seconds": seconds})

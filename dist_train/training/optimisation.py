@@ -1,21 +1,29 @@
-"""Optimizers of encoder and head: which weights, at which learning rates, clipped how."""
+"""Optimizers of encoder and head, and their schedule: which weights learn how fast, clipped how.
 
-from typing import Any
+Learning rates, AdamW's beta1 and the margin are functions of the step alone, so that resuming needs
+one number.
+"""
+
+import math
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch.optim import AdamW
+from timm.scheduler import CosineLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import AdamW, Optimizer
 
-from dist_train.config import TrainingOptions
+from dist_train.config import HeadOptions, TrainingConfig, TrainingOptions
 from dist_train.encoders.folder import Encoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.row_optimizer import RowAdamW, coalesced
 from shards.errors import BadInput
 
 EPS = 1e-6
-"""AdamW's, as BERT was trained with. At 1e-8 rounding in gradients that are zero (a bias before
-batch normalisation, the bias of attention keys) becomes steps of full size, which differ with W."""
+"""AdamW's epsilon, as BERT was trained with. At 1e-8 rounding in gradients that are zero (a bias
+before batch normalisation, the bias of attention keys) becomes steps of full size, which differ
+with the number of ranks."""
 
 
 def encoder_optimizer(encoder: Encoder, config: TrainingOptions) -> AdamW:
@@ -23,48 +31,124 @@ def encoder_optimizer(encoder: Encoder, config: TrainingOptions) -> AdamW:
 
     With `layer_decay` d a layer n below the top has the learning rate lr * d^n (Clark et al.,
     ELECTRA, 2020; Bao et al., BEiT, 2021); the neck has lr. Raises BadInput for an encoder whose
-    layers cannot be told apart.
+    layers cannot be distinguished.
     """
-    if config.layer_decay == 1:
-        groups = param_groups_weight_decay(encoder, config.weight_decay)
+    decay, layer_decay = config.weight_decay, config.layer_decay
+    if layer_decay == 1:
+        groups = param_groups_weight_decay(encoder, decay)
     else:
-        neck = param_groups_weight_decay(encoder.neck, config.weight_decay)
-        groups = _by_layer(encoder, config) + neck
+        groups = param_groups_layer_decay(encoder.backbone, decay, layer_decay=layer_decay)
+        if len({group["lr_scale"] for group in groups if group["params"]}) < 2:
+            raise BadInput(
+                f"layer_decay: the layers of {config.encoder.model} cannot be distinguished (as "
+                "where all share their weights), each would have the same rate; leave it at 1"
+            )
+        groups += param_groups_weight_decay(encoder.neck, decay)
     return AdamW([group for group in groups if group["params"]], lr=config.lr, eps=EPS)
 
 
-def _by_layer(encoder: Encoder, config: TrainingOptions) -> list[dict[str, Any]]:
-    groups = param_groups_layer_decay(
-        encoder.backbone, config.weight_decay, layer_decay=config.layer_decay
-    )
-    if len({group["lr_scale"] for group in groups if group["params"]}) < 2:
-        raise BadInput(
-            f"layer_decay: the layers of {config.encoder.model} cannot be told apart (as where all "
-            "share their weights), each would have the same rate; leave it at 1"
-        )
-    return groups
-
-
 def head_optimizer(head: MarginHead, config: TrainingOptions) -> RowAdamW:
-    """AdamW over this rank's class centres; of those that a step sees, when it samples."""
+    """AdamW over this rank's class centres; only over those that a step sees, when it samples."""
     return RowAdamW(head.weight, lr=config.head.lr, weight_decay=config.weight_decay, eps=EPS)
 
 
-def clip_head(head: MarginHead, limit: float, told: torch.Tensor | None = None) -> torch.Tensor:
+def clip_head(head: MarginHead, limit: float, also_sum: torch.Tensor | None = None) -> torch.Tensor:
     """Scale the head's gradient to norm `limit` over all ranks; its norm before, () float64.
 
-    `told` (n,) is summed over ranks in place, in the same collective. The host waits for nothing.
+    `also_sum` (n,) is summed over ranks in place, in the same collective. The host does not wait.
     """
     assert head.weight.grad is not None
     grad = head.weight.grad = coalesced(head.weight.grad)
     values = grad.values() if grad.is_sparse else grad
     sums = torch.linalg.vector_norm(values).double().square()[None]
-    if told is not None:
-        sums = torch.cat([sums, told.double()])
+    if also_sum is not None:
+        sums = torch.cat([sums, also_sum.double()])
     if dist.is_initialized():
         dist.all_reduce(sums)
     norm = sums[0].sqrt()
     values.mul_((limit / norm).clamp(max=1).to(values.dtype))
-    if told is not None:
-        told.copy_(sums[1:])
+    if also_sum is not None:
+        also_sum.copy_(sums[1:])
     return norm
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rates of encoder and head, and the margin; the encoder's begin at step `frozen`."""
+
+    encoder: Scheduler
+    head: Scheduler
+    options: HeadOptions
+    steps: int
+    frozen: int
+
+    def apply(self, step: int) -> float:
+        """Set the learning rates of `step` and return its margin.
+
+        A frozen encoder has learning rate 0: its weights stay equal to the bit, without decay,
+        under DDP and ZeRO alike; AdamW's moments are gathered meanwhile. The margin rises linearly
+        from 0 over the share `ramp` of all steps.
+        """
+        self.head.step_update(step)
+        if step < self.frozen:
+            self.encoder.update_groups(0.0)
+        else:
+            self.encoder.step_update(step - self.frozen)
+        ramp = self.options.ramp * self.steps
+        return self.options.margin * min(1.0, (step + 1) / ramp if ramp else 1.0)
+
+
+def make_schedule(
+    encoder: Optimizer, head: Optimizer, config: TrainingConfig, steps: int
+) -> Schedule:
+    """Warm-up and decay for each optimizer over `steps`, the margin's ramp beside them."""
+    frozen = round(config.freeze * steps)
+    warmup = config.warmup if config.head.warmup is None else config.head.warmup
+    schedulers: list[Scheduler] = []
+    cases = (encoder, config.warmup, steps - frozen), (head, warmup, steps)
+    for optimizer, rising, length in cases:
+        if config.schedule == "one-cycle":
+            schedulers.append(OneCycle(optimizer, length, rising))
+            continue
+        warm = round(rising * length)
+        first = optimizer.param_groups[0]["lr"] / (warm + 1)
+        # At least two steps of cosine: timm warns of one that has no effect.
+        cosine = {"t_initial": max(length - warm, 2), "t_in_epochs": False}
+        rise = {"warmup_t": warm, "warmup_prefix": True, "warmup_lr_init": first}
+        schedulers.append(CosineLRScheduler(optimizer, **cosine, **rise))
+    return Schedule(schedulers[0], schedulers[1], config.head, steps, frozen)
+
+
+class OneCycle(Scheduler):
+    """From a 25th of the peak up to it and down to nothing, beta1 from 0.95 to 0.85 and back.
+
+    Smith and Topin, Super-Convergence (2018), as in torch's OneCycleLR, which counts its steps
+    where this is a function of the step.
+    """
+
+    START, END = 1 / 25, 1 / 250_000
+    BETA_AT_ENDS, BETA_AT_PEAK = 0.95, 0.85
+
+    def __init__(self, optimizer: Optimizer, steps: int, rising: float) -> None:
+        """`rising`: the share of the `steps` before the peak."""
+        self.peak, self.last = max(rising * steps - 1, 0.0), max(steps - 1, 1)
+        super().__init__(optimizer, "lr", t_in_epochs=False)
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        """Set learning rates and beta1 of the step `num_updates`."""
+        super().step_update(num_updates, metric)
+        beta = self._between(num_updates, self.BETA_AT_ENDS, self.BETA_AT_PEAK, self.BETA_AT_ENDS)
+        for group in self.optimizer.param_groups:
+            group["betas"] = (beta, group["betas"][1])
+
+    def _get_lr(self, t: int) -> list[float]:
+        return [peak * self._between(t, self.START, 1.0, self.END) for peak in self.base_values]
+
+    def _between(self, step: int, first: float, peak: float, last: float) -> float:
+        """From `first` to `peak` and on to `last`, each along half a cosine."""
+        if step <= self.peak and self.peak > 0:
+            start, end, share = first, peak, step / self.peak
+        else:
+            start, end = peak, last
+            share = (step - self.peak) / max(self.last - self.peak, 1.0)
+        return end + (start - end) / 2 * (math.cos(math.pi * share) + 1)

@@ -1,13 +1,13 @@
-"""What a training consists of, put together: encoder, head, optimizers, schedule."""
+"""What a training consists of, built once: encoder, head, optimizers, schedule, progress."""
 
 import copy
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
@@ -21,17 +21,45 @@ from dist_train.meeting import timeout
 from dist_train.runtime import Runtime
 from dist_train.training.data import TrainingItems
 from dist_train.training.head_start import class_names_digest, new_head
-from dist_train.training.optimisation import encoder_optimizer, head_optimizer
-from dist_train.training.progress import Progress
-from dist_train.training.schedule import Schedule, make_schedule
-from dist_train.training.whole import load_whole, whole_state
+from dist_train.training.optimisation import (
+    Schedule,
+    encoder_optimizer,
+    head_optimizer,
+    make_schedule,
+)
+from dist_train.training.sharded_state import complete_state, load_complete_state
 from shards.errors import BadInput
 from shards.order_state import OrderState
 
 
+@dataclass
+class Progress:
+    """How far a training has come beside its weights; equal on all ranks but for `best_weights`."""
+
+    updates: int = 0
+    """Steps of the encoder's optimizer: all steps but the skipped ones."""
+    skipped: int = 0
+    """Steps left out because a loss or gradient was NaN or Inf."""
+    skipped_in_a_row: int = 0
+    validated: int = -1
+    """Step of the last validation."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Scores of the last validation."""
+    start: dict[str, float] = field(default_factory=dict)
+    """Scores of the encoder before its first step."""
+    best_step: int = 0
+    """Step of the best validation of a trained encoder; 0: there was none."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Scores at `best_step`."""
+    without_better: int = 0
+    """Validations in a row since `best_step`."""
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The encoder at `best_step`, on the CPU of rank 0, where it is to be kept."""
+
+
 @dataclass(frozen=True)
 class Training:
-    """The parts that a step works on; `prepared` wraps `encoder` for DDP or DeepSpeed."""
+    """The objects that a step works on; `prepared` is `encoder` wrapped for DDP or DeepSpeed."""
 
     accelerator: Accelerator
     encoder: Encoder
@@ -41,65 +69,90 @@ class Training:
     head_optimizer: RowAdamW
     schedule: Schedule
     order: OrderState
+    """Position in the item order before the first step."""
     class_names: str
     """Digest of the label groups by class."""
-    twin: Encoder | None
-    """Where ZeRO-3 takes `encoder` apart: another, for all the weights."""
+    gathered: Encoder | None
+    """Under ZeRO-3, where `encoder` holds shards: a second encoder that can hold all weights."""
     average: ModelEmaV3 | None
-    """Moving average of the encoder's weights and statistics, where one is asked for."""
+    """Moving average of the encoder's weights and statistics, if `ema` is above 0."""
     progress: Progress
 
-    @property
-    def deepspeed(self) -> bool:
-        """DeepSpeed has the encoder's optimizer."""
-        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
-
-    def whole_encoder(self) -> Encoder:
+    def complete_encoder(self) -> Encoder:
         """The encoder with all its present weights on this rank; all ranks call it together."""
-        if self.twin is None:
+        if self.gathered is None:
             return self.encoder
-        load_whole(self.twin, whole_state(self.encoder))
-        return self.twin
+        load_complete_state(self.gathered, complete_state(self.encoder))
+        return self.gathered
 
-    def judged_encoder(self) -> Encoder:
-        """What is validated and exported: the average where there is one; all ranks call it."""
-        return self.whole_encoder() if self.average is None else self.average.module
+    def encoder_to_validate(self) -> Encoder:
+        """What is validated and exported: the average if there is one; all ranks call it."""
+        return self.complete_encoder() if self.average is None else self.average.module
 
 
 def set_up(view: View, config: TrainingOptions, items: TrainingItems, runtime: Runtime) -> Training:
-    """Build everything before the first step, the same for every number of ranks."""
-    accelerator = _accelerator(config, runtime)
+    """Build everything before the first step, the same for every number of ranks.
+
+    Raises BadInput for a launcher or option that would give wrong weights.
+    """
+    accelerator = _new_accelerator(config, runtime)
+    plugin = accelerator.state.deepspeed_plugin
+    zero3 = plugin is not None and plugin.zero_stage == 3
     encoder = new_encoder(view, config.encoder, config.seed).to(runtime.device)
     # Set inside the encoder: DeepSpeed's engine switches an autocast around it off.
     encoder.precision = config.precision
-    if view == "image" and accelerator.state.deepspeed_plugin is None:
-        # DeepSpeed broadcasts weights as rows of bytes and cannot take this layout.
+    if view == "image" and plugin is None:
+        # DeepSpeed broadcasts weights as rows of bytes and cannot handle this layout.
         encoder.to(memory_format=torch.channels_last)
     bare_optimizer = encoder_optimizer(encoder, config)
-    parted = _takes_apart(accelerator)
-    twin = copy.deepcopy(encoder) if parted else None
-    average = _average(encoder, config.ema) if config.ema else None
+    gathered = copy.deepcopy(encoder) if zero3 else None
+    # The warm-up follows closely at first: after t updates at most 1 - (1 + t)^(-2/3) is kept.
+    average = ModelEmaV3(encoder, decay=config.ema, use_warmup=True) if config.ema else None
     if config.gradient_checkpointing:
         encoder.recompute_activations()
     if config.compile:
-        _refuse_compiling(parted)
+        if zero3:
+            raise BadInput(
+                "compile: ZeRO-3 moves weights while the encoder runs; use ZeRO-2 or DDP"
+            )
         encoder.compile_backbone()
     # The head stays outside: DDP would overwrite its shards, ZeRO has no place for them.
     prepared, optimizer = accelerator.prepare(encoder, bare_optimizer)
     head = new_head(config, items, encoder.width, runtime)
-    of_head = head_optimizer(head, config)
-    schedule = make_schedule(_inner(optimizer), of_head, config, items.steps)
+    optimizer_of_head = head_optimizer(head, config)
+    # The learning rates that count are those of the optimizer inside accelerate's wrapper.
+    inner = getattr(optimizer, "optimizer", optimizer)
     prepared.train()
     return Training(
-        accelerator, encoder, prepared, optimizer, head, of_head, schedule, items.state,
-        class_names_digest(items.class_names), twin, average, Progress(),
-    )  # fmt: skip
+        accelerator=accelerator,
+        encoder=encoder,
+        prepared=prepared,
+        optimizer=optimizer,
+        head=head,
+        head_optimizer=optimizer_of_head,
+        schedule=make_schedule(inner, optimizer_of_head, config, items.steps),
+        order=items.state,
+        class_names=class_names_digest(items.class_names),
+        gathered=gathered,
+        average=average,
+        progress=Progress(),
+    )
 
 
-def _accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
-    _refuse_float16(os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16")
+def _new_accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
+    """The accelerator that the launcher asks for, with our batch size, precision and clipping.
+
+    Raises BadInput for a launcher that asks for float16 or for weights in bfloat16.
+    """
+    float16 = BadInput(
+        "the launcher asks for fp16: one rank's overflow would skip its step alone, and "
+        "DeepSpeed's loss scale would reach the head; launch with --mixed_precision bf16 or no "
+        "(--precision sets what is used)"
+    )
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
+        raise float16
     accelerator = Accelerator(
-        # As a plugin, or a variable of the launcher's would win and drop updates without a word.
+        # Given as a plugin, or a variable of the launcher would win and silently drop updates.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulation),
         mixed_precision="no",  # ours is the autocast inside the encoder, the same everywhere
         kwargs_handlers=[
@@ -109,55 +162,22 @@ def _accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
         ],
     )
     plugin = accelerator.state.deepspeed_plugin
-    if plugin is not None:
-        _refuse_float16(_enabled(plugin.deepspeed_config, "fp16"))
-        _refuse_bfloat16_weights(_enabled(plugin.deepspeed_config, "bf16", "bfloat16"))
-        share = config.batch_size // (config.accumulation * runtime.world)
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = share
-        plugin.deepspeed_config["gradient_accumulation_steps"] = config.accumulation
-        plugin.deepspeed_config["gradient_clipping"] = config.clip
-        # Else transformers takes a new model's weights apart, whatever zero3_init_flag says.
-        unset_hf_deepspeed_config()
-    return accelerator
-
-
-def _refuse_float16(asked: bool) -> None:
-    if asked:
-        raise BadInput(
-            "the launcher asks for fp16: one rank's overflow would skip its step alone, and "
-            "DeepSpeed's loss scale would reach the head; launch with --mixed_precision bf16 or no "
-            "(--precision says what is used)"
-        )
-
-
-def _refuse_bfloat16_weights(asked: bool) -> None:
-    if asked:
+    deepspeed: dict[str, Any] = {} if plugin is None else plugin.deepspeed_config
+    types = ("fp16", "bf16", "bfloat16")
+    enabled = [name for name in types if deepspeed.get(name, {}).get("enabled") is True]
+    if "fp16" in enabled:
+        raise float16
+    if enabled:
         raise BadInput(
             "DeepSpeed's JSON enables bf16: the weights themselves would be bfloat16, and a "
             "checkpoint would lose the float32 ones that are stepped on; take bf16 out of it and "
             "give --precision bf16, which multiplies in bfloat16 and keeps the weights"
         )
-
-
-def _enabled(deepspeed_config: dict[str, Any], *names: str) -> bool:
-    return any(deepspeed_config.get(name, {}).get("enabled") is True for name in names)
-
-
-def _refuse_compiling(parted: bool) -> None:
-    if parted:
-        raise BadInput("compile: ZeRO-3 moves weights while the encoder runs; use ZeRO-2 or DDP")
-
-
-def _average(encoder: Encoder, decay: float) -> ModelEmaV3:
-    """Follows closely at first: after t updates it keeps at most 1 - (1 + t)^(-2/3) of itself."""
-    return ModelEmaV3(encoder, decay=decay, use_warmup=True)
-
-
-def _takes_apart(accelerator: Accelerator) -> bool:
-    plugin = accelerator.state.deepspeed_plugin
-    return plugin is not None and plugin.zero_stage == 3
-
-
-def _inner(optimizer: Optimizer) -> Optimizer:
-    """The optimizer whose learning rates count, inside accelerate's wrapper."""
-    return getattr(optimizer, "optimizer", optimizer)
+    if plugin is not None:
+        share = config.batch_size // (config.accumulation * runtime.world)
+        deepspeed["train_micro_batch_size_per_gpu"] = share
+        deepspeed["gradient_accumulation_steps"] = config.accumulation
+        deepspeed["gradient_clipping"] = config.clip
+        # Otherwise transformers shards a new model's weights, whatever zero3_init_flag says.
+        unset_hf_deepspeed_config()
+    return accelerator

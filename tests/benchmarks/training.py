@@ -34,9 +34,9 @@ from dist_train.config import (
     TrainingOptions,
     View,
 )
-from dist_train.encoders import batches
 from dist_train.encoders.batches import Batch
 from dist_train.runtime import Runtime
+from dist_train.training import loop as training_loop
 from dist_train.training.data import training_items
 from dist_train.training.loop import train
 from dist_train.training.setup import set_up
@@ -90,17 +90,12 @@ def now() -> tuple[float, float]:
 
 def loop(view: View, shards: Path, out: Path, config: TrainingOptions, keep: bool) -> Served:
     """The real training of WARM + STEPS steps and one more, which ends the last one's time."""
-    served, told = Served(keep), batches._told
-
-    def watched(found: Iterator, what: str) -> Iterator[Batch]:
-        trains = what == "another item stands in"
-        return served.watch(told(found, what)) if trains else told(found, what)
-
-    batches._told = watched
+    served, load = Served(keep), training_loop.load
+    training_loop.load = lambda *arguments, **options: served.watch(load(*arguments, **options))
     try:
         train(view, shards, out, config)
     finally:
-        batches._told = told
+        training_loop.load = load
     return served
 
 

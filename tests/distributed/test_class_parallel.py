@@ -10,12 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dist_train.heads.centres import initial_centres
-from dist_train.heads.class_parallel import MarginHead
-from dist_train.heads.collectives import gather
+from dist_train.heads.centres import classes_of_step, initial_centres
+from dist_train.heads.class_parallel import MarginHead, gather
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.heads.margins import margin_shares
-from dist_train.heads.sampling import classes_of_step
 from dist_train.training.optimisation import clip_head
 from shards.errors import BadInput
 from tests.distributed.ranks import Ranks

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dist_train.heads.centres import ClassMeans, class_range, initial_centres
+from dist_train.heads.centres import class_range, initial_centres
+from dist_train.heads.class_parallel import ClassMeans
 from tests.distributed.ranks import Ranks
 
 pytestmark = pytest.mark.timeout(600)
@@ -35,7 +36,7 @@ def means(rank: int, world: int, each: int) -> np.ndarray:
             padded[: len(rows)], labels[: len(rows)] = vectors[rows], classes[rows]
         found.add(padded, labels)
     weight = initial_centres(first, last, D, 5, each)
-    assert found.into(weight, each) == last - first - (first <= 3 < last)
+    assert found.write_to(weight, each) == last - first - (first <= 3 < last)
     return weight.numpy()
 
 

@@ -33,13 +33,12 @@ from dist_train.evaluation.leaks import twins
 from dist_train.heads.centres import initial_centres
 from dist_train.runtime import Runtime
 from dist_train.training import loop
-from dist_train.training.buckets import settle_buckets
 from dist_train.training.data import training_items
 from dist_train.training.head_start import start_centres
 from dist_train.training.loop import train
-from dist_train.training.replicas import compare_replicas
 from dist_train.training.setup import Training, set_up
-from dist_train.training.step import Stepper
+from dist_train.training.sharded_state import compare_replicas
+from dist_train.training.step import Stepper, fix_bucket_order
 from shards.errors import Failed
 from shards.reader import ShardSet
 from tests.distributed.comparing import losses, weights
@@ -183,7 +182,7 @@ def drawn(rank: int, world: int, shards: Path, config: TextTraining, step: int) 
     batch = replace(next(stepper.batches), inputs=inputs)
     stepper.batches = iter([batch])
     stepper.training.encoder.register_forward_hook(lambda *a: seen.append(a[2].detach().clone()))
-    stepper.take(step)
+    stepper.run_step(step)
     return seen[-1].numpy()
 
 
@@ -213,7 +212,7 @@ def heard(rank: int, world: int, shards: Path, config: ImageTraining, one: int) 
     as_launched(rank, world)
     stepper = stepper_of(shards, "image", config)
     runtime, look = stepper.runtime, stepper.runtime.stop_asked
-    before = stepper.take(0).stopping
+    before = stepper.run_step(0).stopping
 
     def late() -> bool:
         time.sleep(0.3)  # the others have looked by then
@@ -222,7 +221,7 @@ def heard(rank: int, world: int, shards: Path, config: ImageTraining, one: int) 
 
     if rank == one:
         runtime.stop_asked = late
-    return [before, stepper.take(1).stopping, runtime.anyone_asked_to_stop()]
+    return [before, stepper.run_step(1).stopping, runtime.anyone_asked_to_stop()]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -237,13 +236,13 @@ def test_a_stop_that_one_rank_was_asked_for_is_heard_by_all_in_the_same_step(
 
 def differing(rank: int, world: int, shards: Path, out: Path, config: ImageTraining) -> str:
     """What a training ends with whose second rank has a bit of a weight flipped before step 1."""
-    kept = loop.load, Stepper.take
+    kept = loop.load, Stepper.run_step
     if rank == 1:
         Fault("flip", "1").lie_in_wait()
     try:
         return trained(rank, world, "image", shards, out, config)
     finally:
-        loop.load, Stepper.take = kept
+        loop.load, Stepper.run_step = kept
 
 
 @pytest.mark.parametrize("every", [1, 3, 0])
@@ -264,7 +263,7 @@ def begun(rank: int, world: int, shards: Path, config: ImageTraining) -> tuple[n
     runtime = Runtime("cpu")
     items = training_items(ShardSet(shards), "image", config, runtime.world)
     training = set_up("image", config, items, runtime)
-    start_centres(training.head, training.head_optimizer, training.whole_encoder, items, runtime)
+    start_centres(training.head, training.head_optimizer, training.complete_encoder, items, runtime)
     modes = {module.training for module in training.encoder.modules()}
     return training.head.weight.detach().numpy(), modes == {True}
 
@@ -293,7 +292,7 @@ def settled(rank: int, world: int, shards: Path, config: TextTraining) -> list[b
     training = stepper.training
     before = {name: value.clone() for name, value in training.encoder.state_dict().items()}
     drawn, inputs = torch.random.get_rng_state(), next(stepper.batches).inputs
-    settle_buckets(training.prepared, training.optimizer, inputs)
+    fix_bucket_order(training.prepared, training.optimizer, inputs)
     after = training.encoder.state_dict()
     return [
         all(torch.equal(value, after[name]) for name, value in before.items()),

@@ -31,7 +31,7 @@ class Fault:
 
     def lie_in_wait(self) -> None:
         """From now on it may."""
-        load, take = loop.load, Stepper.take
+        load, run_step = loop.load, Stepper.run_step
 
         def faulty_load(*arguments: Any, **options: Any) -> Iterator[Batch]:
             for count, batch in enumerate(load(*arguments, **options)):
@@ -39,12 +39,12 @@ class Fault:
                     batch.inputs[0][:1] = float("nan")
                 yield batch
 
-        def faulty_take(stepper: Stepper, step: int) -> Any:
+        def faulty_step(stepper: Stepper, step: int) -> Any:
             if step in self.steps:
                 self._happen(stepper)
-            return take(stepper, step)
+            return run_step(stepper, step)
 
-        loop.load, Stepper.take = faulty_load, faulty_take
+        loop.load, Stepper.run_step = faulty_load, faulty_step
 
     def _happen(self, stepper: Stepper) -> None:
         if file := os.environ.get("FAULT_AT"):

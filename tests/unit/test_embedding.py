@@ -22,8 +22,7 @@ from dist_train.config import (
 )
 from dist_train.embedding.embed import embed
 from dist_train.embedding.store import EmbeddingSet, Rows
-from dist_train.embedding.vectors import plan_batches, unit_vectors
-from dist_train.encoders.batches import Batch
+from dist_train.encoders.batches import Batch, plan_batches, unit_vectors
 from dist_train.encoders.folder import load_encoder
 from dist_train.runtime import row_blocks
 from dist_train.training.loop import train
@@ -169,7 +168,7 @@ def test_an_encoder_that_gives_no_numbers_fails_by_name(holed, runs, tmp_path):
         held = {name: torch.full_like(x, torch.nan) if x.is_floating_point() else x
                 for name, x in load_file(file).items()}  # fmt: skip
         save_file(held, file, metadata={"format": "pt"})
-    with pytest.raises(Failed, match=r"text part 0 has vectors that are not finite.*is broken"):
+    with pytest.raises(Failed, match=r"text block 0 has vectors that are not finite.*is broken"):
         embed(holed, tmp_path / "out", CONFIG, image=None, text=tmp_path / "text")
     assert not list((tmp_path / "out").glob("*.npy"))
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_train.heads.centres import classes_of_step, uniform
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.row_optimizer import BLOCK, RowAdamW
-from dist_train.heads.sampling import classes_of_step, uniform
 
 
 def steps(optimizer_of, grads: list[torch.Tensor]) -> torch.Tensor:

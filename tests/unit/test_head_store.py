@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from dist_train.heads.class_parallel import MarginHead
+from dist_train.heads.class_parallel import MarginHead, load_head, save_head
 from dist_train.heads.row_optimizer import RowAdamW
-from dist_train.heads.store import load_head, save_head
 from shards.errors import BadInput, Corrupt
 
 STATE = ("exp_avg", "exp_avg_sq", "step")

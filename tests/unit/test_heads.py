@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dist_train.heads.centres import ClassMeans, class_range, initial_centres
 from dist_train.heads.class_parallel import MarginHead
-from dist_train.heads.margins import arcface, cosface, margin_shares, ramped
+from dist_train.heads.margins import arcface, cosface, margin_shares
 from shards.errors import BadInput
 
 LOSSES = ("arcface", "cosface")
@@ -219,14 +219,6 @@ def test_rare_classes_get_more_of_the_margin():
     assert shares[[4, 5]].tolist() == pytest.approx([0.1, 0.1])
     assert (shares.diff() <= 0).all()
     assert margin_shares(torch.tensor([3, 3]), 0.1).tolist() == [1, 1]
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_the_margin_grows_along_a_line_and_stays(share):
-    margins = [ramped(0.5, step, 100, share) for step in range(100)]
-    whole = math.ceil(100 * share)
-    assert margins[max(whole - 1, 0) :] == [0.5] * (100 - max(whole - 1, 0))
-    assert margins[:whole] == pytest.approx([0.5 * (k + 1) / (100 * share) for k in range(whole)])
 
 
 def test_weights_of_half_precision_embeddings_get_float32_gradients():

@@ -198,7 +198,7 @@ def test_the_card_tells_data_recipe_scores_and_floors(made: Made) -> None:
     assert f"{scores['items']:.0f} validation postings" in card
     for score in (scores["f1"], scores["f1_itself_only"]):
         assert f"{score:.4f}" in card
-    assert "floor: each posting matched with itself only" in card
+    assert "baseline: each posting matched only with itself" in card
     assert "floor: the encoder before training" in card
     assert {"config.json", "model.safetensors"} <= {path.name for path in made.folder.iterdir()}
 

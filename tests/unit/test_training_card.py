@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from dist_train.config import ImageTraining
-from dist_train.training.card import model_card
-from dist_train.training.progress import Progress
+from dist_train.training.export import model_card
+from dist_train.training.setup import Progress
 
 
 @dataclass
@@ -38,7 +38,7 @@ def test_a_row_for_the_encoder_its_start_and_the_baseline() -> None:
     assert "the moving average of the weights after step 70" in card
     assert "| this encoder | 0.5000 | 0.2500 | – |" in card
     assert "before training | 0.3750 | 0.2500 | 0.7500 |" in card
-    assert "itself only | 0.1250 | – | – |" in card
+    assert "only with itself | 0.1250 | – | – |" in card
     assert "On 9 validation postings" in card
 
 

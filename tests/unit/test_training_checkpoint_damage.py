@@ -72,14 +72,14 @@ def test_what_a_killed_save_left_makes_room_before_the_next_one(
     left = tmp_path / "checkpoints/.step-00000008.tmp-other"
     left.mkdir(parents=True)
     (left / "encoder.safetensors").write_bytes(b"half")
-    write = checkpoint_module._write
+    save = checkpoint_module.save_tensors
 
     def on_a_tight_disk(*arguments):
         if left.exists():
             raise OSError(28, "No space left on device")
-        write(*arguments)
+        save(*arguments)
 
-    monkeypatch.setattr(checkpoint_module, "_write", on_a_tight_disk)
+    monkeypatch.setattr(checkpoint_module, "save_tensors", on_a_tight_disk)
     Checkpoints(tmp_path, 2, runtime).save(training, 9)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000009"]
 

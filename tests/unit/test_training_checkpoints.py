@@ -29,8 +29,8 @@ from dist_train.runtime import Runtime
 from dist_train.training.checkpoint import Checkpoints, _fault
 from dist_train.training.data import training_items
 from dist_train.training.loop import train
-from dist_train.training.optimizer_state import moments
 from dist_train.training.setup import set_up
+from dist_train.training.sharded_state import moments
 from shards.errors import BadInput, Failed, Stopped
 from shards.files import sha256_file
 from shards.reader import ShardSet

@@ -16,8 +16,8 @@ from dist_train.training.optimisation import (
     clip_head,
     encoder_optimizer,
     head_optimizer,
+    make_schedule,
 )
-from dist_train.training.schedule import make_schedule
 from shards.errors import BadInput
 from shards.reader import ShardSet
 from tests.many_items import many_items
@@ -345,6 +345,9 @@ def test_the_margin_grows_over_its_ramp_and_stays():
     assert margins[30:] == [config.head.margin] * 70
     at_once, _, _ = schedule_of(100, ramp=0.0)
     assert at_once.apply(0) == config.head.margin
+    to_the_end, _, _ = schedule_of(100, ramp=1.0)
+    margins = [to_the_end.apply(step) for step in range(100)]
+    np.testing.assert_allclose(margins, config.head.margin * np.arange(1, 101) / 100)
 
 
 @pytest.mark.parametrize("limit", [0.5, 1e9])

@@ -41,7 +41,7 @@ def earlier(shard_set, tiny_vit, tmp_path_factory):
 def started(shards, config):
     runtime, items = Runtime("cpu"), training_items(ShardSet(shards), "image", config, 1)
     training = set_up("image", config, items, runtime)
-    start_centres(training.head, training.head_optimizer, training.whole_encoder, items, runtime)
+    start_centres(training.head, training.head_optimizer, training.complete_encoder, items, runtime)
     return training, items
 
 

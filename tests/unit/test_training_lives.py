@@ -145,7 +145,7 @@ def test_the_best_encoder_since_the_first_step_is_exported(
     for row in (
         "| this encoder | 0.6000 |",
         "before training | 0.9000 |",
-        "itself only | 0.1000 |",
+        "only with itself | 0.1000 |",
     ):
         assert row in card
     assert "| head.margin | 0.5 |" in card

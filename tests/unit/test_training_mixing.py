@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from dist_train.config import HeadOptions, ImageTraining, TextTraining
+from dist_train.training.data import mix_of_step
 from dist_train.training.loop import train
-from dist_train.training.mixing import mix_of_step
 from shards.errors import BadInput
 from tests.margin_reference import reference_loss
 from tests.unit.test_training_checkpoints import image_config
@@ -89,7 +89,7 @@ def watched_step(shard_set, config):
     stepper.batches, seen = iter(batches), []
     encoder.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out.detach())))
     centres = stepper.training.head.weight.detach().clone()
-    loss = stepper.take(0).values["loss"]
+    loss = stepper.run_step(0).values["loss"]
     passes = [
         (batch.inputs[0], pixels, vectors, batch.class_ids)
         for batch, (pixels, vectors) in zip(batches, seen, strict=False)

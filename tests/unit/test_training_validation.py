@@ -61,7 +61,7 @@ def exact(groups: np.ndarray, vectors: np.ndarray) -> Exact:
 @pytest.mark.parametrize("case", CASES)
 def test_scores_are_those_of_all_pairs_however_large_the_products(case):
     groups, vectors = products(*CASES[case])
-    got = ValidationItems(None, np.arange(len(vectors)), groups)._score(vectors, CPU)
+    got = ValidationItems(None, np.arange(len(vectors)), groups).score_vectors(vectors, CPU)
     wanted = exact(groups, vectors)
     assert got["f1"] == pytest.approx(wanted.f1, abs=1e-4)
     assert got["recall_at_1"] == pytest.approx(wanted.recall, abs=1e-12)
@@ -120,7 +120,7 @@ def test_items_with_a_twin_in_another_split_are_not_asked(catalogue, shard_set, 
             items = validation_items(shards, view)
         assert crossing[val.index].sum() >= len(asked) // 2
         assert items.numbers.tolist() == val.index[~crossing[val.index]].tolist()
-        assert f"of {len(val)} items have a twin in another split" in caplog.text
+        assert f"of {len(val)} items have a near-duplicate in another split" in caplog.text
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -142,7 +142,7 @@ def test_a_validation_leaves_the_encoder_in_the_mode_that_it_was_in(shard_set, t
 
 def test_where_nobody_has_a_partner_there_is_no_recall_and_no_better_threshold():
     groups, vectors = products([1] * 6, [0.5] * 6)
-    got = ValidationItems(None, np.arange(6), groups)._score(vectors, CPU)
+    got = ValidationItems(None, np.arange(6), groups).score_vectors(vectors, CPU)
     assert "recall_at_1" not in got
     assert (got["f1"], got["f1_itself_only"], got["items"]) == (1.0, 1.0, 6)
     assert got["threshold"] > (vectors @ vectors.T)[np.triu_indices(6, 1)].max() - 1e-6
