@@ -12,6 +12,7 @@ from typing import Any
 
 from shards.build import samples
 from shards.errors import BadInput, Failed
+from shards.files import format_bytes
 from shards.options import PackOptions
 from shards.photo import NOT_FOUND, is_there
 from shards.plan import Plan
@@ -86,8 +87,8 @@ def check_room(out: Path, needed: int) -> None:
     free = shutil.disk_usage(out).free
     if missing > free:
         raise Failed(
-            f"{out}: no room: about {told(missing)} needed, {told(free)} free on its file system; "
-            "make room, or pack smaller photos with --size"
+            f"{out}: no room: about {format_bytes(missing)} needed, {format_bytes(free)} free on "
+            "its file system; make room, or pack smaller photos with --size"
         )
 
 
@@ -104,9 +105,10 @@ def full_disk_told(out: Path) -> Iterator[None]:
     except (OSError, sqlite3.Error) as error:
         if not _is_full(error):
             raise
+        free, whole = shutil.disk_usage(out).free, written(out)
         raise Failed(
-            f"{out}: no room left ({error}); {told(shutil.disk_usage(out).free)} free on its file "
-            f"system, {told(written(out))} of shards stand whole; make room or raise the quota, "
+            f"{out}: no room left ({error}); {format_bytes(free)} free on its file system, "
+            f"{format_bytes(whole)} of shards stand whole; make room or raise the quota, "
             "and the same command goes on"
         ) from None
 
@@ -117,8 +119,3 @@ def _is_full(error: OSError | sqlite3.Error) -> bool:
     # SQLite tells of a full disk, but of a quota or a limit only as of a write that failed.
     codes = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
     return error.sqlite_errorcode in codes
-
-
-def told(size: int) -> str:
-    """A number of bytes for people."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

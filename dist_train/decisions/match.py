@@ -13,13 +13,12 @@ from dist_train.decisions.labelled import labelled_rows, read_labels
 from dist_train.decisions.lists import pair_files, read_postings, write_lists
 from dist_train.decisions.threshold import check_threshold, decide_threshold, given_threshold
 from dist_train.embedding.store import EmbeddingSet
-from dist_train.matching.cost import PLANNED_FROM, plan_of, told
 from dist_train.matching.find import Search, find, finish, set_up
 from dist_train.matching.index import indexed_views
 from dist_train.matching.threads import use_huge_pages
 from dist_train.matching.views import Views
 from dist_train.matching.work import Work
-from dist_train.runtime import Runtime, give_back, peak_bytes
+from dist_train.runtime import Runtime, peak_bytes
 from shards import stage_files
 from shards.errors import BadInput, Stopped
 from shards.files import read_json, write_json
@@ -51,7 +50,6 @@ def match(embeddings: Path, index: Path, out: Path, config: MatchConfig) -> dict
         if not done:
             views = indexed_views(index, embedding_set)
             search = set_up(views, index, out, config, given, runtime)
-            _tell_plan(search, out, config, runtime)
             _find(search, out, runtime)
             # A slower rank may still work in the folder that finishing takes away.
             runtime.barrier()
@@ -62,16 +60,6 @@ def match(embeddings: Path, index: Path, out: Path, config: MatchConfig) -> dict
                 log.info("memory: at most %.2f GB were held to the end", peak_bytes() / 1e9)
             runtime.barrier()
     return read_json(out / "threshold.json")
-
-
-def _tell_plan(search: Search, out: Path, config: MatchConfig, runtime: Runtime) -> None:
-    """What it will take, before it begins, where that is long enough to be worth a trial."""
-    if runtime.is_main and search.canaries.items >= PLANNED_FROM:
-        cost = plan_of(search, config.pairs_per_item, config.audit_rows, runtime.world, out / WORK)
-        give_back()
-        if cost is not None:
-            log.info("plan: %s on %d ranks for %d tiles", told(cost), runtime.world,
-                     len(search.engine.tiles))  # fmt: skip
 
 
 def _find(search: Search, out: Path, runtime: Runtime) -> None:

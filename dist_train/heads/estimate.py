@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dist_train.heads.row_optimizer import BLOCK
+from shards.files import format_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,11 @@ class HeadEstimate:
         return max(4 * block, self._one_gradient() + 3 * 8 * self.seen)
 
     @property
+    def flops(self) -> int:
+        """Operations of a pass: of its product, once more of the same, and of both gradients."""
+        return 8 * self.batch * self.seen * self.width
+
+    @property
     def communication(self) -> int:
         """Bytes that a step's collectives carry, as the size of each one's whole tensor.
 
@@ -117,13 +123,8 @@ class HeadEstimate:
 
     def __str__(self) -> str:
         parts = ("weights", "gradient", "moments", "buffers", "total")
-        told = ", ".join(f"{name} {megabytes(getattr(self, name))}" for name in parts)
+        told = ", ".join(f"{name} {format_bytes(getattr(self, name))}" for name in parts)
         return (
             f"head: {self.classes} classes, {self.rows} centres x {self.width} a rank: {told}; "
-            f"{self.collectives} collectives a step carry {megabytes(self.communication)}"
+            f"{self.collectives} collectives a step carry {format_bytes(self.communication)}"
         )
-
-
-def megabytes(size: float) -> str:
-    """A number of bytes for people."""
-    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.2f} GB"

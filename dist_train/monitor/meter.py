@@ -1,12 +1,13 @@
 """What steps cost: their time, the share of it spent waiting for data, memory."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from dist_train.runtime import Clock, peak_bytes
+from dist_train.runtime import Clock, give_back, peak_bytes
 
 Thing = TypeVar("Thing")
 
@@ -47,14 +48,24 @@ class Meter:
             "samples_per_second": self._steps * batch_size / seconds,
             "step_seconds": seconds / max(self._steps, 1),
             "data_wait": self._waiting / seconds,
-            "memory_gb": _peak_memory(self._device) / 1e9,
+            "memory_gb": peak_memory(self._device) / 1e9,
         }
         self._steps, self._working, self._waiting = 0, 0.0, 0.0
         return told
 
 
-def _peak_memory(device: torch.device) -> int:
-    """Bytes."""
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak: of the GPU where there is one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_bytes()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let `peak_memory` begin anew from what is in use; what is free goes back to the system."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    give_back()
+    with suppress(OSError):  # a kernel without it: the peak stays that of all before
+        Path("/proc/self/clear_refs").write_text("5")

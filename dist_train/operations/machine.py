@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from dist_train.operations.finding import Finding, fault, note
-from shards.room import told
+from shards.files import format_bytes
 
 FEW_FILES = 4096
 LITTLE_DISK = 10 * 10**9
@@ -22,7 +22,9 @@ BUILD = 3600.0
 def shared_memory(folder: Path, needed: int) -> Finding:
     """Loaders hand batches over in `folder`; `needed` bytes for all ranks of this machine."""
     free = shutil.disk_usage(folder).free
-    said = f"{told(free)} free in {folder}, about {told(needed)} needed by the loaders"
+    said = (
+        f"{format_bytes(free)} free in {folder}, about {format_bytes(needed)} needed by the loaders"
+    )
     if free < needed:
         return fault("shared memory", f"{said}: workers would die of a bus error",
                      "start the container with --shm-size=8g or --ipc=host; else --workers 0 or a "
@@ -42,7 +44,7 @@ def open_files(limits: tuple[int, int]) -> Finding:
 
 def locked_memory(soft: int, fabrics: int) -> Finding:
     """`soft` limit on locked memory, in bytes; `fabrics` are the machine's InfiniBand ports."""
-    said = "unlimited" if soft == resource.RLIM_INFINITY else f"at most {told(soft)}"
+    said = "unlimited" if soft == resource.RLIM_INFINITY else f"at most {format_bytes(soft)}"
     if fabrics and soft != resource.RLIM_INFINITY:
         return fault("locked memory", f"{said}, but InfiniBand registers what it sends",
                      "ulimit -l unlimited (limits.conf, or LimitMEMLOCK of slurmd)")  # fmt: skip
@@ -52,7 +54,7 @@ def locked_memory(soft: int, fabrics: int) -> Finding:
 def free_disk(folder: Path) -> Finding:
     """Room where the stages are written."""
     free = shutil.disk_usage(existing(folder)).free
-    said = f"{told(free)} free at {folder}"
+    said = f"{format_bytes(free)} free at {folder}"
     if free < LITTLE_DISK:
         return note("disk", said, "dist-train plan CONFIG.yaml tells what each stage will take")
     return Finding("disk", said)

@@ -13,11 +13,11 @@ import pytest
 from shards.build import samples
 from shards.catalogue import Catalogue
 from shards.errors import BadInput, Failed
+from shards.files import format_bytes
 from shards.members import members
 from shards.options import PackOptions
 from shards.plan import Plan, make_plan
 from shards.room import check_photos, check_room, full_disk_told, survey, written
-from shards.room import told as for_people
 from shards.tar import write_shard
 from tests.unit.tars import photo
 
@@ -46,7 +46,7 @@ def test_what_stands_already_needs_no_room(shards: Path) -> None:
 def test_sizes_for_people() -> None:
     sizes = (0, 50_000, 999_900_000, 10**9, 12_340_000_000)
     words = ["0.0 MB", "0.1 MB", "999.9 MB", "1.0 GB", "12.3 GB"]
-    assert [for_people(size) for size in sizes] == words
+    assert [format_bytes(size) for size in sizes] == words
 
 
 def sqlite_error(code: int) -> sqlite3.Error:
