@@ -17,7 +17,7 @@ from dist_train.config import (
     TextTraining,
 )
 from dist_train.operations import verbs
-from shards.errors import BadInput
+from shards.errors import BadInput, Failed
 from shards.options import PackOptions
 from shards.remote import shown
 
@@ -30,7 +30,7 @@ app = App(
 )
 train_app = App(name="train", help="Fine-tune an encoder on the products of a shard set.")
 app.command(train_app)
-for verb in (verbs.plan, verbs.doctor, verbs.submit, verbs.status):
+for verb in (verbs.doctor, verbs.submit, verbs.status):
     app.command(verb)
 command.take_config(app)
 
@@ -337,6 +337,31 @@ def report(matches: Path, /) -> None:
 def run(*, config: Annotated[Config, Flat]) -> None:
     """Take a catalogue through every stage on this machine: dist-train run CONFIG.yaml."""
     _run(config)
+
+
+@app.command
+def plan(*, config: Annotated[Config, Flat], processes: int = 0, json: bool = False) -> None:
+    """Compute what each stage will take, before anything runs: dist-train plan CONFIG.yaml.
+
+    It prints seconds, memory of a rank and bytes on disk, and for what does not fit the setting
+    that makes it fit; then the exit code is 1.
+
+    Parameters
+    ----------
+    processes
+        Ranks that the stages will run on, all on this machine; 0: one for each GPU, or one.
+    json
+        Print JSON instead of a table.
+    """
+    from dataclasses import asdict
+    from json import dumps as as_json
+
+    from dist_train.planning.plan import plan as plan_stages
+
+    found = plan_stages(config, processes)
+    print(as_json(asdict(found), indent=1, ensure_ascii=False) if json else found)
+    if found.misfits:
+        raise Failed(f"{len(found.misfits)} things do not fit, see above")
 
 
 def main() -> None:

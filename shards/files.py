@@ -102,6 +102,11 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def format_bytes(size: float) -> str:
+    """A number of bytes for people: 1 MB is 10^6 bytes, 1 GB is 10^9."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
 def sync(path: Path) -> None:
     """Write a file's data, or the names in a folder, through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -12,6 +12,7 @@ from typing import TypedDict
 
 from shards.build import Facts, samples
 from shards.errors import BadInput, Failed
+from shards.files import format_bytes
 from shards.options import PackOptions
 from shards.photo import NOT_FOUND, PhotoRefused, find_photo
 from shards.plan import Plan
@@ -121,8 +122,3 @@ def full_disk_fails(out: Path) -> Iterator[None]:
             f"{out}: no room left ({error}); {free} free on its file system, {done} of shards are "
             "complete; make room or raise the quota, and the same command goes on"
         ) from None
-
-
-def format_bytes(size: int) -> str:
-    """A number of bytes in MB or GB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

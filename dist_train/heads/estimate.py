@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dist_train.heads.row_optimizer import BLOCK
+from shards.files import format_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,11 @@ class HeadEstimate:
         return max(held + max(forward, backward), step)
 
     @property
+    def flops(self) -> int:
+        """Operations of a pass: of its product, once more of the same, and of both gradients."""
+        return 8 * self.batch * self.seen * self.width
+
+    @property
     def communication(self) -> int:
         """Bytes that a step's collectives carry, as the size of each one's complete tensor.
 
@@ -114,13 +120,8 @@ class HeadEstimate:
 
     def __str__(self) -> str:
         names = ("weights", "gradient", "moments", "buffers", "total")
-        memory = ", ".join(f"{name} {megabytes(getattr(self, name))}" for name in names)
+        memory = ", ".join(f"{name} {format_bytes(getattr(self, name))}" for name in names)
         return (
             f"head: {self.classes} classes, {self.rows} centres x {self.width} a rank: {memory}; "
-            f"{self.collectives} collectives a step carry {megabytes(self.communication)}"
+            f"{self.collectives} collectives a step carry {format_bytes(self.communication)}"
         )
-
-
-def megabytes(size: float) -> str:
-    """A number of bytes as MB or GB."""
-    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.2f} GB"

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from dist_train.matching.blocks import Tile, block_size, blocks_of
 from dist_train.matching.engines import Engine, GemmEngine
@@ -22,6 +21,7 @@ from dist_train.matching.pairs import SCORES
 from dist_train.matching.sampling import floor_of_sample
 from dist_train.matching.views import Views
 from dist_train.matching.work import Work, histogram, read_table
+from dist_train.monitor.progress import progress_bar
 from dist_train.runtime import Clock, Runtime
 from shards.errors import Stopped
 from shards.files import remove_abandoned, write_parquet
@@ -88,13 +88,13 @@ def join(views: Views, engine: Engine, wanted: Wanted, out: Path, runtime: Runti
     known = KnownFloors(work.hidden / "floors.f32", len(views)) if wanted.k else None
     begin = len(engine.tiles) * runtime.rank // runtime.world
     mine = engine.tiles[begin:] + engine.tiles[:begin]
-    quiet = None if runtime.is_main else True
     idle = Clock()
-    with tqdm(total=len(mine), desc="join", unit="tile", disable=quiet) as bar:
+    with progress_bar("join", "block pair", len(mine), quiet=not runtime.is_main) as bar:
         while left := [tile for tile in mine if not work.is_done(tile.number)]:
             if work.is_finished():
                 return
-            bar.update(len(mine) - len(left) - bar.n)
+            others = len(mine) - len(left) - bar.n
+            bar.n, bar.initial = bar.n + others, bar.initial + others
             any_free = False
             for tile in left:
                 if runtime.stop_asked():

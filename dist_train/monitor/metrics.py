@@ -3,14 +3,14 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from dist_train.runtime import Clock, peak_bytes
+from dist_train.runtime import Clock, give_back, peak_bytes
 from shards.files import write_atomic
 
 Batch = TypeVar("Batch")
@@ -106,13 +106,28 @@ class Meter:
         The memory is the GPU's where there is one, else the most this process ever held.
         """
         seconds = max(self._working, 1e-9)
-        cuda = self._device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(self._device) if cuda else peak_bytes()
         values = {
             "samples_per_second": self._steps * batch_size / seconds,
             "step_seconds": seconds / max(self._steps, 1),
             "data_wait": self._waiting / seconds,
-            "memory_gb": peak / 1e9,
+            "memory_gb": peak_memory(self._device) / 1e9,
         }
         self._steps, self._working, self._waiting = 0, 0.0, 0.0
         return values
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return peak_bytes()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let `peak_memory` begin anew from what is in use; free memory goes back to the system."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    give_back()
+    with suppress(OSError):  # a kernel without it: the peak stays that of all before
+        Path("/proc/self/clear_refs").write_text("5")

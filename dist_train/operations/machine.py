@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from dist_train.operations.finding import Finding, fault, note
-from shards.room import format_bytes
+from shards.files import format_bytes
 
 FEW_FILES = 4096
 LITTLE_DISK = 10 * 10**9

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from dist_train.encoders.image import ImageEncoder
 from dist_train.matching.kernels import kernels_for
 from dist_train.operations.outcomes import Rate
 from dist_train.operations.ring import ask_ranks, bus_share, fastest_sum
+from dist_train.runtime import bf16_pays
 
 PEAKS = {
     "H100 PCIe": (756, 2000), "H100": (989, 3350), "H200": (989, 4800), "A100": (312, 2039),
@@ -73,11 +75,14 @@ def encoder(device: torch.device, model: str, batch: int, training: bool) -> Rat
 
 
 def join(device: torch.device, rows: int, width: int) -> Rate:
-    """The first pass of the join: a product and the largest of each row."""
-    kernel = kernels_for(device, bf16=False)[0]
+    """The join's product of `rows` by `rows` by its fastest kernel, compared with a score floor."""
     values = np.random.default_rng(0).standard_normal((rows, width)).astype(np.float32)
-    prepared = kernel.left(values / np.linalg.norm(values, axis=1, keepdims=True))
-    took = seconds(lambda: kernel.product(prepared, prepared).amax(1), device)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    took = float("inf")
+    for kernel in kernels_for(device, bf16_pays(device)):
+        product = partial(kernel.product, kernel.left(values), kernel.right(values))
+        floor = kernel.steps(np.array(0.5)).item()
+        took = min(took, seconds(lambda p=product, f=floor: (p() >= f).any(1), device))
     return Rate(2 * rows**2 * width / took / 1e12, "TFLOP/s", peaks(_name(device))[0])
 
 
@@ -88,11 +93,15 @@ def all_reduce(device: torch.device, world: int, numbers: int) -> Rate:
     return Rate(bus_share("all_reduce", world) * 4 * numbers / slowest / 1e9, "GB/s")
 
 
-def seconds(step: Callable[[], object], device: torch.device, least: float = 0.3) -> float:
-    """Of one step, the best of several, for `least` seconds and three times at least."""
-    step()
+def seconds(
+    step: Callable[[], object], device: torch.device, least: float = 0.3, tries: int = 4
+) -> float:
+    """Seconds of one step, the best of at least `tries` and of `least` seconds.
+
+    On a CPU those of a thread's processor: other work on the machine must not count.
+    """
     best, spent, count = float("inf"), 0.0, 0
-    while spent < least or count < 3:
+    while spent < least or count < tries:
         start = _now(device)
         step()
         took = _now(device) - start
@@ -103,7 +112,8 @@ def seconds(step: Callable[[], object], device: torch.device, least: float = 0.3
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time() / torch.get_num_threads()
 
 
 def _name(device: torch.device) -> str:

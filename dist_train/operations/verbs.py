@@ -1,4 +1,4 @@
-"""The verbs around the stages: plan, doctor, submit, status. Parsing and a call, as in cli.py."""
+"""The verbs around the stages: doctor, submit, status. Parsing and a call, as in cli.py."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,29 +9,6 @@ from dist_train.config import Config, Device
 from shards.errors import Failed
 
 Flat = Parameter(name="*")
-
-
-def plan(
-    *, config: Annotated[Config, Flat], processes: int = 0, measure: bool = True,
-    json: bool = False,
-) -> None:  # fmt: skip
-    """What each stage will take, before anything runs: dist-train plan CONFIG.yaml.
-
-    Parameters
-    ----------
-    processes
-        Ranks; 0: the GPUs of this machine, or one.
-    measure
-        Run some steps of the encoders on a sample of the catalogue, for seconds and memory.
-    json
-        As JSON instead of a table.
-    """
-    from dist_train.operations import plan as stage
-
-    found = stage.plan(config, processes, measure)
-    print(found.to_json() if json else found)
-    if found.unfit:
-        raise Failed(f"{len(found.unfit)} things will not fit, see above")
 
 
 def doctor(*, out: Path = Path(), device: Device = "auto", json: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The plan: counts of a catalogue, what fits and what would make it fit."""
+"""The plan: counts of a catalogue, its formulas beside counts by hand, what fits and what not."""
 
 import json
 import subprocess
@@ -10,23 +10,41 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
-from dist_train.config import Config, EmbedConfig, HeadOptions, ImageTraining, JoinConfig
+from dist_train.config import (
+    Config,
+    EmbedConfig,
+    HeadOptions,
+    ImageTraining,
+    IndexConfig,
+    JoinConfig,
+)
 from dist_train.heads.estimate import HeadEstimate
-from dist_train.operations import plan as planning
-from dist_train.operations.plan import Plan, duration
-from dist_train.operations.sample import Counts, count, packed_sample
-from dist_train.operations.trial import Trial
+from dist_train.planning import plan as planning
+from dist_train.planning import rates
+from dist_train.planning.plan import HEAD_RATE, Plan, Stage, training_bytes
+from dist_train.planning.rates import EncoderRates, Survey, survey
 from shards.errors import BadInput
 from shards.options import PackOptions
 from shards.reader import ShardSet
 from tests.distributed.launching import ROOT, environment
 
 GB = 10**9
-TRIAL = Trial(
-    device="cpu", width=512, parameters=100_000_000, step_seconds=(0.1, 0.02),
-    step_bytes=(2.0 * GB, 0.25 * GB), embed_seconds=0.01, decode_seconds=0.004, head_flops=1e12,
+N = 2_000_000
+CATALOGUE = Survey(
+    N, 200_000,
+    Counter({
+        ("train", "image"): 1_200_000, ("val", "image"): 400_000, ("all", "image"): N,
+        ("all", "text"): N - 5,
+    }),
+    packed_bytes=20_000, row_bytes=100, pack_seconds=0.01,
+)  # fmt: skip
+RATE = EncoderRates(
+    width=512, parameters=100_000_000, load_seconds=7, read_seconds=0.002, augment_seconds=0.004,
+    forward_seconds=np.poly1d([0.01, 0.05]), forward_bytes=np.poly1d([0.01 * GB, 0.4 * GB]),
+    step_seconds=np.poly1d([0.02, 0.1]), step_bytes=np.poly1d([0.25 * GB, 2 * GB]),
 )  # fmt: skip
 
 
@@ -38,8 +56,31 @@ def config(catalogue: Path, tmp_path: Path) -> Config:
     )  # fmt: skip
 
 
-def test_counts_are_those_of_the_packed_set(config: Config, shard_set: Path) -> None:
-    counts, packed = count(config), ShardSet(shard_set)
+def on_gpus(ranks: int, memory: float = 80 * GB) -> Plan:
+    """An empty plan of a machine with 64 cores whose programs start in 5 seconds."""
+    return Plan("cuda", ranks, memory, cores=64, start=5.0)
+
+
+def train(
+    options: ImageTraining, ranks: int = 1, memory: float = 80 * GB, rate: EncoderRates = RATE
+) -> Plan:
+    """The plan of one training over 1.2 M items of 200 000 classes."""
+    found = on_gpus(ranks, memory)
+    planning._train(found, options, "image", CATALOGUE, rate)
+    return found
+
+
+def join(config: Config, ranks: int = 1, postings: int = N, width: int = 512) -> dict[str, Stage]:
+    """The stages after the embedding by name, for a nanosecond a product."""
+    found = on_gpus(ranks)
+    planning._index_join_match(found, config, replace(CATALOGUE, postings=postings), width, 1e-9)
+    return {stage.stage: stage for stage in found.stages}
+
+
+def test_counts_are_those_of_the_packed_set(
+    config: Config, shard_set: Path, tmp_path: Path
+) -> None:
+    counts, packed = survey(config, tmp_path), ShardSet(shard_set)
     assert counts.postings == len(packed.items)
     assert counts.classes == packed.manifest["counts"]["classes"]
     for view in ("image", "text"):
@@ -48,112 +89,147 @@ def test_counts_are_those_of_the_packed_set(config: Config, shard_set: Path) -> 
             # Photos and titles that turn out to be unusable are still counted here.
             assert counts.items[split, view] >= table[f"has_{view}"].sum()
             assert counts.items[split, view] <= len(table) + (packed.items.status != "packed").sum()
+        assert counts.items["all", view] >= packed.packed[f"has_{view}"].sum()
 
 
 def test_the_sample_is_of_whole_products(config: Config, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("dist_train.operations.sample.POSTINGS", 75)
-    packed = packed_sample(config, 300, tmp_path)
+    monkeypatch.setattr(rates, "SAMPLE", 75)
+    found = survey(config, tmp_path)
     taken, whole = pd.read_csv(tmp_path / "sample.csv"), pd.read_csv(config.catalogue)
-    assert 20 < packed.postings == len(taken) < 200
+    assert 75 < len(taken) < 200
     sizes = whole.label_group.value_counts()
     assert all(sizes[name] == number for name, number in taken.label_group.value_counts().items())
-    assert packed.bytes_each > 500
-    assert len(ShardSet(packed.shards).items) == packed.postings
+    size = sum(path.stat().st_size for path in (tmp_path / "shards").rglob("*") if path.is_file())
+    assert found.packed_bytes * len(taken) == pytest.approx(size)
+    assert len(ShardSet(tmp_path / "shards").items) == len(taken)
 
 
-def fits(needed: Trial, options: ImageTraining, world: int, memory: float) -> Plan:
-    """The plan of one training over 1.2 M items of 200 000 classes."""
-    counts = Counts(2_000_000, 200_000, Counter({
-        ("train", "image"): 1_200_000, ("val", "image"): 400_000,
-    }))  # fmt: skip
-    config = Config(catalogue=Path("x"), out=Path("y"), image=options, encoders=("image",))
-    found = Plan("nothing")
-    planning._train(found, config, counts, "image", needed, world, memory)
-    return found
+def test_a_catalogue_that_cannot_be_read_is_named(config: Config, tmp_path: Path) -> None:
+    for name, text, reason in (
+        ("none.csv", None, "not found"), ("c.txt", "a", "unknown kind"), ("c.csv", "a\n1\n", "a"),
+    ):  # fmt: skip
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        with pytest.raises(BadInput, match=reason):
+            planning.plan(replace(config, catalogue=tmp_path / name), 1)
 
 
-def test_memory_time_and_bytes_of_a_training() -> None:
+def test_memory_and_time_of_a_training() -> None:
     options = ImageTraining(batch_size=64, epochs=2.0, validate_every=1.0, workers=4)
-    (need,) = fits(TRIAL, options, 4, 80 * GB).needs
+    (stage,) = train(options, 4).stages
     head = HeadEstimate(classes=200_000, width=512, batch=64, world=4)
-    assert need.memory_bytes == 2 * GB + 16 * 0.25 * GB + head.total
+    gradients = 400_000_000  # DDP's buckets
+    assert stage.memory_bytes == 2 * GB + 16 * 0.25 * GB + head.total + gradients
     steps = 2 * 1_200_000 // 64
-    step = 0.1 + 16 * 0.02 + 8 * 64 * 50_000 * 512 / 1e12
-    assert need.seconds == pytest.approx(steps * step + 3 * 400_000 * 0.01 / 4)
-    sent = 1.5 * 4 * 100_000_000 + head.communication
-    assert need.sent_bytes == pytest.approx(steps * sent)
+    step = 0.1 + 16 * 0.02 + 8 * 64 * 50_000 * 512 / HEAD_RATE["cuda"]
+    validations = 3 * 400_000 * (0.05 / 64 + 0.01) / 4
+    # Weights, two moments and the best weights; centres and their moments.
+    checkpoint = 4 * 400_000_000 + 3 * 4 * 200_000 * 512
+    saves = (1 + steps // options.checkpoint_every) * checkpoint / 300e6
+    assert stage.seconds == pytest.approx(5 + 7 + steps * step + validations + saves)
+    assert stage.disk_bytes == 2 * checkpoint + 400_000_000
 
 
 def test_a_rank_that_waits_for_decoding() -> None:
-    slow = replace(TRIAL, decode_seconds=1.0)
+    slow = replace(RATE, augment_seconds=1.0)
     options = ImageTraining(batch_size=64, workers=4, epochs=1.0, validate_every=0)
-    (need,) = fits(slow, options, 1, 80 * GB).needs
-    assert need.seconds == pytest.approx(18_750 * 64 / 4 + 400_000 * 0.01)
+    waits = train(options, rate=slow).stages[0].seconds - train(options).stages[0].seconds
+    computed = 0.1 + 64 * 0.02 + 8 * 64 * 200_000 * 512 / HEAD_RATE["cuda"]
+    assert waits == pytest.approx(18_750 * (64 / 4 - computed))
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_what_would_make_it_fit_does(world: int) -> None:
+def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    two = Plan("cpu", 1, GB, cores=2)
+    assert two.elapsed(3, 1, workers=0) == 4
+    assert two.elapsed(3, 1, workers=1) == 3
+    assert two.elapsed(3, 2.9, workers=8) == 3  # one core computes, the other decodes
+    assert two.elapsed(3, 5, workers=8) == 4
+    assert two.elapsed(1, 5, workers=1) == 5
+    assert Plan("cpu", 4, GB, cores=2).elapsed(3, 1, workers=0) == 8
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_what_would_make_it_fit_does(ranks: int) -> None:
     """The advised accumulation is taken, and the plan is made again."""
-    options = ImageTraining(batch_size=256)
-    memory = 10 * GB
-    (told,) = fits(TRIAL, options, world, memory).unfit
-    assert "train image needs" in told
-    passes = int(told.split("--image.accumulation ")[1].split()[0])
-    assert 256 % (passes * world) == 0
-    assert not fits(TRIAL, ImageTraining(batch_size=256, accumulation=passes), world, memory).unfit
+    (said,) = train(ImageTraining(batch_size=256), ranks, 10 * GB).misfits
+    assert said.startswith("train image needs")
+    passes = int(said.split("--image.accumulation ")[1].split(",")[0])
+    assert 256 % (passes * ranks) == 0
+    options = ImageTraining(batch_size=256, accumulation=passes)
+    assert not train(options, ranks, 10 * GB).misfits
+    larger = ImageTraining(batch_size=256, accumulation=passes // 2)
+    assert training_bytes(on_gpus(ranks), larger, CATALOGUE, RATE) > 10 * GB
 
 
 def test_a_model_or_a_head_too_large_for_any_batch() -> None:
-    (told,) = fits(TRIAL, ImageTraining(batch_size=64), 1, 1.5 * GB).unfit
-    assert "a smaller --image.encoder.model" in told
-    assert "more ranks" in told
+    (said,) = train(ImageTraining(batch_size=64), memory=1.5 * GB).misfits
+    assert "a smaller --image.encoder.model" in said
+    assert "more ranks for the head's centres" in said
     options = ImageTraining(batch_size=64, head=HeadOptions(centres=8))
-    (told,) = fits(TRIAL, options, 1, 10 * GB).unfit
-    assert "more ranks (the head's centres take" in told
+    (said,) = train(options, memory=10 * GB).misfits
+    assert "more ranks for the head's centres" in said
+    assert not train(options, 8, 40 * GB).misfits
 
 
-def test_a_join_without_room_is_told_with_its_setting(config: Config) -> None:
+def test_more_postings_take_more_and_more_ranks_less(config: Config) -> None:
+    one, more, ranks = join(config), join(config, postings=2 * N), join(config, ranks=4)
+    for name in ("index", "join", "match"):
+        assert more[name].seconds > one[name].seconds
+        assert more[name].disk_bytes > one[name].disk_bytes
+    for name in ("index", "match"):
+        assert more[name].memory_bytes >= one[name].memory_bytes
+    assert max(one["join"].memory_bytes, more["join"].memory_bytes) <= 4 * GB  # --join.memory
+    assert ranks["join"].seconds < one["join"].seconds / 3
+    # The products alone: each pair once, and every other twice.
+    assert 0.75e-9 * N**2 < one["join"].seconds < 1.5 * 0.75e-9 * N**2
+    options = ImageTraining(batch_size=64)
+    alone, four = (train(options, n).stages[0] for n in (1, 4))
+    assert four.seconds < alone.seconds / 2
+    assert four.memory_bytes < alone.memory_bytes
+
+
+def test_a_join_without_room_is_named_with_its_setting(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = on_gpus(1)
     tight = replace(config, join=JoinConfig(memory="100MB"))
-    found = Plan("nothing")
-    planning._match(found, tight, count(config), {"image": TRIAL}, 1)
-    (told,) = found.unfit
-    assert "--join.memory" in told
-    assert not found.needs
+    planning._index_join_match(found, tight, CATALOGUE, 512, 1e-9)
+    (said,) = found.misfits
+    assert "--join.memory" in said
+    assert [stage.stage for stage in found.stages] == ["index"]
+    monkeypatch.setattr(planning, "free_memory", lambda: 4 * GB)
+    found = on_gpus(4)
+    planning._index_join_match(found, replace(config, index=IndexConfig()), CATALOGUE, 512, 1e-9)
+    assert [said.partition(" needs")[0] for said in found.misfits] == [
+        "index on all ranks", "join on all ranks",
+    ]  # fmt: skip
 
 
 def test_bytes_of_the_vectors_are_those_of_their_dtype(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of both encoders together, as numpy lays them down."""
-    tried = {view: replace(TRIAL, width=width) for view, width in (("image", 512), ("text", 384))}
-    monkeypatch.setattr(planning, "try_out", lambda view, *_: tried[view])
-
-    def refuse(*_, **__):
-        raise BadInput("the join is planned in other tests")
-
-    monkeypatch.setattr(planning.cost, "plan", refuse)
-    rows = [f"{n},title {n},g{n // 4}" for n in range(300)]
-    (tmp_path / "c.csv").write_text("\n".join(["posting_id,title,label_group", *rows]))
+    """Both encoders together, as NumPy lays their vectors down."""
+    widths = {"image": 512, "text": 384}
+    monkeypatch.setattr(planning, "survey", lambda *_: replace(CATALOGUE, postings=300))
+    monkeypatch.setattr(
+        planning, "measure_encoder", lambda view, *_: replace(RATE, width=widths[view])
+    )
     for dtype in ("float16", "float32"):
-        config = Config(catalogue=tmp_path / "c.csv", out=tmp_path / "out",
-                        embed=EmbedConfig(dtype=dtype))  # fmt: skip
-        needs = planning.plan(config, 1, measure=True).needs
-        disk = {need.stage: need.disk_bytes for need in needs}
+        found = planning.plan(replace(config, embed=EmbedConfig(dtype=dtype)), 1)
+        disk = {stage.stage: stage.disk_bytes for stage in found.stages}
         assert disk["embed"] == np.zeros((300, 512 + 384), dtype).nbytes
         assert disk["all"] == sum(size for stage, size in disk.items() if stage != "all")
+        assert found.stages[-1].memory_bytes == max(s.memory_bytes for s in found.stages[:-1])
 
 
-def test_a_disk_without_room(config: Config) -> None:
-    found = Plan("nothing", [planning.Need("pack", 1, None, None, 1e18)])
-    planning._disk(found, config)
-    assert "--pack.size" in found.unfit[0]
-    assert found.needs[-1].seconds is None
-    assert "?" in str(found)
-
-
-def test_durations() -> None:
-    said = [duration(s) for s in (0.04, 119, 7000, 100_000, 10**6)]
-    assert said == ["0.0 s", "119.0 s", "116.7 min", "27.8 h", "11.6 days"]
+def test_a_disk_without_room(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "survey", lambda *_: replace(CATALOGUE, packed_bytes=1e15))
+    monkeypatch.setattr(planning, "measure_encoder", lambda *_: RATE)
+    found = planning.plan(config, 1)
+    assert any("--pack.size" in said for said in found.misfits)
+    assert "does not fit: " in str(found)
+    assert "assumed: all ranks are on this machine" in str(found)
 
 
 @pytest.mark.timeout(600)
@@ -170,10 +246,10 @@ def test_the_verb(config: Config, tiny_vit: Path, tiny_bert: Path, tmp_path: Pat
     done = subprocess.run(words, env=environment(), cwd=ROOT, capture_output=True, text=True,
                           timeout=550)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    stages = [need["stage"] for need in told["needs"]]
-    assert stages == ["pack", "train image", "train text", "embed", "index", "join", "all"]
-    assert all(need["seconds"] > 0 for need in told["needs"])
-    assert 100e6 < told["needs"][1]["memory_bytes"] < 10e9
-    assert told["unfit"] == []
+    found = json.loads(done.stdout)
+    names = [stage["stage"] for stage in found["stages"]]
+    assert names == ["pack", "train image", "train text", "embed", "index", "join", "match", "all"]
+    assert all(stage["seconds"] > 0 for stage in found["stages"])
+    assert all(100e6 < stage["memory_bytes"] < 10e9 for stage in found["stages"])
+    assert found["misfits"] == []
     assert not config.out.exists()

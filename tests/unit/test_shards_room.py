@@ -13,13 +13,13 @@ import pytest
 from shards.build import samples
 from shards.catalogue import Catalogue
 from shards.errors import BadInput, Failed
+from shards.files import format_bytes
 from shards.members import members
 from shards.options import PackOptions
 from shards.plan import Plan, make_plan
 from shards.room import (
     check_photos,
     check_room,
-    format_bytes,
     full_disk_fails,
     survey,
     written,

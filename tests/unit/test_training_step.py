@@ -98,9 +98,7 @@ def test_so_many_in_a_row_end_the_training(shard_set, tiny_vit):
     stepper = stepper_of(shard_set, config, 5, spoilt=(0, 2, 3))
     for step in range(3):
         stepper.run_step(step)
-    with pytest.raises(
-        Failed, match=r"step 3: 2 steps in a row had a loss .* is NaN or Inf"
-    ):
+    with pytest.raises(Failed, match=r"step 3: 2 steps in a row had a loss .* is NaN or Inf"):
         stepper.run_step(3)
 
 
@@ -170,9 +168,7 @@ def test_layer_decay_is_refused_where_all_layers_are_one(shard_set, tiny_bert, t
     )  # fmt: skip
     AlbertModel(config).save_pretrained(tmp_path / "shared")
     stepper_of(shard_set, text_config(tmp_path / "shared"), 0)
-    with pytest.raises(
-        BadInput, match=r"layer_decay: .*shared cannot be distinguished"
-    ):
+    with pytest.raises(BadInput, match=r"layer_decay: .*shared cannot be distinguished"):
         stepper_of(shard_set, text_config(tmp_path / "shared", layer_decay=0.8), 0)
 
 

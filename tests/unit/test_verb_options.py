@@ -6,7 +6,7 @@ The tables name every option; one that a verb gets and a table lacks fails here.
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from dist_train import cli
 from dist_train.cluster import SlurmConfig
 from dist_train.config import Config
 from dist_train.operations import doctor as examination
-from dist_train.operations import plan as planning
 from dist_train.operations.finding import Finding, fault
+from dist_train.planning import plan as planning
 from tests.unit.recording import call_verb
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
@@ -427,46 +427,41 @@ def test_a_dry_run_of_submit_is_one(verb: Verb) -> None:
 # ── plan
 
 
-PLAN = {"processes": ("ranks", 1, 3), "measure": ("seconds", True, False), "json": ()}
-"""Options of plan beside the config's."""
+PLAN = {"processes": ("ranks", 1, 3), "json": ()}
+"""Options of plan beside the config's; tests/unit/test_operations_plan.py tells what ranks do."""
 
 
 def test_every_option_of_plan_has_an_effect(verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
     asked_for = []
-    real = planning.plan
 
-    def record(config: Config, processes: int, measure: bool) -> planning.Plan:
-        asked_for.append((config, processes, measure))
-        return planning.Plan("here", [planning.Need("pack", 1, 1.0, None, 5.0)])
+    def record(config: Config, processes: int) -> planning.Plan:
+        asked_for.append((config, processes))
+        stage = planning.Stage("pack", 1, 1.0, 7.0, 5.0)
+        return planning.Plan("cpu", max(1, processes), 9.0, stages=[stage])
 
     monkeypatch.setattr(planning, "plan", record)
     given = write(TOP | ROAD | {"slurm": SLURM})
     code, out, _ = verb("plan", given)
     assert code == 0
     assert out.splitlines()[-1] == "everything fits"
-    code, out, _ = verb("plan", given, "--processes", 3, "--no-measure", "--json")
+    code, out, _ = verb("plan", given, "--processes", 3, "--json")
     assert code == 0
-    assert json.loads(out)["needs"][0]["stage"] == "pack"
-    (config, *first), (_, *second) = asked_for
-    assert (first, second) == ([0, True], [3, False])
+    assert json.loads(out)["stages"] == [
+        {"stage": "pack", "ranks": 1, "seconds": 1, "memory_bytes": 7, "disk_bytes": 5, "note": ""}
+    ]
+    assert json.loads(out)["ranks"] == 3
+    (config, first), (_, second) = asked_for
+    assert (first, second) == (0, 3)
     tree = plain(asdict(config))
     assert holds(tree, TOP | ROAD | {"slurm": SLURM})
-    # And what these do to the plan itself, without a trial, which takes its time.
-    small = replace(config, columns=TOP["columns"], images=None, encoders=("text",))
-    Path("c.csv").write_text("sku,name,product\n" + "".join(f"{n},t {n},g{n // 4}\n"
-                                                            for n in range(200)))  # fmt: skip
-    found = real(small, 3, False)
-    assert {need.stage: (need.ranks, need.seconds) for need in found.needs}["train text"] == (
-        3, None
-    )  # fmt: skip
-    assert "3 ranks" in found.device
 
 
 def test_a_plan_that_does_not_fit_ends_with_1(verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = planning.Plan("here", [], ["a needs more", "b needs more"])
+    stage = planning.Stage("pack", 1, 1.0, 7.0, 5.0)
+    found = planning.Plan("cpu", 1, 9.0, stages=[stage], misfits=["a needs more", "b needs more"])
     monkeypatch.setattr(planning, "plan", lambda *_: found)
     code, out, err = verb("plan", write(TOP))
-    assert (code, "2 things will not fit, see above" in err) == (1, True)
+    assert (code, "2 things do not fit, see above" in err) == (1, True)
     assert out.splitlines()[-2:] == ["does not fit: a needs more", "does not fit: b needs more"]
 
 

@@ -1,0 +1,1 @@
+"""What each stage will take, computed before anything runs."""
