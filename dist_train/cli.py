@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from dist_train import __version__, command
-from dist_train.config import (
+from dist_train.config.options import (
     Config,
     EmbedConfig,
     ImageTraining,
@@ -16,10 +16,10 @@ from dist_train.config import (
     MatchConfig,
     TextTraining,
 )
-from dist_train.operations import verbs
-from shards.errors import BadInput, Failed
-from shards.options import PackOptions
-from shards.remote import shown
+from dist_train import cli_operations as verbs
+from shards.photos.options import PackOptions
+from shards.read.remote import shown
+from shards.storage.errors import BadInput, Failed
 
 Flat = Parameter(name="*")
 app = App(
@@ -46,7 +46,7 @@ def demo(*, out: Path = Path("demo"), items: int = 2000) -> None:
     items
         Postings to generate.
     """
-    from dist_train.demo.road import demo_config
+    from dist_train.synthetic.demo import demo_config
 
     _run(demo_config(out, items))
 
@@ -70,7 +70,7 @@ def generate(
     workers
         Processes.
     """
-    from dist_train.demo import catalogue
+    from dist_train.synthetic import catalogue
 
     catalogue.generate(out, items, seed=seed, photos=photos, workers=workers)
 
@@ -98,10 +98,10 @@ def pack(
     of
         Packs that share the work, started in any order, on one machine or on several.
     """
-    from shards import packer
+    from shards.pack import pack
 
-    part = packer.Task(task, of)
-    counts = packer.pack(catalogue, images, out, options, _columns(columns), part)
+    part = pack.Task(task, of)
+    counts = pack.pack(catalogue, images, out, options, _columns(columns), part)
     if counts is None:  # others still build; what is missing was logged
         return
     print(
@@ -121,7 +121,7 @@ def verify(shards: str, /, *, workers: int = 1) -> None:
     workers
         Processes that read.
     """
-    from shards.verify import verify as faults_of
+    from shards.read.verify import verify as faults_of
 
     faults = faults_of(shards, workers)
     if faults:
@@ -144,7 +144,7 @@ def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: 
     workers
         Processes that read.
     """
-    from shards.adopt import index_tars as adopt
+    from shards.pack.index_tars import index_tars as adopt
 
     left = [suffix for suffix in leave.split(",") if suffix]
     counts = adopt(folder, _columns(columns), left, workers)
@@ -380,8 +380,8 @@ def _run(config: Config) -> None:
 
 
 def _print_twins(shards: Path, counts: Mapping[str, Any]) -> None:
-    from shards.label_noise import describe_near_duplicates
-    from shards.layout import LABEL_NOISE
+    from shards.duplicates.label_noise import describe_near_duplicates
+    from shards.tar.layout import LABEL_NOISE
 
     print(describe_near_duplicates(counts["twins"], shards / LABEL_NOISE))
 

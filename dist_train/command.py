@@ -12,8 +12,8 @@ import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
-from shards.errors import BadInput, Failed, NoGPU, Stopped
-from shards.workers import STOPS
+from shards.storage.errors import BadInput, Failed, NoGPU, Stopped
+from shards.storage.workers import STOPS
 
 NUMBERS = {
     "tag:yaml.org,2002:int": r"^[-+]?(0|[1-9][0-9_]*)$",

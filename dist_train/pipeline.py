@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dist_train.config import Config
-from dist_train.runtime import Clock, stop_flag, under_launcher
+from dist_train.config.options import Config
+from dist_train.distributed.runtime import Clock, stop_flag, under_launcher
 from dist_train.stage_graph import Stage, stage_graph
-from shards.errors import BadInput, Stopped
-from shards.workers import stops_interrupt
+from shards.storage.errors import BadInput, Stopped
+from shards.storage.workers import stops_interrupt
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from dist_train.config import (
+from dist_train.config.options import (
     Config,
     EmbedConfig,
     IndexConfig,
@@ -23,13 +23,13 @@ from dist_train.config import (
 )
 from dist_train.decisions.threshold import given_threshold
 from dist_train.matching.pairs import PairSet
-from shards import stage_files
-from shards.carried import Carried
-from shards.catalogue import Catalogue
-from shards.errors import BadInput
-from shards.files import read_json
-from shards.options import PackOptions
-from shards.split import split_of
+from shards.catalogue.carried_columns import Carried
+from shards.catalogue.rows import Catalogue
+from shards.catalogue.split import split_of
+from shards.photos.options import PackOptions
+from shards.storage import stage_files
+from shards.storage.errors import BadInput
+from shards.storage.files import read_json
 
 Options = PackOptions | TrainingOptions | EmbedConfig | IndexConfig | JoinConfig | MatchConfig
 
@@ -125,7 +125,7 @@ def _pack(config: Config) -> Stage:
         words += ["--task", "%a", "--of", str(tasks)]
 
     def call() -> None:
-        from shards.packer import pack
+        from shards.pack.pack import pack
 
         pack(config.catalogue, config.images, out, config.pack, config.columns)
 

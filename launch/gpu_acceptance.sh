@@ -12,4 +12,4 @@ out=$(realpath -m "${1:-gpu_acceptance.json}")
 cd "$launch/.."
 # Each check has a limit of its own; this one is for a driver that hangs.
 exec timeout --kill-after=30 900 \
-    python -m dist_train.operations.acceptance --device "${DEVICE:-cuda}" --out "$out"
+    python -m dist_train.acceptance.acceptance --device "${DEVICE:-cuda}" --out "$out"

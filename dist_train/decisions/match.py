@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dist_train import stage
-from dist_train.config import MatchConfig, result_options
+from dist_train.config.options import MatchConfig, result_options
 from dist_train.decisions.labelled import labelled_rows, read_labels
-from dist_train.decisions.lists import read_postings, write_lists
+from dist_train.decisions.match_lists import read_postings, write_lists
 from dist_train.decisions.threshold import Given, check_given, decide_threshold, given_threshold
+from dist_train.distributed import stage
+from dist_train.distributed.runtime import Runtime
 from dist_train.matching.pairs import PairSet, no_pairs
-from dist_train.runtime import Runtime
-from shards import stage_files
-from shards.files import read_json, write_json
+from shards.storage import stage_files
+from shards.storage.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 

@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dist_train import stage
-from dist_train.decisions.bench import Bench
+from dist_train.decisions.comparison import Bench
 from dist_train.decisions.labelled import left_out, pairs_among
 from dist_train.decisions.tables import accepted_pairs
+from dist_train.distributed import stage
 from dist_train.embedding.store import EmbeddingSet
-from dist_train.evaluation.floors import same_photo_pairs, title_pairs, title_scores
+from dist_train.evaluation.baselines import same_photo_pairs, title_pairs, title_scores
 from dist_train.evaluation.fusion import choose_fusion, union_of_pairs
 from dist_train.evaluation.metrics import per_item_f1
 from dist_train.evaluation.strata import by_group_size
 from dist_train.matching.pairs import PairSet
-from dist_train.matching.views import Views, open_views, subset
-from shards import stage_files
-from shards.errors import BadInput
-from shards.files import read_json, write_json
+from dist_train.matching.vectors import Views, open_views, subset
+from shards.storage import stage_files
+from shards.storage.errors import BadInput
+from shards.storage.files import read_json, write_json
 
 FORMAT = 1
 WORDS = "word TF-IDF"

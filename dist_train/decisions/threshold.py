@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dist_train.config import MatchConfig
+from dist_train.config.options import MatchConfig
 from dist_train.decisions.labelled import labelled_rows, pairs_among
 from dist_train.evaluation.f1_curve import F1Curve, f1_curve
 from dist_train.matching.pairs import PairSet
-from shards.errors import BadInput
-from shards.files import read_json
+from shards.storage.errors import BadInput
+from shards.storage.files import read_json
 
 FORMAT = 2
 

@@ -11,17 +11,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from dist_train import stage
-from dist_train.config import EmbedConfig, View, result_options
+from dist_train.config.options import EmbedConfig, View, result_options
+from dist_train.distributed import stage
+from dist_train.distributed.runtime import Runtime, row_blocks
 from dist_train.embedding.store import VIEWS, part_path
 from dist_train.encoders.batches import FEW, load, plan_batches, unit_vectors
 from dist_train.encoders.folder import load_encoder
-from dist_train.runtime import Runtime, row_blocks
-from shards import stage_files
-from shards.errors import BadInput, Failed
-from shards.files import atomic_path, write_parquet
-from shards.location import Location
-from shards.reader import ShardSet
+from shards.read.location import Location
+from shards.read.shard_set import ShardSet
+from shards.storage import stage_files
+from shards.storage.errors import BadInput, Failed
+from shards.storage.files import atomic_path, write_parquet
 
 COLUMNS = ["row", "posting_id", "label_group", "split", "title", "has_image", "has_text",
            "status", "sha256", "phash", "photo_group"]  # fmt: skip

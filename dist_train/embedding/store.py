@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dist_train.config import View
-from dist_train.stage import EMBEDDING
-from shards import stage_files
-from shards.errors import Corrupt
+from dist_train.config.options import View
+from dist_train.distributed.stage import EMBEDDING
+from shards.storage import stage_files
+from shards.storage.errors import Corrupt
 
 VIEWS: tuple[View, ...] = ("image", "text")
 

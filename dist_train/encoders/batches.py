@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from shards.errors import BadInput, Corrupt, Failed, Unreadable
-from shards.reader import Item, ItemReader
-from shards.srgb import PhotoRefused
-from shards.workers import leave_stops_to_parent, stops_blocked
+from shards.photos.srgb import PhotoRefused
+from shards.read.shard_set import Item, ItemReader
+from shards.storage.errors import BadInput, Corrupt, Failed, Unreadable
+from shards.storage.workers import leave_stops_to_parent, stops_blocked
 
 STAND_INS = 100
 """Items that are tried in place of an unreadable one."""

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from dist_train.config import ImageEncoderOptions, TextEncoderOptions, View, result_options
+from dist_train.config.options import ImageEncoderOptions, TextEncoderOptions, View, result_options
 from dist_train.encoders.image import ImageEncoder
 from dist_train.encoders.text import TextEncoder
-from shards.errors import BadInput
-from shards.files import atomic_path, read_json, write_atomic, write_json
+from shards.storage.errors import BadInput
+from shards.storage.files import atomic_path, read_json, write_atomic, write_json
 
 FORMAT = 1
 Encoder = ImageEncoder | TextEncoder

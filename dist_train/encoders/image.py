@@ -13,7 +13,13 @@ from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
 from torch import nn
 
-from dist_train.config import ImageEncoderOptions, ImageTraining, TrainingOptions, local_path
+from dist_train.config.options import (
+    ImageEncoderOptions,
+    ImageTraining,
+    TrainingOptions,
+    local_path,
+)
+from dist_train.distributed.runtime import autocast
 from dist_train.encoders.pooling import (
     Neck,
     freeze_shift,
@@ -21,11 +27,10 @@ from dist_train.encoders.pooling import (
     generalised_mean,
     unavailable,
 )
-from dist_train.runtime import autocast
-from shards.decode import Recipe, decode_photo
-from shards.errors import BadInput
-from shards.files import read_json, write_json
-from shards.reader import Item
+from shards.photos.decode import Recipe, decode_photo
+from shards.read.shard_set import Item
+from shards.storage.errors import BadInput
+from shards.storage.files import read_json, write_json
 
 
 class ImageEncoder(nn.Module):

@@ -10,8 +10,8 @@ from torch import nn
 
 from dist_train.encoders.folder import Encoder, load_encoder
 from dist_train.encoders.image import ImageEncoder
-from shards.errors import BadInput
-from shards.files import atomic_path, read_json
+from shards.storage.errors import BadInput
+from shards.storage.files import atomic_path, read_json
 
 NEEDED = ("onnx", "onnxscript")
 INPUTS = {"image": ["pixels"], "text": ["tokens", "mask"]}

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from dist_train.runtime import sum_over_ranks
-from shards.errors import BadInput
+from dist_train.distributed.runtime import sum_over_ranks
+from shards.storage.errors import BadInput
 
 
 def mean_of_tokens(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

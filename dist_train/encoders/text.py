@@ -9,12 +9,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from dist_train.config import TextEncoderOptions, TrainingOptions, local_path
+from dist_train.config.options import TextEncoderOptions, TrainingOptions, local_path
+from dist_train.distributed.runtime import autocast
 from dist_train.encoders.pooling import Neck, freeze_shift, mean_of_tokens, unavailable
 from dist_train.evaluation.titles import decode_escapes
-from dist_train.runtime import autocast
-from shards.errors import BadInput
-from shards.reader import Item
+from shards.read.shard_set import Item
+from shards.storage.errors import BadInput
 
 disable_progress_bar()  # that for loading weights would be written by every rank, into every log
 

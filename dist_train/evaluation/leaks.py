@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from shards.label_noise import UNLEARNED, codes, differs_within
-from shards.twins import NO_PHOTO
+from shards.duplicates.label_noise import UNLEARNED, codes, differs_within
+from shards.duplicates.near_duplicates import NO_PHOTO
 
 
 def twins(table: pd.DataFrame) -> pd.DataFrame:

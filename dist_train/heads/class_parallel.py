@@ -21,8 +21,8 @@ from dist_train.heads.centres import INIT_STD, class_range, classes_of_step, ini
 from dist_train.heads.chunks import Chunks, Exponentials, unit_rows
 from dist_train.heads.margins import MARGINS, Margin, value_and_slope
 from dist_train.heads.row_optimizer import RowAdamW, coalesced
-from shards.errors import BadInput, Corrupt
-from shards.files import atomic_path
+from shards.storage.errors import BadInput, Corrupt
+from shards.storage.files import atomic_path
 
 LABEL_BITS = 40
 """Bits of a label with its sign."""

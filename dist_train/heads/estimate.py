@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dist_train.heads.row_optimizer import BLOCK
-from shards.files import format_bytes
+from shards.storage.files import format_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

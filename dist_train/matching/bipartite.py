@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dist_train.config import JoinConfig
+from dist_train.config.options import JoinConfig
+from dist_train.distributed.runtime import Runtime
 from dist_train.embedding.store import Rows
-from dist_train.matching.find import find, finish, set_up
-from dist_train.matching.views import ViewPart, Views
-from dist_train.matching.work import Work, read_table
-from dist_train.runtime import Runtime
-from shards.errors import BadInput
-from shards.files import read_json, write_parquet
-from shards.lock import locked
+from dist_train.matching.search import find, finish, set_up
+from dist_train.matching.vectors import ViewPart, Views
+from dist_train.matching.work_folder import Work, read_table
+from shards.storage.errors import BadInput
+from shards.storage.files import read_json, write_parquet
+from shards.storage.lock import locked
 
 DEGREES = "degrees.parquet"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_train.matching.views import Views
+from dist_train.matching.vectors import Views
 
 CHUNK = 2_048
 """Rows of a product's sides: its scores stay near the processor while they are read."""

@@ -4,18 +4,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from dist_train import stage
-from dist_train.config import JoinConfig, result_options
+from dist_train.config.options import JoinConfig, result_options
+from dist_train.distributed import stage
+from dist_train.distributed.runtime import Runtime, peak_bytes
 from dist_train.embedding.store import EmbeddingSet
-from dist_train.matching.find import find, finish, set_up
 from dist_train.matching.index import indexed_views
+from dist_train.matching.search import find, finish, set_up
 from dist_train.matching.threads import use_huge_pages
-from dist_train.matching.work import Work
-from dist_train.runtime import Runtime, peak_bytes
-from shards import stage_files
-from shards.errors import BadInput, Stopped
-from shards.files import read_json
-from shards.lock import locked
+from dist_train.matching.work_folder import Work
+from shards.storage import stage_files
+from shards.storage.errors import BadInput, Stopped
+from shards.storage.files import read_json
+from shards.storage.lock import locked
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from dist_train.distributed.runtime import give_back
 from dist_train.matching.blocks import CHUNK, Block, Tile, area_apart, common_parts, tiles_of
+from dist_train.matching.coarse_pass import Candidates, FirstPass, Side, candidates_of
 from dist_train.matching.kernels import Kernel
 from dist_train.matching.nearest import Nearest
-from dist_train.matching.passes import Candidates, FirstPass, Side, candidates_of
 from dist_train.matching.rows import finite, read_rows
 from dist_train.matching.threads import use_threads
-from dist_train.matching.views import Views, weighted_rows
-from dist_train.runtime import give_back
+from dist_train.matching.vectors import Views, weighted_rows
 
 LOOKED_AT = 64
 """Candidates of a batch whose first score is compared with the one that decides."""

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from dist_train.matching.blocks import Tile
+from dist_train.matching.coarse_pass import FirstPass
 from dist_train.matching.engines import Found
 from dist_train.matching.faiss_library import faiss, gpus, on_cpu, on_gpu
+from dist_train.matching.index_kinds import EXACT, set_nprobe
 from dist_train.matching.kernels import U
-from dist_train.matching.kinds import EXACT, set_nprobe
 from dist_train.matching.nearest import Nearest
-from dist_train.matching.passes import FirstPass
 from dist_train.matching.threads import use_threads
-from dist_train.matching.views import Views
+from dist_train.matching.vectors import Views
 
 MORE = 8
 """Neighbours beyond those wanted: FAISS ranks by scores that are rounded otherwise."""

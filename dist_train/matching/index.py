@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dist_train import stage
-from dist_train.config import IndexConfig, View, bytes_of, result_options
+from dist_train.config.options import IndexConfig, View, bytes_of, result_options
+from dist_train.distributed import stage
+from dist_train.distributed.runtime import Runtime, row_blocks
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.matching.faiss_library import faiss, gpus, on_cpu, on_gpu
-from dist_train.matching.kinds import (
+from dist_train.matching.index_kinds import (
     TRAIN_PER_LIST,
     Kind,
     choose_kind,
@@ -24,18 +25,17 @@ from dist_train.matching.kinds import (
 )
 from dist_train.matching.recall import TARGET, ShardedIndex, measured_recall
 from dist_train.matching.threads import use_threads
-from dist_train.matching.views import Views, open_views, subset
-from dist_train.runtime import Runtime, row_blocks
-from shards import stage_files
-from shards.errors import BadInput, Corrupt
-from shards.files import (
+from dist_train.matching.vectors import Views, open_views, subset
+from shards.storage import stage_files
+from shards.storage.errors import BadInput, Corrupt
+from shards.storage.files import (
     atomic_path,
     read_json,
     remove_abandoned,
     sha256_file,
     write_json,
 )
-from shards.lock import locked
+from shards.storage.lock import locked
 
 FORMAT = 2
 SHARD_ROWS = 1_000_000

@@ -13,18 +13,18 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dist_train.distributed.runtime import Clock, Runtime
 from dist_train.matching.blocks import Tile, block_size, blocks_of
 from dist_train.matching.engines import Engine, GemmEngine
 from dist_train.matching.kernels import kernels_for
 from dist_train.matching.nearest import KnownFloors, Nearest
 from dist_train.matching.pairs import SCORES
 from dist_train.matching.sampling import floor_of_sample
-from dist_train.matching.views import Views
-from dist_train.matching.work import Work, histogram, read_table
+from dist_train.matching.vectors import Views
+from dist_train.matching.work_folder import Work, histogram, read_table
 from dist_train.monitor.progress import progress_bar
-from dist_train.runtime import Clock, Runtime
-from shards.errors import Stopped
-from shards.files import remove_abandoned, write_parquet
+from shards.storage.errors import Stopped
+from shards.storage.files import remove_abandoned, write_parquet
 
 SPILL = 2_000_000
 """Pairs of a tile in memory; then they are written as a part of it."""

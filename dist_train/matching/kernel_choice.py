@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dist_train.matching.coarse_pass import FirstPass, Side, candidates_of
 from dist_train.matching.faiss_library import faiss
 from dist_train.matching.kernels import Kernel
-from dist_train.matching.passes import FirstPass, Side, candidates_of
 from dist_train.matching.sampling import sample_rows
 from dist_train.matching.threads import use_threads
-from dist_train.matching.views import Views
+from dist_train.matching.vectors import Views
 
 MEASURED_FROM = 8_192
 """Items; with fewer the plain kernel is done before others are measured."""

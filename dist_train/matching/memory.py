@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from dist_train.matching.blocks import CHUNK, block_size
 from dist_train.matching.join import SPILL
 from dist_train.matching.kernels import BYTES
-from shards.errors import BadInput
+from shards.storage.errors import BadInput
 
 PROGRAM = 720_000_000
 """Bytes of Python with torch, FAISS, pandas and Arrow, before any row is read."""

@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dist_train.matching.views import Views
-from shards.files import atomic_path
+from dist_train.matching.vectors import Views
+from shards.storage.files import atomic_path
 
 MERGED, SCORED = 500_000, 500_000
 """Items whose neighbours are merged at a time; neighbours that are scored at a time."""

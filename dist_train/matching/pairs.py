@@ -10,10 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dist_train import stage
-from shards import stage_files
-from shards.errors import Corrupt
-from shards.files import read_json
+from dist_train.distributed import stage
+from shards.storage import stage_files
+from shards.storage.errors import Corrupt
+from shards.storage.files import read_json
 
 BATCH = 500_000
 """Pairs in memory at one time."""

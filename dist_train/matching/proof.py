@@ -15,9 +15,9 @@ from scipy.stats import beta
 from dist_train.matching.blocks import area_wanted
 from dist_train.matching.engines import Engine
 from dist_train.matching.rows import read_rows
-from dist_train.matching.views import Views
-from dist_train.matching.work import Work, read_table
-from shards.errors import Failed
+from dist_train.matching.vectors import Views
+from dist_train.matching.work_folder import Work, read_table
+from shards.storage.errors import Failed
 
 STEP = 8_192
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from scipy.stats import beta
 from dist_train.matching.blocks import CHUNK
 from dist_train.matching.faiss_engine import Hits, ShardSearch, rounding, search_of
 from dist_train.matching.faiss_library import faiss
-from dist_train.matching.kinds import EXACT, set_nprobe
+from dist_train.matching.index_kinds import EXACT, set_nprobe
 from dist_train.matching.sampling import floor_of_sample, scores_with
-from dist_train.matching.views import Views, subset
+from dist_train.matching.vectors import Views, subset
 
 K = 50
 RANGE_PAIRS = 20.0

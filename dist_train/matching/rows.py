@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from dist_train.embedding.store import Rows
-from shards.errors import Corrupt
+from shards.storage.errors import Corrupt
 
 
 def read_rows(rows: Rows, wanted: range | np.ndarray) -> np.ndarray:

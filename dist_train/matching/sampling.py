@@ -4,7 +4,7 @@ import numpy as np
 
 from dist_train.matching.blocks import CHUNK
 from dist_train.matching.rows import read_rows
-from dist_train.matching.views import Views, subset, weighted_rows
+from dist_train.matching.vectors import Views, subset, weighted_rows
 
 SAMPLE, ASKING = 4_096, 256
 """Rows that the kernels are timed on; rows that the floor is estimated from."""

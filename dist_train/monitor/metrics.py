@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from dist_train.runtime import Clock, give_back, peak_bytes
-from shards.files import write_atomic
+from dist_train.distributed.runtime import Clock, give_back, peak_bytes
+from shards.storage.files import write_atomic
 
 Batch = TypeVar("Batch")
 

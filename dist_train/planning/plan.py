@@ -1,6 +1,6 @@
 """What each stage will take, by formula: seconds, memory of a rank, bytes on disk.
 
-What no rate of rates.py covers is a constant, fitted by tests/benchmarks/planning.py.
+What no rate of rates.py covers is a constant, fitted by benchmarks/planning.py.
 """
 
 import math
@@ -15,16 +15,16 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import torch
 
-from dist_train.config import Config, TrainingOptions, View, bytes_of
+from dist_train.acceptance.speed import join as product_rate
+from dist_train.config.options import Config, TrainingOptions, View, bytes_of
+from dist_train.doctor.machine import existing, free_memory
 from dist_train.matching.blocks import CHUNK
 from dist_train.matching.memory import PROGRAM, join_bounds, join_peak
 from dist_train.monitor.metrics import peak_memory, reset_peak
-from dist_train.operations.machine import existing, free_memory
-from dist_train.operations.rates import join as product_rate
 from dist_train.planning.rates import EncoderRates, Survey, measure_encoder, survey
-from dist_train.training.head_start import head_estimate
-from shards.errors import BadInput
-from shards.files import format_bytes
+from dist_train.training.head_setup import head_estimate
+from shards.storage.errors import BadInput
+from shards.storage.files import format_bytes
 
 SHARE, TABLES = 0.9, 3
 """Share of a memory that is counted on; tables of all items while they are filtered and sorted."""

@@ -10,19 +10,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dist_train.config import Config, TrainingOptions, View
+from dist_train.acceptance.speed import seconds
+from dist_train.config.options import Config, TrainingOptions, View
 from dist_train.encoders.batches import Batch, BatchPlan, Inputs, load
 from dist_train.encoders.folder import new_encoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.monitor.metrics import peak_memory, reset_peak
-from dist_train.operations.rates import seconds
 from dist_train.training.optimisation import encoder_optimizer, head_optimizer
-from shards.carried import Carried
-from shards.catalogue import COLUMNS, Catalogue
-from shards.errors import BadInput
-from shards.packer import pack
-from shards.reader import ShardSet
-from shards.split import split_of
+from shards.catalogue.carried_columns import Carried
+from shards.catalogue.rows import COLUMNS, Catalogue
+from shards.catalogue.split import split_of
+from shards.pack.pack import pack
+from shards.read.shard_set import ShardSet
+from shards.storage.errors import BadInput
 
 SAMPLE, LARGEST, FORWARD_SECONDS = 200, 64, 0.3
 """Postings that are packed; items of the larger batch, of which a forward pass takes so long."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from dist_train.evaluation.floors import same_photo_pairs
+from dist_train.evaluation.baselines import same_photo_pairs
 
 SHOWN = 12
 SHOWN_A_PRODUCT = 2

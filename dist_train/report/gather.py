@@ -8,17 +8,17 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from dist_train.distributed.stage import MATCHES, parent, parent_shards
 from dist_train.evaluation.f1_curve import F1Curve
 from dist_train.evaluation.titles import decode_escapes
 from dist_train.matching.pairs import SCORES, PairSet
 from dist_train.report import galleries, tables
 from dist_train.report.data import Gallery, Histogram, PairCard, Posting, ReportData
 from dist_train.report.photos import thumbnail
-from dist_train.stage import MATCHES, parent, parent_shards
-from shards.errors import BadInput, Unreachable
-from shards.files import read_json
-from shards.reader import ShardSet
-from shards.stage_files import STAGE, open_finished
+from shards.read.shard_set import ShardSet
+from shards.storage.errors import BadInput, Unreachable
+from shards.storage.files import read_json
+from shards.storage.stage_files import STAGE, open_finished
 
 # Products that no weight was fitted to; the second also chose the threshold.
 SHOWN_SPLITS = ("test", "val")

@@ -7,7 +7,7 @@ import jinja2
 from dist_train.report import charts
 from dist_train.report.data import ReportData
 from dist_train.report.gather import Photos, gather
-from shards.files import write_atomic
+from shards.storage.files import write_atomic
 
 
 def write_report(matches: Path, shard_set: Photos | None = None) -> Path:

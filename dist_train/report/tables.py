@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.errors import Corrupt
+from shards.storage.errors import Corrupt
 
 # Without labels only the best matches are shown; no more than these are kept of a batch.
 BEST_OF_A_BATCH = 5_000

@@ -22,10 +22,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from dist_train.distributed.runtime import Clock, Runtime
 from dist_train.encoders.folder import save_tensors
 from dist_train.heads.class_parallel import load_head, save_head
 from dist_train.monitor.metrics import Metrics
-from dist_train.runtime import Clock, Runtime
 from dist_train.training.setup import Training
 from dist_train.training.sharded_state import (
     complete_state,
@@ -33,9 +33,9 @@ from dist_train.training.sharded_state import (
     load_moments,
     moments,
 )
-from shards.errors import BadInput, Failed
-from shards.files import read_json, sha256_file, sync, write_json
-from shards.order_state import check_equal
+from shards.order.state import check_equal
+from shards.storage.errors import BadInput, Failed
+from shards.storage.files import read_json, sha256_file, sync, write_json
 
 FORMAT = 3
 ALWAYS = {"encoder.safetensors", "optimizer.safetensors", "state.json"}

@@ -10,13 +10,13 @@ from hashlib import blake2b
 import numpy as np
 import torch
 
-from dist_train.config import ImageTraining, TrainingOptions, View
+from dist_train.config.options import ImageTraining, TrainingOptions, View
 from dist_train.encoders.batches import BatchPlan
-from shards.errors import BadInput
-from shards.order import Order, StoredOrder, WindowOrder
-from shards.order_state import OrderState
-from shards.product_order import ProductOrder
-from shards.reader import ItemReader, ShardSet
+from shards.order.global_order import Order, StoredOrder, WindowOrder
+from shards.order.product_order import ProductOrder
+from shards.order.state import OrderState
+from shards.read.shard_set import ItemReader, ShardSet
+from shards.storage.errors import BadInput
 
 
 @dataclass(frozen=True)

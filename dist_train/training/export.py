@@ -3,12 +3,12 @@
 import logging
 from pathlib import Path
 
-from dist_train.config import View, result_options
+from dist_train.config.options import View, result_options
+from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.folder import save_encoder
-from dist_train.runtime import Runtime
 from dist_train.training.data import TrainingItems
 from dist_train.training.setup import Progress, Training
-from shards import stage_files
+from shards.storage import stage_files
 
 LOADERS = {
     "image": "timm.create_model('local-dir:FOLDER', pretrained=True)",

@@ -6,22 +6,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dist_train import stage
-from dist_train.config import TrainingOptions, View, result_options
+from dist_train.config.options import TrainingOptions, View, result_options
+from dist_train.distributed import stage
+from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load
 from dist_train.monitor.metrics import Meter, Metrics
-from dist_train.runtime import Runtime
 from dist_train.training.checkpoint import Checkpoints
 from dist_train.training.data import TrainingItems, training_items
 from dist_train.training.export import export
-from dist_train.training.head_start import start_centres
+from dist_train.training.head_setup import start_centres
 from dist_train.training.setup import Training, set_up
 from dist_train.training.sharded_state import compare_replicas
 from dist_train.training.step import Stepper
 from dist_train.training.validation import ValidationItems, Validator, validation_items
-from shards.errors import Stopped
-from shards.location import Location
-from shards.reader import ShardSet
+from shards.read.location import Location
+from shards.read.shard_set import ShardSet
+from shards.storage.errors import Stopped
 
 log = logging.getLogger(__name__)
 

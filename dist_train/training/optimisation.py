@@ -14,11 +14,11 @@ from timm.scheduler import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import AdamW, Optimizer
 
-from dist_train.config import HeadOptions, TrainingConfig, TrainingOptions
+from dist_train.config.options import HeadOptions, TrainingConfig, TrainingOptions
 from dist_train.encoders.folder import Encoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.row_optimizer import RowAdamW, coalesced
-from shards.errors import BadInput
+from shards.storage.errors import BadInput
 
 EPS = 1e-6
 """AdamW's epsilon, as BERT was trained with. At 1e-8 rounding in gradients that are zero (a bias

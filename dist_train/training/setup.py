@@ -13,14 +13,14 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers.integrations import unset_hf_deepspeed_config
 
-from dist_train.config import TrainingOptions, View
+from dist_train.config.options import TrainingOptions, View
+from dist_train.distributed.barrier import timeout
+from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.folder import Encoder, new_encoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.row_optimizer import RowAdamW
-from dist_train.meeting import timeout
-from dist_train.runtime import Runtime
 from dist_train.training.data import TrainingItems
-from dist_train.training.head_start import class_names_digest, new_head
+from dist_train.training.head_setup import class_names_digest, new_head
 from dist_train.training.optimisation import (
     Schedule,
     encoder_optimizer,
@@ -28,8 +28,8 @@ from dist_train.training.optimisation import (
     make_schedule,
 )
 from dist_train.training.sharded_state import complete_state, load_complete_state
-from shards.errors import BadInput
-from shards.order_state import OrderState
+from shards.order.state import OrderState
+from shards.storage.errors import BadInput
 
 
 @dataclass

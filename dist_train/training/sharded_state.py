@@ -15,8 +15,8 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim import Optimizer
 
-from dist_train.runtime import Runtime
-from shards.errors import Failed
+from dist_train.distributed.runtime import Runtime
+from shards.storage.errors import Failed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

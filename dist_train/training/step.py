@@ -12,15 +12,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from dist_train.config import TrainingOptions
+from dist_train.config.options import TrainingOptions
+from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import FEW, Batch
 from dist_train.encoders.pooling import Neck
-from dist_train.runtime import Runtime
 from dist_train.training.data import mix_of_step
 from dist_train.training.optimisation import clip_head
 from dist_train.training.setup import Training
 from dist_train.training.sharded_state import uses_deepspeed
-from shards.errors import Failed
+from shards.storage.errors import Failed
 
 log = logging.getLogger(__name__)
 STATISTICS = (Neck, nn.modules.batchnorm._BatchNorm)

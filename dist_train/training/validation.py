@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dist_train.config import TrainingOptions, View
+from dist_train.config.options import TrainingOptions, View
+from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load, plan_batches, unit_vectors
 from dist_train.encoders.folder import Encoder
 from dist_train.evaluation.budget import pairs_per_item
@@ -16,14 +17,13 @@ from dist_train.evaluation.f1_curve import f1_curve
 from dist_train.evaluation.leaks import twins
 from dist_train.evaluation.metrics import recall_at_1
 from dist_train.matching.join import Pairs, pairs_in_memory
-from dist_train.matching.views import views_of_array
+from dist_train.matching.vectors import views_of_array
 from dist_train.monitor.metrics import Metrics, scores_at
-from dist_train.runtime import Runtime
 from dist_train.training.checkpoint import Checkpoints
 from dist_train.training.data import TrainingItems
 from dist_train.training.setup import Training
-from shards.errors import Stopped
-from shards.reader import ItemReader, ShardSet
+from shards.read.shard_set import ItemReader, ShardSet
+from shards.storage.errors import Stopped
 
 SCORES_AT_ONCE = 4 << 20
 """Scores held in memory while the nearest items of some rows are searched."""

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from dist_train.cli import main
-from shards.errors import Corrupt
-from shards.reader import ItemReader
+from shards.read.shard_set import ItemReader
+from shards.storage.errors import Corrupt
 
 READS = 40
 

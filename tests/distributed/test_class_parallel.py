@@ -15,9 +15,9 @@ from dist_train.heads.class_parallel import MarginHead, gather
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.heads.margins import margin_shares
 from dist_train.training.optimisation import clip_head
-from shards.errors import BadInput
-from tests.distributed.ranks import Ranks
-from tests.margin_reference import reference_loss
+from shards.storage.errors import BadInput
+from tests.support.margin_reference import reference_loss
+from tests.support.ranks import Ranks
 
 pytestmark = pytest.mark.timeout(600)
 WORLDS = (1, 2, 3)

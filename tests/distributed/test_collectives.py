@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from tests.benchmarks.scaling import BATCH, TrainingStep, collectives, predicted
+from benchmarks.scaling import BATCH, TrainingStep, collectives, predicted
 
 
 @pytest.mark.full

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dist_train.config import ImageTraining
+from dist_train.config.options import ImageTraining
 from dist_train.training.data import training_items
-from shards.reader import ShardSet
-from tests.distributed.comparing import largest_difference, losses
-from tests.distributed.launching import CPU, run
-from tests.faults.lives import Life, served
+from shards.read.shard_set import ShardSet
+from tests.support.attempts import Life, served
+from tests.support.comparing import largest_difference, losses
+from tests.support.launching import CPU, run
 
 pytestmark = pytest.mark.timeout(1200)
 STEPS, BATCH, PASSES = 20, 24, 2

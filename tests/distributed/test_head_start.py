@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from dist_train.heads.centres import class_range, initial_centres
 from dist_train.heads.class_parallel import ClassMeans
-from tests.distributed.ranks import Ranks
+from tests.support.ranks import Ranks
 
 pytestmark = pytest.mark.timeout(600)
 C, D, ITEMS, BATCH = 11, 6, 70, 8

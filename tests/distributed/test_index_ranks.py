@@ -10,8 +10,8 @@ import pytest
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.matching.index import index_shards, indexed_views
 from dist_train.matching.recall import ShardedIndex
-from tests.distributed.launching import run
-from tests.distributed.planted import planted, write_set
+from tests.support.launching import run
+from tests.support.planted import planted, write_set
 
 N, D, K = 3000, 32, 50
 pytestmark = pytest.mark.timeout(600)

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dist_train.config import IndexConfig
+from dist_train.config.options import IndexConfig
 from dist_train.matching.index import build_index
 from dist_train.matching.join import read_pairs
-from tests.distributed.launching import command, environment, run
-from tests.distributed.planted import planted, true_pairs, write_set
+from tests.support.launching import command, environment, run
+from tests.support.planted import planted, true_pairs, write_set
 
 N, D, FLOOR = 3000, 32, 0.5
 pytestmark = pytest.mark.timeout(600)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launching import ROOT, environment, free_port
+from tests.support.launching import ROOT, environment, free_port
 
 pytestmark = pytest.mark.timeout(600)
 DEFAULT = ROOT / "accelerate_config.yaml"

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dist_train.distributed.stage import parent
 from dist_train.embedding.store import EmbeddingSet
-from dist_train.stage import parent
-from tests.distributed.launching import run
+from tests.support.launching import run
 
 pytestmark = pytest.mark.timeout(600)
 

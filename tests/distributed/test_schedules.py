@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from dist_train.config import ImageTraining
+from dist_train.config.options import ImageTraining
 from dist_train.encoders.batches import Batch, load
 from dist_train.training.data import TrainingItems, training_items
-from shards.errors import BadInput
-from shards.reader import Item, ShardSet
-from tests.many_items import many_items
+from shards.read.shard_set import Item, ShardSet
+from shards.storage.errors import BadInput
+from tests.support.many_items import many_items
 
 pytestmark = [
     pytest.mark.timeout(600),

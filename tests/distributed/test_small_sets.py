@@ -7,14 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dist_train.config import TextTraining
+from dist_train.config.options import TextTraining
 from dist_train.training.data import training_items
-from shards.options import PackOptions
-from shards.packer import pack
-from shards.reader import ShardSet
-from shards.split import split_of
-from tests.distributed.launching import command, environment
+from shards.catalogue.split import split_of
+from shards.pack.pack import pack
+from shards.photos.options import PackOptions
+from shards.read.shard_set import ShardSet
 from tests.faults.test_order_kills import rows, start
+from tests.support.launching import command, environment
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -62,7 +62,7 @@ def test_shards_of_1000_items_and_of_one(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The packer makes eight even shards of so few items; other tars need not be even.
-    monkeypatch.setattr("shards.plan.SHARDS", 1)
+    monkeypatch.setattr("shards.pack.plan.SHARDS", 1)
     shards = packed(tmp_path, 1001, 1000)
     counts = ShardSet(shards).packed.query("split == 'train'").groupby("shard").size()
     assert counts.tolist() == [1000, 1]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dist_train.config import HeadOptions, ImageEncoderOptions, ImageTraining
-from shards.reader import ShardSet
-from tests.distributed.launching import CPU, run
-from tests.distributed.plain_training import plain_training
+from dist_train.config.options import HeadOptions, ImageEncoderOptions, ImageTraining
+from shards.read.shard_set import ShardSet
+from tests.support.launching import CPU, run
+from tests.support.plain_training import plain_training
 
 pytestmark = pytest.mark.timeout(600)
 STEPS = 5

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dist_train.meeting import VARIABLE, timeout
-from shards.errors import BadInput
-from tests.distributed.launching import ROOT, command, environment, free_port
+from dist_train.distributed.barrier import VARIABLE, timeout
+from shards.storage.errors import BadInput
+from tests.support.launching import ROOT, command, environment, free_port
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.comparing import largest_difference, losses, vectors
-from tests.distributed.launching import CPU, run
+from tests.support.comparing import largest_difference, losses, vectors
+from tests.support.launching import CPU, run
 
 pytestmark = pytest.mark.timeout(600)  # up to three launches in a test
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from dist_train.training.loop import train
-from tests.distributed.comparing import largest_difference, losses
-from tests.distributed.launching import CPU, run
-from tests.unit.test_training_lives import EVERY, IMAGES
-from tests.unit.test_training_step import image_config, text_config
+from tests.support.comparing import largest_difference, losses
+from tests.support.launching import CPU, run
+from tests.unit.training.test_attempts import EVERY, IMAGES
+from tests.unit.training.test_step import image_config, text_config
 
 pytestmark = pytest.mark.timeout(600)
 OPTIONS = {"lr": 1e-4, "validate_every": 0, "checkpoint_every": 3, "epochs": 0.6}

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dist_train.config import (
+from dist_train.config.options import (
     HeadOptions,
     ImageEncoderOptions,
     ImageTraining,
@@ -27,25 +27,25 @@ from dist_train.config import (
     TextTraining,
     TrainingOptions,
 )
+from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load
 from dist_train.encoders.folder import Encoder, load_encoder, new_encoder
 from dist_train.evaluation.leaks import twins
 from dist_train.heads.centres import initial_centres
-from dist_train.runtime import Runtime
 from dist_train.training import loop
 from dist_train.training.data import training_items
-from dist_train.training.head_start import start_centres
+from dist_train.training.head_setup import start_centres
 from dist_train.training.loop import train
 from dist_train.training.setup import Training, set_up
 from dist_train.training.sharded_state import compare_replicas
 from dist_train.training.step import Stepper, fix_bucket_order
-from shards.errors import Failed
-from shards.reader import ShardSet
-from tests.distributed.comparing import losses, weights
-from tests.distributed.plain_training import Plain, class_means, plain_training
-from tests.distributed.ranks import Ranks, as_launched
+from shards.read.shard_set import ShardSet
+from shards.storage.errors import Failed
 from tests.faults.faulty_rank import Fault
-from tests.score_reference import cosines_of, f1_at, reference_scores
+from tests.support.comparing import losses, weights
+from tests.support.plain_training import Plain, class_means, plain_training
+from tests.support.ranks import Ranks, as_launched
+from tests.support.score_reference import cosines_of, f1_at, reference_scores
 
 pytestmark = pytest.mark.timeout(600)
 WORLDS = (1, 2, 3)

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 
-from dist_train.runtime import Runtime
+from dist_train.distributed.runtime import Runtime
 
 
 def main(seconds: float, stopped: bool) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from tests.distributed.launching import ROOT, command, environment
+from tests.support.launching import ROOT, command, environment
 
 GOLDEN = Path(__file__).with_name("golden.json")
 RECORDING = "RECORD_GOLDEN"

@@ -8,8 +8,8 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from shards.reader import ShardSet
-from tests.distributed.launching import run
+from shards.read.shard_set import ShardSet
+from tests.support.launching import run
 
 pytestmark = pytest.mark.timeout(600)
 KINDS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import quality
-from tests.distributed.launching import ROOT, run
+from benchmarks import quality
+from tests.support.launching import ROOT, run
 
 RECIPES = ROOT / "launch" / "recipes"
 SPLIT = (
@@ -29,7 +29,7 @@ needs_data = pytest.mark.skipif("DIST_TRAIN_DATA" not in os.environ, reason="no 
 def test_a_recipe_for_cpus_in_short(recipe: str, catalogue: Path, tmp_path: Path) -> None:
     """A few steps on a generated catalogue, with the recipe's own encoders.
 
-    cpu.yaml has the demo's options (tests/unit/test_recipes.py), and the demo has its own test.
+    cpu.yaml has the demo's options (tests/unit/launch/test_recipes.py), which has its own test.
     """
     short = [f"--{view}.{option}" for view in ("image", "text")
              for option in ("epochs=0.3", "batch-size=16", "workers=0")]  # fmt: skip

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dist_train.distributed.stage import parent_shards
 from dist_train.report.gather import _open_photos
-from dist_train.stage import parent_shards
-from shards import remote
-from shards.reader import ShardSet
-from tests.distributed.comparing import losses, weights
-from tests.distributed.launching import run
-from tests.serving import serve
+from shards.read import remote
+from shards.read.shard_set import ShardSet
+from tests.support.comparing import losses, weights
+from tests.support.launching import run
+from tests.support.serving import serve
 
 pytestmark = pytest.mark.timeout(600)
 

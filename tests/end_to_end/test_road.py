@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.distributed.launching import ROOT, environment
+from tests.support.launching import ROOT, environment
 
 pytestmark = pytest.mark.timeout(600)
 STAGES = ("shards", "image", "text", "embedding", "index", "pairs", "matches")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.packer import pack
-from tests.faults.packing import OPTIONS, tree
+from shards.pack.pack import pack
+from tests.support.packing import OPTIONS, tree
 
 
 @pytest.fixture(scope="session")

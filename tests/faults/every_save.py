@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from dist_train.config import ImageEncoderOptions, ImageTraining
+from dist_train.config.options import ImageEncoderOptions, ImageTraining
 from dist_train.training.data import training_items
 from dist_train.training.loop import train
-from shards.reader import ShardSet
+from shards.read.shard_set import ShardSet
 from tests.faults.dying_rank import Death
 
 STEPS, BATCH = 3, 24

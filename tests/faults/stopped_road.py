@@ -17,7 +17,7 @@ import torch
 from dist_train.cli import main
 
 PLACES = [
-    "shards.packer:_seal",
+    "shards.pack.pack:_seal",
     "dist_train.training.checkpoint:Checkpoints.load_newest",
     "dist_train.training.loop:export",
     "dist_train.embedding.embed:unit_vectors",

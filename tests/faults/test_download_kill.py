@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from shards.files import sha256_file
-from shards.options import PackOptions
-from shards.packer import pack
-from shards.reader import ShardSet
-from tests.serving import Serving, serve
+from shards.pack.pack import pack
+from shards.photos.options import PackOptions
+from shards.read.shard_set import ShardSet
+from shards.storage.files import sha256_file
+from tests.support.serving import Serving, serve
 
 READ_ALL = """
 import json, sys
-from shards import remote
-from shards.reader import ShardSet
+from shards.read import remote
+from shards.read.shard_set import ShardSet
 remote.CHUNK = 8192
 reader = ShardSet(sys.argv[1]).reader()
 print(json.dumps([[reader[n].posting_id, reader[n].title] for n in range(len(reader))]))

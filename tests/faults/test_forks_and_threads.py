@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.distributed.launching import ROOT, environment
+from tests.support.launching import ROOT, environment
 
 PROBE = """
 import json, os

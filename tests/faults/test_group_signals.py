@@ -18,11 +18,11 @@ import numpy as np
 import psutil
 import pytest
 
-from shards.stage_files import status_of
-from shards.workers import leave_stops_to_parent, stops_blocked
-from tests.distributed.comparing import losses, weights
-from tests.distributed.launching import command, environment, run
+from shards.storage.stage_files import status_of
+from shards.storage.workers import leave_stops_to_parent, stops_blocked
 from tests.faults.test_stops import kill, wait_for
+from tests.support.comparing import losses, weights
+from tests.support.launching import command, environment, run
 
 pytestmark = pytest.mark.timeout(1800)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from dist_train.matching.index import index_shards
-from shards.errors import Unfinished
-from tests.distributed.launching import ROOT, environment
-from tests.distributed.planted import write_set
+from shards.storage.errors import Unfinished
+from tests.support.launching import ROOT, environment
+from tests.support.planted import write_set
 
 KIND = "HNSW24"  # slow to build, so that there is something to kill
 BUILD = """
 import sys
 from pathlib import Path
-from dist_train.config import IndexConfig
+from dist_train.config.options import IndexConfig
 from dist_train.matching.index import build_index
 build_index(Path(sys.argv[1]), Path(sys.argv[2]), IndexConfig(kind=sys.argv[3], recall_rows=40))
 """

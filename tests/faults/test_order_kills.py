@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_train.config import ImageTraining
+from dist_train.config.options import ImageTraining
 from dist_train.training.data import TrainingItems, training_items
-from shards.reader import ShardSet
-from tests.distributed.launching import command, environment
+from shards.read.shard_set import ShardSet
 from tests.faults.test_stops import kill, wait_for
+from tests.support.launching import command, environment
 
 pytestmark = pytest.mark.timeout(1800)
 BATCH, STEPS_A_KILL = 24, 14

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from shards import stage_files
-from shards.errors import Corrupt, Unfinished
-from shards.packer import pack
-from shards.reader import ShardSet
-from shards.tar import write_shard
-from tests.faults.packing import OPTIONS, command, finish, started, temporary_files
+from shards.pack.pack import pack
+from shards.read.shard_set import ShardSet
+from shards.storage import stage_files
+from shards.storage.errors import Corrupt, Unfinished
+from shards.tar.write import write_shard
+from tests.support.packing import OPTIONS, command, finish, started, temporary_files
 
 # ── a real process, at random moments
 
@@ -71,14 +71,15 @@ def standing(out: Path) -> str:
 DRIVER = """
 import os, signal, sys
 from pathlib import Path
-from shards import files, packer
-from shards.options import PackOptions
+from shards.storage import files
+from shards.pack import pack
+from shards.photos.options import PackOptions
 
 catalogue, folder = Path(sys.argv[1]), Path(sys.argv[2])
 replace = os.replace
 
 def pack(out):
-    packer.pack(catalogue, catalogue.parent / "images", out, PackOptions(size=24, shard_items=6))
+    pack.pack(catalogue, catalogue.parent / "images", out, PackOptions(size=24, shard_items=6))
 
 def killed_at(number, after):
     count = 0

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import Failed
-from shards.options import PackOptions
-from shards.packer import pack
-from shards.verify import verify
-from tests.faults.packing import command, temporary_files, tree
+from shards.pack.pack import pack
+from shards.photos.options import PackOptions
+from shards.read.verify import verify
+from shards.storage.errors import Failed
+from tests.support.packing import command, temporary_files, tree
 
 OPTIONS = PackOptions(size=24, shard_items=50)
 
@@ -148,9 +148,9 @@ def test_a_disk_that_fills_up_while_packing(
 
 
 def test_the_estimate_is_near_what_is_written(all_of_it: Path, tmp_path: Path) -> None:
-    from shards.catalogue import Catalogue
-    from shards.plan import Plan, make_plan
-    from shards.room import survey, written
+    from shards.catalogue.rows import Catalogue
+    from shards.pack.disk_space import survey, written
+    from shards.pack.plan import Plan, make_plan
 
     images = all_of_it.parent / "images"
     make_plan(tmp_path / "p", Catalogue(all_of_it), OPTIONS, "one")

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from shards import packer
-from shards.catalogue import Catalogue
-from shards.errors import BadInput, Corrupt
-from shards.packer import Task, pack
-from shards.plan import Plan
-from shards.reader import ShardSet
-from shards.seal import seal
-from tests.faults.packing import OPTIONS, finish, started, tree
+from shards.catalogue.rows import Catalogue
+from shards.pack.pack import Task, pack
+from shards.pack.plan import Plan
+from shards.pack.seal import seal
+from shards.read.shard_set import ShardSet
+from shards.storage.errors import BadInput, Corrupt
+from tests.support.packing import OPTIONS, finish, started, tree
 
 # ── several tasks and several workers
 
@@ -137,7 +136,7 @@ def test_a_catalogue_that_changes_under_the_pack_is_not_finished(few: Path, tmp_
         return seal(plan, source, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packer, "seal", changed)
+        patch.setattr(pack, "seal", changed)
         with pytest.raises(BadInput, match=r"few\.csv: has changed while it was packed"):
             pack(catalogue, few.parent / "images", out, OPTIONS)
     assert not (out / "manifest.json").exists()

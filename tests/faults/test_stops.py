@@ -13,8 +13,8 @@ import pandas as pd
 import psutil
 import pytest
 
-from tests.distributed.comparing import losses, weights
-from tests.distributed.launching import ROOT, command, environment, run
+from tests.support.comparing import losses, weights
+from tests.support.launching import ROOT, command, environment, run
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.config import HeadOptions, ImageEncoderOptions, ImageTraining
+from dist_train.config.options import HeadOptions, ImageEncoderOptions, ImageTraining
 from dist_train.training.checkpoint import _fault
 from dist_train.training.loop import train
-from tests.distributed.comparing import largest_difference
-from tests.distributed.launching import CPU, command, environment
 from tests.faults.test_stops import kill
-from tests.unit.test_training_lives import spoil
+from tests.support.comparing import largest_difference
+from tests.support.launching import CPU, command, environment
+from tests.unit.training.test_attempts import spoil
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from dist_train.config import ImageTraining, TextTraining, View
+from dist_train.config.options import ImageTraining, TextTraining, View
 from dist_train.training.data import training_items
-from shards.reader import ShardSet
-from tests.distributed.comparing import largest_difference, losses
-from tests.distributed.launching import ROOT, environment
-from tests.faults.lives import Life, served
+from shards.read.shard_set import ShardSet
+from tests.support.attempts import Life, served
+from tests.support.comparing import largest_difference, losses
+from tests.support.launching import ROOT, environment
 
 pytestmark = pytest.mark.timeout(1800)
 STEPS, BATCH, PASSES = 20, 12, 2

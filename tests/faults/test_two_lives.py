@@ -3,8 +3,8 @@
 import signal
 from pathlib import Path
 
-from tests.distributed.comparing import losses, weights
 from tests.faults.test_stops import rows_of, start, wait_for
+from tests.support.comparing import losses, weights
 
 
 def state_of(run: Path) -> dict[str, int]:

@@ -13,10 +13,10 @@ import pytest
 from dist_train.encoders.batches import BatchPlan, load
 from dist_train.encoders.image import ImageInputs
 from dist_train.monitor.metrics import read_metrics
-from shards.errors import Corrupt
-from shards.reader import ItemReader, ShardSet
-from tests.distributed.comparing import largest_difference, losses
-from tests.distributed.launching import command, environment, run
+from shards.read.shard_set import ItemReader, ShardSet
+from shards.storage.errors import Corrupt
+from tests.support.comparing import largest_difference, losses
+from tests.support.launching import command, environment, run
 
 pytestmark = pytest.mark.timeout(600)
 PIXELS = ImageInputs(32, [0.5] * 3, [0.5] * 3, 0.5)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import HOW_TO_GET, Cluster, can_have_hosts, is_installed
+from tests.support.slurm_cluster import HOW_TO_GET, Cluster, can_have_hosts, is_installed
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shards.stage_files import status_of
-from tests.distributed.comparing import losses, weights
-from tests.distributed.launching import ROOT, run
+from shards.storage.stage_files import status_of
 from tests.faults.test_two_lives import state_of
-from tests.slurm.cluster import Cluster
+from tests.support.comparing import losses, weights
+from tests.support.launching import ROOT, run
+from tests.support.slurm_cluster import Cluster
 
 pytestmark = pytest.mark.timeout(3000)
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from shards.files import read_json
-from tests.distributed.launching import ROOT, environment
-from tests.slurm.cluster import HOW_TO_GET, Cluster, is_installed
+from shards.storage.files import read_json
+from tests.support.launching import ROOT, environment
+from tests.support.slurm_cluster import HOW_TO_GET, Cluster, is_installed
 
 pytestmark = pytest.mark.timeout(1500)
 STAGES = ["pack", "image", "text", "embedding", "index", "join", "match", "evaluate", "report"]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from shards import remote
-from shards.cache import FOLDER
-from shards.options import PackOptions
-from shards.packer import pack
-from tests.serving import Serving, serve
+from shards.pack.pack import pack
+from shards.photos.options import PackOptions
+from shards.read import remote
+from shards.read.cache import FOLDER
+from tests.support.serving import Serving, serve
 
 
 @pytest.fixture(scope="session")

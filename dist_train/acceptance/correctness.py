@@ -1,0 +1,223 @@
+"""What a device must get right: each path beside the same computation on the CPU.
+
+Every function gives the largest difference and what is allowed, and says of what.
+"""
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from dist_train.doctor.all_reduce import ask_ranks
+from dist_train.acceptance.outcomes import Proof
+from dist_train.config.options import ImageEncoderOptions, TextEncoderOptions
+from dist_train.distributed.stage import EMBEDDING
+from dist_train.embedding.store import part_path
+from dist_train.encoders.image import ImageEncoder
+from dist_train.encoders.text import TextEncoder
+from dist_train.heads.class_parallel import MarginHead
+from dist_train.matching.faiss_library import faiss, on_gpu
+from dist_train.matching.pairs import PairSet
+from shards.storage import stage_files
+from shards.storage.files import write_parquet
+
+MINUTE = 60.0
+CLASSES, BATCH, WIDTH = 2_000, 48, 64
+JOINED, COLUMNS = 3_000, 64
+
+
+def image_encoder(device: torch.device, precision: str) -> Proof:
+    """A ViT of random weights: unit vectors beside the CPU's in float32."""
+    model = "vit_base_patch16_224" if device.type == "cuda" else "vit_tiny_patch16_224"
+    options = ImageEncoderOptions(model=model, pretrained=False)
+    torch.manual_seed(0)
+    return _same_vectors(ImageEncoder(options), (torch.randn(4, 3, 224, 224),), device, precision)
+
+
+def text_encoder(device: torch.device, precision: str) -> Proof:
+    """A BERT of random weights over single letters, padded titles among them."""
+    with TemporaryDirectory() as folder:
+        letters_bert(Path(folder), large=device.type == "cuda")
+        encoder = TextEncoder(TextEncoderOptions(model=folder))
+    tokens = torch.randint(5, 60, (4, 24), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(24) < torch.tensor([[24], [11], [3], [17]])).long()
+    return _same_vectors(encoder, (tokens, mask), device, precision)
+
+
+def letters_bert(folder: Path, large: bool) -> None:
+    """A BERT's folder, with random weights and a tokenizer of single letters."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    letters = [chr(code) for code in range(33, 127)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    layers, width = (12, 768) if large else (2, 64)
+    BertModel(BertConfig(
+        vocab_size=len(words), hidden_size=width, num_hidden_layers=layers,
+        num_attention_heads=width // 32, intermediate_size=4 * width,
+    )).save_pretrained(folder)  # fmt: skip
+
+
+def _same_vectors(
+    encoder: Any, inputs: tuple[torch.Tensor, ...], device: torch.device, precision: str
+) -> Proof:
+    encoder.eval()
+    with torch.inference_mode():
+        encoder.precision = "fp32"
+        truth = F.normalize(encoder(*inputs).double(), dim=1)
+        encoder.to(device).precision = precision
+        found = F.normalize(encoder(*(x.to(device) for x in inputs)).double().cpu(), dim=1)
+    # bf16 keeps 8 bits; a dozen layers of such roundings turn a vector by some hundredths.
+    allowed = 1e-4 if precision == "fp32" else 1e-2
+    return Proof(float((1 - (truth * found).sum(1)).max()), allowed, "1 - cosine")
+
+
+def head(device: torch.device, world: int) -> Proof:
+    """The sharded softmax on `world` ranks: loss and both gradients beside float64 on one CPU."""
+    truth = head_values(0, 1, torch.device("cpu"), "float64")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    found = ask_ranks(head_values, backend, world, 3 * MINUTE, "float32")
+    together = (found[0][0], *(np.concatenate(part) for part in list(zip(*found, strict=True))[1:]))
+    # DDP takes the mean over ranks, so each rank's gradient of its items comes W times.
+    scaled = (together[0], together[1] / world, together[2])
+    worst = max(
+        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(scaled, truth, strict=True)
+    )
+    return Proof(worst, 1e-4, "loss and gradients, of the largest")
+
+
+def head_values(
+    rank: int, world: int, device: torch.device, dtype: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(loss, gradient of this rank's items, gradient of its centres) of a fixed batch."""
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randn(BATCH, WIDTH, generator=generator)
+    labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
+    share = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    mine = items[share].to(device, getattr(torch, dtype)).requires_grad_()
+    sharded = MarginHead(
+        classes=CLASSES, width=WIDTH, loss="arcface", scale=32.0, chunk=512, seed=0, rank=rank,
+        world=world,
+    ).to(device, getattr(torch, dtype))  # fmt: skip
+    loss = sharded(mine, labels[share].to(device), 0.5)
+    loss.backward()
+    assert mine.grad is not None
+    assert sharded.weight.grad is not None
+    values = (loss.detach().reshape(1), mine.grad, sharded.weight.grad)
+    return tuple(x.double().cpu().numpy() for x in values)  # pyrefly: ignore[bad-return]
+
+
+def collective(name: str, device: torch.device, world: int) -> Proof:
+    """all_gather or reduce_scatter on `world` ranks, of numbers that add up exactly."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    worst = max(ask_ranks(collective_error, backend, world, 3 * MINUTE, name))
+    return Proof(worst, 0.0, f"{name} of {world} ranks")
+
+
+def collective_error(rank: int, world: int, device: torch.device, name: str) -> float:
+    """Largest difference from what must come out."""
+    each = 1 << 16
+    whole = torch.arange(world * each, dtype=torch.float32, device=device) % 1024
+    part = whole[rank * each : (rank + 1) * each].clone()
+    if name == "all_gather":
+        out = torch.empty_like(whole)
+        dist.all_gather_into_tensor(out, part)
+        return float((out - whole).abs().max())
+    out = torch.empty_like(part)
+    dist.reduce_scatter_tensor(out, whole * (rank + 1))
+    return float((out - part * (world * (world + 1) // 2)).abs().max())
+
+
+def faiss_index(device: torch.device, kind: str) -> Proof:
+    """The 10 best of a flat or an inverted index on the device: their scores beside NumPy's."""
+    rows, queries = _unit_rows(20_000, 64), _unit_rows(64, 64, seed=1)
+    factory = {"flat": "Flat", "IVF": "IVF64,Flat"}[kind]
+    index = faiss.index_factory(64, factory, faiss.METRIC_INNER_PRODUCT)
+    index.train(rows)
+    if device.type == "cuda":
+        index = on_gpu(index)
+    index.add(rows)
+    if kind == "IVF":
+        index.nprobe = 64  # all lists: then it is exact too
+    scores, ids = index.search(queries, 10)
+    return _best_ten(rows, queries, scores, ids)
+
+
+def faiss_knn(device: torch.device) -> Proof:
+    """FAISS' brute force over torch tensors, on the GPU without a copy through the host."""
+    rows, queries = _unit_rows(20_000, 64), _unit_rows(64, 64, seed=1)
+    if device.type == "cuda":
+        import_module("faiss.contrib.torch_utils")  # makes knn_gpu take tensors
+        resources = faiss.StandardGpuResources()
+        places = (torch.from_numpy(x).to(device) for x in (queries, rows))
+        scores, ids = faiss.knn_gpu(resources, *places, 10, metric=faiss.METRIC_INNER_PRODUCT)
+        return _best_ten(rows, queries, scores.cpu().numpy(), ids.cpu().numpy())
+    return _best_ten(rows, queries, *faiss.knn(queries, rows, 10, faiss.METRIC_INNER_PRODUCT))
+
+
+def _best_ten(rows: np.ndarray, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> Proof:
+    products = queries.astype(np.float64) @ rows.astype(np.float64).T
+    best = -np.sort(-products, axis=1)[:, :10]
+    told = np.take_along_axis(products, ids.astype(np.int64), 1)
+    return Proof(float(max(np.abs(scores - told).max(), np.abs(told - best).max())), 1e-3, "scores")
+
+
+def join(device: torch.device, engine: str) -> Proof:
+    """The stages index and join on the device: pairs that differ from those of the CPU's gemm."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        _embedding_set(folder / "embedding")
+        _verb("index", folder / "embedding", "--out", folder / "index", "--kind", "Flat")
+        found = []
+        for where, by in ((device.type, engine), ("cpu", "gemm")):
+            out = folder / f"pairs-{where}-{by}-{len(found)}"
+            words = [folder / "embedding", "--index", folder / "index", "--out", out]
+            _verb("join", *words, "--device", where, "--engine", by, "--max-score-floor", 0.8)
+            found.append(PairSet(out).select().set_index(["i", "j"]))
+    ours, theirs = found
+    if not len(theirs):
+        raise RuntimeError("the CPU found no pair: nothing is compared")
+    apart = len(ours.index.symmetric_difference(theirs.index))
+    both = ours.join(theirs, rsuffix="_cpu", how="inner")
+    return Proof(apart + float((both.score != both.score_cpu).sum()), 0.0,
+                 f"of {len(theirs)} pairs")  # fmt: skip
+
+
+def _embedding_set(out: Path) -> None:
+    """Rows of both parts with many near ones, as the stage embed leaves them."""
+    stage_files.begin(out, EMBEDDING, {"by": "acceptance"}, {})
+    files = []
+    for view, seed in (("image", 2), ("text", 3)):
+        centres = _unit_rows(JOINED // 3, COLUMNS, seed=seed)
+        rows = np.repeat(centres, 3, axis=0) + 0.3 * _unit_rows(JOINED, COLUMNS, seed=seed + 9)
+        files.append(part_path(out, view, 0))
+        np.save(files[-1], (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16))
+    ids = [f"p{n}" for n in range(JOINED)]
+    table = pd.DataFrame({"row": np.arange(JOINED), "posting_id": ids, "title": ids})
+    table = table.assign(label_group="", split="unlabelled", status="embedded", has_image=True,
+                         has_text=True, sha256="", phash="", photo_group=-1)  # fmt: skip
+    write_parquet(out / "items.parquet", table)
+    stage_files.finish(out, {"postings": JOINED, "items": JOINED}, [*files, out / "items.parquet"])
+
+
+def _verb(*words: object) -> None:
+    # A process of its own: one that has begun on the CPU cannot go over to a GPU.
+    line = [sys.executable, "-m", "dist_train", *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=4 * MINUTE)
+    if done.returncode:
+        raise RuntimeError(f"{words[0]}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+
+
+def _unit_rows(rows: int, width: int, seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+    return values / np.linalg.norm(values, axis=1, keepdims=True)

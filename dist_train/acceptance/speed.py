@@ -1,0 +1,120 @@
+"""How fast a device is at what the stages do, beside what its maker says it can at most."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+
+from dist_train.doctor.all_reduce import ask_ranks, bus_share, fastest_sum
+from dist_train.acceptance.outcomes import Rate
+from dist_train.config.options import ImageEncoderOptions
+from dist_train.distributed.runtime import bf16_pays
+from dist_train.encoders.image import ImageEncoder
+from dist_train.matching.kernels import kernels_for
+
+PEAKS = {
+    "H100 PCIe": (756, 2000), "H100": (989, 3350), "H200": (989, 4800), "A100": (312, 2039),
+    "L40S": (362, 864), "L4": (121, 300), "V100": (125, 900),
+}  # fmt: skip
+"""Dense bfloat16 (V100: float16) TFLOP/s and GB/s of memory, from NVIDIA's data sheets; the first
+name that the device's contains counts (80 GB forms)."""
+VIT_B_FLOPS = 2 * 17.56e9
+"""Of a forward pass on one photo of 224 pixels: 17.56 G multiply-adds (Dosovitskiy et al., 2021;
+timm's table of models)."""
+
+
+def peaks(name: str) -> tuple[float | None, float | None]:
+    """Dense TFLOP/s in 16 bits and GB/s of the device called `name`."""
+    return next((found for key, found in PEAKS.items() if key in name), (None, None))
+
+
+def product(device: torch.device, dtype: torch.dtype, size: int) -> Rate:
+    """A square matrix product."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    limit = peaks(_name(device))[0] if dtype != torch.float32 else None
+    return Rate(2 * size**3 / seconds(lambda: a @ b, device) / 1e12, "TFLOP/s", limit)
+
+
+def memory(device: torch.device, numbers: int) -> Rate:
+    """A copy inside the device's memory: every byte is read and written."""
+    source = torch.randn(numbers, device=device)
+    out = torch.empty_like(source)
+    took = seconds(lambda: out.copy_(source), device)
+    return Rate(8 * numbers / took / 1e9, "GB/s", peaks(_name(device))[1])
+
+
+def from_host(device: torch.device, numbers: int) -> Rate:
+    """Photos on their way to the device, from pinned memory where there is a GPU."""
+    source = torch.randn(numbers)
+    source = source.pin_memory() if device.type == "cuda" else source
+    out = torch.empty(numbers, device=device)
+    took = seconds(lambda: out.copy_(source, non_blocking=True), device)
+    return Rate(4 * numbers / took / 1e9, "GB/s")
+
+
+def encoder(device: torch.device, model: str, batch: int, training: bool) -> Rate:
+    """Photos of 224 pixels a second through an image encoder, forward or forward and backward."""
+    options = ImageEncoderOptions(model=model, pretrained=False)
+    network = ImageEncoder(options).to(device).train(training)
+    network.precision = "auto"
+    pixels = torch.randn(batch, 3, 224, 224, device=device)
+
+    def step() -> None:
+        with torch.set_grad_enabled(training):
+            out = network(pixels)
+        if training:
+            out.sum().backward()
+            network.zero_grad()
+
+    peak = peaks(_name(device))[0] if model == "vit_base_patch16_224" else None
+    passes = 3 if training else 1
+    limit = None if peak is None else peak * 1e12 / (passes * VIT_B_FLOPS)
+    return Rate(batch / seconds(step, device), "photos/s", limit)
+
+
+def join(device: torch.device, rows: int, width: int) -> Rate:
+    """The join's product of `rows` by `rows` by its fastest kernel, compared with a score floor."""
+    values = np.random.default_rng(0).standard_normal((rows, width)).astype(np.float32)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    took = float("inf")
+    for kernel in kernels_for(device, bf16_pays(device)):
+        product = partial(kernel.product, kernel.left(values), kernel.right(values))
+        floor = kernel.steps(np.array(0.5)).item()
+        took = min(took, seconds(lambda p=product, f=floor: (p() >= f).any(1), device))
+    return Rate(2 * rows**2 * width / took / 1e12, "TFLOP/s", peaks(_name(device))[0])
+
+
+def all_reduce(device: torch.device, world: int, numbers: int) -> Rate:
+    """Bus bandwidth among `world` ranks of this machine."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    slowest = max(ask_ranks(fastest_sum, backend, world, 120, numbers))
+    return Rate(bus_share("all_reduce", world) * 4 * numbers / slowest / 1e9, "GB/s")
+
+
+def seconds(
+    step: Callable[[], object], device: torch.device, least: float = 0.3, tries: int = 4
+) -> float:
+    """Seconds of one step, the best of at least `tries` and of `least` seconds.
+
+    On a CPU those of a thread's processor: other work on the machine must not count.
+    """
+    best, spent, count = float("inf"), 0.0, 0
+    while spent < least or count < tries:
+        start = _now(device)
+        step()
+        took = _now(device) - start
+        best, spent, count = min(best, took), spent + took, count + 1
+    return best
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time() / torch.get_num_threads()
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

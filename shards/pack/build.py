@@ -1,0 +1,100 @@
+"""Build one shard from the plan: the tar, the outcome of each posting, and the index as mark."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pandas as pd
+
+from shards.pack.plan import Plan, Row, Shard
+from shards.photos.options import PackOptions
+from shards.photos.photo import PhotoFacts, PhotoRefused, load_photo, photo_facts
+from shards.storage.errors import Corrupt
+from shards.storage.files import write_parquet
+from shards.tar.index import read_index
+from shards.tar.layout import facts_path, shard_path
+from shards.tar.write import Sample, write_shard
+
+TO_JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
+
+
+class Facts(PhotoFacts):
+    """The outcome of a posting: `status` is packed or rejected, `reason` a remark or empty."""
+
+    row: int
+    slot: int
+    status: str
+    reason: str
+    has_text: bool
+
+
+def build_shard(
+    shard: Shard, plan: Path, stamp: str, images: Path | None, out: Path, options: PackOptions
+) -> int:
+    """Write one shard unless it is built already; the number of its postings."""
+    if is_built(shard, out):
+        return shard.items
+    facts: list[Facts] = []
+    facts_file = facts_path(out, shard.split, shard.number)
+    facts_file.unlink(missing_ok=True)
+    with closing(Plan(plan, stamp)) as opened:
+        found = samples(opened.rows(shard), images, options, facts)
+        tar = shard_path(out, shard.split, shard.number)
+        write_shard(tar, found, lambda: write_parquet(facts_file, pd.DataFrame(facts)))
+    return shard.items
+
+
+def is_built(shard: Shard, out: Path) -> bool:
+    """Whether a shard is complete with its index and its facts."""
+    tar = shard_path(out, shard.split, shard.number)
+    try:
+        index = read_index(tar.with_suffix(".idx"))
+    except Corrupt:
+        return False
+    is_complete = tar.exists() and tar.stat().st_size == index.header["tar_bytes"]
+    return is_complete and facts_path(out, shard.split, shard.number).exists()
+
+
+def samples(
+    rows: Iterable[Row], images: Path | None, options: PackOptions, facts: list[Facts]
+) -> Iterator[Sample]:
+    """Yield (slot, class_id, members) of every posting that can be packed.
+
+    The outcome of every posting is appended to `facts`, also of those that cannot.
+    """
+    for row in rows:
+        photo, reasons = None, []
+        if row.image and images is not None:
+            try:
+                photo = load_photo(images, row.image, options)
+            except PhotoRefused as refused:
+                reasons.append(f"photo {row.image}: {refused}")
+        title = row.title[: options.max_title]
+        if len(row.title) > len(title):
+            reasons.append(f"title of {len(row.title)} characters cut")
+        has_text = bool(title.strip())
+        is_packed = photo is not None or has_text
+        if not is_packed and not reasons:
+            reasons.append("neither a photo nor a title")
+        fact = Facts(
+            row=row.row,
+            slot=row.slot,
+            status="packed" if is_packed else "rejected",
+            reason="; ".join(reasons),
+            has_text=has_text,
+            **photo_facts(photo),
+        )
+        facts.append(fact)
+        if not is_packed:
+            continue
+        known = {k: v for k, v in fact.items() if k not in ("row", "slot", "status", "colours")}
+        texts = {"posting_id": row.posting_id, "label_group": row.label_group, "title": title}
+        members = {"json": TO_JSON(known | texts).encode()}
+        if photo is not None:
+            members["jpg"] = photo.jpeg
+        if has_text:
+            members["txt"] = title.encode()
+        if row.class_id >= 0:
+            members["cls"] = str(row.class_id).encode()
+        yield row.slot, row.class_id, members

@@ -1,0 +1,124 @@
+"""Space on the disk: how much a pack will need, and a clear error when there is too little."""
+
+import errno
+import os
+import shutil
+import sqlite3
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypedDict
+
+from shards.pack.build import Facts, samples
+from shards.pack.plan import Plan
+from shards.photos.options import PackOptions
+from shards.photos.photo import NOT_FOUND, PhotoRefused, find_photo
+from shards.storage.errors import BadInput, Failed
+from shards.storage.files import format_bytes
+
+SAMPLE = 64
+"""Postings that are prepared to estimate the size of all."""
+BLOCK = 512
+INDEX_AND_TABLE = 300
+"""Bytes of an item in its .idx, in .pack and in items.parquet beside the catalogue's own."""
+HANDFUL = 5
+"""Up to so many photos may all be missing by chance."""
+LOOKED_FOR = 1_000
+"""Postings whose photos are looked for when all photos of the sample are missing."""
+PHOTOS_REMEDY = (
+    "is --images the folder that the column image starts from, and is it mounted? If there are no "
+    "photos, empty that column"
+)
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Survey(TypedDict):
+    """The estimated bytes of the complete set, and names of photos that the sample found."""
+
+    bytes: int
+    photos: list[str]
+
+
+def survey(plan: Plan, catalogue: Path, images: Path | None, options: PackOptions) -> Survey:
+    """Estimate the size of the set from a sample of real postings.
+
+    Their mean size times the number of postings; two standard errors are added, so that 39
+    estimates of 40 are not too small. Raises BadInput when not one of many photos exists.
+    """
+    # At most a twentieth of a small catalogue, whose sample is read a second time by the pack.
+    rows = plan.sample(max(1, min(SAMPLE, len(plan) // 20)))
+    facts: list[Facts] = []
+    prepared = samples([row._replace(slot=n) for n, row in enumerate(rows)], images, options, facts)
+    sizes = [0] * len(rows)
+    for slot, _, members in prepared:
+        sizes[slot] = sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for data in members.values())
+    named = [row.image for row in rows if row.image]
+    missing = sum(f": {NOT_FOUND}" in fact["reason"] for fact in facts)
+    # With the wrong folder every photo would be missing from the set without any error.
+    if images is not None and len(named) > HANDFUL and missing >= len(named):
+        more = [row.image for row in plan.sample(min(LOOKED_FOR, len(plan))) if row.image]
+        if not _any_found(images, more):
+            raise BadInput(
+                f"{images}: has none of the {len(more)} photos that were looked for, for example "
+                f"{named[0]}; {PHOTOS_REMEDY}"
+            )
+    spread = statistics.stdev(sizes) / len(sizes) ** 0.5 if len(sizes) > 1 else 0.0
+    item = statistics.fmean(sizes) + 2 * spread + INDEX_AND_TABLE
+    photos = [row.image for row, fact in zip(rows, facts, strict=True) if fact["has_image"]]
+    return {"bytes": int(item * len(plan)) + 2 * catalogue.stat().st_size, "photos": photos}
+
+
+def check_photos(images: Path | None, names: list[str]) -> None:
+    """Raise BadInput when `images` lacks all the photos `names` that the survey found."""
+    # A folder that is not mounted on one node would cost all the photos of its shards.
+    if images is not None and names and not _any_found(images, names):
+        raise BadInput(
+            f"{images}: on {os.uname().nodename} it lacks {names[0]} and every other photo that "
+            "was there for the plan; is the right folder mounted?"
+        )
+
+
+def _any_found(images: Path, names: list[str]) -> bool:
+    for name in names:
+        with suppress(PhotoRefused):
+            find_photo(images, name)
+            return True
+    return False
+
+
+def check_room(out: Path, needed: int) -> None:
+    """Raise Failed when `out` lacks space for what is not yet written of `needed` bytes."""
+    missing = needed - written(out)
+    free = shutil.disk_usage(out).free
+    if missing > free:
+        raise Failed(
+            f"{out}: no room: about {format_bytes(missing)} needed, {format_bytes(free)} free on "
+            "its file system; make room, or pack smaller photos with --size"
+        )
+
+
+def written(out: Path) -> int:
+    """Bytes of the shards that are complete."""
+    return sum(path.stat().st_size for path in out.glob("*/[0-9]*.*"))
+
+
+@contextmanager
+def full_disk_fails(out: Path) -> Iterator[None]:
+    """Inside the block a disk or quota that fills up raises Failed with what is free and done."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        if isinstance(error, OSError):
+            is_full = error.errno in FULL
+        else:
+            # SQLite reports a full disk, but a quota or limit only as a write that failed.
+            codes = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+            is_full = error.sqlite_errorcode in codes
+        if not is_full:
+            raise
+        free, done = format_bytes(shutil.disk_usage(out).free), format_bytes(written(out))
+        raise Failed(
+            f"{out}: no room left ({error}); {free} free on its file system, {done} of shards are "
+            "complete; make room or raise the quota, and the same command goes on"
+        ) from None

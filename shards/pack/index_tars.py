@@ -1,0 +1,284 @@
+"""Tars from other tools become a shard set in place: an index beside each, nothing is moved.
+
+All tars are scanned before anything is written, so that a refusal leaves the folder as it was.
+What was found of the items lies on the disk meanwhile: memory is that of the largest tar.
+"""
+
+import logging
+import shutil
+import sqlite3
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TypedDict, cast
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from shards.catalogue.split import SPLITS, split_of
+from shards.pack.disk_space import full_disk_fails
+from shards.pack.items import (
+    OWN,
+    STORED,
+    Counts,
+    arrow_type,
+    count_items,
+    create_items,
+    group_photos,
+    write_rows,
+)
+from shards.read.verify import verify
+from shards.storage import stage_files
+from shards.storage.errors import BadInput, Corrupt, Stopped
+from shards.storage.files import read_json, remove_abandoned, sha256_file, write_json
+from shards.storage.scratch import scratch
+from shards.storage.workers import each, stops_interrupt
+from shards.tar.foreign import scan_tar
+from shards.tar.index import MAGIC, write_index
+from shards.tar.layout import ITEMS, KIND, LABEL_NOISE, WORK, is_tar
+
+COLUMNS = ("posting_id", "title", "label_group")
+OTHERS = ("tar", "key", "folder", "cls", "image", "title")
+NAMES = ("posting_id", "image", "label_group", "tar", *OWN, "title")
+SCHEMA = pa.schema([(name, arrow_type(name)) for name in NAMES])
+REPEATED = """
+SELECT two.tar, two.key, two.posting_id, one.key, one.tar FROM (
+    SELECT rowid AS row, MIN(rowid) OVER (PARTITION BY posting_id) AS first FROM item
+) JOIN item AS two ON two.rowid = row JOIN item AS one ON one.rowid = first
+    WHERE row > first ORDER BY first, row LIMIT 1
+"""
+# Without a label nothing can be trained on or scored, in whatever folder the tar lies.
+SPLIT = """
+UPDATE item SET split = IIF(folder = '' OR label_group = '', split_of(label_group), folder);
+UPDATE item SET shard = -1, slot = -1 WHERE status = 'rejected';
+"""
+# Whether cls in the tars numbers the products of train one to one, from 0 without gaps.
+IS_NUMBERED = """
+SELECT COUNT(*) = COUNT(DISTINCT label_group) AND COUNT(*) = COUNT(DISTINCT cls)
+    AND MIN(cls = CAST(CAST(cls AS INTEGER) AS TEXT)) AND MIN(CAST(cls AS INTEGER)) = 0
+    AND MAX(CAST(cls AS INTEGER)) = COUNT(*) - 1
+    FROM (SELECT DISTINCT label_group, cls FROM item WHERE split = 'train')
+"""
+CLASSES_OF_TARS = "UPDATE item SET class_id = CAST(cls AS INTEGER) WHERE split = 'train'"
+# As in a plan: the rank of its first posting among the first postings of all classes.
+CLASSES = """
+CREATE TABLE class (row INTEGER PRIMARY KEY, class_id INTEGER);
+INSERT INTO class SELECT row, DENSE_RANK() OVER (ORDER BY first) - 1 FROM (
+    SELECT rowid AS row, MIN(rowid) OVER (PARTITION BY label_group) AS first
+    FROM item WHERE split = 'train'
+) ORDER BY row;
+UPDATE item SET class_id = class.class_id FROM class WHERE class.row = item.rowid;
+"""
+PACKED = """
+SELECT split, class_id, posting_id, title FROM item
+    WHERE rowid BETWEEN ? AND ? AND status = 'packed' ORDER BY rowid
+"""
+ACROSS = """
+SELECT COUNT(*) FROM (
+    SELECT 1 FROM item WHERE status = 'packed' AND label_group <> ''
+    GROUP BY label_group HAVING COUNT(DISTINCT split) > 1
+)
+"""
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+log = logging.getLogger("shards")
+
+
+class Config(TypedDict):
+    """What the result depends on beside the tars, as stage.json holds it."""
+
+    columns: dict[str, str]
+    leave: list[str]
+
+
+def index_tars(
+    path: Path,
+    columns: Mapping[str, str] | None = None,
+    leave: Collection[str] = (),
+    workers: int = 1,
+) -> Counts:
+    """Make the folder `path` of tars a shard set by an index beside each tar; its counts.
+
+    `columns` has the json keys of posting_id, title and label_group where they are others,
+    `leave` the suffixes (or base names) of members that are not read. Tars in folders train, val
+    and test are of that split, all others are split by label group. Raises BadInput for a folder
+    that holds a packed set or has changed since it was indexed, Corrupt for a damaged tar, Failed
+    when the disk has no space for the index, Stopped on SIGTERM and Ctrl-C.
+    """
+    config = Config(columns=dict(columns or {}), leave=sorted(leave))
+    if unknown := sorted(config["columns"].keys() - set(COLUMNS)):
+        raise BadInput(f"--columns {unknown[0]}: there are {', '.join(COLUMNS)}")
+    counts = _indexed_before(path, config)
+    if counts is not None:
+        return counts
+    tars = _tars(path)
+    work = path / WORK
+    try:
+        with stops_interrupt(), full_disk_fails(path):
+            remove_abandoned(path)
+            # Beside the tars: the system's temporary folder may be memory.
+            with scratch(work / "items") as database:
+                sizes = _scan(path, tars, config, workers, database)
+                _assign(database)
+                group_photos(database, work)
+                stage = {"format": stage_files.FORMAT, "started": stage_files.timestamp()}
+                stage |= {"index-tars": True, "kind": KIND, "config": config, "parents": {}}
+                write_json(path / stage_files.STAGE, stage)
+                stage_files.write_status(path, "running")
+                last = 0
+                for number, (tar, size) in enumerate(zip(tars, sizes, strict=True)):
+                    first, last = last + 1, last + size
+                    packed = database.execute(PACKED, (first, last)).fetchall()
+                    _write_index(tar, packed, np.load(work / f"{number}.npy"))
+                rows = database.execute(f"SELECT {', '.join(NAMES)} FROM item")
+                write_rows(path / ITEMS, SCHEMA, rows)
+                return _finish(path, tars, database)
+    except KeyboardInterrupt:
+        if (path / stage_files.STAGE).exists():
+            stage_files.write_status(path, "preempted", "stopped by a signal")
+        raise Stopped(f"{path}: stopped by a signal; the same command starts again") from None
+    except OSError as error:
+        raise BadInput(f"{error.filename or path}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _indexed_before(path: Path, config: Config) -> Counts | None:
+    """The counts, when the same tars were indexed with the same config; None if never indexed."""
+    if not (path / stage_files.STAGE).exists():
+        if (path / ITEMS).exists():
+            raise BadInput(f"{path / ITEMS}: in the way of the table to be written; move it away")
+        return None
+    stage = read_json(path / stage_files.STAGE)
+    if not isinstance(stage, dict) or stage.get("kind") != KIND or "index-tars" not in stage:
+        raise BadInput(f"{path}: was made by another verb, which wrote its own index")
+    if not (path / stage_files.MANIFEST).exists():
+        return None  # killed while it wrote: done again
+    again = f"to index it anew remove its {stage_files.STAGE}, {stage_files.MANIFEST} and {ITEMS}"
+    if stage["config"] != config:
+        raise BadInput(f"{path}: was indexed with {stage['config']}, now {config}; {again}")
+    manifest = stage_files.open_finished(path, KIND)
+    new = {str(tar.relative_to(path)) for tar in _tars(path)} - set(manifest["files"])
+    faults = [f"{path / name}: new" for name in sorted(new)] + verify(path)
+    if faults:
+        raise BadInput("\n".join([*faults, f"{path}: changed since it was indexed; {again}"]))
+    log.info("%s: already indexed, and intact", path)
+    return cast(Counts, manifest["counts"])
+
+
+def _tars(path: Path) -> list[Path]:
+    """The tars in and below `path`; raises BadInput or Corrupt for a folder that cannot be one."""
+    # Sorted as text, like the reader's order: "a-b/" lies before "a/".
+    files = sorted((file for file in path.rglob("*") if file.is_file()), key=str)
+    compressed = [file for file in files if file.name.lower().endswith(COMPRESSED)]
+    if compressed:
+        raise Corrupt(f"{compressed[0]}: a compressed tar; decompress it first, which costs little")
+    linked = [file for file in path.rglob("*") if file.is_symlink() and file.is_dir()]
+    if linked:
+        raise BadInput(
+            f"{min(linked)}: a linked folder, which is not followed; put the folder "
+            "itself there, or take the link away"
+        )
+    tars = [file for file in files if is_tar(file.name)]
+    if not tars:
+        raise BadInput(f"{path}: no .tar in it or below it")
+    inside = [tar for tar in tars if _folder_split(path, tar)]
+    if inside and len(inside) < len(tars):
+        other = next(tar for tar in tars if not _folder_split(path, tar))
+        raise BadInput(
+            f"{other}: in none of the folders {', '.join(SPLITS)}, but {inside[0]} is; "
+            "put all tars into such folders, or none"
+        )
+    tar_of: dict[Path, Path] = {}
+    for tar in tars:
+        index = tar.with_suffix(".idx")
+        if tar_of.setdefault(index, tar) != tar:
+            raise BadInput(f"{tar}: its index would be that of {tar_of[index]}; rename one of them")
+        if index.exists():
+            with index.open("rb") as file:
+                if file.read(len(MAGIC)) != MAGIC:
+                    raise BadInput(
+                        f"{index}: an index of another program is in the way; move it away"
+                    )
+    return tars
+
+
+def _folder_split(path: Path, tar: Path) -> str:
+    """The split whose folder the tar is in; empty where it is in none."""
+    first, *below = tar.relative_to(path).parts
+    return first if below and first in SPLITS else ""
+
+
+def _scan(
+    path: Path, tars: list[Path], config: Config, workers: int, database: sqlite3.Connection
+) -> list[int]:
+    """Fill table item, and write the index records of each tar to a file; items of each tar."""
+    create_items(database, *OTHERS)
+    columns = [*STORED, *OTHERS]
+    places = ", ".join("?" * len(columns))
+    jobs = [(tar, config["columns"], config["leave"]) for tar in tars]
+    bar = tqdm(total=len(tars), desc="index", unit="tar", disable=None)
+    sizes = []
+    with bar, closing(each(scan_tar, jobs, workers, "indexing")) as scanned:
+        for number, (tar, (facts, records)) in enumerate(zip(tars, scanned, strict=True)):
+            name, folder = str(tar.relative_to(path)), _folder_split(path, tar)
+            facts = facts.assign(tar=name, shard=number, folder=folder, split="", class_id=-1)
+            rows = facts[columns].astype(object).itertuples(index=False, name=None)
+            database.executemany(f"INSERT INTO item ({', '.join(columns)}) VALUES ({places})", rows)
+            np.save(path / WORK / str(number), records)
+            sizes.append(len(facts))
+            bar.update()
+    return sizes
+
+
+def _assign(database: sqlite3.Connection) -> None:
+    """Give all items their ids, splits and classes, as a pack does."""
+    repeated_key = "SELECT 1 FROM item WHERE posting_id = '' GROUP BY key HAVING COUNT(*) > 1"
+    key = "key"
+    if database.execute(f"{repeated_key} LIMIT 1").fetchone():
+        log.warning("keys return in other tars: posting_id is TAR/KEY where json names none")
+        key = "SUBSTR(tar, 1, LENGTH(tar) - LENGTH('.tar')) || '/' || key"
+    database.execute(f"UPDATE item SET posting_id = {key} WHERE posting_id = ''")
+    if repeated := database.execute(REPEATED).fetchone():
+        tar, item, posting_id, other, first = repeated
+        raise BadInput(
+            f"{tar}: item {item!r} has the posting_id {posting_id!r} of {other!r} in {first}; "
+            "name another with --columns posting_id=NAME"
+        )
+    database.create_function("split_of", 1, split_of, deterministic=True)
+    database.executescript(SPLIT)
+    is_numbered = database.execute(IS_NUMBERED).fetchone()[0]
+    database.executescript(CLASSES_OF_TARS if is_numbered else CLASSES)
+
+
+def _write_index(tar: Path, packed: list[tuple[str, int, str, str]], records: np.ndarray) -> None:
+    """Write the index of one tar: records by split, then slot, with the texts of the items.
+
+    packed: (split, class_id, posting_id, title) of each record.
+    """
+    splits, class_ids, posting_ids, titles = zip(*packed, strict=True) if packed else [()] * 4
+    order = np.argsort([SPLITS.index(split) for split in splits], kind="stable")
+    records["class_id"] = class_ids
+    header = {
+        "tar_bytes": tar.stat().st_size,
+        "tar_sha256": sha256_file(tar),
+        "splits": {split: splits.count(split) for split in SPLITS},
+        "posting_ids": [posting_ids[place] for place in order],
+        "titles": [titles[place] for place in order],
+    }
+    write_index(tar.with_suffix(".idx"), header, records[order])
+
+
+def _finish(path: Path, tars: list[Path], database: sqlite3.Connection) -> Counts:
+    """Count the items, write label_noise.parquet and the manifest; the counts."""
+    across = database.execute(ACROSS).fetchone()[0]
+    counts = count_items(database, path / LABEL_NOISE)
+    counts["indexed_tars"] = len(tars)
+    counts["products_in_several_splits"] = across
+    if across:
+        log.warning(
+            "%s: %d products lie in several splits; scores of test will be too good", path, across
+        )
+    indices = [tar.with_suffix(".idx") for tar in tars]
+    stage_files.finish(path, counts, [*tars, *indices, path / ITEMS, path / LABEL_NOISE])
+    return counts

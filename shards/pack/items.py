@@ -1,0 +1,200 @@
+"""The table of items on the disk, before it is items.parquet: photo groups, noise and counts.
+
+Photo groups are the connected components of near-duplicate photos, so no pair of near-duplicates
+is separated, at the price that the ends of a chain may look less similar. No memory here grows
+with the number of items.
+"""
+
+import sqlite3
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NotRequired, TypedDict, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.catalogue.split import SPLITS
+from shards.duplicates.label_noise import COLUMNS, UNLEARNED, NearDuplicates
+from shards.duplicates.near_duplicates import looks, twins
+from shards.storage.files import atomic_path
+
+PLACES = ("split", "class_id", "shard", "slot")
+PHOTO_FACTS = ("sha256", "phash", "colours", "width", "height")
+FACTS = ("status", "reason", *PHOTO_FACTS, "has_image", "has_text")
+STORED = ("posting_id", "label_group", *PLACES, *FACTS)
+"""Columns of the table beside photo_group."""
+OWN = (*PLACES, *FACTS, "photo_group")
+"""Columns of items.parquet that the pack adds to those of the catalogue."""
+TYPES: dict[str, Any] = {
+    **dict.fromkeys(("class_id", "shard", "slot"), np.int32),
+    **dict.fromkeys(("width", "height", "photo_group"), np.int64),
+    **dict.fromkeys(("has_image", "has_text"), bool),
+}
+"""NumPy types of the columns that are not text."""
+ROWS_AT_ONCE = 10_000
+
+# The first photo with the same signature, and the first with the same bytes.
+SAME_SIGNATURE = """
+SELECT rowid, MIN(rowid) OVER (PARTITION BY phash, colours), phash, colours
+    FROM item WHERE sha256 <> '' AND phash <> '' AND colours <> ''
+"""
+SAME_BYTES = """
+CREATE TABLE edge (a INTEGER, b INTEGER);
+INSERT INTO edge SELECT rowid, first FROM (
+    SELECT rowid, MIN(rowid) OVER (PARTITION BY sha256) AS first FROM item WHERE sha256 <> ''
+) WHERE rowid > first;
+"""
+ADD = "INSERT INTO edge VALUES (?, ?)"
+# One round of hooking and pointer jumping: edges lead from a row to an earlier one. Of several
+# edges from a row the one to the earliest row stays, the others now start where they led to; and
+# an edge to a row that has an edge itself skips that row.
+ROUND = """
+DROP TABLE IF EXISTS least;
+CREATE TABLE least (a INTEGER PRIMARY KEY, b INTEGER);
+INSERT INTO least SELECT a, MIN(b) FROM edge GROUP BY a;
+CREATE TABLE next AS
+    SELECT DISTINCT edge.b AS a, least.b AS b FROM edge JOIN least USING (a) WHERE edge.b > least.b
+    UNION ALL
+    SELECT one.a, IFNULL(other.b, one.b)
+        FROM least AS one LEFT JOIN least AS other ON other.a = one.b;
+DROP TABLE edge;
+ALTER TABLE next RENAME TO edge;
+"""
+UNFINISHED = (
+    "SELECT EXISTS (SELECT 1 FROM edge LEFT JOIN least USING (a) WHERE edge.b IS NOT least.b)"
+)
+GROUPS = """
+UPDATE item SET photo_group = rowid - 1 WHERE sha256 <> '';
+UPDATE item SET photo_group = least.b - 1 FROM least WHERE least.a = item.rowid;
+"""
+# The photo groups of several postings. An empty label differs from nothing, nor does the split
+# that nothing is learned from.
+SHARED = f"""
+CREATE TABLE shared AS SELECT photo_group, COUNT(*) AS postings,
+    COUNT(NULLIF(label_group, '')) AS labelled, COUNT(NULLIF(split, '{UNLEARNED}')) AS learned,
+    IFNULL(MIN(NULLIF(label_group, '')) <> MAX(NULLIF(label_group, '')), 0) AS noisy,
+    IFNULL(MIN(NULLIF(split, '{UNLEARNED}')) <> MAX(NULLIF(split, '{UNLEARNED}')), 0) AS across
+    FROM item WHERE photo_group >= 0 GROUP BY photo_group HAVING COUNT(*) > 1;
+"""
+SHARED_COUNTS = """
+SELECT COUNT(*) AS photo_groups, IFNULL(SUM(postings), 0) AS postings,
+    MAX(IFNULL(MAX(postings), 0), EXISTS (SELECT 1 FROM item WHERE photo_group >= 0)) AS largest,
+    IFNULL(SUM(noisy), 0) AS noise_groups, IFNULL(SUM(noisy * labelled), 0) AS noise_postings,
+    IFNULL(SUM(across * learned), 0) AS across_splits FROM shared
+"""
+NOISE = f"""
+SELECT {", ".join(COLUMNS)} FROM item JOIN shared USING (photo_group)
+    WHERE noisy AND label_group <> '' ORDER BY photo_group, item.rowid
+"""
+COUNTS = """
+SELECT COUNT(*) AS postings, SUM(status = 'packed') AS packed, SUM(status = 'rejected') AS rejected,
+    SUM(reason <> '') AS with_reason, SUM(status = 'packed' AND has_image) AS photos,
+    SUM(status = 'packed' AND has_text) AS titles FROM item
+"""
+BY_SPLIT = """
+SELECT split, COUNT(*) AS items, COUNT(DISTINCT label_group) AS products FROM item
+    WHERE status = 'packed' GROUP BY split
+"""
+
+
+class Counts(TypedDict):
+    """Counts of a shard set, as its manifest and the verbs show them."""
+
+    postings: int
+    packed: int
+    rejected: int
+    with_reason: int
+    photos: int
+    titles: int
+    items: dict[str, int]
+    products: dict[str, int]
+    classes: int
+    twins: NearDuplicates
+    indexed_tars: NotRequired[int]
+    products_in_several_splits: NotRequired[int]
+
+
+def arrow_type(column: str) -> pa.DataType:
+    """The type of one of our columns in items.parquet."""
+    return pa.from_numpy_dtype(TYPES[column]) if column in TYPES else pa.string()
+
+
+def create_items(database: sqlite3.Connection, *others: str) -> None:
+    """Create the table `item` of STORED and `others`; its rows are those of items.parquet."""
+    columns = ", ".join((*STORED, *others))
+    database.execute(f"CREATE TABLE item ({columns}, photo_group INTEGER NOT NULL DEFAULT -1)")
+
+
+def group_photos(database: sqlite3.Connection, folder: Path) -> None:
+    """Give every item with a photo its photo_group: the row (from 0) of the group's first.
+
+    Temporary files lie in `folder`, 45 to 180 bytes a photo.
+    """
+    database.executescript(SAME_BYTES)
+    with TemporaryDirectory(dir=folder) as work:
+        photos = Path(work) / "photos"
+        found = database.execute(SAME_SIGNATURE)
+        with photos.open("wb") as file:
+            while rows := found.fetchmany(ROWS_AT_ONCE):
+                equal = [(row, first) for row, first, *_ in rows if row != first]
+                database.executemany(ADD, equal)
+                new = [(row, *signature) for row, first, *signature in rows if row == first]
+                if new:
+                    file.write(looks(*zip(*new, strict=True)).tobytes())
+        for i, j in twins(photos):
+            late, early = np.maximum(i, j).tolist(), np.minimum(i, j).tolist()
+            database.executemany(ADD, zip(late, early, strict=True))
+    connect(database)
+    database.executescript(GROUPS)
+
+
+def connect(database: sqlite3.Connection) -> None:
+    """Turn table edge (a, b), a > b, into least: b is the first row of the component of row a."""
+    # Hooking and pointer jumping (Shiloach and Vishkin 1982) by sorts, which spill to the disk.
+    while True:
+        database.executescript(ROUND)
+        if not database.execute(UNFINISHED).fetchone()[0]:
+            return
+
+
+def count_items(database: sqlite3.Connection, noise: Path) -> Counts:
+    """Counts of the table with its photo groups; writes label_noise.parquet to `noise`."""
+    counts = _first_row(database.execute(COUNTS))
+    of_split = {split: rest for split, *rest in database.execute(BY_SPLIT)}
+    for place, name in enumerate(("items", "products")):
+        counts[name] = {s: of_split[s][place] if s in of_split else 0 for s in SPLITS}
+    classes = database.execute("SELECT IFNULL(MAX(class_id), -1) + 1 FROM item").fetchone()[0]
+    found = {"classes": classes, "twins": find_label_noise(database, noise)}
+    return cast(Counts, counts | found)
+
+
+def find_label_noise(database: sqlite3.Connection, noise: Path) -> NearDuplicates:
+    """Counts of the photos of several postings; writes label_noise.parquet to `noise`.
+
+    One photo cannot show two products, so where it does, a label is wrong or a seller took
+    another's photo.
+    """
+    database.executescript(SHARED)
+    text, number = pa.string(), pa.int64()
+    schema = pa.schema(list(zip(COLUMNS, (number, text, text), strict=True)))
+    write_rows(noise, schema, database.execute(NOISE))
+    return cast(NearDuplicates, _first_row(database.execute(SHARED_COUNTS)))
+
+
+def write_rows(path: Path, schema: pa.Schema, found: sqlite3.Cursor) -> None:
+    """Write the rows of a query as Parquet, in their order, ROWS_AT_ONCE at a time."""
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while rows := found.fetchmany(ROWS_AT_ONCE):
+            columns = zip(zip(*rows, strict=True), schema.types, strict=True)
+            arrays = [
+                # SQLite has no type for booleans: they are 0 and 1.
+                pa.array([v != 0 for v in values] if kind == pa.bool_() else values, kind)
+                for values, kind in columns
+            ]
+            writer.write_table(pa.table(arrays, schema=schema))
+
+
+def _first_row(found: sqlite3.Cursor) -> dict[str, Any]:
+    names = [column[0] for column in found.description]
+    return dict(zip(names, found.fetchone(), strict=True))

@@ -1,0 +1,159 @@
+"""Files below a URL that fsspec opens: read completely or from an offset, with retries."""
+
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from shards.storage.errors import BadInput, Corrupt, Unreachable
+
+CHUNK = 16 << 20
+"""Bytes of a request: what a lost connection costs."""
+TRIES = 5
+FIRST_WAIT = 0.5
+"""Seconds before the second try; doubled each time, times a random factor of 0.5 to 1.5."""
+STALLED = 60.0
+"""Seconds without a byte over HTTP before a connection counts as lost."""
+PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+PACKAGES |= {"http": "aiohttp", "https": "aiohttp", "abfs": "adlfs", "az": "adlfs"}
+PACKAGES |= {"hf": "huggingface_hub"}
+"""The package that opens URLs of a scheme."""
+T = TypeVar("T")
+_opened: dict[tuple[int, str], tuple[Any, str]] = {}
+log = logging.getLogger(__name__)
+
+
+def is_url(location: str) -> bool:
+    """Whether a location is a URL (scheme://, or chained by fsspec's ::) and not a path."""
+    return re.match(r"[A-Za-z][\w+.-]*(://|::)", location) is not None
+
+
+def shown(text: str) -> str:
+    """`text` without the user and query of URLs in it, which may be secrets."""
+    text = re.sub(r"(\w+://)[^/\s'\"]*@", r"\1", text)
+    return re.sub(r"(\w+://[^\s'\"?]*)\?[^\s'\"]*", r"\1", text)
+
+
+class Remote:
+    """A folder at a URL; every process, also a forked one, opens separate connections."""
+
+    def __init__(self, url: str) -> None:
+        """Raises BadInput for a URL that no installed file system opens."""
+        self.url = url
+        self._folder()
+
+    def where(self, name: str = "") -> str:
+        """The address of a file below the URL, without secrets, for messages."""
+        return shown(_below(self.url, name) if name else self.url)
+
+    def read(self, name: str) -> bytes | None:
+        """A small file; None where there is none. Raises Unreachable."""
+        try:
+            return self._retried(name, lambda files, path: files.cat_file(path))
+        except FileNotFoundError:
+            return None
+
+    def pieces(self, name: str, start: int, size: int) -> Iterator[bytes]:
+        """Yield the bytes from `start` on of a file of `size` bytes, at most CHUNK at a time.
+
+        Raises Corrupt when there is none, Unreachable when it cannot be fetched.
+        """
+
+        def fetch(files: Any, path: str) -> bytes:
+            data = files.cat_file(path, start=start, end=end)
+            if len(data) == end - start:
+                return data
+            if len(data) == size:  # a server that knows no ranges sends the complete file
+                return data[start:]
+            raise OSError(
+                f"{len(data)} bytes came where {end - start} of {size} were requested, "
+                f"starting {data[:32]!r}"
+            )
+
+        while start < size:
+            end = min(start + CHUNK, size)
+            try:
+                data = self._retried(name, fetch)
+            except FileNotFoundError:
+                raise Corrupt(f"{self.where(name)}: missing; restore it there") from None
+            yield data
+            start += len(data)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where the server does not report it. Raises as `pieces` does."""
+        try:
+            return self._retried(name, lambda files, path: files.info(path)["size"])
+        except FileNotFoundError:
+            raise Corrupt(f"{self.where(name)}: missing; restore it there") from None
+
+    def _retried(self, name: str, call: Callable[[Any, str], T]) -> T:
+        """`call(file system, path)` for the file `name`, up to TRIES times with growing waits.
+
+        Raises Unreachable after the last try or an error that no retry cures.
+        """
+        for number in range(1, TRIES + 1):
+            try:
+                files, root = self._folder()
+                return call(files, _below(root, name))
+            except FileNotFoundError:
+                raise
+            except Exception as error:  # every file system has its own exceptions
+                message = f"{self.where(name)}: {shown(f'{type(error).__name__}: {error}')}"
+                status = getattr(error, "status", None)  # of an HTTP answer
+                is_refused = isinstance(status, int) and 400 <= status < 500
+                is_final = (is_refused and status not in (408, 425, 429)) or isinstance(
+                    error, (PermissionError, ImportError, IsADirectoryError)
+                )
+                if number == TRIES or is_final:
+                    tries = f"after {number} {'try' if number == 1 else 'tries'}"
+                    # Without its cause: the cause's message may hold what `shown` left out.
+                    raise Unreachable(
+                        f"{message}; gave up {tries}; once it answers the same command goes on"
+                    ) from None
+            wait = FIRST_WAIT * 2 ** (number - 1) * random.uniform(0.5, 1.5)
+            log.warning("%s; try %d of %d in %.1f s", message, number + 1, TRIES, wait)
+            time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+    def _folder(self) -> tuple[Any, str]:
+        """This process's file system of the URL and the path on it."""
+        # fsspec's event loop does not survive a fork. A forked process opens its own and keeps a
+        # reference to the parent's: the finaliser of that one would wait for the dead loop.
+        key = (os.getpid(), self.url)
+        if key not in _opened:
+            _opened[key] = _open(self.url)
+        return _opened[key]
+
+
+def _open(url: str) -> tuple[Any, str]:
+    import fsspec  # takes a fifth of a second, which sets on disk need not pay
+
+    scheme = url.partition("://")[0].rpartition("::")[2].lower()
+    options: dict[str, Any] = {}
+    try:
+        if scheme in ("http", "https"):
+            import aiohttp
+
+            # fsspec's default ends every request after five minutes, even one that progresses. A
+            # body that a proxy compressed on the way would not have the bytes of a range.
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALLED / 2, sock_read=STALLED)
+            headers = {"Accept-Encoding": "identity"}
+            options = {"client_kwargs": {"timeout": timeout, "headers": headers}}
+        return fsspec.core.url_to_fs(url, **options)
+    except (ImportError, ValueError) as error:
+        package = PACKAGES.get(scheme, f"the fsspec file system for {scheme}")
+        raise BadInput(
+            f"{shown(url)}: {shown(str(error))}; install {package}, or give a folder or another URL"
+        ) from None
+
+
+def _below(root: str, name: str) -> str:
+    """The address of file `name` below `root`, whose query stays at the end."""
+    if not re.match(r"https?://", root):
+        return f"{root.rstrip('/')}/{name}"
+    base, mark, query = root.partition("?")
+    return f"{base.rstrip('/')}/{quote(name)}{mark}{query}"

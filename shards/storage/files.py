@@ -1,0 +1,119 @@
+"""Files that are complete or absent: temporary name, fsync, rename. JSON, Parquet and sha256."""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shards.storage.errors import BadInput, Corrupt
+
+NOTHING_TO_SYNC = {errno.EINVAL, errno.EROFS}
+"""Errors of fsync where nothing can be waiting for the disk, as on a read-only medium."""
+
+
+def temporary_name(path: Path) -> Path:
+    """The name beside `path` that this process writes under; it holds the host and process id."""
+    return path.with_name(f".{path.name}.tmp-{os.uname().nodename}-{os.getpid()}")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; renamed to it only when the block ends normally."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file has a name that `temporary_name` gives."""
+    return path.match(".*.tmp-*")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary files below `folder` whose writer, a process of this host, has ended."""
+    for path in folder.rglob(f".*.tmp-{os.uname().nodename}-*"):
+        pid = path.name.rpartition("-")[2]
+        if not pid.isdigit():
+            continue
+        # This process has none open here. Process 1 wrote in a container that is gone: else it is
+        # init, which writes none.
+        if int(pid) not in (1, os.getpid()):
+            try:
+                os.kill(int(pid), 0)
+            except ProcessLookupError:
+                pass
+            except PermissionError:
+                continue  # it runs, for another user
+            else:
+                continue
+        path.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` so that a reader sees the old file or the new one, never a partial one."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """The bytes that `write_json` writes."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises BadInput when it is missing, Corrupt when it is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadInput(f"{path}: not found") from None
+    except ValueError as error:
+        raise Corrupt(f"{path}: not JSON ({error})") from None
+
+
+def write_parquet(path: Path, table: Any) -> None:
+    """Write a pandas table as Parquet without its row index, atomically."""
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of a JSON value, keys sorted."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def format_bytes(size: float) -> str:
+    """A number of bytes for people: 1 MB is 10^6 bytes, 1 GB is 10^9."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def sync(path: Path) -> None:
+    """Write a file's data, or the names in a folder, through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOTHING_TO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,131 @@
+"""Worker processes. A stop signal to the whole process group is handled by their owner alone."""
+
+import ctypes
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any
+
+from shards.storage.errors import Failed
+
+STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""The signals that request a stop: from a launcher or container, Slurm's time limit, Ctrl-C."""
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
+
+
+def each(
+    function: Callable[..., Any], jobs: Iterable[tuple], workers: int, work: str = "working"
+) -> Generator[Any]:
+    """Yield `function(*job)` of every job in their order; in this process when `workers` is 1.
+
+    At most 2 × `workers` jobs are held at a time, so memory does not grow with their number.
+    Raises Failed, naming the `work`, when a process was killed.
+    """
+    if workers == 1:
+        yield from (function(*job) for job in jobs)
+        return
+    # spawn: a forked child would inherit whatever threads the parent has started.
+    context = get_context("spawn")
+    watched, held = context.Pipe(duplex=False)
+    with watched, held:
+        with stops_blocked():
+            # Started by itself: its start unblocks SIGINT and SIGTERM in this process.
+            resource_tracker.ensure_running()
+        with stops_blocked():
+            pool = ProcessPoolExecutor(workers, context, _start_worker, (watched,))
+            pool.submit(os.getpid)  # the first job starts the processes
+        try:
+            running: deque[Future] = deque()
+            for job in jobs:
+                running.append(pool.submit(function, *job))
+                if len(running) > 2 * workers:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        except BrokenProcessPool:
+            raise Failed(
+                f"{work}: one of {workers} processes was killed, perhaps for lack of memory (see "
+                "dmesg); the same command goes on, with fewer --workers in less memory"
+            ) from None
+        except BaseException:
+            held.close()  # ends the workers: unfinished jobs are repeated by the next start
+            raise
+        finally:
+            pool.shutdown()
+
+
+def _start_worker(watched: Connection) -> None:
+    """Ignore STOPS, and exit as soon as the pipe's other end closes, even by the owner's death."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+
+    def watch() -> None:
+        watched.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def stops_blocked() -> Iterator[None]:
+    """Processes that are started inside the block begin with STOPS blocked.
+
+    A signal to this process meanwhile is delivered when the block ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_stops_to_parent() -> None:
+    """Called in a worker: from now on only its parent's SIGTERM or death ends it, none of STOPS.
+
+    SIGTERM cannot simply be ignored: torch and multiprocessing end workers by it and wait.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited by the thread below
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before prctl
+        os._exit(1)
+
+    def wait() -> None:
+        received = signal.sigwaitinfo(STOPS)
+        while (received.si_signo, received.si_pid) != (signal.SIGTERM, parent):
+            received = signal.sigwaitinfo(STOPS)
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def stops_interrupt() -> Iterator[None]:
+    """Inside the block the first of STOPS raises KeyboardInterrupt, later ones are ignored.
+
+    It is no Exception, so code that catches those of a broken photo does not swallow the stop.
+    Does nothing outside the main thread, which alone receives signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        for stop in STOPS:
+            signal.signal(stop, signal.SIG_IGN)  # a second signal must not disturb the cleanup
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

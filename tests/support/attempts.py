@@ -1,0 +1,76 @@
+"""A training in several lives: starts of the same command that are ended, or end by themselves."""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.launching import CPU, command, environment
+
+
+@dataclass(frozen=True)
+class Life:
+    """One start: where its ranks write down what they are served, and how many there are."""
+
+    log: Path
+    world: int = 1
+    launcher: str = CPU
+    fate: str = "none"
+    """See tests.faults.dying_rank."""
+
+    def start(self, *verb: object) -> subprocess.Popen:
+        """The verb, running."""
+        words = command(self.world, *verb, launcher=self.launcher)
+        at = words.index("dist_train")
+        words[at : at + 1] = ["tests.faults.dying_rank", str(self.log), self.fate]
+        env = environment()
+        if self.launcher != CPU:
+            env |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
+        return subprocess.Popen(
+            words, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def live_out(self, *verb: object) -> "Life":
+        """The verb from start to end, which must be a good one."""
+        process = self.start(*verb)
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output
+        return self
+
+    def rows(self, rank: int) -> list:
+        """The first step of a rank, then the posting ids of every batch that it was served."""
+        path = self.log.with_name(f"{self.log.name}-{rank}.jsonl")
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+
+    def begun(self) -> bool:
+        """Every rank came as far as its first step."""
+        return all(self.rows(rank) for rank in range(self.world))
+
+    @property
+    def first_step(self) -> int:
+        """The same on all ranks."""
+        (step,) = {self.rows(rank)[0] for rank in range(self.world)}
+        return step
+
+    def served(self, step: int, passes: int) -> list[str]:
+        """Posting ids of a global step of this life: of each forward pass, rank by rank."""
+        of_ranks = [self.rows(rank)[1:] for rank in range(self.world)]
+        first = (step - self.first_step) * passes
+        return [
+            posting_id
+            for number in range(first, first + passes)
+            for rows in of_ranks
+            for posting_id in rows[number]
+        ]
+
+
+def served(lives: list[Life], steps: int, passes: int) -> list[list[str]]:
+    """Posting ids of every step that counts: those before the step that the next life began at."""
+    lives = [life for life in lives if life.begun()]
+    ends = [life.first_step for life in lives[1:]] + [steps]
+    return [
+        life.served(step, passes)
+        for life, end in zip(lives, ends, strict=True)
+        for step in range(life.first_step, end)
+    ]

@@ -1,0 +1,39 @@
+"""Comparing runs of different numbers of processes."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from dist_train.encoders.folder import load_encoder
+from shards.read.shard_set import ShardSet
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Backbone and neck of a finished run."""
+    folder = run / "encoder"
+    return load_file(folder / "model.safetensors") | load_file(folder / "neck.safetensors")
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    """Over all weights and neck statistics."""
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    return max((a[k] - b[k]).abs().max().item() for k in a)
+
+
+def vectors(run: Path, shards: Path) -> torch.Tensor:
+    """Unit vectors of the val items that have a photo."""
+    encoder = load_encoder(run / "encoder", "image")
+    reader = ShardSet(shards).reader(["val"])
+    items = [reader[k] for k in range(len(reader)) if reader[k].photo]
+    with torch.inference_mode():
+        return F.normalize(encoder(*encoder.inputs()(items, [0] * len(items))), dim=1)
+
+
+def losses(run: Path) -> list[float]:
+    """The training loss of every step."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["train/loss"] for row in rows if "train/loss" in row]

@@ -1,0 +1,168 @@
+"""Do the tests notice? Small changes of what the code means, one at a time, against its tests.
+
+    python -m tests.support.mutation FOLDER [--area heads] [--count 34] [--seed 0] [--wider]
+
+FOLDER gets a copy of the checkout, which alone is changed, and results.jsonl; the same command goes
+on where it stopped. A mutant is tried on the unit tests that run its line, then on all of its area;
+with --wider a survivor is tried on the wider ones too. A kill counts when the test passes without.
+"""
+
+import ast
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import coverage
+import cyclopts
+import pandas as pd
+
+AREAS, SWAPS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text()).values()
+NOT_MEANT = ast.Raise | ast.Assert | ast.Import | ast.ImportFrom | ast.JoinedStr
+Change = tuple[str, int, int, str]  # kind, beginning, end, what shall stand there
+
+
+def of_script(text: str) -> Iterator[Change]:
+    for word in re.finditer(r"-eq|-lt|&&|\|\||-[nz]\b|[=!]=|USR1|afterok", text):
+        yield "operator", *word.span(), SWAPS[word[0]]
+    for line in re.finditer(r"^ *(#SBATCH|[a-z])(?!.*(\bdo|then|[({]|\bin)$).*$", text, re.M):
+        yield "dropped", *line.span(), ":"
+
+
+def of_python(text: str) -> Iterator[Change]:
+    """Operators, numbers, words, arguments, bounds, conditions, statements; nothing people read."""
+    begins = [0, *(found.end() for found in re.finditer("\n", text))]
+
+    def span(node: Any) -> tuple[int, int]:
+        ends = (node.lineno - 1, node.col_offset), (node.end_lineno - 1, node.end_col_offset)
+        return tuple(begins[n] + len(text[begins[n] :].encode()[:c].decode()) for n, c in ends)
+
+    def changes(node: ast.AST) -> Iterator[Change]:
+        match node:
+            case (
+                ast.Compare(left=a, comparators=[b]) | ast.BinOp(left=a, right=b)
+                | ast.BoolOp(values=[a, b, *_]) | ast.AugAssign(target=a, value=b)
+            ):  # fmt: skip
+                for word in re.finditer(r"[<>=!+*/%&|-]+|is not|not in|\w+", text[: span(b)[0]]):
+                    if word.start() >= span(a)[1] and word[0] in SWAPS:
+                        yield "operator", *word.span(), SWAPS[word[0]]
+            case ast.Constant(value=bool() | str() as value) if repr(value) in SWAPS:
+                yield "word", *span(node), SWAPS[repr(value)]
+            case ast.Constant(value=int() | float() as value):
+                yield "number", *span(node), f"({value} + 1)"
+            case ast.Name(id=name) | ast.Attribute(attr=name):
+                yield "word", span(node)[1] - len(name), span(node)[1], SWAPS.get(name, name)
+            case ast.Call(args=[a, b, *_]):
+                (first, end), (other, last) = span(a), span(b)
+                yield "arguments", first, last, text[other:last] + text[end:other] + text[first:end]
+            case ast.Slice(lower=ast.AST() as bound) | ast.Slice(upper=ast.AST() as bound):
+                yield "bound", span(bound)[0], span(bound)[0], "1 + "
+            case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
+                yield "condition", *span(test), f"(not ({text[slice(*span(test))]}))"
+            case ast.Expr(value=ast.Call()) | ast.Delete() | ast.Assign(targets=[ast.Attribute()]):
+                yield "dropped", *span(node), "pass"
+
+    def visit(node: ast.AST) -> Iterator[Change]:
+        yield from changes(node)
+        for child in ast.iter_child_nodes(node):
+            said = isinstance(child, ast.Expr) and text[span(child)[0] :].startswith(
+                ("log.", "pri")
+            )
+            if not said and not isinstance(child, NOT_MEANT):
+                yield from visit(child)
+
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        for name in {"annotation", "returns", "decorator_list"}.intersection(node._fields):
+            delattr(node, name)
+    yield from (one for one in visit(tree) if text[one[1] : one[2]] != one[3])
+
+
+def drawn(area: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` mutants, as many of each kind."""
+    every, kinds = [], Counter()
+    for file in map(Path, files(AREAS[area][0])):
+        text = file.read_text()
+        for kind, start, end, after in (of_python if file.suffix == ".py" else of_script)(text):
+            line = text.count("\n", 0, start) + 1
+            every.append({"area": area, "file": str(file), "line": line, "kind": kind,
+                          "start": start, "before": text[start:end], "after": after})  # fmt: skip
+    random.Random(f"{seed} {area}").shuffle(every)
+    for one in every:
+        one["rank"] = kinds[one["kind"]] = kinds[one["kind"]] + 1
+    return sorted(every, key=lambda one: one["rank"])[:count]
+
+
+def files(patterns: str, below: str = ".") -> list[str]:
+    return sorted({str(path) for one in patterns.split() for path in Path(below).glob(one)})
+
+
+def pytest(tests: list[str], start: str = "", seconds: int = 1200) -> tuple[str, str]:
+    """survived, killed or timeout, and the test that failed."""
+    limits = f"--timeout {seconds // 10} --timeout-method thread"  # thread: nothing is tried again
+    words = f"timeout -sKILL {seconds} {sys.executable} {start} -m pytest -qx {limits}".split()
+    words += ["-m", "not full", *tests]
+    done = subprocess.run(words, text=True, capture_output=True)
+    failed = re.search(r"^(?:FAILED|ERROR) ([\w/.]+(?:::\w+)?)", done.stdout, re.M)
+    ends = {0: "survived", 1: "killed", 2: "killed", 137: "timeout", -9: "timeout"}
+    return ends.get(done.returncode, "error"), failed[1] if failed else ""
+
+
+def tests_of(mutant: dict[str, Any], recorded: Path) -> list[str]:
+    """The unit tests that run its line; all of the area where it lies in no function."""
+    unit = files(AREAS[mutant["area"]][1], "tests")
+    if not recorded.exists():
+        os.environ["COVERAGE_FILE"] = str(recorded)
+        Path(".coveragerc").write_text("[run]\ndynamic_context = test_function\n")
+        pytest(unit, "-m coverage run", 6000)
+    data = coverage.CoverageData(str(recorded))
+    data.read()
+    contexts = data.contexts_by_lineno(str(Path(mutant["file"]).absolute()))
+    names = [one.rpartition(".") for one in contexts.get(mutant["line"], ()) if one]
+    if not all(module.startswith("tests.") for module, _, _ in names):
+        return unit  # Hypothesis calls it in the name of no test
+    return sorted({f"{module.replace('.', '/')}.py::{test}" for module, _, test in names}) or unit
+
+
+def main(folder: Path, *, area: tuple[str, ...] = tuple(AREAS), count: int = 34, seed: int = 0,
+         wider: bool = False) -> None:  # fmt: skip
+    """Try `count` mutants of each area."""
+    results, tree = folder.absolute() / "results.jsonl", folder.absolute() / "tree"
+    copy = f"mkdir -p {tree} && git ls-files -z | xargs -0 cp -pt {tree} --parents"
+    subprocess.run(f"{copy} && ln -sfn $(realpath .venv) {tree}/.venv", shell=True, check=True)
+    os.chdir(tree)
+    os.environ["PYTHONPATH"], os.environ["PYTHONDONTWRITEBYTECODE"] = str(tree), "1"
+    results.touch()
+    known = {(r["file"], r["start"], r["after"]): r for r in map(json.loads, results.open())}
+    for one in [one for name in area for one in drawn(name, count, seed)]:
+        key, area_tests = (one["file"], one["start"], one["after"]), AREAS[one["area"]][1:]
+        if (last := known.get(key)) and (
+            last["outcome"] != "survived" or last["wider"] or not wider
+        ):
+            continue
+        all_tests = [test for patterns in area_tests for test in files(patterns, "tests")]
+        tests = all_tests if wider else tests_of(one, results.with_name(one["area"]))
+        file, whole = Path(one["file"]), Path(one["file"]).read_text()
+        before, rest = whole[: one["start"]], whole[one["start"] :].removeprefix(one["before"])
+        file.write_text(before + one["after"] + rest)
+        outcome, by = pytest(tests, seconds=6000 if wider else 1200)
+        if outcome == "survived" and not wider:  # its line may run in a fixture that tests share
+            outcome, by = pytest(files(area_tests[0], "tests"))
+        file.write_text(whole)
+        if by and pytest([by])[0] != "survived":
+            outcome = "unsound"  # the test fails without the mutant too
+        known[key] = one | {"outcome": outcome, "by": by, "wider": wider}
+        results.write_text("".join(json.dumps(row) + "\n" for row in known.values()))
+    table = pd.DataFrame(known.values())
+    print(pd.crosstab(table.area, table.outcome, margins=True))
+
+
+if __name__ == "__main__":
+    cyclopts.run(main)

@@ -1,0 +1,446 @@
+"""Scores on the test products, each by another way: sets, float64, thresholds tried one by one.
+
+Val and test are made so unlike each other that whatever is chosen on the wrong one shows: in val
+the photos say more than the titles' vectors, and these more than the words; in test it is the
+other way round, and the scores that part right from wrong lie elsewhere.
+"""
+
+import json
+import math
+import re
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dist_train.decisions.score import evaluate
+from dist_train.distributed.stage import EMBEDDING, MATCHES, PAIRS, parents_for
+from dist_train.embedding.store import part_path
+from dist_train.evaluation.table import score_table
+from shards.storage import stage_files
+from shards.storage.errors import BadInput
+from shards.storage.files import write_json, write_parquet
+
+D, WEIGHT, THRESHOLD = 16, 0.3, 0.6
+SIZES = {
+    "val": (1, 2, 3, 5, 1, 2, 4, 3, 6), "test": (2, 3, 1, 4, 6, 2, 3, 2, 1, 5), "train": (3, 3)
+}  # fmt: skip
+"""Items of each product."""
+NOISE = {"val": (0.3, 0.7), "test": (0.9, 1.1), "train": (0.5, 0.5)}
+"""Of photos and of titles, against the product's own direction."""
+Pair = tuple[int, int]
+"""Two postings, by their place among those of a split that may speak."""
+
+
+def catalogue() -> pd.DataFrame:
+    """Labelled products of three splits in mixed order, twins, two without a label."""
+    rng = np.random.default_rng(0)
+    rows, product = [], 0
+    for split, sizes in SIZES.items():
+        for size in sizes:
+            rows += [(split, product)] * size
+            product += 1
+    table = pd.DataFrame(rows, columns=["split", "product"])
+    table = table.sample(frac=1, random_state=3).reset_index(drop=True)
+    table["label_group"] = [f"g{product}" for product in table["product"]]
+    table["title"] = [title(row, rng) for row in table.itertuples()]
+    table["sha256"], table["photo_group"] = "ab", -1
+    table["phash"] = [f"h{rng.integers(40)}" for _ in table.index]
+    table.loc[table.index[table.split == "test"][0], "label_group"] = ""
+    table.loc[table.index[table.split == "val"][0], "label_group"] = ""
+    for split in ("test", "val"):  # a photo that was trained on
+        here = table.index[table.split == split][3]
+        table.loc[[here, table.index[table.split == "train"][1]], "photo_group"] = 7
+    return table
+
+
+def title(row, rng) -> str:
+    """Words of the product in test, words of any in val; every seventh says nothing."""
+    if rng.random() < 1 / 7:
+        return ""
+    own = f"brand{row.product} model{row.product}" if row.split == "test" else ""
+    return f"{own} word{rng.integers(4)} size{rng.integers(3)}".strip()
+
+
+def vectors(table: pd.DataFrame, seed: int) -> dict[str, np.ndarray]:
+    """Unit float16 rows (N, D); of some items a part is missing."""
+    rng, found = np.random.default_rng(seed), {}
+    for part, name in enumerate(("image", "text")):
+        noise = np.array([NOISE[split][part] for split in table.split])[:, None]
+        rows = rng.standard_normal((99, D))[table["product"]]
+        rows = rows + noise * rng.standard_normal((len(table), D))
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        found[name] = rows.astype(np.float16)
+    found["image"][5::9] = 0
+    found["text"][(table.title == "").to_numpy()] = 0
+    return found
+
+
+def write_embedding(out, table: pd.DataFrame, found: dict[str, np.ndarray]) -> None:
+    stage_files.begin(out, EMBEDDING, {"by": "hand", "name": out.name}, {})
+    files = [out / "items.parquet"]
+    for name, rows in found.items():
+        files.append(part_path(out, name, 0))
+        np.save(files[-1], rows)
+    N = len(table)
+    has = {f"has_{n}": found[n].any(1) if n in found else np.zeros(N, bool)
+           for n in ("image", "text")}  # fmt: skip
+    items = table.drop(columns="product").assign(
+        row=np.arange(N), posting_id=[f"p{n}" for n in range(N)], status="embedded", **has
+    )
+    lost = items.iloc[:1].assign(row=-1, posting_id="lost", status="rejected")
+    write_parquet(files[0], pd.concat([lost, items.sample(frac=1, random_state=1)]))
+    stage_files.finish(out, {"items": N}, files)
+
+
+def write_decided(out, embedding, accepted: list[Pair], weights: dict[str, float]) -> None:
+    """A match directory with these pairs of rows accepted, and nothing that is not read here."""
+    pairs = out.with_name(f"{out.name}-pairs")
+    stage_files.begin(pairs, PAIRS, {}, parents_for(pairs, embedding=embedding))
+    stage_files.finish(pairs, {}, [])
+    stage_files.begin(out, MATCHES, {}, parents_for(out, pairs=pairs))
+    names = pd.read_parquet(embedding / "items.parquet").posting_id.tolist()
+    lists = {name: [name] for name in names}
+    for i, j in accepted:
+        lists[f"p{i}"].append(f"p{j}")
+        lists[f"p{j}"].append(f"p{i}")
+    table = pd.DataFrame({"posting_id": names, "matches": list(lists.values())})
+    write_parquet(out / "matches.parquet", table)
+    write_json(out / "threshold.json", {"threshold": THRESHOLD, "weights": weights})
+    files = [out / "matches.parquet", out / "threshold.json"]
+    stage_files.finish(out, {"postings": len(names)}, files)
+
+
+# What should be said, by other ways
+
+
+def speakers(table: pd.DataFrame, split: str) -> np.ndarray:
+    """Rows of a split with a label whose photo stands in no other split."""
+    of_photo = table[table.photo_group >= 0].groupby("photo_group").split.agg(set)
+    crossing = {group for group, splits in of_photo.items() if len(splits) > 1}
+    return np.array([
+        row for row, item in enumerate(table.itertuples())
+        if item.split == split and item.label_group and item.photo_group not in crossing
+    ])  # fmt: skip
+
+
+def counted(labels: list[str], accepted: list[Pair]) -> tuple[list[float], float, float]:
+    """F1 of every item, mean precision and mean recall; everyone matches itself."""
+    said = [{n} for n in range(len(labels))]
+    for i, j in accepted:
+        said[i].add(j)
+        said[j].add(i)
+    true = [{m for m, other in enumerate(labels) if other == own} for own in labels]
+    both = [(len(s & t), len(s), len(t)) for s, t in zip(said, true, strict=True)]
+    f1 = [2 * right / (asked + wanted) for right, asked, wanted in both]
+    return (f1, float(np.mean([r / a for r, a, _ in both])),
+            float(np.mean([r / w for r, _, w in both])))  # fmt: skip
+
+
+def best_cut(labels: list[str], scores: dict[Pair, np.float32]) -> tuple[float, list[Pair]]:
+    """The best mean F1 over all thresholds, and the fewest pairs that reach it."""
+    said, right = [1] * len(labels), [1] * len(labels)
+    size = [labels.count(own) for own in labels]
+    ranked = sorted(scores, key=lambda pair: -scores[pair])
+    mean = [math.fsum(2 / (1 + n) for n in size) / len(labels)]
+    for place, pair in enumerate(ranked):
+        for item in pair:
+            said[item] += 1
+            right[item] += labels[pair[0]] == labels[pair[1]]
+        ends = place + 1 == len(ranked) or scores[ranked[place + 1]] < scores[pair]
+        f1 = math.fsum(2 * r / (s + n) for r, s, n in zip(right, said, size, strict=True))
+        mean.append(f1 / len(labels) if ends else -1.0)
+    cut = next(n for n, value in enumerate(mean) if value > max(mean) - 1e-12)
+    return mean[cut], ranked[:cut]
+
+
+def cosines(rows: np.ndarray, named: np.ndarray, here: np.ndarray) -> dict[Pair, float]:
+    """Of every two of the `named` rows that are there, in float64."""
+    wide = rows.astype(np.float64)
+    return {
+        (a, b): sum(x * y for x, y in zip(wide[named[a]], wide[named[b]], strict=True))
+        for a, b in combinations(range(len(named)), 2) if here[named[a]] and here[named[b]]
+    }  # fmt: skip
+
+
+def of_words(titles: list[str]) -> dict[Pair, float]:
+    """Cosines of the words' weights ln((1 + n) / (1 + df)) + 1, as scikit-learn's guide says."""
+    words = [set(re.findall(r"\w+", title.lower())) for title in titles]
+    df = {word: sum(word in other for other in words) for own in words for word in own}
+    weight = {word: math.log((1 + len(titles)) / (1 + n)) + 1 for word, n in df.items()}
+    length = [math.sqrt(sum(weight[word] ** 2 for word in own)) for own in words]
+    return {
+        (a, b): sum(weight[w] ** 2 for w in words[a] & words[b]) / (length[a] * length[b])
+        for a, b in combinations(range(len(titles)), 2) if words[a] & words[b]
+    }  # fmt: skip
+
+
+def float32(scores: dict[Pair, float], least: float) -> dict[Pair, np.float32]:
+    return {pair: np.float32(s) for pair, s in scores.items() if np.float32(s) >= least}
+
+
+def mixed(first: dict[Pair, float], second: dict[Pair, float], weight: float) -> dict[Pair, float]:
+    """Weighted mean of two scores; of a pair with one of them, that one."""
+    return {
+        pair: weight * first[pair] + (1 - weight) * second[pair]
+        if pair in first and pair in second
+        else first.get(pair, second.get(pair, 0.0))
+        for pair in {*first, *second}
+    }
+
+
+def drawn_interval(values, labels: list[str], rounds: int = 4000) -> tuple[float, float, float]:
+    """95 % of the means of products drawn one by one, and the spread of these means."""
+    rng, names = np.random.default_rng(5), sorted(set(labels))
+    of = [np.array([v for v, own in zip(values, labels, strict=True) if own == n]) for n in names]
+    means = [
+        np.concatenate([of[n] for n in rng.integers(0, len(names), len(names))]).mean()
+        for _ in range(rounds)
+    ]
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975)), float(np.std(means))
+
+
+class Expected:
+    """The splits' postings that may speak, and every matcher's scores of their pairs."""
+
+    def __init__(self, table: pd.DataFrame, found, other) -> None:
+        self.rows = {split: speakers(table, split) for split in ("val", "test")}
+        self.labels = {s: table.label_group[rows].tolist() for s, rows in self.rows.items()}
+        self.scores: dict[str, dict[str, dict[Pair, np.float32]]] = {}
+        self.titles = {s: table.title[rows].tolist() for s, rows in self.rows.items()}
+        for split, rows in self.rows.items():
+            words = of_words(self.titles[split])
+            self.add("word TF-IDF", split, float32(words, 0.2))
+            for prefix, vectors_ in (("", found), ("other: ", other)):
+                cosine = {n: cosines(v, rows, v.any(1)) for n, v in vectors_.items()}
+                for name, scores in cosine.items():
+                    self.add(f"{prefix}{name}", split, float32(scores, 0.05))
+                both = mixed(cosine["image"], cosine["text"], WEIGHT)
+                self.add(f"{prefix}image + text", split, float32(both, 0.05))
+                if not prefix:
+                    self.text_and_words(split, cosine["text"], words)
+
+    def add(self, name: str, split: str, scores: dict[Pair, np.float32]) -> None:
+        self.scores.setdefault(name, {})[split] = scores
+
+    def text_and_words(self, split: str, text: dict[Pair, float], words: dict[Pair, float]) -> None:
+        """Pairs that either finds, with both scores, in 21 mixtures."""
+        either = {*float32(text, 0.05), *float32(words, 0.2)} & text.keys()
+        for step in range(21):
+            w = step / 20
+            scores = {p: np.float32(w * text[p] + (1 - w) * words.get(p, 0.0)) for p in either}
+            self.add(f"text x {w}", split, scores)
+
+    def reached(self, name: str, threshold: float) -> tuple[list[float], float, float]:
+        """On the test postings."""
+        scores = self.scores[name]["test"]
+        accepted = [pair for pair, score in scores.items() if score >= np.float32(threshold)]
+        return counted(self.labels["test"], accepted)
+
+    def mixtures(self, split: str) -> dict[float, float]:
+        """Best mean F1 of a split by the share of the text's score."""
+        return {
+            step / 20: best_cut(self.labels[split], self.scores[f"text x {step / 20}"][split])[0]
+            for step in range(21)
+        }
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """The folder, what `evaluate` says, and what it should."""
+    folder = tmp_path_factory.mktemp("scored")
+    table = catalogue()
+    found, other = vectors(table, 1), vectors(table, 2)
+    write_embedding(folder / "emb", table, found)
+    write_embedding(folder / "other", table, other)
+    rng = np.random.default_rng(4)
+    same = table["product"].to_numpy()
+    accepted = [
+        (i, j) for i, j in combinations(range(len(table)), 2)
+        if rng.random() < (0.6 if same[i] == same[j] else 0.03)
+    ]  # fmt: skip
+    weights = {"image": WEIGHT, "text": 1 - WEIGHT}
+    write_decided(folder / "matches", folder / "emb", accepted, weights)
+    metrics = evaluate(folder / "matches", {"other": folder / "other"})
+    return folder, metrics, Expected(table, found, other), table, accepted
+
+
+def by_name(metrics) -> dict[str, dict]:
+    return {row["name"]: row for row in metrics["rows"]}
+
+
+MATCHERS = ("word TF-IDF", "image", "text", "other: image", "other: text", "other: image + text")
+
+
+def test_every_matcher_stands_in_the_table(scored):
+    folder, metrics, _, _, _ = scored
+    kinds = [(row["name"], row["kind"]) for row in metrics["rows"]]
+    assert kinds == [
+        ("itself only", "floor"), ("same photo", "floor"), ("word TF-IDF", "floor"),
+        ("image", "branch"), ("text", "branch"), ("text + TF-IDF", "branch"),
+        ("other: image", "compare"), ("other: text", "compare"),
+        ("other: image + text", "compare"), ("image + text", "ours"),
+    ]  # fmt: skip
+    assert json.loads((folder / "matches/metrics.json").read_text()) == metrics
+
+
+@pytest.mark.parametrize("name", MATCHERS)
+def test_thresholds_are_chosen_on_val_and_scored_on_test(scored, name):
+    _, metrics, expected, _, _ = scored
+    row = by_name(metrics)[name]
+    val = expected.scores[name]["val"]
+    chosen = {pair for pair, score in val.items() if score >= np.float32(row["threshold"])}
+    f1, fewest = best_cut(expected.labels["val"], val)
+    assert chosen == set(fewest)
+    assert np.mean(counted(expected.labels["val"], fewest)[0]) == pytest.approx(f1)
+    per_item, precision, recall = expected.reached(name, row["threshold"])
+    said = (row["f1"], row["precision"], row["recall"])
+    assert said == pytest.approx((np.mean(per_item), precision, recall), abs=1e-9)
+    # On the test postings another threshold would be the best: chosen there it would show.
+    assert best_cut(expected.labels["test"], expected.scores[name]["test"])[0] > row["f1"] + 1e-3
+
+
+def test_the_weight_of_the_fusion_is_chosen_on_val(scored):
+    _, metrics, expected, _, _ = scored
+    row = by_name(metrics)["text + TF-IDF"]
+    val, test = expected.mixtures("val"), expected.mixtures("test")
+    best = [w for w, f1 in val.items() if f1 > max(val.values()) - 1e-12]
+    assert row["weight"] == min(best, key=lambda w: abs(w - 0.5))
+    assert test[row["weight"]] < max(test.values()) - 1e-3
+    name, threshold = f"text x {row['weight']}", np.float32(row["threshold"])
+    chosen = [pair for pair, score in expected.scores[name]["val"].items() if score >= threshold]
+    assert np.mean(counted(expected.labels["val"], chosen)[0]) == pytest.approx(max(val.values()))
+    per_item, precision, recall = expected.reached(name, row["threshold"])
+    said = (row["f1"], row["precision"], row["recall"])
+    assert said == pytest.approx((np.mean(per_item), precision, recall), abs=1e-9)
+
+
+def fixed_matchers(expected: Expected, table: pd.DataFrame, accepted) -> dict[str, list[float]]:
+    """F1 of every test item of the matchers without a threshold of their own, and of ours."""
+    rows, labels = expected.rows["test"], expected.labels["test"]
+    phash = table.phash[rows].tolist()
+    alike = [(a, b) for a, b in combinations(range(len(rows)), 2) if phash[a] == phash[b]]
+    place = {row: n for n, row in enumerate(rows.tolist())}
+    ours = [(place[i], place[j]) for i, j in accepted if i in place and j in place]
+    return {
+        name: counted(labels, pairs)
+        for name, pairs in (("itself only", []), ("same photo", alike), ("image + text", ours))
+    }
+
+
+@pytest.mark.parametrize("name", ["itself only", "same photo", "image + text"])
+def test_matchers_without_a_choice(scored, name):
+    _, metrics, expected, table, accepted = scored
+    row = by_name(metrics)[name]
+    f1, precision, recall = fixed_matchers(expected, table, accepted)[name]
+    said = (row["f1"], row["precision"], row["recall"])
+    assert said == pytest.approx((np.mean(f1), precision, recall), abs=1e-12)
+    assert row["threshold"] == (THRESHOLD if name == "image + text" else None)
+    assert row["items"] == len(f1)
+
+
+@pytest.mark.parametrize("name", ["itself only", "same photo", "image + text", "image"])
+def test_intervals_hold_19_of_20_means_of_products_drawn_one_by_one(scored, name):
+    _, metrics, expected, table, accepted = scored
+    row, fixed = by_name(metrics)[name], fixed_matchers(expected, table, accepted)
+    f1 = fixed[name][0] if name in fixed else expected.reached(name, row["threshold"])[0]
+    low, high, spread = drawn_interval(f1, expected.labels["test"])
+    # An interval of 90 % would be narrower by 0.3 of the spread at each end.
+    assert row["low"] == pytest.approx(low, abs=0.22 * spread)
+    assert row["high"] == pytest.approx(high, abs=0.22 * spread)
+
+
+def test_differences_are_paired_on_the_same_items(scored):
+    _, metrics, expected, table, accepted = scored
+    rows = by_name(metrics)
+    told = [(row["of"], row["over"]) for row in metrics["differences"]]
+    assert told == [
+        *(("image + text", floor) for floor in ("itself only", "same photo", "word TF-IDF")),
+        *((name, f"other: {name}") for name in ("image", "text", "image + text")),
+        ("text + TF-IDF", "word TF-IDF"), ("text + TF-IDF", "text"),
+    ]  # fmt: skip
+    for row in metrics["differences"]:
+        gained = rows[row["of"]]["f1"] - rows[row["over"]]["f1"]
+        assert row["f1"] == pytest.approx(gained, abs=1e-12)
+        assert row["low"] < row["f1"] < row["high"]
+    ours = fixed_matchers(expected, table, accepted)["image + text"][0]
+    words = expected.reached("word TF-IDF", rows["word TF-IDF"]["threshold"])[0]
+    low, high, spread = drawn_interval(np.subtract(ours, words), expected.labels["test"])
+    assert metrics["differences"][2]["low"] == pytest.approx(low, abs=0.15 * spread)
+    assert metrics["differences"][2]["high"] == pytest.approx(high, abs=0.15 * spread)
+
+
+def test_whom_the_scores_speak_of(scored):
+    _, metrics, expected, table, accepted = scored
+    labels = expected.labels["test"]
+    assert (metrics["split"], metrics["threshold"]) == ("test", THRESHOLD)
+    assert (metrics["items"], metrics["products"]) == (len(labels), len(set(labels)))
+    assert metrics["left_out"] == 1
+    f1 = fixed_matchers(expected, table, accepted)["image + text"][0]
+    bands: dict[tuple[int, int], list[float]] = {}
+    for own, value in zip(labels, f1, strict=True):
+        size = labels.count(own)
+        ends = {1: (1, 1), 2: (2, 2), 3: (3, 4), 4: (3, 4)}.get(size, (5, 9))
+        bands.setdefault(ends, []).append(value)
+    said = {(r["size_from"], r["size_to"]): (r["items"], r["f1"]) for r in metrics["by_group_size"]}
+    assert said == {
+        ends: (len(values), pytest.approx(np.mean(values))) for ends, values in bands.items()
+    }
+
+
+def test_the_table_says_what_the_file_says(scored):
+    metrics = scored[1]
+    text = score_table(metrics)
+    lines = text.splitlines()
+    assert lines[0] == (
+        f"Mean per-item F1 on {metrics['items']} test items of {metrics['products']} products "
+        "never trained on, 1 with a photo of another split left out; thresholds chosen on val "
+        "products"
+    )
+    assert lines[2].split() == ["F1", "95", "%", "interval", "precision", "recall", "threshold"]
+    for row, line in zip(metrics["rows"], lines[3:], strict=False):
+        threshold = [] if row["threshold"] is None else [f"{row['threshold']:.3f}"]
+        assert line.startswith("* " if row["kind"] == "ours" else "  ")
+        assert line[2:28].strip() == row["name"]
+        assert line[28:].split() == [
+            f"{row['f1']:.4f}", f"{row['low']:.4f}–{row['high']:.4f}", f"{row['precision']:.4f}",
+            f"{row['recall']:.4f}", *threshold,
+        ]  # fmt: skip
+    weight = by_name(metrics)["text + TF-IDF"]["weight"]
+    assert f"{weight:.2f} of the first score, {1 - weight:.2f} of the second" in text
+    for row in metrics["differences"]:
+        line = next(n for n in lines if n.startswith(f"  {row['of']} over {row['over']} "))
+        numbers = [f"{row['f1']:+.4f}", f"{row['low']:+.4f}", "–", f"{row['high']:+.4f}"]
+        assert line.split()[-4:] == numbers
+
+
+def test_without_labelled_val_products_only_what_needs_no_threshold_is_scored(tmp_path):
+    table = catalogue()
+    table.loc[table.split == "val", "label_group"] = ""
+    write_embedding(tmp_path / "emb", table, vectors(table, 1))
+    write_decided(tmp_path / "m", tmp_path / "emb", [], {"image": 0.5, "text": 0.5})
+    metrics = evaluate(tmp_path / "m", {"itself": tmp_path / "emb"})
+    assert list(by_name(metrics)) == ["itself only", "same photo", "image + text"]
+    assert [row["over"] for row in metrics["differences"]] == ["itself only", "same photo"]
+
+
+def test_one_view_without_photos_has_no_branches(tmp_path):
+    table = catalogue().assign(sha256="", phash="")
+    write_embedding(tmp_path / "emb", table, {"text": vectors(table, 1)["text"]})
+    write_decided(tmp_path / "m", tmp_path / "emb", [], {"text": 1.0})
+    metrics = evaluate(tmp_path / "m")
+    assert list(by_name(metrics)) == ["itself only", "word TF-IDF", "text + TF-IDF", "text"]
+
+
+def test_what_cannot_be_scored_is_refused(tmp_path, scored):
+    folder = scored[0]
+    table = catalogue()
+    write_embedding(tmp_path / "less", table.iloc[:-1], vectors(table.iloc[:-1], 1))
+    with pytest.raises(BadInput, match="less: is over another shard set than"):
+        evaluate(folder / "matches", {"less": tmp_path / "less"})
+    table.loc[table.split == "test", "label_group"] = ""
+    write_embedding(tmp_path / "emb", table, vectors(table, 1))
+    write_decided(tmp_path / "m", tmp_path / "emb", [], {"image": 0.5, "text": 0.5})
+    with pytest.raises(BadInput, match="no test posting has a label_group"):
+        evaluate(tmp_path / "m")

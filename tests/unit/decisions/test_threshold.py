@@ -1,0 +1,159 @@
+"""The threshold that is chosen is the best one, on val items that may speak."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dist_train.config.options import MatchConfig
+from dist_train.decisions.labelled import labelled_rows, left_out, pairs_among
+from dist_train.decisions.threshold import (
+    Given,
+    check_given,
+    decide_threshold,
+    given_threshold,
+)
+from dist_train.evaluation.f1_curve import F1Curve
+from shards.storage.errors import BadInput
+
+CHOOSE = given_threshold(MatchConfig())
+
+
+def items_of(splits: list[str], labels: list[str], photos: list[int] | None = None):
+    """A table of items as an embedding set has it."""
+    return pd.DataFrame({
+        "posting_id": [f"p{n}" for n in range(len(splits))], "split": splits,
+        "label_group": labels, "photo_group": photos or [-1] * len(splits),
+    })  # fmt: skip
+
+
+def mean_f1(items: pd.DataFrame, pairs: pd.DataFrame, threshold: float) -> float:
+    """Mean per-item F1 over the val items, by sets."""
+    val = set(np.flatnonzero((items.split == "val") & (items.label_group != "")))
+    said = {n: {n} for n in val}
+    for i, j, score in zip(pairs.i, pairs.j, pairs.score, strict=True):
+        if {i, j} <= val and score >= np.float32(threshold):
+            said[i].add(j)
+            said[j].add(i)
+    labels = items.label_group
+    right = {n: {m for m in val if labels[m] == labels[n]} for n in val}
+    return np.mean([
+        2 * len(said[n] & right[n]) / (len(said[n]) + len(right[n])) for n in sorted(val)
+    ])  # fmt: skip
+
+
+@st.composite
+def catalogues(draw):
+    N = draw(st.integers(2, 10))
+    splits = draw(st.lists(st.sampled_from(["val", "val", "train"]), min_size=N, max_size=N))
+    labels = draw(st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=N, max_size=N))
+    splits[0], labels[0] = "val", "a"
+    every = [(i, j) for i in range(N) for j in range(i + 1, N)]
+    chosen = [pair for pair in every if draw(st.booleans())]
+    scores = [draw(st.sampled_from([0.125, 0.3, 0.31, 0.5, 0.9, 1.0])) for _ in chosen]
+    pairs = pd.DataFrame({
+        "i": np.array([i for i, _ in chosen], np.int64),
+        "j": np.array([j for _, j in chosen], np.int64),
+        "score": np.array(scores, np.float32),
+    })  # fmt: skip
+    return items_of(splits, labels), pairs
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogues())
+def test_the_chosen_threshold_is_the_best_over_distinct_scores(case):
+    items, pairs = case
+    chosen = decide_threshold(items, pairs, 0.1, CHOOSE)
+    distinct = [*np.unique(pairs.score), 2.0]
+    best = max(mean_f1(items, pairs, score) for score in distinct)
+    assert chosen["f1"] == pytest.approx(best, abs=1e-9)
+    assert mean_f1(items, pairs, chosen["threshold"]) == pytest.approx(best, abs=1e-9)
+    assert chosen["source"] == "chosen"
+    val = (items.split == "val") & (items.label_group != "")
+    assert chosen["items"] == val.sum()
+    assert chosen["products"] == items.label_group[val].nunique()
+    assert chosen["threshold"] == np.float32(chosen["threshold"])
+
+
+def test_the_curve_in_the_file_says_the_same():
+    rng = np.random.default_rng(0)
+    items = items_of(["val"] * 60, [f"g{n // 3}" for n in range(60)])
+    i, j = np.triu_indices(60, 1)
+    same = (items.label_group[i].to_numpy() == items.label_group[j].to_numpy()) * 0.4
+    score = (rng.random(len(i)) * 0.6 + same).astype(np.float32)
+    pairs = pd.DataFrame({"i": i, "j": j, "score": score})
+    chosen = json.loads(json.dumps(decide_threshold(items, pairs, 0.0, CHOOSE)))
+    curve = F1Curve.from_json(chosen["curve"])
+    assert len(curve.thresholds) <= 1000
+    assert curve.best()[1] == pytest.approx(chosen["f1"])
+    assert np.float32(curve.best()[0]) == np.float32(chosen["threshold"])
+    assert chosen["f1"] == pytest.approx(mean_f1(items, pairs, chosen["threshold"]))
+    assert not chosen["at_floor"]
+    assert (chosen["split"], chosen["floor"]) == ("val", 0.0)
+
+
+def test_a_best_threshold_at_the_floor_is_told():
+    items = items_of(["val"] * 4, ["a"] * 4)
+    pairs = pd.DataFrame({"i": [0, 1, 2], "j": [1, 2, 3], "score": np.float32([0.9, 0.5, 0.3])})
+    assert decide_threshold(items, pairs, 0.3, CHOOSE)["at_floor"]
+    wrong = items_of(["val"] * 4, ["a", "a", "b", "c"])
+    assert not decide_threshold(wrong, pairs, 0.3, CHOOSE)["at_floor"]
+    assert not decide_threshold(items, pairs, 0.3, Given(0.3, "given"))["at_floor"]
+
+
+def test_a_given_threshold_is_taken_as_it_is(tmp_path):
+    items = items_of(["val"] * 3, ["a", "a", "b"])
+    pairs = pd.DataFrame({"i": [0, 1], "j": [1, 2], "score": np.float32([0.7, 0.6])})
+    given = decide_threshold(items, pairs, 0.1, given_threshold(MatchConfig(threshold=0.65)))
+    assert (given["source"], given["threshold"]) == ("given", float(np.float32(0.65)))
+    assert given["f1"] == pytest.approx(mean_f1(items, pairs, 0.65)) == 1.0
+    (tmp_path / "threshold.json").write_text(json.dumps(given | {"threshold": 0.55}))
+    config = MatchConfig(threshold_from=tmp_path / "threshold.json")
+    read = decide_threshold(items, pairs, 0.1, given_threshold(config))
+    assert (read["source"], read["threshold"]) == ("file", float(np.float32(0.55)))
+    assert read["f1"] == pytest.approx(mean_f1(items, pairs, 0.55))
+    assert read["f1"] < 1
+
+
+def test_without_val_labels_a_threshold_must_be_given():
+    items = items_of(["train", "test", "unlabelled", "val"], ["a", "b", "", ""])
+    pairs = pd.DataFrame({"i": [0], "j": [1], "score": np.float32([0.9])})
+    with pytest.raises(BadInput, match="--threshold T or --threshold-from FILE"):
+        check_given(CHOOSE, None, items)
+    given = decide_threshold(items, pairs, 0.1, Given(0.5, "given"))
+    assert (given["items"], given["f1"], given["curve"]) == (0, None, None)
+
+
+def test_no_pair_among_val_items_chooses_to_match_nothing():
+    items = items_of(["val", "val", "train"], ["a", "a", "b"])
+    pairs = pd.DataFrame({"i": [0], "j": [2], "score": np.float32([0.99])})
+    chosen = decide_threshold(items, pairs, 0.1, CHOOSE)
+    assert chosen["f1"] == pytest.approx(2 / 3)
+    assert chosen["threshold"] >= 0.99
+
+
+def test_items_with_a_twin_in_another_split_may_not_speak():
+    splits = ["val", "val", "val", "train", "val", "unlabelled", "test"]
+    labels = ["a", "a", "", "b", "a", "", "c"]
+    photos = [0, 1, 0, 0, 4, 4, -1]
+    items = items_of(splits, labels, photos)
+    assert labelled_rows(items, "val").tolist() == [1, 4]
+    assert left_out(items, "val") == 1
+    assert labelled_rows(items, "test").tolist() == [6]
+
+
+def test_a_twin_does_not_move_the_threshold():
+    items = items_of(["val"] * 4 + ["train"], ["a", "a", "b", "b", "c"], [-1, -1, 2, 3, 2])
+    pairs = pd.DataFrame({"i": [0, 2], "j": [1, 3], "score": np.float32([0.8, 0.3])})
+    chosen = decide_threshold(items, pairs, 0.1, CHOOSE)
+    assert (chosen["items"], chosen["products"]) == (3, 2)
+    assert 0.3 < chosen["threshold"] <= np.float32(0.8)
+
+
+def test_pairs_among_gives_positions():
+    pairs = pd.DataFrame({"i": [0, 2, 3], "j": [5, 5, 4], "score": np.float32([0.1, 0.2, 0.3])})
+    i, j, score = pairs_among(np.array([2, 3, 5]), pairs, 6)
+    assert (i.tolist(), j.tolist(), score.tolist()) == ([0], [2], [np.float32(0.2)])

@@ -1,0 +1,174 @@
+"""Sets that are not as sets should be: copies, ties, NaN, nothing, and files that are broken."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from dist_train.config.options import IndexConfig, JoinConfig, MatchConfig
+from dist_train.decisions.match import match
+from dist_train.decisions.threshold import given_threshold
+from dist_train.distributed.runtime import peak_bytes
+from dist_train.matching.build_pairs import build_pairs
+from dist_train.matching.index import build_index
+from dist_train.matching.join import read_pairs
+from shards.storage.errors import BadInput, Corrupt
+from tests.support.planted import write_set
+
+
+def unit(rows: int, width: int, seed: int = 0) -> np.ndarray:
+    found = np.random.default_rng(seed).standard_normal((rows, width))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float16)
+
+
+def joined(folder, **options):
+    """Index and join folder/emb; the folder of the pairs."""
+    build_index(folder / "emb", folder / "index", IndexConfig())
+    build_pairs(folder / "emb", folder / "index", folder / "pairs", JoinConfig(**options))
+    return folder / "pairs"
+
+
+# Copies
+
+
+@pytest.mark.parametrize("more", [{}, {"pairs_per_item": 1.0}])
+def test_a_thousand_copies_of_one_photo_are_kept_and_said(tmp_path, caplog, more):
+    rows = unit(1600, 64)
+    rows[:800] = rows[0]
+    products = np.r_[np.zeros(800, int), np.arange(1, 801)]
+    write_set(tmp_path / "emb", {"image": rows}, products=products)
+    with caplog.at_level(logging.WARNING):
+        out = joined(tmp_path, **more)
+    pairs = read_pairs(out)
+    assert (pairs.j < 800).sum() == 800 * 799 // 2
+    assert match(out, tmp_path / "m", MatchConfig())["f1"] == pytest.approx(1.0)
+    assert "all but copies of one another" in caplog.text
+    if more:
+        assert "more than the budget" in caplog.text
+
+
+def test_without_any_pair_the_threshold_is_said_to_lie_at_the_floor(tmp_path):
+    write_set(
+        tmp_path / "emb", {"image": np.eye(40, dtype=np.float16)}, products=np.arange(40) // 2
+    )
+    out = joined(tmp_path)
+    assert not len(read_pairs(out))
+    assert match(out, tmp_path / "m", MatchConfig())["at_floor"]
+
+
+# Recall
+
+
+@pytest.mark.parametrize("copies", [150, 400])
+def test_an_exact_index_finds_all_even_where_many_tie(tmp_path, copies):
+    write_set(tmp_path / "emb", {"image": np.repeat(unit(2400 // copies, 16), copies, axis=0)})
+    told = build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())["recall"]
+    assert told["recall_at_50"]["share"] == told["range_recall"]["share"] == 1.0
+
+
+def test_all_lists_of_a_factory_string_are_looked_into_where_few_find_too_little(tmp_path, caplog):
+    write_set(tmp_path / "emb", {"image": unit(2000, 16)})
+    told = build_index(tmp_path / "emb", tmp_path / "index", IndexConfig(kind="IVF500,Flat"))
+    assert told["recall"]["recall_at_50"]["low"] > 0.95
+    assert told["recall"]["nprobe"] > 41  # number_of_lists(2000)
+    coarse = IndexConfig(kind="IVF64,PQ2x4")
+    with caplog.at_level(logging.WARNING):
+        told = build_index(tmp_path / "emb", tmp_path / "coarse", coarse)
+    assert told["recall"]["nprobe"] == 64
+    assert "finds too little even in all of its 64 lists" in caplog.text
+
+
+# What cannot be searched
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_no_number_is_named(tmp_path, value):
+    rows = unit(300, 16)
+    write_set(tmp_path / "emb", {"image": rows}, part_rows=200)
+    build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
+    rows[207, 3] = value
+    np.save(tmp_path / "emb" / "image-00001.npy", rows[200:])
+    for engine in ("gemm", "faiss"):
+        config = JoinConfig(engine=engine, pairs_per_item=3)
+        with pytest.raises(Corrupt, match=r"image-00001\.npy: row 7 \(item 207\) holds NaN"):
+            build_pairs(tmp_path / "emb", tmp_path / "index", tmp_path / engine, config)
+    with pytest.raises(Corrupt, match="row 7"):
+        build_index(tmp_path / "emb", tmp_path / "again", IndexConfig())
+
+
+def test_a_set_without_any_vector_is_refused(tmp_path):
+    write_set(tmp_path / "emb", {"image": np.zeros((30, 8), np.float16)})
+    with pytest.raises(BadInput, match="no item has a vector of image view"):
+        build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
+    write_set(tmp_path / "none", {"image": np.zeros((0, 8), np.float16)})
+    with pytest.raises(BadInput, match="no item has a vector of any view"):
+        build_index(tmp_path / "none", tmp_path / "index", IndexConfig())
+
+
+@pytest.mark.parametrize("kind", ["IVF50,PQ8x8", "IVF5000,Flat", "IDMap,Flat"])
+def test_what_faiss_refuses_is_bad_input(tmp_path, kind):
+    write_set(tmp_path / "emb", {"image": unit(200, 16)})
+    with pytest.raises(BadInput, match=f"--kind {kind}: FAISS cannot"):
+        build_index(tmp_path / "emb", tmp_path / "index", IndexConfig(kind=kind))
+
+
+def test_however_little_memory_there_is_a_kind_is_built(tmp_path):
+    write_set(tmp_path / "emb", {"image": unit(200, 16)})
+    told = build_index(tmp_path / "emb", tmp_path / "index", IndexConfig(memory="1kB"))
+    assert told["factory"] == "IVF4,SQ8"
+
+
+# Broken files
+
+
+@pytest.fixture
+def indexed(tmp_path):
+    write_set(tmp_path / "emb", {"image": unit(300, 16)})
+    build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["image-00000.npy", "items.parquet"])
+@pytest.mark.parametrize("damage", ["gone", "short", "garbage"])
+def test_a_broken_file_of_the_set_is_named(indexed, name, damage):
+    path = indexed / "emb" / name
+    whole = path.read_bytes()
+    path.write_bytes({"short": whole[:-40]}.get(damage, b"\xff" * len(whole)))
+    if damage == "gone":
+        path.unlink()
+    for work in (
+        lambda: build_pairs(indexed / "emb", indexed / "index", indexed / "m", JoinConfig()),
+        lambda: build_index(indexed / "emb", indexed / "again", IndexConfig()),
+    ):
+        with pytest.raises(Corrupt, match=f"{name}: (missing|cannot be read).*embed again"):
+            work()
+
+
+def test_a_broken_index_json_is_named(indexed):
+    (indexed / "index" / "index.json").write_text("{}")
+    with pytest.raises(BadInput, match="index format None"):
+        build_pairs(indexed / "emb", indexed / "index", indexed / "m", JoinConfig())
+
+
+@pytest.mark.parametrize("told", ["{}", '{"threshold": null}', "[]", '{"threshold": NaN}'])
+def test_a_file_without_a_threshold_is_named(tmp_path, told):
+    (tmp_path / "t.json").write_text(told)
+    with pytest.raises(BadInput, match=r"t\.json: holds no threshold"):
+        given_threshold(MatchConfig(threshold_from=tmp_path / "t.json"))
+
+
+# Memory
+
+
+def test_a_tile_of_nothing_but_candidates_keeps_within_its_memory(tmp_path):
+    """Two thousand rows in one cone: a product of which every place is a candidate."""
+    rows = unit(4500, 16).astype(np.float32)
+    rows[:2048] = rows[0] + 0.05 * rows[:2048]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    write_set(tmp_path / "emb", {"image": rows.astype(np.float16)})
+    before = peak_bytes()
+    out = joined(tmp_path, max_score_floor=0.9, memory="1.2GB", neighbours=0)
+    match(out, tmp_path / "m", MatchConfig(threshold=0.9))
+    assert len(read_pairs(out)) >= 2048 * 2047 // 2
+    # The program, the tests and what they have loaded stood before.
+    assert peak_bytes() - before < 1.2e9 - 0.72e9

@@ -1,0 +1,98 @@
+"""What a worker of the join holds does not grow with the items, and stays within --memory."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dist_train.config.options import bytes_of
+from dist_train.matching.memory import join_bounds
+from shards.storage.errors import BadInput
+from tests.support.launching import ROOT, environment
+
+WORKER = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from dist_train.config.options import JoinConfig, bytes_of
+from dist_train.embedding.store import Rows
+from dist_train.matching import search as finding
+from dist_train.matching.search import find, set_up
+from dist_train.matching.kernels import kernels_for
+from dist_train.distributed.runtime import peak_bytes
+from dist_train.matching.vectors import ViewPart, Views
+from dist_train.distributed.runtime import Runtime
+
+# One kernel: which is the fastest is measured, and each has blocks of its own size.
+finding.kernels_for = lambda *words: kernels_for(*words)[:1]
+out, items, width, memory, tiles = Path(sys.argv[1]), *map(int, sys.argv[2:4]), *sys.argv[4:6]
+files = sorted(out.glob("image-*.npy"))
+rows = Rows([np.load(path, mmap_mode="r") for path in files])
+views = Views({"image": ViewPart(rows, np.ones(items, bool), 1.0)})
+config = JoinConfig(memory=memory, neighbours=5, pairs_per_item=5, device="cpu")
+runtime = Runtime("cpu")
+search = set_up(views, None, out / "pairs", config, runtime)
+before = peak_bytes()
+some = search.engine.tiles[:: max(1, len(search.engine.tiles) // int(tiles))]
+search.engine.tiles[:] = some
+find(search, out / "pairs", runtime)
+print(json.dumps({"peak": peak_bytes(), "before": before, "bound": search.bounds.bytes,
+                  "block": search.bounds.block, "tiles": len(some)}))
+"""
+ROWS = """
+import sys
+import numpy as np
+out, items, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+for number, start in enumerate(range(0, items, 50_000)):
+    rows = np.random.default_rng(number).standard_normal((min(50_000, items - start), width), "f4")
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    np.save(f"{out}/image-{number:05d}.npy", rows.astype(np.float16))
+"""
+
+
+def worked(folder, items: int, width: int, memory: str, tiles: int, timeout: float) -> dict:
+    """What one worker held at most over some of the tiles, in a process of its own."""
+    folder.mkdir()
+    # What is freed goes back: which pieces the allocator keeps is chance, some 20 MB of it.
+    variables = environment() | {"MALLOC_MMAP_THRESHOLD_": "262144"}
+    shape = [str(folder), str(items), str(width)]
+    for words in ([ROWS, *shape], [WORKER, *shape, memory, str(tiles)]):
+        done = subprocess.run(
+            [sys.executable, "-c", *words], cwd=ROOT, env=variables, text=True,
+            capture_output=True, timeout=timeout, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def least_memory(width: int) -> str:
+    """The least that is enough for blocks of such rows, to the megabyte."""
+    for megabytes in range(500, 4000):
+        try:
+            join_bounds(10**6, 4 * width, 4 * width, width, megabytes * 10**6)
+        except BadInput:
+            continue
+        return f"{megabytes + 1}MB"
+    raise AssertionError("no memory is enough")
+
+
+@pytest.mark.timeout(600)
+def test_a_worker_holds_no_more_for_four_times_the_items(tmp_path):
+    memory = least_memory(32)
+    # So many that both are cut into blocks of one size.
+    few = worked(tmp_path / "few", 70_000, 32, memory, 20, 250)
+    many = worked(tmp_path / "many", 280_000, 32, memory, 20, 250)
+    assert few["block"] == many["block"]
+    assert few["bound"] == many["bound"] <= bytes_of(memory)
+    assert many["peak"] <= many["bound"]
+    # Some flags an item and a longer list of tiles: 36 bytes an item; a row takes 64.
+    assert many["peak"] - few["peak"] < 48 * 210_000
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3000)
+def test_a_million_items_in_two_gigabytes(tmp_path):
+    found = worked(tmp_path / "million", 1_000_000, 256, "2GB", 12, 2500)
+    assert found["bound"] <= 2_000_000_000
+    assert found["peak"] <= found["bound"]
