@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from dist_train import __version__, command
+from dist_train import cli_operations as verbs
 from dist_train.config.options import (
     Config,
     EmbedConfig,
@@ -16,7 +17,6 @@ from dist_train.config.options import (
     MatchConfig,
     TextTraining,
 )
-from dist_train import cli_operations as verbs
 from shards.photos.options import PackOptions
 from shards.read.remote import shown
 from shards.storage.errors import BadInput, Failed

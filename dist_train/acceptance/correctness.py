@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from dist_train.doctor.all_reduce import ask_ranks
 from dist_train.acceptance.outcomes import Proof
 from dist_train.config.options import ImageEncoderOptions, TextEncoderOptions
 from dist_train.distributed.stage import EMBEDDING
+from dist_train.doctor.all_reduce import ask_ranks
 from dist_train.embedding.store import part_path
 from dist_train.encoders.image import ImageEncoder
 from dist_train.encoders.text import TextEncoder

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.doctor.all_reduce import all_reduce
 from dist_train.doctor import machine, services, software
+from dist_train.doctor.all_reduce import all_reduce
 from dist_train.doctor.finding import Finding, as_json, fault
 from tests.support.launching import ROOT, environment
 

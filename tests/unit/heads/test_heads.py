@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_train.heads.centres import ClassMeans, class_range, initial_centres
-from dist_train.heads.class_parallel import MarginHead
+from dist_train.heads.centres import class_range, initial_centres
+from dist_train.heads.class_parallel import ClassMeans, MarginHead
 from dist_train.heads.margins import arcface, cosface, margin_shares
 from shards.storage.errors import BadInput
 
