@@ -60,7 +60,7 @@ def ours(rows: np.ndarray, parts: int) -> Slices:
     import torch
 
     torch.set_num_threads(1)
-    from dist_train.distributed.runtime import bf16_pays
+    from dist_train.distributed.runtime import supports_bf16
     from dist_train.embedding.store import Rows
     from dist_train.matching.blocks import block_size, blocks_of
     from dist_train.matching.engines import GemmEngine
@@ -68,20 +68,20 @@ def ours(rows: np.ndarray, parts: int) -> Slices:
     from dist_train.matching.kernel_choice import choose_kernel
     from dist_train.matching.kernels import kernels_for
     from dist_train.matching.threads import use_huge_pages
-    from dist_train.matching.vectors import ViewPart, Views
+    from dist_train.matching.vectors import ItemVectors, ModalityVectors
 
     use_huge_pages()
     items = len(rows)
     names, here = ("image", "text")[:parts], np.ones(items, bool)
     halves = np.split(rows.astype(np.float32), parts, axis=1)
     units = [half / np.linalg.norm(half, axis=1, keepdims=True) for half in halves]
-    views = Views({
-        name: ViewPart(Rows([unit.astype(np.float16)]), here, 1 / parts)
+    views = ItemVectors({
+        name: ModalityVectors(Rows([unit.astype(np.float16)]), here, 1 / parts)
         for name, unit in zip(names, units, strict=True)
     })  # fmt: skip
     threshold = THRESHOLD if parts == 1 else BOTH_THRESHOLD
     yield {"wait": True}
-    kernels = kernels_for(torch.device("cpu"), bf16_pays(torch.device("cpu")))
+    kernels = kernels_for(torch.device("cpu"), supports_bf16(torch.device("cpu")))
     best, pairs = choose_kernel(views, threshold, 0, kernels)[0], 0
     engine = GemmEngine(views, blocks_of(views, block_size(items)), best.kernel, held=99)
     yield {"how": str(best)}

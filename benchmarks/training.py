@@ -29,10 +29,10 @@ from dist_train.config.options import (
     HeadOptions,
     ImageEncoderOptions,
     ImageTraining,
+    Modality,
     TextEncoderOptions,
     TextTraining,
     TrainingOptions,
-    View,
 )
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import Batch
@@ -88,21 +88,25 @@ def now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def loop(view: View, shards: Path, out: Path, config: TrainingOptions, keep: bool) -> Served:
+def loop(
+    modality: Modality, shards: Path, out: Path, config: TrainingOptions, keep: bool
+) -> Served:
     """The real training of WARM + STEPS steps and one more, which ends the last one's time."""
     served, load = Served(keep), training_loop.load
     training_loop.load = lambda *arguments, **options: served.watch(load(*arguments, **options))
     try:
-        train(view, shards, out, config)
+        train(modality, shards, out, config)
     finally:
         training_loop.load = load
     return served
 
 
-def in_memory(view: View, shards: Path, config: TrainingOptions, found: list[Batch]) -> Callable:
+def in_memory(
+    modality: Modality, shards: Path, config: TrainingOptions, found: list[Batch]
+) -> Callable:
     """The same steps on `found`: gives their wall and CPU seconds, after the warm ones."""
-    items = training_items(ShardSet(shards), view, config, 1)
-    parts = set_up(view, config, items, Runtime("cpu"))
+    items = training_items(ShardSet(shards), modality, config, 1)
+    parts = set_up(modality, config, items, Runtime("cpu"))
     weights = [p for p in parts.encoder.parameters() if p.requires_grad]
 
     def step(batch: Batch) -> None:
@@ -149,19 +153,19 @@ def text_case(folder: Path) -> tuple[Path, TrainingOptions]:
     return shards, TextTraining(encoder=encoder, head=head, epochs=epochs(shards, "text"), **COMMON)
 
 
-def epochs(shards: Path, view: View) -> float:
+def epochs(shards: Path, modality: Modality) -> float:
     """So many that WARM + STEPS + 1 steps are made."""
     table = ShardSet(shards).packed
-    return (WARM + STEPS + 1) * BATCH / ((table.split == "train") & table[f"has_{view}"]).sum()
+    return (WARM + STEPS + 1) * BATCH / ((table.split == "train") & table[f"has_{modality}"]).sum()
 
 
-def measured(view: View, folder: Path, rounds: int) -> dict[str, float]:
+def measured(modality: Modality, folder: Path, rounds: int) -> dict[str, float]:
     """Medians over `rounds` rounds, each the loop and then the steps in memory."""
-    shards, config = {"image": image_case, "text": text_case}[view](folder)
-    first = loop(view, shards, folder / f"{view}-first", config, keep=True)
-    steps, rows = in_memory(view, shards, config, first.batches), []
+    shards, config = {"image": image_case, "text": text_case}[modality](folder)
+    first = loop(modality, shards, folder / f"{modality}-first", config, keep=True)
+    steps, rows = in_memory(modality, shards, config, first.batches), []
     for number in range(rounds):
-        served = loop(view, shards, folder / f"{view}-{number}", config, keep=False)
+        served = loop(modality, shards, folder / f"{modality}-{number}", config, keep=False)
         (wall, cpu, wait), (peer_wall, peer_cpu) = served.seconds(), steps()
         rows.append({
             "ratio": peer_wall / wall, "cpu_ratio": peer_cpu / cpu, "data_share": wait / wall,
@@ -170,7 +174,7 @@ def measured(view: View, folder: Path, rounds: int) -> dict[str, float]:
             "load": os.getloadavg()[0],
         })  # fmt: skip
         told = ", ".join(f"{name} {value:.3f}" for name, value in rows[-1].items())
-        print(f"{view}, round {number}: {told}", flush=True)
+        print(f"{modality}, round {number}: {told}", flush=True)
     return {name: median(row[name] for row in rows) for name in rows[0]}
 
 
@@ -179,17 +183,20 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     rounds = int(arguments.pop()) if arguments and arguments[-1].isdigit() else 5
     with TemporaryDirectory() as folder:
-        found = {view: measured(view, Path(folder), rounds) for view in arguments or VIEWS}
-    for view, told in found.items():
+        found = {
+            modality: measured(modality, Path(folder), rounds)
+            for modality in arguments or MODALITIES
+        }
+    for modality, told in found.items():
         ours, peer = told["per_second"], told["peer_per_second"]
-        print(f"{view}: {ours:.1f} samples/s, in memory {peer:.1f}: x {told['ratio']:.3f} (wanted "
+        print(f"{modality}: {ours:.1f} samples/s, in memory {peer:.1f}: x {told['ratio']:.3f} (wanted "
               f"{WANTED}), CPU x {told['cpu_ratio']:.3f}, waiting for data "
               f"{told['data_share']:.1%}")  # fmt: skip
     print(json.dumps({"benchmark": "training", "rounds": rounds, "wanted": WANTED} | found))
     return int(any(told["ratio"] < WANTED for told in found.values()))
 
 
-VIEWS: tuple[View, ...] = ("image", "text")
+MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -17,8 +17,8 @@ from dist_train.config.options import (
     IndexConfig,
     JoinConfig,
     MatchConfig,
+    Modality,
     TrainingOptions,
-    View,
     result_options,
 )
 from dist_train.decisions.threshold import given_threshold
@@ -86,15 +86,18 @@ def stage_graph(config: Config) -> list[Stage]:
     """
     threshold = given_threshold(config.match).threshold
     stages = [_pack(config)]
-    stages += [_train(config, view, view, config.training(view)) for view in config.encoders]
+    stages += [
+        _train(config, modality, modality, config.training(modality))
+        for modality in config.encoders
+    ]
     stages.append(_embed(config, "", "embedding"))
     for name in config.compare:
-        for view in config.encoders:
+        for modality in config.encoders:
             # The encoder is only exported: with its published weights, or with random ones.
-            untrained = config.training(view)
+            untrained = config.training(modality)
             encoder: Any = replace(untrained.encoder, pretrained=name == "untrained")
             untrained = replace(untrained, epochs=0.0, encoder=encoder)
-            stage = _train(config, view, f"{name}-{view}", untrained)
+            stage = _train(config, modality, f"{name}-{modality}", untrained)
             stages.append(replace(stage, one_process=True))
         stages.append(_embed(config, f"{name}-", f"{name}-embedding"))
     stages += [_index(config), _join(config, threshold), _match(config, threshold)]
@@ -132,24 +135,24 @@ def _pack(config: Config) -> Stage:
     return Stage("pack", "pack", tuple(words), call, out / stage_files.MANIFEST, config.pack)
 
 
-def _train(config: Config, view: View, name: str, options: TrainingOptions) -> Stage:
+def _train(config: Config, modality: Modality, name: str, options: TrainingOptions) -> Stage:
     shards, out = config.out / "shards", config.out / name
-    words = ("train", view, "--shards", str(shards), "--out", str(out))
+    words = ("train", modality, "--shards", str(shards), "--out", str(out))
 
     def call() -> None:
         from dist_train.training.loop import train
 
-        train(view, shards, out, options)
+        train(modality, shards, out, options)
 
-    return Stage(name, view, words, call, out / stage_files.MANIFEST, options, ("pack",))
+    return Stage(name, modality, words, call, out / stage_files.MANIFEST, options, ("pack",))
 
 
 def _embed(config: Config, prefix: str, name: str) -> Stage:
     shards, out = config.out / "shards", config.out / name
-    runs = {view: config.out / f"{prefix}{view}" for view in config.encoders}
+    runs = {modality: config.out / f"{prefix}{modality}" for modality in config.encoders}
     words = ["embed", "--shards", str(shards), "--out", str(out)]
-    for view, run in runs.items():
-        words += [f"--{view}", str(run)]
+    for modality, run in runs.items():
+        words += [f"--{modality}", str(run)]
 
     def call() -> None:
         from dist_train.embedding.embed import embed

@@ -197,10 +197,10 @@ def _embedding_set(out: Path) -> None:
     """Rows of both parts with many near ones, as the stage embed leaves them."""
     stage_files.begin(out, EMBEDDING, {"by": "acceptance"}, {})
     files = []
-    for view, seed in (("image", 2), ("text", 3)):
+    for modality, seed in (("image", 2), ("text", 3)):
         centres = _unit_rows(JOINED // 3, COLUMNS, seed=seed)
         rows = np.repeat(centres, 3, axis=0) + 0.3 * _unit_rows(JOINED, COLUMNS, seed=seed + 9)
-        files.append(part_path(out, view, 0))
+        files.append(part_path(out, modality, 0))
         np.save(files[-1], (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16))
     ids = [f"p{n}" for n in range(JOINED)]
     table = pd.DataFrame({"row": np.arange(JOINED), "posting_id": ids, "title": ids})

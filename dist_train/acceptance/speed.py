@@ -9,7 +9,7 @@ import torch
 
 from dist_train.acceptance.outcomes import Rate
 from dist_train.config.options import ImageEncoderOptions
-from dist_train.distributed.runtime import bf16_pays
+from dist_train.distributed.runtime import supports_bf16
 from dist_train.doctor.all_reduce import ask_ranks, bus_share, fastest_sum
 from dist_train.encoders.image import ImageEncoder
 from dist_train.matching.kernels import kernels_for
@@ -79,7 +79,7 @@ def join(device: torch.device, rows: int, width: int) -> Rate:
     values = np.random.default_rng(0).standard_normal((rows, width)).astype(np.float32)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     took = float("inf")
-    for kernel in kernels_for(device, bf16_pays(device)):
+    for kernel in kernels_for(device, supports_bf16(device)):
         product = partial(kernel.product, kernel.left(values), kernel.right(values))
         floor = kernel.steps(np.array(0.5)).item()
         took = min(took, seconds(lambda p=product, f=floor: (p() >= f).any(1), device))

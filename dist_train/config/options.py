@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from dist_train.config.slurm import SlurmConfig
 from shards.photos.decode import Recipe
-from shards.photos.options import HOW_NOT_WHAT, PackOptions
+from shards.photos.options import NO_EFFECT_ON_RESULT, PackOptions
 from shards.storage.errors import BadInput
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32"]
-View = Literal["image", "text"]
+Modality = Literal["image", "text"]
 RAND_AUGMENT = r"rand(-(m(max)?\d+|n[1-9]\d*|(p[01]|mstd\d+)(\.\d+)?|inc[01]|t(3aw?|weights)))*"
 
 
@@ -89,7 +89,7 @@ class HeadOptions:
     """Centres before training: random by class, or each class's mean embedding."""
     grow_from: Path | None = None
     """A finished run over the first of these classes, whose centres are kept to the bit."""
-    chunk: int = field(default=8_192, metadata=HOW_NOT_WHAT)
+    chunk: int = field(default=8_192, metadata=NO_EFFECT_ON_RESULT)
     """Centres whose logits exist at one time."""
 
     def __post_init__(self) -> None:
@@ -141,31 +141,31 @@ class TrainingConfig:
     """Validations in a row without a better F1 after which training ends; 0: never."""
     precision: Precision = "auto"
     """auto: bf16 where the device multiplies it natively, else fp32."""
-    gradient_checkpointing: bool = field(default=False, metadata=HOW_NOT_WHAT)
+    gradient_checkpointing: bool = field(default=False, metadata=NO_EFFECT_ON_RESULT)
     """Compute activations again in the backward pass: less memory, more time."""
-    compile: bool = field(default=False, metadata=HOW_NOT_WHAT)
+    compile: bool = field(default=False, metadata=NO_EFFECT_ON_RESULT)
     """torch.compile of the encoder: minutes at the start, faster steps on a GPU."""
-    checkpoint_every: int = field(default=500, metadata=HOW_NOT_WHAT)
+    checkpoint_every: int = field(default=500, metadata=NO_EFFECT_ON_RESULT)
     """Steps between checkpoints."""
-    keep: int = field(default=2, metadata=HOW_NOT_WHAT)
+    keep: int = field(default=2, metadata=NO_EFFECT_ON_RESULT)
     """Checkpoints that stay."""
-    grace: float = field(default=90.0, metadata=HOW_NOT_WHAT)
+    grace: float = field(default=90.0, metadata=NO_EFFECT_ON_RESULT)
     """Seconds between a stop signal and the kill; a checkpoint that takes longer is warned of."""
-    validate_every: float = field(default=1.0, metadata=HOW_NOT_WHAT)
+    validate_every: float = field(default=1.0, metadata=NO_EFFECT_ON_RESULT)
     """Epochs between validations; 0: only at the end."""
-    log_every: int = field(default=10, metadata=HOW_NOT_WHAT)
+    log_every: int = field(default=10, metadata=NO_EFFECT_ON_RESULT)
     """Steps between rows of metrics.jsonl."""
-    workers: int = field(default=4, metadata=HOW_NOT_WHAT)
+    workers: int = field(default=4, metadata=NO_EFFECT_ON_RESULT)
     """Processes that read and decode, for each rank."""
-    max_unreadable: float = field(default=0.01, metadata=HOW_NOT_WHAT)
+    max_unreadable: float = field(default=0.01, metadata=NO_EFFECT_ON_RESULT)
     """Share of the items served that may be broken (others stand in); above it training stops."""
-    max_skipped: int = field(default=5, metadata=HOW_NOT_WHAT)
+    max_skipped: int = field(default=5, metadata=NO_EFFECT_ON_RESULT)
     """Steps in a row that may be left out, their loss or gradient being no number."""
-    compare_every: int = field(default=100, metadata=HOW_NOT_WHAT)
+    compare_every: int = field(default=100, metadata=NO_EFFECT_ON_RESULT)
     """Steps between comparisons of the encoder's weights over processes; 0: never."""
     seed: int = 0
     """Of weights, order and augmentation."""
-    device: Device = field(default="auto", metadata=HOW_NOT_WHAT)
+    device: Device = field(default="auto", metadata=NO_EFFECT_ON_RESULT)
     """auto: a GPU where there is one."""
 
     def __post_init__(self) -> None:
@@ -255,11 +255,11 @@ class EmbedConfig:
     """auto: bf16 where the device multiplies it natively, else fp32."""
     batch_size: int = 64
     """Items a forward pass."""
-    max_unreadable: float = field(default=0.01, metadata=HOW_NOT_WHAT)
+    max_unreadable: float = field(default=0.01, metadata=NO_EFFECT_ON_RESULT)
     """Share of the items that may be broken (they get no vector); above it the stage fails."""
-    workers: int = field(default=4, metadata=HOW_NOT_WHAT)
+    workers: int = field(default=4, metadata=NO_EFFECT_ON_RESULT)
     """Processes that read and decode, for each rank."""
-    device: Device = field(default="auto", metadata=HOW_NOT_WHAT)
+    device: Device = field(default="auto", metadata=NO_EFFECT_ON_RESULT)
     """auto: a GPU where there is one."""
 
     def __post_init__(self) -> None:
@@ -272,7 +272,7 @@ class EmbedConfig:
 class IndexConfig:
     """What the index holds."""
 
-    view: Literal["auto", "image", "text", "both"] = "auto"
+    modality: Literal["auto", "image", "text", "both"] = "auto"
     """auto: both parts where the embedding set has both."""
     image_weight: float = 0.5
     """Weight of the image part in a score over both; the text part has the rest."""
@@ -303,11 +303,11 @@ class JoinConfig:
     threshold below the score floor. Not given: pairs_per_item alone sets the floor."""
     neighbours: int = 5
     """Nearest items kept of every item, whatever their score; 0: none, which is faster."""
-    memory: str = field(default="4GB", metadata=HOW_NOT_WHAT)
+    memory: str = field(default="4GB", metadata=NO_EFFECT_ON_RESULT)
     """Most memory of one process, all included; checked before the start."""
-    audit_rows: int = field(default=200, metadata=HOW_NOT_WHAT)
+    audit_rows: int = field(default=200, metadata=NO_EFFECT_ON_RESULT)
     """Items that are scored against all others again, in float64, to check the result."""
-    device: Device = field(default="auto", metadata=HOW_NOT_WHAT)
+    device: Device = field(default="auto", metadata=NO_EFFECT_ON_RESULT)
     """Where the vectors are multiplied; auto: on a GPU where there is one."""
 
     def __post_init__(self) -> None:
@@ -346,7 +346,7 @@ class Config:
     """Folder that the catalogue's photo paths start from."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our column names to the catalogue's: posting_id, image, title, label_group."""
-    encoders: tuple[View, ...] = ("image", "text")
+    encoders: tuple[Modality, ...] = ("image", "text")
     """Which encoders to train and match with."""
     compare: tuple[Literal["untrained", "random"], ...] = ()
     """The same encoders without training, scored beside ours."""
@@ -363,9 +363,9 @@ class Config:
         if not self.encoders:
             raise BadInput("encoders: name image, text or both")
 
-    def training(self, view: View) -> TrainingOptions:
+    def training(self, modality: Modality) -> TrainingOptions:
         """The options of the training of one encoder."""
-        return self.image if view == "image" else self.text
+        return self.image if modality == "image" else self.text
 
 
 def result_options(options: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dist_train.evaluation.metrics import (
     precision_recall,
 )
 from dist_train.matching.join import Pairs, pairs_in_memory
-from dist_train.matching.vectors import Views
+from dist_train.matching.vectors import ItemVectors
 
 Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
 """i, j and score (P,) of pairs among the rows of a split."""
@@ -37,7 +37,7 @@ class Bench:
         """Titles (n,) of the rows of `split`."""
         return self.items.title.to_numpy()[self.rows[split]]
 
-    def pairs(self, few: Views) -> Pairs:
+    def pairs(self, few: ItemVectors) -> Pairs:
         """The scored pairs among the rows of a split; `few` are the views of these rows."""
         budget = max(pairs_per_item(groups) for groups in self.groups.values())
         return pairs_in_memory(few, torch.device("cpu"), budget)

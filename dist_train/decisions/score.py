@@ -17,7 +17,7 @@ from dist_train.evaluation.fusion import choose_fusion, union_of_pairs
 from dist_train.evaluation.metrics import per_item_f1
 from dist_train.evaluation.strata import by_group_size
 from dist_train.matching.pairs import PairSet
-from dist_train.matching.vectors import Views, open_views, subset
+from dist_train.matching.vectors import ItemVectors, open_views, subset
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json, write_json
@@ -87,10 +87,10 @@ def _floors(bench: Bench) -> Iterator[dict[str, Any]]:
 def _branches(
     bench: Bench, embeddings: EmbeddingSet, prefix: str, kind: str, image_weight: float
 ) -> Iterator[dict[str, Any]]:
-    """Each view alone; of encoders to compare with, both together too."""
+    """Each modality alone; of encoders to compare with, both together too."""
     if not len(bench.rows["val"]):
         return
-    choices = [[view] for view in embeddings.views]
+    choices = [[modality] for modality in embeddings.views]
     if kind == "compare" and len(embeddings.views) > 1:
         choices.append(embeddings.views)
     if kind == "branch" and len(choices) == 1:
@@ -114,7 +114,7 @@ def _with_words(bench: Bench, embeddings: EmbeddingSet) -> Iterator[dict[str, An
     yield row | {"weight": fusion.weight}
 
 
-def _both_scores(bench: Bench, views: Views, split: str) -> tuple[np.ndarray, ...]:
+def _both_scores(bench: Bench, views: ItemVectors, split: str) -> tuple[np.ndarray, ...]:
     """i, j and both scores (P,) of the pairs that either of the two finds."""
     few, titles = subset(views, bench.rows[split]), bench.titles(split)
     pairs, words = bench.pairs(few), title_pairs(titles)
@@ -126,7 +126,7 @@ def _both_scores(bench: Bench, views: Views, split: str) -> tuple[np.ndarray, ..
 
 
 def _differences(bench: Bench, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Ours over every floor, each view over the same of other encoders, fused over its parts."""
+    """Ours over every floor, each modality over the same of other encoders, fused over its parts."""
     ours = rows[-1]["name"]
     pairs = [(ours, row["name"]) for row in rows if row["kind"] == "floor"]
     pairs += [(name.rsplit(": ", 1)[-1], name) for row in rows

@@ -3,7 +3,7 @@
 A collective has a timeout of minutes, so that one rank that hangs ends all of them. But rank 0 may
 hash a file for an hour, and one rank may have a block more to do than another. So ranks that come
 far apart do not wait in a collective. Each says in the group's store that it has come, a thread
-says every few seconds that the rank lives, and only one that is silent for long is given up.
+says every few seconds that the rank attempts, and only one that is silent for long is given up.
 """
 
 import atexit
@@ -40,7 +40,7 @@ def timeout() -> timedelta:
     return timedelta(seconds=seconds)
 
 
-class Meeting:
+class Barrier:
     """The place where the ranks of the default process group wait for each other."""
 
     def __init__(self, rank: int, world: int) -> None:
@@ -70,11 +70,11 @@ class Meeting:
                 f"({str(error).splitlines()[0]}); the same command goes on"
             ) from None
 
-    def ask_to_stop(self) -> None:
-        """From now on `stop_asked` says so on every rank."""
+    def request_stop(self) -> None:
+        """From now on `stop_requested` says so on every rank."""
         self._store.set("stop", "")
 
-    def stop_asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Some rank has asked to stop; no rank waits for another to be told."""
         return self._store.check(["stop"])
 

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from dist_train.distributed.barrier import Meeting, timeout
-from dist_train.distributed.stage import newer_life, this_life
+from dist_train.distributed.barrier import Barrier, timeout
+from dist_train.distributed.stage import new_attempt, newer_attempt
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Failed, NoGPU, Stopped
 from shards.storage.workers import STOPS
@@ -50,9 +50,9 @@ class Runtime:
         self.device: torch.device = torch.device("cpu") if cpu else _device_of(state)
         _check_world(self.world)
         _log_on_rank_0(self.rank)
-        self._meeting = Meeting(self.rank, self.world) if self.world > 1 else None
+        self._barrier = Barrier(self.rank, self.world) if self.world > 1 else None
         self._stop = stop_flag()
-        self.life: dict[str, Any] = {}
+        self.attempt: dict[str, Any] = {}
 
     @property
     def is_main(self) -> bool:
@@ -65,8 +65,8 @@ class Runtime:
 
     def barrier(self) -> None:
         """Wait for all ranks, for as long as they live: one may work for hours before it comes."""
-        if self._meeting is not None:
-            self._meeting.wait()
+        if self._barrier is not None:
+            self._barrier.wait()
 
     def total(self, value: float) -> float:
         """Sum of `value` over ranks, which come within minutes of each other."""
@@ -76,7 +76,7 @@ class Runtime:
         dist.all_reduce(box)
         return box.item()
 
-    def tell_all(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank 0's `value` on every rank (JSON-like values); waits for it as `barrier` does."""
         if self.world == 1:
             return value
@@ -85,7 +85,7 @@ class Runtime:
         dist.broadcast_object_list(box, device=self.device)
         return box[0]
 
-    def from_all(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Every rank's `value` in rank order, on every rank; waits for all as `barrier` does."""
         if self.world == 1:
             return [value]
@@ -94,15 +94,15 @@ class Runtime:
         dist.all_gather_object(values, value)
         return values
 
-    def stop_asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """A signal has reached some rank; to be looked at between pieces of work."""
-        if self._meeting is None:
+        if self._barrier is None:
             return self._stop.asked
         if self._stop.asked:
-            self._meeting.ask_to_stop()
-        return self._stop.asked or self._meeting.stop_asked()
+            self._barrier.request_stop()
+        return self._stop.asked or self._barrier.stop_requested()
 
-    def anyone_asked_to_stop(self) -> bool:
+    def any_stop_requested(self) -> bool:
         """A signal has reached some rank; every rank must call it at the same point."""
         return self.total(float(self._stop.asked)) > 0
 
@@ -112,7 +112,7 @@ class Runtime:
         Every rank must call it at the same point, with all its work committed.
         """
         self.barrier()
-        if self.anyone_asked_to_stop():
+        if self.any_stop_requested():
             raise Stopped(f"{out}: stopped by a signal; the same command goes on")
 
     @contextmanager
@@ -135,44 +135,44 @@ class Runtime:
             # The first to fail is the cause; the others lose their connection to it, or fail alike
             # and leave the word to the lowest of them.
             time.sleep(min(0.05 * self.rank, 5.0))
-            if newer_life(out, self.life):
+            if newer_attempt(out, self.attempt):
                 raise
             if self.world > 1 and stage_files.status_of(out) == "failed":
                 raise SystemExit(getattr(error, "exit_code", 1)) from None
             with suppress(OSError):  # where the disk is full
                 reason = f"rank {self.rank}: {type(cause).__name__}: {cause}"
-                stage_files.write_status(out, "failed", reason, self.life)
+                stage_files.write_status(out, "failed", reason, self.attempt)
             if cause is error:
                 raise
             raise cause from None
 
     def check_newest(self, out: Path) -> None:
-        """Before a commit: Failed when another life of this stage has begun since.
+        """Before a commit: Failed when another attempt of this stage has begun since.
 
         Slurm starts a job again whose node is cut off, where the one before may go on.
         """
-        if self.is_main and (newer := newer_life(out, self.life)):
+        if self.is_main and (newer := newer_attempt(out, self.attempt)):
             raise Failed(newer)
 
     def _begin(self, out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any]) -> bool:
-        done, refusal, life = False, "", this_life()
+        done, refusal, attempt = False, "", new_attempt()
         if self.is_main:
             try:
-                if newer := newer_life(out, life, begun=False):
+                if newer := newer_attempt(out, attempt, begun=False):
                     raise BadInput(newer)
                 done = stage_files.begin(out, kind, config, parents)
                 if not done:
-                    stage_files.write_status(out, "running", by=life)
+                    stage_files.write_status(out, "running", by=attempt)
             except BadInput as refused:
                 refusal = str(refused)
-        done, refusal, self.life = self.tell_all((done, refusal, life))
+        done, refusal, self.attempt = self.broadcast((done, refusal, attempt))
         if refusal:
             raise BadInput(refusal)
         return done
 
     def _write_status(self, out: Path, state: str, reason: str) -> None:
-        if self.is_main and not newer_life(out, self.life):
-            stage_files.write_status(out, state, reason, self.life)
+        if self.is_main and not newer_attempt(out, self.attempt):
+            stage_files.write_status(out, state, reason, self.attempt)
 
 
 def _cause(error: BaseException, rank: int) -> BaseException:
@@ -243,7 +243,7 @@ def peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def give_back() -> None:
+def trim_allocators() -> None:
     """Return what is free in the allocators to the system.
 
     glibc keeps the gaps that pieces of changing sizes leave: twice what is held after some minutes.
@@ -258,7 +258,7 @@ def under_launcher() -> bool:
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
-def bf16_pays(device: torch.device) -> bool:
+def supports_bf16(device: torch.device) -> bool:
     """The device multiplies bfloat16 natively."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -267,7 +267,7 @@ def bf16_pays(device: torch.device) -> bool:
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The autocast context of a precision option."""
-    enabled = precision == "bf16" or (precision == "auto" and bf16_pays(device))
+    enabled = precision == "bf16" or (precision == "auto" and supports_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 

@@ -1,6 +1,6 @@
 """The chain of stage directories: what each was made from, by relative path and fingerprint.
 
-And the lives of a stage: starts of the same command, of which only the newest may write.
+And the attempts of a stage: starts of the same command, of which only the newest may write.
 """
 
 import os
@@ -70,23 +70,23 @@ def _parent(path: Path, name: str) -> Location:
     return found
 
 
-def this_life() -> dict[str, Any]:
+def new_attempt() -> dict[str, Any]:
     """What this start of a stage is known by; under launch/slurm/stage.sh with job and restart."""
-    life: dict[str, Any] = {"life": uuid.uuid4().hex}
+    attempt: dict[str, Any] = {"attempt": uuid.uuid4().hex}
     if job := os.environ.get("DIST_TRAIN_JOB", ""):
-        life |= {"job": job, "restart": int(os.environ.get("DIST_TRAIN_LIFE", "0"))}
-    return life
+        attempt |= {"job": job, "restart": int(os.environ.get("DIST_TRAIN_ATTEMPT", "0"))}
+    return attempt
 
 
-def newer_life(out: Path, mine: dict[str, Any], begun: bool = True) -> str:
-    """What is to be said when a newer life than `mine` has begun the stage `out`; else empty.
+def newer_attempt(out: Path, mine: dict[str, Any], begun: bool = True) -> str:
+    """What is to be said when a newer attempt than `mine` has begun the stage `out`; else empty.
 
     Once begun, any other is newer; before, only a later restart of the same Slurm job.
     """
     path = out / stage_files.STATUS
     known = read_json(path) if path.exists() else {}
     if begun:
-        newer = bool(mine) and known.get("life") != mine["life"]
+        newer = bool(mine) and known.get("attempt") != mine["attempt"]
     else:
         newer = "job" in mine and known.get("job") == mine["job"]
         newer = newer and known.get("restart", 0) > mine["restart"]

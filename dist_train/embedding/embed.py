@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from dist_train.config.options import EmbedConfig, View, result_options
+from dist_train.config.options import EmbedConfig, Modality, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime, row_blocks
-from dist_train.embedding.store import VIEWS, part_path
+from dist_train.embedding.store import MODALITIES, part_path
 from dist_train.encoders.batches import FEW, load, plan_batches, unit_vectors
 from dist_train.encoders.folder import load_encoder
 from shards.read.location import Location
@@ -37,8 +37,8 @@ def embed(
     Raises BadInput when no run is given, one is unfinished, or `out` holds something else; Failed
     when too many items are unreadable or an encoder is broken; Stopped after a signal.
     """
-    given: dict[View, Path | None] = {"image": image, "text": text}
-    runs = {view: run for view, run in given.items() if run is not None}
+    given: dict[Modality, Path | None] = {"image": image, "text": text}
+    runs = {modality: run for modality, run in given.items() if run is not None}
     if not runs:
         raise BadInput("embed: name at least one run, --image RUN or --text RUN")
     runtime = Runtime(config.device)
@@ -46,9 +46,9 @@ def embed(
     parents = stage.parents_for(out, shards=shards, **runs)
     with runtime.stage(out, stage.EMBEDDING, result_options(config), parents) as done:
         if not done:
-            for view, run in runs.items():
-                if not runtime.stop_asked():
-                    _embed_view(shard_set, view, run, out, config, runtime)
+            for modality, run in runs.items():
+                if not runtime.stop_requested():
+                    _embed_view(shard_set, modality, run, out, config, runtime)
             runtime.stop_together(out)  # some ranks may have a block more to do
             if runtime.is_main:
                 _finish(shard_set, out, config)
@@ -57,34 +57,41 @@ def embed(
 
 
 def _embed_view(
-    shard_set: ShardSet, view: View, run: Path, out: Path, config: EmbedConfig, runtime: Runtime
+    shard_set: ShardSet,
+    modality: Modality,
+    run: Path,
+    out: Path,
+    config: EmbedConfig,
+    runtime: Runtime,
 ) -> None:
     """Write this rank's blocks that are not there yet, until a signal asks for a stop."""
     reader, packed = shard_set.reader(), shard_set.packed
-    encoder = load_encoder(run / "encoder", view).to(runtime.device)
+    encoder = load_encoder(run / "encoder", modality).to(runtime.device)
     encoder.precision = config.precision
-    has_view = packed[f"has_{view}"].to_numpy()
+    has_view = packed[f"has_{modality}"].to_numpy()
     todo = {
         number: (rows, plan_batches(reader, np.asarray(rows)[has_view[rows]], config.batch_size))
         for number, rows in runtime.share(list(enumerate(row_blocks(len(packed)))))
-        if not part_path(out, view, number).exists()
+        if not part_path(out, modality, number).exists()
     }
     # One loader for all blocks: its workers start once.
     ahead = [plan for _, plans in todo.values() for plan in plans]
     batches = load(reader, encoder.inputs(), ahead, config.workers)
     quiet = None if runtime.is_main else True
-    for number, (rows, plans) in tqdm(todo.items(), f"embed {view}", unit="block", disable=quiet):
+    for number, (rows, plans) in tqdm(
+        todo.items(), f"embed {modality}", unit="block", disable=quiet
+    ):
         vectors = np.zeros((len(rows), encoder.width), config.dtype)
         for items, unit in unit_vectors(encoder, batches, len(plans), runtime.device):
             vectors[items - rows.start] = unit
-            if runtime.stop_asked():
+            if runtime.stop_requested():
                 return  # a block may take longer than a signal's grace: it is dropped half done
         if not np.isfinite(vectors).all():
             raise Failed(
-                f"{out}: {view} block {number} has vectors that are not finite; the encoder of "
+                f"{out}: {modality} block {number} has vectors that are not finite; the encoder of "
                 f"{run} is broken"
             )
-        path = part_path(out, view, number)
+        path = part_path(out, modality, number)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, vectors, allow_pickle=False)
 
@@ -98,25 +105,25 @@ def _finish(shard_set: ShardSet, out: Path, config: EmbedConfig) -> None:
     table = postings.assign(row=row, status=status)[COLUMNS]
     embedded = table[table.row >= 0].sort_values("row")
     items, files = len(embedded), []
-    for view in VIEWS:
-        paths = sorted(out.glob(f"{view}-*.npy"))
+    for modality in MODALITIES:
+        paths = sorted(out.glob(f"{modality}-*.npy"))
         if not paths:
             continue
         files += paths
         zero = np.concatenate([~np.load(path, mmap_mode="r").any(axis=1) for path in paths])
         if len(zero) != items:
             raise BadInput(
-                f"{out}: {len(zero)} {view} rows for {items} items; remove it and start again"
+                f"{out}: {len(zero)} {modality} rows for {items} items; remove it and start again"
             )
         # An unreadable photo or title left a zero row: its item counts as not having it.
-        broken = embedded.index[zero & embedded[f"has_{view}"]]
+        broken = embedded.index[zero & embedded[f"has_{modality}"]]
         if len(broken) > max(FEW, config.max_unreadable * items):
             raise Failed(
-                f"{out}: {len(broken)} of {items} items have a broken {view}, the first "
+                f"{out}: {len(broken)} of {items} items have a broken {modality}, the first "
                 f"{table.posting_id[broken[0]]!r}; check with dist-train verify, restore or pack "
                 "again, remove this folder, or allow it with --max-unreadable"
             )
-        table.loc[broken, f"has_{view}"] = False
+        table.loc[broken, f"has_{modality}"] = False
         table.loc[broken, "status"] = UNREADABLE
     write_parquet(out / "items.parquet", table)
     unreadable = int((table.status == UNREADABLE).sum())

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dist_train.config.options import View
+from dist_train.config.options import Modality
 from dist_train.distributed.stage import EMBEDDING
 from shards.storage import stage_files
 from shards.storage.errors import Corrupt
 
-VIEWS: tuple[View, ...] = ("image", "text")
+MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 
 class Rows:
@@ -68,7 +68,9 @@ class EmbeddingSet:
             file = path / name
             if not file.exists() or file.stat().st_size != facts["bytes"]:
                 raise Corrupt(f"{file}: missing or not as long as it was written; embed again")
-        self.views = [view for view in VIEWS if f"{view}-00000.npy" in self.manifest["files"]]
+        self.views = [
+            modality for modality in MODALITIES if f"{modality}-00000.npy" in self.manifest["files"]
+        ]
 
     @cached_property
     def postings(self) -> pd.DataFrame:
@@ -82,9 +84,9 @@ class EmbeddingSet:
         packed = self.postings[self.postings.row >= 0]
         return packed.sort_values("row").reset_index(drop=True)
 
-    def rows(self, view: str) -> Rows:
+    def rows(self, modality: str) -> Rows:
         """The vectors of a modality, memory-mapped; Corrupt when a file cannot be read."""
-        names, parts = sorted(n for n in self.manifest["files"] if n.startswith(f"{view}-")), []
+        names, parts = sorted(n for n in self.manifest["files"] if n.startswith(f"{modality}-")), []
         for name in names:
             with told_corrupt(self.path / name) as part:
                 parts.append(np.load(part, mmap_mode="r"))
@@ -100,6 +102,6 @@ def told_corrupt(path: Path) -> Iterator[Path]:
         raise Corrupt(f"{path}: cannot be read ({error}); embed again") from None
 
 
-def part_path(out: Path, view: str, part: int) -> Path:
-    """The file of block number `part` of the modality `view`."""
-    return out / f"{view}-{part:05d}.npy"
+def part_path(out: Path, modality: str, part: int) -> Path:
+    """The file of block number `part` of the modality `modality`."""
+    return out / f"{modality}-{part:05d}.npy"

@@ -9,7 +9,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from dist_train.config.options import ImageEncoderOptions, TextEncoderOptions, View, result_options
+from dist_train.config.options import (
+    ImageEncoderOptions,
+    Modality,
+    TextEncoderOptions,
+    result_options,
+)
 from dist_train.encoders.image import ImageEncoder
 from dist_train.encoders.text import TextEncoder
 from shards.storage.errors import BadInput
@@ -21,7 +26,7 @@ OPTIONS = {"image": ImageEncoderOptions, "text": TextEncoderOptions}
 
 
 def new_encoder(
-    view: View, options: ImageEncoderOptions | TextEncoderOptions, seed: int
+    modality: Modality, options: ImageEncoderOptions | TextEncoderOptions, seed: int
 ) -> Encoder:
     """The encoder before training; its random parts are a function of the seed alone."""
     torch.manual_seed(seed)
@@ -40,23 +45,23 @@ def save_encoder(encoder: Encoder, folder: Path, card: str) -> list[Path]:
     encoder.save_library_files(folder)
     for name, module in (("model", encoder.backbone), ("neck", encoder.neck)):
         save_tensors(folder / f"{name}.safetensors", module.state_dict(), {"format": "pt"})
-    view = "image" if isinstance(encoder, ImageEncoder) else "text"
-    ours = {"format": FORMAT, "view": view, "width": encoder.width}
+    modality = "image" if isinstance(encoder, ImageEncoder) else "text"
+    ours = {"format": FORMAT, "modality": modality, "width": encoder.width}
     write_json(folder / "dist_train.json", ours | {"options": result_options(encoder.options)})
     write_json(folder / "preprocessing.json", encoder.preprocessing())
     write_atomic(folder / "README.md", card.encode())
     return sorted(path for path in folder.iterdir() if path.is_file())
 
 
-def load_encoder(folder: Path, view: View) -> Encoder:
-    """Load an encoder folder in eval mode; BadInput when it is not of the modality `view`."""
+def load_encoder(folder: Path, modality: Modality) -> Encoder:
+    """Load an encoder folder in eval mode; BadInput when it is not of the modality `modality`."""
     ours = read_json(folder / "dist_train.json")
     if ours["format"] != FORMAT:
         raise BadInput(f"{folder}: encoder format {ours['format']}, this version reads {FORMAT}")
-    if ours["view"] != view:
-        raise BadInput(f"{folder}: an encoder of {ours['view']}, wanted {view}")
+    if ours["modality"] != modality:
+        raise BadInput(f"{folder}: an encoder of {ours['modality']}, wanted {modality}")
     local = ours["options"] | {"model": str(folder), "pretrained": True}
-    encoder = _encoder(OPTIONS[view](**local))
+    encoder = _encoder(OPTIONS[modality](**local))
     encoder.neck.load_state_dict(load_file(folder / "neck.safetensors"))
     return encoder.eval()
 

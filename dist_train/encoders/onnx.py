@@ -36,8 +36,8 @@ def export_onnx(run: Path, file: Path) -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise BadInput(f"export needs the packages {' and '.join(NEEDED)}: pip install .[onnx]")
-    view = read_json(run / "encoder" / "dist_train.json")["view"]
-    encoder = load_encoder(run / "encoder", view)
+    modality = read_json(run / "encoder" / "dist_train.json")["modality"]
+    encoder = load_encoder(run / "encoder", modality)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     batch = torch.export.Dim("batch")
     if isinstance(encoder, ImageEncoder):
@@ -45,9 +45,9 @@ def export_onnx(run: Path, file: Path) -> None:
         example, free = (torch.zeros(2, 3, size, size),), ({0: batch},)
     else:
         # Two tensors: of one given twice the exporter makes a single input.
-        example = tuple(torch.ones(2, 7, dtype=torch.int64) for _ in INPUTS[view])
+        example = tuple(torch.ones(2, 7, dtype=torch.int64) for _ in INPUTS[modality])
         free = ({0: batch, 1: torch.export.Dim("length", min=2, max=512)},) * 2
-    names = {"input_names": INPUTS[view], "output_names": ["vectors"]}
+    names = {"input_names": INPUTS[modality], "output_names": ["vectors"]}
     program = torch.onnx.export(
         _UnitVectors(encoder).eval(),
         example,

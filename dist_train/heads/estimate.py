@@ -65,7 +65,7 @@ class HeadEstimate:
 
     @property
     def buffers(self) -> int:
-        """The most that lives at one time beside these, in a pass or in the optimizer's step."""
+        """The most that attempts at one time beside these, in a pass or in the optimizer's step."""
         chunk = min(self.chunk, self.seen)
         logits, rows = chunk * self.batch * 4, chunk * self.width * 4
         # For each class the nearest centre's value (4) and number (8).

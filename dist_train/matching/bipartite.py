@@ -16,7 +16,7 @@ from dist_train.config.options import JoinConfig
 from dist_train.distributed.runtime import Runtime
 from dist_train.embedding.store import Rows
 from dist_train.matching.search import find, finish, set_up
-from dist_train.matching.vectors import ViewPart, Views
+from dist_train.matching.vectors import ItemVectors, ModalityVectors
 from dist_train.matching.work_folder import Work, read_table
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json, write_parquet
@@ -25,7 +25,7 @@ from shards.storage.lock import locked
 DEGREES = "degrees.parquet"
 
 
-def behind(old: Views, new: Views) -> Views:
+def behind(old: ItemVectors, new: ItemVectors) -> ItemVectors:
     """Both as one: new row r is row len(old) + r. BadInput when they do not fit each other."""
     if {n: p.rows.width for n, p in old.parts.items()} != {
         n: p.rows.width for n, p in new.parts.items()
@@ -39,12 +39,19 @@ def behind(old: Views, new: Views) -> Views:
             raise BadInput(f"weight of {name} is {added.weight} for the new rows, "
                            f"{part.weight} for the old ones")  # fmt: skip
         rows = Rows([*part.rows.parts, *added.rows.parts])
-        parts[name] = ViewPart(rows, np.concatenate([part.present, added.present]), part.weight)
-    return Views(parts)
+        parts[name] = ModalityVectors(
+            rows, np.concatenate([part.present, added.present]), part.weight
+        )
+    return ItemVectors(parts)
 
 
 def join_new(
-    old: Views, new: Views, out: Path, floor: float, config: JoinConfig, runtime: Runtime
+    old: ItemVectors,
+    new: ItemVectors,
+    out: Path,
+    floor: float,
+    config: JoinConfig,
+    runtime: Runtime,
 ) -> dict[str, Any]:
     """Every pair of a new row with an old or a new one that scores `floor` or more; the proof.
 
@@ -77,5 +84,5 @@ def degrees(out: Path) -> pd.DataFrame:
     return pd.DataFrame({"row": found.index.astype(np.int64), "degree": found.to_numpy()})
 
 
-def _told(views: Views) -> str:
+def _told(views: ItemVectors) -> str:
     return " and ".join(f"{name} of {p.rows.width} columns" for name, p in views.parts.items())

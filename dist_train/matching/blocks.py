@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_train.matching.vectors import Views
+from dist_train.matching.vectors import ItemVectors
 
 CHUNK = 2_048
 """Rows of a product's sides: its scores stay near the processor while they are read."""
@@ -54,7 +54,7 @@ def block_size(items: int) -> int:
     return -(-wanted // CHUNK) * CHUNK if wanted > SMALLEST_BLOCK else SMALLEST_BLOCK
 
 
-def blocks_of(views: Views, size: int, first_new: int = 0) -> list[Block]:
+def blocks_of(views: ItemVectors, size: int, first_new: int = 0) -> list[Block]:
     """All items that have a part, cut into blocks of at most `size`.
 
     Rows from `first_new` on lie in blocks of their own, behind those before them.
@@ -99,12 +99,12 @@ def area_wanted(items: int, first_new: int = 0) -> int:
     return (items * (items + 1) - first_new * (first_new + 1)) // 2
 
 
-def area_apart(views: Views, first_new: int = 0) -> int:
+def area_apart(views: ItemVectors, first_new: int = 0) -> int:
     """Those of area_wanted that no tile holds: pairs of items without a common part."""
     return _apart(views, len(views)) - _apart(views, first_new)
 
 
-def _apart(views: Views, N: int) -> int:
+def _apart(views: ItemVectors, N: int) -> int:
     """Pairs without a common part among the first N rows."""
     nothing = int((~views.some[:N]).sum())
     apart = nothing * (N - nothing) + nothing * (nothing + 1) // 2

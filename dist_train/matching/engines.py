@@ -1,6 +1,6 @@
 """What an engine is, and the one that multiplies blocks of the stored rows.
 
-An engine may propose too much, never too little; the scores of Views decide afterwards.
+An engine may propose too much, never too little; the scores of ItemVectors decide afterwards.
 """
 
 from collections import OrderedDict
@@ -11,14 +11,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from dist_train.distributed.runtime import give_back
+from dist_train.distributed.runtime import trim_allocators
 from dist_train.matching.blocks import CHUNK, Block, Tile, area_apart, common_parts, tiles_of
 from dist_train.matching.coarse_pass import Candidates, FirstPass, Side, candidates_of
 from dist_train.matching.kernels import Kernel
 from dist_train.matching.nearest import Nearest
 from dist_train.matching.rows import finite, read_rows
 from dist_train.matching.threads import use_threads
-from dist_train.matching.vectors import Views, weighted_rows
+from dist_train.matching.vectors import ItemVectors, weighted_rows
 
 LOOKED_AT = 64
 """Candidates of a batch whose first score is compared with the one that decides."""
@@ -76,7 +76,12 @@ class GemmEngine:
     name, exact, both_ways = "gemm", True, True
 
     def __init__(
-        self, views: Views, blocks: list[Block], kernel: Kernel, held: int = 2, first_new: int = 0
+        self,
+        views: ItemVectors,
+        blocks: list[Block],
+        kernel: Kernel,
+        held: int = 2,
+        first_new: int = 0,
     ) -> None:
         """At most `held` (2 or more) of the blocks stay in memory.
 
@@ -115,7 +120,7 @@ class GemmEngine:
                     yield from self._checked(waiting)
                     waiting, count = [], 0
             if near is not None:  # then the first products of a row leave much, of changing size
-                give_back()
+                trim_allocators()
         if count:
             yield from self._checked(waiting)
 

@@ -19,7 +19,7 @@ from dist_train.matching.index_kinds import EXACT, set_nprobe
 from dist_train.matching.kernels import U
 from dist_train.matching.nearest import Nearest
 from dist_train.matching.threads import use_threads
-from dist_train.matching.vectors import Views
+from dist_train.matching.vectors import ItemVectors
 
 MORE = 8
 """Neighbours beyond those wanted: FAISS ranks by scores that are rounded otherwise."""
@@ -39,7 +39,7 @@ class FaissEngine:
     name, both_ways = "faiss", False
 
     def __init__(
-        self, views: Views, shards: Sequence[tuple[Path, range]], asking: Sequence[range],
+        self, views: ItemVectors, shards: Sequence[tuple[Path, range]], asking: Sequence[range],
         about: dict[str, Any], k: int = 0, device: str = "cpu",
     ) -> None:  # fmt: skip
         """`shards` with the rows they hold; blocks of rows `asking`; `about` is index.json."""
@@ -183,7 +183,7 @@ class ShardSearch:
         return (where, ids, scores), open_
 
 
-def rounding(views: Views, kind: str = "Flat") -> float:
+def rounding(views: ItemVectors, kind: str = "Flat") -> float:
     """By how much an exact kind's score may differ from the true one."""
     # A query in float16 too where a GPU searches: twice a half rounding.
     relative = (views.width + 16) * U + (2 * HALF if kind == "SQfp16" else 0.0)
@@ -193,7 +193,7 @@ def rounding(views: Views, kind: str = "Flat") -> float:
 
 
 def search_of(
-    shard: Any, views: Views, mask: np.ndarray, kind: str, margin: float | None = None
+    shard: Any, views: ItemVectors, mask: np.ndarray, kind: str, margin: float | None = None
 ) -> ShardSearch:
     """A search for the rows of `mask` (N,) in a shard of an exact kind; of all rows in others."""
     selector = None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dist_train.config.options import IndexConfig, View, bytes_of, result_options
+from dist_train.config.options import IndexConfig, Modality, bytes_of, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime, row_blocks
 from dist_train.embedding.store import EmbeddingSet
@@ -25,7 +25,7 @@ from dist_train.matching.index_kinds import (
 )
 from dist_train.matching.recall import TARGET, ShardedIndex, measured_recall
 from dist_train.matching.threads import use_threads
-from dist_train.matching.vectors import Views, open_views, subset
+from dist_train.matching.vectors import ItemVectors, open_views, subset
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt
 from shards.storage.files import (
@@ -52,7 +52,7 @@ def build_index(embeddings: Path, out: Path, config: IndexConfig) -> dict[str, A
     """Build a sharded index over an embedding set; what index.json says of it.
 
     The bounds of the shards are a function of the number of items alone. Raises BadInput when
-    the set lacks a part that the view needs, or `out` holds something else.
+    the set lacks a part that the modality needs, or `out` holds something else.
     """
     runtime = Runtime("cpu")
     embedding_set = EmbeddingSet(embeddings)
@@ -103,17 +103,17 @@ def index_about(path: Path) -> dict[str, Any]:
     return about
 
 
-def indexed_views(path: Path, embeddings: EmbeddingSet) -> Views:
+def indexed_views(path: Path, embeddings: EmbeddingSet) -> ItemVectors:
     """The views of an embedding set that an index was built over."""
     about = index_about(path)
     return open_views(embeddings, about["views"], about["image_weight"])
 
 
-def _names(embeddings: EmbeddingSet, config: IndexConfig) -> list[View]:
-    choices: dict[str, list[View]] = {
+def _names(embeddings: EmbeddingSet, config: IndexConfig) -> list[Modality]:
+    choices: dict[str, list[Modality]] = {
         "auto": embeddings.views, "both": ["image", "text"], "image": ["image"], "text": ["text"]
     }  # fmt: skip
-    names = choices[config.view]
+    names = choices[config.modality]
     missing = set(names) - set(embeddings.views)
     if missing:
         raise BadInput(f"{embeddings.path}: holds no {' and no '.join(sorted(missing))} vectors")
@@ -132,7 +132,7 @@ def shard_path(out: Path, number: int) -> Path:
 
 
 def _build_shards(
-    views: Views, kind: Kind, shards: list[range], out: Path, runtime: Runtime
+    views: ItemVectors, kind: Kind, shards: list[range], out: Path, runtime: Runtime
 ) -> None:
     use_threads()
     remove_abandoned(out)
@@ -140,7 +140,7 @@ def _build_shards(
     quiet = None if runtime.is_main else True
     mine = runtime.share(list(enumerate(shards)))
     for number, rows in tqdm(mine, desc="index", unit="shard", disable=quiet):
-        if runtime.stop_asked():
+        if runtime.stop_requested():
             break
         path = shard_path(out, number)
         if not path.exists():
@@ -148,7 +148,7 @@ def _build_shards(
     runtime.stop_together(out)
 
 
-def _trained(views: Views, kind: Kind, out: Path) -> Path:
+def _trained(views: ItemVectors, kind: Kind, out: Path) -> Path:
     """The empty index, made once: all shards share its quantiser, and a restart does too."""
     path = out / TRAINED
     with locked(out / WORK / "lock"):
@@ -159,14 +159,14 @@ def _trained(views: Views, kind: Kind, out: Path) -> Path:
     return path
 
 
-def _sample(views: Views) -> np.ndarray:
+def _sample(views: ItemVectors) -> np.ndarray:
     wanted = max(TRAIN_PER_LIST * number_of_lists(len(views)), 20_000)
     rows = np.linspace(0, len(views) - 1, min(len(views), wanted)).astype(np.int64)
     sample = subset(views, np.unique(rows))
     return sample.database(range(len(sample)))
 
 
-def build_shard(views: Views, rows: range, trained: Path, path: Path) -> None:
+def build_shard(views: ItemVectors, rows: range, trained: Path, path: Path) -> None:
     index = faiss.read_index(str(trained))
     if not has_lists(index):
         index = faiss.IndexIDMap2(index)
@@ -180,7 +180,7 @@ def build_shard(views: Views, rows: range, trained: Path, path: Path) -> None:
 
 
 def _finish(
-    views: Views, names: list[View], kind: Kind, bounds: list[range], config: IndexConfig,
+    views: ItemVectors, names: list[Modality], kind: Kind, bounds: list[range], config: IndexConfig,
     out: Path, runtime: Runtime,
 ) -> None:  # fmt: skip
     runtime.barrier()
@@ -203,7 +203,7 @@ def _finish(
 
 
 def _recall(
-    views: Views, kind: Kind, shards: list[Path], trained: Path, config: IndexConfig
+    views: ItemVectors, kind: Kind, shards: list[Path], trained: Path, config: IndexConfig
 ) -> dict[str, Any]:  # fmt: skip
     """What is found of the truth, measured whatever the kind; nprobe 0 where it has no lists."""
     if not config.recall_rows:

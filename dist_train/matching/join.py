@@ -20,7 +20,7 @@ from dist_train.matching.kernels import kernels_for
 from dist_train.matching.nearest import KnownFloors, Nearest
 from dist_train.matching.pairs import SCORES
 from dist_train.matching.sampling import floor_of_sample
-from dist_train.matching.vectors import Views
+from dist_train.matching.vectors import ItemVectors
 from dist_train.matching.work_folder import Work, histogram, read_table
 from dist_train.monitor.progress import progress_bar
 from shards.storage.errors import Stopped
@@ -78,7 +78,7 @@ class _Kept:
         self.parts, self.tables = self.parts + 1, []
 
 
-def join(views: Views, engine: Engine, wanted: Wanted, out: Path, runtime: Runtime) -> None:
+def join(views: ItemVectors, engine: Engine, wanted: Wanted, out: Path, runtime: Runtime) -> None:
     """Work on the tiles below `out` until all are committed, by this worker or by others.
 
     Raises Stopped after a signal; what is committed stays, and the same call goes on.
@@ -97,7 +97,7 @@ def join(views: Views, engine: Engine, wanted: Wanted, out: Path, runtime: Runti
             bar.n, bar.initial = bar.n + others, bar.initial + others
             any_free = False
             for tile in left:
-                if runtime.stop_asked():
+                if runtime.stop_requested():
                     raise Stopped(f"{out}: stopped by a signal; the same command goes on")
                 with work.claim(tile.number) as ours:
                     if ours and not work.is_done(tile.number) and not work.is_finished():
@@ -113,7 +113,12 @@ def join(views: Views, engine: Engine, wanted: Wanted, out: Path, runtime: Runti
 
 
 def do_tile(
-    views: Views, engine: Engine, wanted: Wanted, tile: Tile, work: Work, known: KnownFloors | None
+    views: ItemVectors,
+    engine: Engine,
+    wanted: Wanted,
+    tile: Tile,
+    work: Work,
+    known: KnownFloors | None,
 ) -> None:
     """Find, score and commit what one tile holds."""
     clock, kept, checked = Clock(), _Kept(work, tile.number), engine.seen.checked
@@ -146,7 +151,9 @@ def do_tile(
         known.raise_to(near.rows, near.scores[:, -1])
 
 
-def scored(views: Views, engine: Engine, asking: np.ndarray, found: np.ndarray) -> pd.DataFrame:
+def scored(
+    views: ItemVectors, engine: Engine, asking: np.ndarray, found: np.ndarray
+) -> pd.DataFrame:
     """i < j with the scores that decide; `asks` 1 where j asked: another tile gives that pair."""
     scores = views.scores(asking, found, engine.take)
     # Taken from arrays: with neighbours a table is made for each product, of few rows.
@@ -192,7 +199,7 @@ def settle_pairs(out: Path, floor: float) -> int:
     return kept
 
 
-def pairs_in_memory(views: Views, device: torch.device, pairs_per_item: float) -> Pairs:
+def pairs_in_memory(views: ItemVectors, device: torch.device, pairs_per_item: float) -> Pairs:
     """The best-scored pairs of a few items on one process, about `pairs_per_item` an item."""
     floor = floor_of_sample(views, pairs_per_item)
     kernel = kernels_for(device, bf16=False)[0]

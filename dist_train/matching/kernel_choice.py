@@ -10,7 +10,7 @@ from dist_train.matching.faiss_library import faiss
 from dist_train.matching.kernels import Kernel
 from dist_train.matching.sampling import sample_rows
 from dist_train.matching.threads import use_threads
-from dist_train.matching.vectors import Views
+from dist_train.matching.vectors import ItemVectors
 
 MEASURED_FROM = 8_192
 """Items; with fewer the plain kernel is done before others are measured."""
@@ -34,7 +34,7 @@ class Choice:
         return f"{self.kernel.name}, {took}"
 
 
-def choose_kernel(views: Views, floor: float, k: int, kernels: list[Kernel]) -> list[Choice]:
+def choose_kernel(views: ItemVectors, floor: float, k: int, kernels: list[Kernel]) -> list[Choice]:
     """The kernels by their time on a sample of the items, the fastest first.
 
     With few items, or with one kernel, nothing is measured and the first kernel is taken. A

@@ -49,7 +49,7 @@ def join_bounds(items: int, stored: int, prepared: int, width: int, memory: int)
 def row_bytes(width: int, kernel: str, kinds: int) -> tuple[int, int]:
     """Bytes of a row of D = `width` in a block: as it is, float32, and as the kernel multiplies it.
 
-    `kinds` is how many kinds of items there are (`Views.kinds`): a complete item is prepared once
+    `kinds` is how many kinds of items there are (`ItemVectors.kinds`): a complete item is prepared once
     for each of the parts that others may lack.
     """
     return 4 * width, BYTES[kernel] * width * kinds

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dist_train.matching.vectors import Views
+from dist_train.matching.vectors import ItemVectors
 from shards.storage.files import atomic_path
 
 MERGED, SCORED = 500_000, 500_000
@@ -108,7 +108,7 @@ def _best(
     return group[keep], ids[keep], scores[keep], rank[keep]
 
 
-def merged_nearest(files: list[Path], views: Views, k: int, out: Path) -> None:
+def merged_nearest(files: list[Path], views: ItemVectors, k: int, out: Path) -> None:
     """Write the best k of all tiles: i, j, score, score_image, score_text, by i, the best first.
 
     By ranges of items, so that memory does not grow with their number.

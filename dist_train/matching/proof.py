@@ -15,7 +15,7 @@ from scipy.stats import beta
 from dist_train.matching.blocks import area_wanted
 from dist_train.matching.engines import Engine
 from dist_train.matching.rows import read_rows
-from dist_train.matching.vectors import Views
+from dist_train.matching.vectors import ItemVectors
 from dist_train.matching.work_folder import Work, read_table
 from shards.storage.errors import Failed
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def prove(
-    views: Views, engine: Engine, out: Path, floor: float, audit_rows: int, first_new: int = 0
+    views: ItemVectors, engine: Engine, out: Path, floor: float, audit_rows: int, first_new: int = 0
 ) -> dict[str, Any]:
     """What is known of a finished join; Failed when it is not what it must be.
 
@@ -77,7 +77,9 @@ def _log(proof: dict[str, Any]) -> None:
     )
 
 
-def audit(views: Views, out: Path, floor: float, rows: int, first_new: int = 0) -> dict[str, Any]:
+def audit(
+    views: ItemVectors, out: Path, floor: float, rows: int, first_new: int = 0
+) -> dict[str, Any]:
     """Compare the pairs of some items with all of theirs, computed in float64 by other code."""
     N = len(views)
     some = np.unique(np.linspace(first_new, N - 1, min(rows, N - first_new)).astype(np.int64))
@@ -100,7 +102,7 @@ def audit(views: Views, out: Path, floor: float, rows: int, first_new: int = 0) 
     }  # fmt: skip
 
 
-def _true_pairs(views: Views, some: np.ndarray, floor: float) -> tuple[set[int], set[int]]:
+def _true_pairs(views: ItemVectors, some: np.ndarray, floor: float) -> tuple[set[int], set[int]]:
     """Pairs i N + j, i < j, clearly above the floor; and those within 1e-7 of it."""
     above: set[int] = set()
     edge: set[int] = set()

@@ -13,7 +13,7 @@ from dist_train.matching.faiss_engine import Hits, ShardSearch, rounding, search
 from dist_train.matching.faiss_library import faiss
 from dist_train.matching.index_kinds import EXACT, set_nprobe
 from dist_train.matching.sampling import floor_of_sample, scores_with
-from dist_train.matching.vectors import Views, subset
+from dist_train.matching.vectors import ItemVectors, subset
 
 K = 50
 RANGE_PAIRS = 20.0
@@ -52,7 +52,7 @@ class ShardedIndex:
         order = np.lexsort((ids, -scores), axis=1)[:, :k]
         return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
 
-    def nearest(self, views: Views, rows: np.ndarray, k: int) -> np.ndarray:
+    def nearest(self, views: ItemVectors, rows: np.ndarray, k: int) -> np.ndarray:
         """The k nearest (n, k) of items, ranked by the score that decides; -1 for none.
 
         More than k are asked for, and all ties, so that what FAISS rounds otherwise, or in which
@@ -75,18 +75,18 @@ class ShardedIndex:
         out[item[rank < k], rank[rank < k]] = ids[rank < k]
         return out
 
-    def margin(self, views: Views) -> float:
+    def margin(self, views: ItemVectors) -> float:
         """By how much an exact kind's scores may be off; of others nothing is promised."""
         return rounding(views, self.kind) if self.kind in EXACT else 0.0
 
-    def at_least(self, views: Views, rows: np.ndarray, least: float) -> np.ndarray:
+    def at_least(self, views: ItemVectors, rows: np.ndarray, least: float) -> np.ndarray:
         """Codes n len(views) + id of what a search for `least` and above finds for each item n."""
         below = float(np.nextafter(np.float32(least), np.float32(-np.inf)))
         found = self._found(views, rows, lambda shard, asking: shard.range(asking, below))
         return np.concatenate([item * len(views) + ids for item, ids, _ in found])
 
     def _found(
-        self, views: Views, rows: np.ndarray, ask: Callable[[ShardSearch, np.ndarray], Hits]
+        self, views: ItemVectors, rows: np.ndarray, ask: Callable[[ShardSearch, np.ndarray], Hits]
     ) -> Iterator[Hits]:
         """(item, id, score), each once, of what a shard answers, by its kinds of rows."""
         sample = subset(views, rows)
@@ -115,7 +115,9 @@ def _best(item: np.ndarray, ids: np.ndarray, score: np.ndarray, k: int, margin: 
     return item[keep], ids[keep], score[keep]
 
 
-def measured_recall(views: Views, index: ShardedIndex, rows: int, lists: int) -> dict[str, Any]:
+def measured_recall(
+    views: ItemVectors, index: ShardedIndex, rows: int, lists: int
+) -> dict[str, Any]:
     """What index.json says of an index's answers, over evenly spread complete items.
 
     With `lists`, twice as many of them are looked into until recall@50 is surely at TARGET.
@@ -152,7 +154,7 @@ def interval(hits: int, of: int) -> dict[str, float]:
 
 
 def _truth(
-    views: Views, some: np.ndarray, floor: float
+    views: ItemVectors, some: np.ndarray, floor: float
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """How many nearest of the items there are, at most K, the score (n,) of the last of them, and
     all rows at the floor."""
@@ -178,7 +180,7 @@ def _truth(
     return wanted, last, [found[item == n] for n in range(len(some))]
 
 
-def _scores(views: Views, some: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def _scores(views: ItemVectors, some: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """The scores that decide of items with rows (n, k); -inf for the row -1, or for no score."""
     score = views.scores(np.repeat(some, ids.shape[1]), ids.ravel().clip(min=0))["score"]
     score = score.reshape(ids.shape)
@@ -186,7 +188,11 @@ def _scores(views: Views, some: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def _range_recall(
-    views: Views, index: ShardedIndex, some: np.ndarray, within: list[np.ndarray], least: float
+    views: ItemVectors,
+    index: ShardedIndex,
+    some: np.ndarray,
+    within: list[np.ndarray],
+    least: float,
 ) -> dict[str, float]:
     """Of the rows that score at the floor, those that a search for `least` and above finds."""
     wanted = np.concatenate([n * len(views) + rows for n, rows in enumerate(within)])
@@ -194,7 +200,7 @@ def _range_recall(
     return interval(int(found.sum()), len(wanted))
 
 
-def _error(views: Views, index: ShardedIndex, some: np.ndarray) -> float:
+def _error(views: ItemVectors, index: ShardedIndex, some: np.ndarray) -> float:
     """The difference from the true score that 999 of 1000 answers stay below."""
     queries, _ = subset(views, some).queries(range(len(some)), "complete")
     scores, ids = index.search(queries, K)

@@ -4,7 +4,7 @@ import numpy as np
 
 from dist_train.matching.blocks import CHUNK
 from dist_train.matching.rows import read_rows
-from dist_train.matching.vectors import Views, subset, weighted_rows
+from dist_train.matching.vectors import ItemVectors, subset, weighted_rows
 
 SAMPLE, ASKING = 4_096, 256
 """Rows that the kernels are timed on; rows that the floor is estimated from."""
@@ -13,7 +13,7 @@ HIGHEST_FLOOR = 0.999
 two float16 rows of the same numbers score 0.9996 to 1.0004."""
 
 
-def sample_rows(views: Views) -> np.ndarray:
+def sample_rows(views: ItemVectors) -> np.ndarray:
     """Weighted rows float32 (n, D) of SAMPLE items of the most frequent kind, evenly spread."""
     kind, mask = max(views.kinds.items(), key=lambda item: item[1].sum())
     rows = np.flatnonzero(mask)
@@ -24,7 +24,7 @@ def sample_rows(views: Views) -> np.ndarray:
     return weighted_rows(views, names, {name: views.take(name, rows) for name in names})
 
 
-def floor_of_sample(views: Views, pairs_per_item: float) -> float:
+def floor_of_sample(views: ItemVectors, pairs_per_item: float) -> float:
     """The score above which a sample of rows says there are about `pairs_per_item` N pairs.
 
     Rounded up to 1/1000, so that it is the same on every machine, from 0.05 to HIGHEST_FLOOR.
@@ -46,7 +46,7 @@ def floor_of_sample(views: Views, pairs_per_item: float) -> float:
     return min(max(0.05, rounded), HIGHEST_FLOOR)
 
 
-def scores_with(views: Views, sample: Views, block: range) -> np.ndarray:
+def scores_with(views: ItemVectors, sample: ItemVectors, block: range) -> np.ndarray:
     """Float32 scores (n, len(block)); -inf without a common part."""
     total = np.zeros((len(sample), len(block)), np.float32)
     weights = np.zeros_like(total)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config.options import JoinConfig, bytes_of
-from dist_train.distributed.runtime import Runtime, bf16_pays, give_back, peak_bytes
+from dist_train.distributed.runtime import Runtime, peak_bytes, supports_bf16, trim_allocators
 from dist_train.matching.blocks import blocks_of
 from dist_train.matching.engines import Engine, GemmEngine
 from dist_train.matching.faiss_engine import FaissEngine
@@ -19,7 +19,7 @@ from dist_train.matching.memory import Bounds, join_bounds, row_bytes
 from dist_train.matching.nearest import merged_nearest
 from dist_train.matching.proof import prove
 from dist_train.matching.sampling import HIGHEST_FLOOR, floor_of_sample, sample_rows
-from dist_train.matching.vectors import Views
+from dist_train.matching.vectors import ItemVectors
 from dist_train.matching.work_folder import Work
 from shards.storage.files import read_json, write_json
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class Search:
     """A join that is set up: what every worker of it knows."""
 
-    views: Views
+    views: ItemVectors
     engine: Engine
     wanted: Wanted
     bounds: Bounds
@@ -43,7 +43,7 @@ class Search:
 
 
 def set_up(
-    views: Views,
+    views: ItemVectors,
     index: Path | None,
     out: Path,
     config: JoinConfig,
@@ -56,7 +56,7 @@ def set_up(
     `index` is looked at by the engine faiss alone; the floor of the budget is taken where none is
     given. Raises BadInput when the memory is too little.
     """
-    work, kernels = Work(out), kernels_for(runtime.device, bf16_pays(runtime.device))
+    work, kernels = Work(out), kernels_for(runtime.device, supports_bf16(runtime.device))
     with work.locked():
         path = work.hidden / "plan.json"
         if not path.exists():
@@ -94,7 +94,7 @@ def find(search: Search, out: Path, runtime: Runtime) -> None:
     """Work until every tile is committed, by this process or by others."""
     join(search.views, search.engine, search.wanted, out, runtime)
     search.engine.release()
-    give_back()
+    trim_allocators()
     peak = peak_bytes()
     log.info("memory: at most %.2f GB were held, %.2f GB planned", peak / 1e9,
              search.bounds.bytes / 1e9)  # fmt: skip
@@ -111,21 +111,21 @@ def finish(search: Search, out: Path, config: JoinConfig) -> dict[str, Any]:
     if kept > wanted.budget:
         log.warning("%d pairs are kept, more than the budget of %.0f: they score %.3f and above, "
                     "and the floor is raised no further", kept, wanted.budget, floor)  # fmt: skip
-    give_back()
+    trim_allocators()
     proof = prove(search.views, search.engine, out, floor, config.audit_rows, search.first_new)
     weights = {name: part.weight for name, part in search.views.parts.items()}
     proof |= {"pairs": kept, "weights": weights}
     write_json(out / "proof.json", proof)
-    give_back()
+    trim_allocators()
     if wanted.k:
         files = sorted(work.nearest.glob("*.parquet"))
         merged_nearest(files, search.views, wanted.k, out / "nearest.parquet")
-        give_back()
+        trim_allocators()
     return proof
 
 
 def _plan(
-    views: Views,
+    views: ItemVectors,
     index: Path | None,
     config: JoinConfig,
     runtime: Runtime,
@@ -163,7 +163,7 @@ def _plan(
 
 
 def _faster_engine(
-    views: Views, kind: str | None, choice: Choice, floor: float, runtime: Runtime
+    views: ItemVectors, kind: str | None, choice: Choice, floor: float, runtime: Runtime
 ) -> tuple[str, str]:
     """The engine for these items on this machine, beside an index of `kind`, and why."""
     ours = choice.nanoseconds
@@ -180,7 +180,7 @@ def _faster_engine(
     return ("gemm" if ours <= theirs else "faiss"), reason
 
 
-def _faiss_engine(views: Views, index: Path, block: int, k: int, runtime: Runtime) -> Engine:
+def _faiss_engine(views: ItemVectors, index: Path, block: int, k: int, runtime: Runtime) -> Engine:
     about = index_about(index)
     held = [range(first, last) for first, last in about["rows"]]
     asking = [range(n, min(n + block, len(views))) for n in range(0, len(views), block)]

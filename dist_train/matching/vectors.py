@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow.parquet as pq
 
-from dist_train.config.options import View
+from dist_train.config.options import Modality
 from dist_train.embedding.store import EmbeddingSet, Rows, told_corrupt
 from dist_train.matching.rows import finite, read_rows, take_rows
 from shards.storage.errors import BadInput
@@ -28,7 +28,7 @@ Scores = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class ViewPart:
+class ModalityVectors:
     """One part of the vectors: its rows, which of them are there, its weight."""
 
     rows: Rows
@@ -36,10 +36,10 @@ class ViewPart:
     weight: float
 
 
-class Views:
+class ItemVectors:
     """N items seen through one part or through both."""
 
-    def __init__(self, parts: dict[str, ViewPart]) -> None:
+    def __init__(self, parts: dict[str, ModalityVectors]) -> None:
         """`parts` by name (image, text), their weights summing to one."""
         self.parts = parts
         self.complete = np.logical_and.reduce([part.present for part in parts.values()])
@@ -106,7 +106,9 @@ class Views:
             return {"score": (total / weights).astype(np.float32)} | out
 
 
-def weighted_rows(views: Views, names: Sequence[str], stored: dict[str, np.ndarray]) -> np.ndarray:
+def weighted_rows(
+    views: ItemVectors, names: Sequence[str], stored: dict[str, np.ndarray]
+) -> np.ndarray:
     """Rows float32 (n, D) whose products are the scores by the parts `names`.
 
     The stored rows of these, each times the root of its weight among them, side by side.
@@ -119,25 +121,27 @@ def weighted_rows(views: Views, names: Sequence[str], stored: dict[str, np.ndarr
     ])  # fmt: skip
 
 
-def subset(views: Views, rows: np.ndarray) -> Views:
+def subset(views: ItemVectors, rows: np.ndarray) -> ItemVectors:
     """Some rows (n,) of the views, in memory."""
     parts = {
-        name: ViewPart(
+        name: ModalityVectors(
             Rows([take_rows(part.rows, rows).astype(np.float32)]), part.present[rows], part.weight
         )
         for name, part in views.parts.items()
     }
-    return Views(parts)
+    return ItemVectors(parts)
 
 
-def open_views(embeddings: EmbeddingSet, names: Sequence[View], image_weight: float) -> Views:
-    """The views `names` of an embedding set; one view alone has weight one.
+def open_views(
+    embeddings: EmbeddingSet, names: Sequence[Modality], image_weight: float
+) -> ItemVectors:
+    """The views `names` of an embedding set; one modality alone has weight one.
 
     Raises BadInput where no item has any of them.
     """
     weights = {"image": image_weight, "text": 1 - image_weight}
-    parts: dict[str, ViewPart] = {
-        name: ViewPart(
+    parts: dict[str, ModalityVectors] = {
+        name: ModalityVectors(
             embeddings.rows(name),
             _present(embeddings, name),
             weights[name] if len(names) > 1 else 1.0,
@@ -146,16 +150,18 @@ def open_views(embeddings: EmbeddingSet, names: Sequence[View], image_weight: fl
     }
     if not any(part.present.any() for part in parts.values()):
         raise BadInput(f"{embeddings.path}: no item has a vector of {' or '.join(names) or 'any'} "
-                       "view; there is nothing to index")  # fmt: skip
-    return Views(parts)
+                       "modality; there is nothing to index")  # fmt: skip
+    return ItemVectors(parts)
 
 
-def views_of_array(vectors: np.ndarray) -> Views:
-    """One view over unit vectors (N, D) in memory."""
-    return Views({"image": ViewPart(Rows([vectors]), np.ones(len(vectors), bool), 1.0)})
+def views_of_array(vectors: np.ndarray) -> ItemVectors:
+    """One modality over unit vectors (N, D) in memory."""
+    return ItemVectors(
+        {"image": ModalityVectors(Rows([vectors]), np.ones(len(vectors), bool), 1.0)}
+    )
 
 
-def _present(embeddings: EmbeddingSet, name: View) -> np.ndarray:
+def _present(embeddings: EmbeddingSet, name: Modality) -> np.ndarray:
     """Which rows (N,) have a part, from two columns: names and titles would fill the memory."""
     here = np.zeros(len(embeddings.rows(name)), bool)
     with told_corrupt(embeddings.path / "items.parquet") as path, pq.ParquetFile(path) as file:
@@ -165,7 +171,7 @@ def _present(embeddings: EmbeddingSet, name: View) -> np.ndarray:
     return here
 
 
-def _block(part: ViewPart, rows: range) -> np.ndarray:
+def _block(part: ModalityVectors, rows: range) -> np.ndarray:
     return finite(part.rows, rows, read_rows(part.rows, rows).astype(np.float32))
 
 

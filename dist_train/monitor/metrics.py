@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from dist_train.distributed.runtime import Clock, give_back, peak_bytes
+from dist_train.distributed.runtime import Clock, peak_bytes, trim_allocators
 from shards.storage.files import write_atomic
 
 Batch = TypeVar("Batch")
@@ -128,6 +128,6 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    give_back()
+    trim_allocators()
     with suppress(OSError):  # a kernel without it: the peak stays that of all before
         Path("/proc/self/clear_refs").write_text("5")

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from dist_train.acceptance.speed import join as product_rate
-from dist_train.config.options import Config, TrainingOptions, View, bytes_of
+from dist_train.config.options import Config, Modality, TrainingOptions, bytes_of
 from dist_train.doctor.machine import existing, free_memory
 from dist_train.matching.blocks import CHUNK
 from dist_train.matching.memory import PROGRAM, join_bounds, join_peak
@@ -98,21 +98,21 @@ def plan(config: Config, processes: int) -> Plan:
     0 ranks: as many as there are GPUs, or one. Raises BadInput for what cannot be read.
     """
     found = _machine(config, processes)
-    device, rates = torch.device(found.device), dict[View, EncoderRates]()
+    device, rates = torch.device(found.device), dict[Modality, EncoderRates]()
     with TemporaryDirectory(prefix="dist_train-plan-") as folder:
         catalogue = survey(config, Path(folder))
-        for view in config.encoders:
-            options, shards = getattr(config, view), Path(folder) / "shards"
+        for modality in config.encoders:
+            options, shards = getattr(config, modality), Path(folder) / "shards"
             rows = options.batch_size // (options.accumulation * found.ranks)
-            rates[view] = measure_encoder(view, options, shards, rows, device)
+            rates[modality] = measure_encoder(modality, options, shards, rows, device)
     width = sum(rate.width for rate in rates.values())
     product = 2 * width / (1e12 * product_rate(device, CHUNK, width).value)
     N, workers = catalogue.postings, min(config.pack.workers, found.cores)
     seconds, memory = N * catalogue.pack_seconds / workers, 190e6 + 90 * min(N, 10**6)
     seconds, disk = seconds + PACK_START * found.start, N * catalogue.packed_bytes
     found.stages.append(Stage("pack", workers, seconds, memory, disk, f"{N:,} postings"))
-    for view, rate in rates.items():
-        _train(found, getattr(config, view), view, catalogue, rate)
+    for modality, rate in rates.items():
+        _train(found, getattr(config, modality), modality, catalogue, rate)
     _embed(found, config, catalogue, rates)
     _index_join_match(found, config, catalogue, width, product)
     disk, free = sum(one.disk_bytes for one in found.stages), disk_usage(existing(config.out)).free
@@ -124,7 +124,7 @@ def plan(config: Config, processes: int) -> Plan:
 
 
 def _machine(config: Config, processes: int) -> Plan:
-    devices = {getattr(config, view).device for view in config.encoders}
+    devices = {getattr(config, modality).device for modality in config.encoders}
     cuda, start = devices != {"cpu"} and torch.cuda.is_available(), time.process_time()
     gpus, cores = torch.cuda.device_count() if cuda else 0, len(os.sched_getaffinity(0))
     ranks = processes or max(1, gpus)
@@ -137,10 +137,14 @@ def _machine(config: Config, processes: int) -> Plan:
 
 
 def _train(
-    found: Plan, options: TrainingOptions, view: View, catalogue: Survey, rate: EncoderRates
+    found: Plan, options: TrainingOptions, modality: Modality, catalogue: Survey, rate: EncoderRates
 ) -> None:
-    items, passes, size = catalogue.items["train", view], options.accumulation, options.batch_size
-    steps, name = math.ceil(options.epochs * items / size), f"train {view}"
+    items, passes, size = (
+        catalogue.items["train", modality],
+        options.accumulation,
+        options.batch_size,
+    )
+    steps, name = math.ceil(options.epochs * items / size), f"train {modality}"
     head = head_estimate(options, catalogue.classes, rate.width, found.ranks)
     rows, most = head.batch // found.ranks, size // found.ranks
     head_seconds = head.flops * options.head_passes / passes / HEAD_RATE[found.device]
@@ -151,18 +155,18 @@ def _train(
     weights, centres = 4 * rate.parameters, 4 * head.classes * head.centres * head.width
     checkpoint = weights * (3 + options.keep_best + (options.ema > 0)) + 3 * centres
     seconds = found.start + rate.load_seconds + steps * step
-    seconds += validations * catalogue.items["val", view] * item / found.ranks
+    seconds += validations * catalogue.items["val", modality] * item / found.ranks
     seconds += (1 + steps // options.checkpoint_every) * checkpoint / CHECKPOINT_RATE
     memory, disk = training_bytes(found, options, catalogue, rate), options.keep * checkpoint
     note = f"{items:,} items, {catalogue.classes:,} classes, {steps:,} steps of {step:.2g} s"
     found.stages.append(Stage(name, found.ranks, seconds, memory, disk + weights, note))
-    setting = f"a smaller --{view}.encoder.model or --{view}.batch-size"
+    setting = f"a smaller --{modality}.encoder.model or --{modality}.batch-size"
     for more in (n for n in range(passes + 1, most + 1) if most % n == 0):
         smaller = replace(options, accumulation=more)
         if training_bytes(found, smaller, catalogue, rate) <= found.memory:
-            setting = f"--{view}.accumulation {more}"
+            setting = f"--{modality}.accumulation {more}"
             break
-    setting += f", or --{view}.gradient-checkpointing" * (not options.gradient_checkpointing)
+    setting += f", or --{modality}.gradient-checkpointing" * (not options.gradient_checkpointing)
     setting += ", or more ranks for the head's centres" * (head.total > found.memory / 4)
     found.check(name, memory, found.memory, setting)
 
@@ -181,12 +185,14 @@ def training_bytes(
     return found.program + kept + max(step, 3 * weights + head.weights + head.moments + beside)
 
 
-def _embed(found: Plan, config: Config, catalogue: Survey, rates: dict[View, EncoderRates]) -> None:
+def _embed(
+    found: Plan, config: Config, catalogue: Survey, rates: dict[Modality, EncoderRates]
+) -> None:
     size, workers, N = config.embed.batch_size, config.embed.workers, catalogue.postings
     seconds = found.start
-    for view, rate in rates.items():
+    for modality, rate in rates.items():
         item = found.elapsed(rate.forward_seconds(size) / size, rate.read_seconds, workers)
-        seconds += rate.load_seconds + catalogue.items["all", view] * item / found.ranks
+        seconds += rate.load_seconds + catalogue.items["all", modality] * item / found.ranks
     memory = found.program + max(rate.forward_bytes(size) for rate in rates.values())
     memory += (found.device == "cpu") * TABLES * N * catalogue.row_bytes
     sets, number = 1 + len(config.compare), 2 if config.embed.dtype == "float16" else 4
@@ -208,7 +214,7 @@ def _index_join_match(
     found.stages.append(Stage("index", ranks, seconds, memory, disk + 8 * N))
     found.check("index on all ranks", ranks * memory, room, "a smaller --index.memory")
     # Items with both modalities are prepared once more for each that others lack.
-    lacking = sum(catalogue.items["all", view] < N for view in config.encoders)
+    lacking = sum(catalogue.items["all", modality] < N for modality in config.encoders)
     row = 4 * width * (1 + lacking * (len(config.encoders) > 1))
     try:
         bounds = join_bounds(N, 4 * width, row, width, bytes_of(join.memory))

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from dist_train.acceptance.speed import seconds
-from dist_train.config.options import Config, TrainingOptions, View
+from dist_train.config.options import Config, Modality, TrainingOptions
 from dist_train.encoders.batches import Batch, BatchPlan, Inputs, load
 from dist_train.encoders.folder import new_encoder
 from dist_train.heads.class_parallel import MarginHead
@@ -35,7 +35,7 @@ class Survey:
 
     postings: int
     classes: int
-    items: Counter[tuple[str, View]]
+    items: Counter[tuple[str, Modality]]
     packed_bytes: float
     row_bytes: float
     pack_seconds: float
@@ -62,15 +62,17 @@ def survey(config: Config, folder: Path) -> Survey:
 
     Raises BadInput for a catalogue that cannot be read.
     """
-    items, groups, postings, one_of = Counter[tuple[str, View]](), set(), 0, 1
-    columns: dict[View, str] = {"image": "image", "text": "title"}
+    items, groups, postings, one_of = Counter[tuple[str, Modality]](), set(), 0, 1
+    columns: dict[Modality, str] = {"image": "image", "text": "title"}
     sample = pd.DataFrame(columns=list(COLUMNS))
     for chunk in Catalogue(config.catalogue, config.columns).postings(Carried()):
         postings, split = postings + len(chunk), chunk.label_group.map(split_of)
         groups |= set(chunk.label_group[split == "train"])
-        for view, column in columns.items():
+        for modality, column in columns.items():
             here = split[chunk[column] != ""]
-            items.update((name, view) for names in (here, ["all"] * len(here)) for name in names)
+            items.update(
+                (name, modality) for names in (here, ["all"] * len(here)) for name in names
+            )
         sample = pd.concat([sample, chunk[list(COLUMNS)]])
         products = sample.label_group.where(sample.label_group != "", sample.posting_id)
         hashes = pd.util.hash_array(products.to_numpy(object))
@@ -87,22 +89,22 @@ def survey(config: Config, folder: Path) -> Survey:
 
 
 def measure_encoder(
-    view: View, options: TrainingOptions, shards: Path, rows: int, device: torch.device
+    modality: Modality, options: TrainingOptions, shards: Path, rows: int, device: torch.device
 ) -> EncoderRates:
     """Run the encoder on items of a packed sample, in batches of 2 and of at most `rows` items.
 
     Raises what the training would raise.
     """
     shard_set = ShardSet(shards)
-    numbers = np.flatnonzero(shard_set.packed[f"has_{view}"])
+    numbers = np.flatnonzero(shard_set.packed[f"has_{modality}"])
     if not len(numbers):
-        raise BadInput(f"no posting of a sample has {view}: leave {view} out of encoders")
+        raise BadInput(f"no posting of a sample has {modality}: leave {modality} out of encoders")
     reset_peak(device)
     before, begin = peak_memory(device), time.process_time()
-    encoder = new_encoder(view, options.encoder, options.seed).to(device).eval()
+    encoder = new_encoder(modality, options.encoder, options.seed).to(device).eval()
     loading = time.process_time() - begin
     encoder.precision = options.precision
-    if view == "image":
+    if modality == "image":
         encoder.to(memory_format=torch.channels_last)
     if options.gradient_checkpointing:
         encoder.recompute_activations()

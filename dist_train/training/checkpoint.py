@@ -70,11 +70,11 @@ class Checkpoints:
         write; the checkpoints before it stay complete.
         """
         final, clock = self.folder / f"step-{step:08d}", Clock()
-        if self.runtime.tell_all(final.exists()):
+        if self.runtime.broadcast(final.exists()):
             return 0.0
         self.runtime.check_newest(self.run)
         # Each attempt has its own: one that was cut off may still write into its.
-        temporary = self.folder / f".{final.name}.tmp-{self.runtime.life.get('life', '')}"
+        temporary = self.folder / f".{final.name}.tmp-{self.runtime.attempt.get('attempt', '')}"
         # Gathered by all ranks together, written by rank 0.
         tensors = {
             "encoder": complete_state(training.encoder),
@@ -98,7 +98,7 @@ class Checkpoints:
             lambda: save_head(temporary, training.head, training.head_optimizer), temporary
         )
         self._on_main(lambda: self._finish(temporary, final), temporary)
-        seconds = self.runtime.tell_all(clock.seconds())
+        seconds = self.runtime.broadcast(clock.seconds())
         log.info("%s: written in %.1f s", final, seconds)
         if seconds > self.grace and self.runtime.is_main:
             log.warning(
@@ -120,7 +120,7 @@ class Checkpoints:
             action()
         except (OSError, SafetensorError) as error:
             fault = f"rank {self.runtime.rank}: {error}"
-        faults = [one for one in self.runtime.from_all(fault) if one]
+        faults = [one for one in self.runtime.all_gather(fault) if one]
         if not faults:
             return
         if self.runtime.is_main:
@@ -163,10 +163,10 @@ class Checkpoints:
         A damaged one is removed with a warning. Raises BadInput when the ranks, or the checkpoint
         and this training, differ in their order.
         """
-        check_equal(self.runtime.from_all(training.order.to_json()))
+        check_equal(self.runtime.all_gather(training.order.to_json()))
         step = 0
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
-            fault = self.runtime.tell_all(_fault(folder) if self.runtime.is_main else "")
+            fault = self.runtime.broadcast(_fault(folder) if self.runtime.is_main else "")
             if not fault:
                 step = self._load(folder, training)
                 break
@@ -175,7 +175,7 @@ class Checkpoints:
             if self.runtime.is_main:
                 shutil.rmtree(folder)
         position = step * training.order.batch
-        check_equal(self.runtime.from_all(training.order.at(position).to_json()))
+        check_equal(self.runtime.all_gather(training.order.at(position).to_json()))
         return step
 
     def _load(self, folder: Path, training: Training) -> int:

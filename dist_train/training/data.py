@@ -10,7 +10,7 @@ from hashlib import blake2b
 import numpy as np
 import torch
 
-from dist_train.config.options import ImageTraining, TrainingOptions, View
+from dist_train.config.options import ImageTraining, Modality, TrainingOptions
 from dist_train.encoders.batches import BatchPlan
 from shards.order.global_order import Order, StoredOrder, WindowOrder
 from shards.order.product_order import ProductOrder
@@ -84,7 +84,7 @@ class TrainingItems:
 
 
 def training_items(
-    shards: ShardSet, view: View, config: TrainingOptions, world: int
+    shards: ShardSet, modality: Modality, config: TrainingOptions, world: int
 ) -> TrainingItems:
     """The training items of `shards`.
 
@@ -106,12 +106,12 @@ def training_items(
             f"{2 * photos}; choose a batch_size that is one of {2 * unit}"
         )
     table = shards.packed
-    train = table[(table.split == "train") & table[f"has_{view}"]]
+    train = table[(table.split == "train") & table[f"has_{modality}"]]
     classes = int(shards.manifest["counts"]["classes"])
     if classes < 2:
         raise BadInput(f"{shards.location}: {classes} label groups to train on; there must be two")
     if not len(train):
-        missing = {"image": "an image", "text": "a title"}[view]
+        missing = {"image": "an image", "text": "a title"}[modality]
         raise BadInput(
             f"{shards.location}: no training item has {missing}; train the other encoder"
         )

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from dist_train.config.options import View, result_options
+from dist_train.config.options import Modality, result_options
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.folder import save_encoder
 from dist_train.training.data import TrainingItems
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def export(
-    training: Training, view: View, items: TrainingItems, out: Path, runtime: Runtime
+    training: Training, modality: Modality, items: TrainingItems, out: Path, runtime: Runtime
 ) -> None:
     """Write `out`/encoder, the best one if it was kept, else the last, and finish the stage."""
     encoder, progress = training.encoder_to_validate(), training.progress
@@ -34,7 +34,7 @@ def export(
                 "products",
                 *(scores["f1"], progress.start["f1"]),
             )
-        card = model_card(view, items, scores, progress, step)
+        card = model_card(modality, items, scores, progress, step)
         files = save_encoder(encoder, out / "encoder", card)
         counts = {"items": len(items.numbers), "classes": items.classes, "steps": items.steps}
         results = {"val": scores, "exported_step": step, "skipped": progress.skipped}
@@ -43,7 +43,11 @@ def export(
 
 
 def model_card(
-    view: View, items: TrainingItems, scores: dict[str, float], progress: Progress, step: int
+    modality: Modality,
+    items: TrainingItems,
+    scores: dict[str, float],
+    progress: Progress,
+    step: int,
 ) -> str:
     """Markdown: what it is, on what and how it was trained, how it scored and how to load it."""
     config = items.config
@@ -67,7 +71,7 @@ def model_card(
         )
     else:
         results = "There were no validation products to score it on."
-    return f"""# {view} encoder for product matching
+    return f"""# {modality} encoder for product matching
 
 Fine-tuned from `{config.encoder.model}`: the {weights} after step {step} of {items.steps}.
 
@@ -88,7 +92,7 @@ Fine-tuned from `{config.encoder.model}`: the {weights} after step {step} of {it
 
 ## Loading
 
-The backbone opens with `{LOADERS[view]}`; its vectors pass through `neck.safetensors` (batch \
+The backbone opens with `{LOADERS[modality]}`; its vectors pass through `neck.safetensors` (batch \
 normalisation) and are scaled to length one. `preprocessing.json` describes what happens before it.
 """
 

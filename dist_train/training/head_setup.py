@@ -107,7 +107,7 @@ def _start_from_means(
             vectors[: len(numbers)] = torch.from_numpy(unit)
             labels[: len(numbers)] = torch.from_numpy(class_ids[numbers].astype(np.int64))
         means.add(vectors.to(runtime.device), labels.to(runtime.device))
-        if runtime.anyone_asked_to_stop():
+        if runtime.any_stop_requested():
             raise Stopped("stopped by a signal before the first step; the same command begins")
     encoder.train()
     known = runtime.total(means.write_to(head.weight.data, head.centres))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dist_train.config.options import TrainingOptions, View, result_options
+from dist_train.config.options import Modality, TrainingOptions, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load
@@ -26,8 +26,8 @@ from shards.storage.errors import Stopped
 log = logging.getLogger(__name__)
 
 
-def train(view: View, shards: Location, out: Path, config: TrainingOptions) -> None:
-    """Train the encoder of the modality `view` on `shards` into the run directory `out`.
+def train(modality: Modality, shards: Location, out: Path, config: TrainingOptions) -> None:
+    """Train the encoder of the modality `modality` on `shards` into the run directory `out`.
 
     A run that was stopped continues from its newest checkpoint. Raises BadInput for data or
     options that cannot work, Failed when weights or files can no longer be trusted, and Stopped
@@ -35,15 +35,15 @@ def train(view: View, shards: Location, out: Path, config: TrainingOptions) -> N
     """
     runtime = Runtime(config.device)
     shard_set = ShardSet(shards)
-    options = {"view": view} | result_options(config)
+    options = {"modality": modality} | result_options(config)
     with runtime.stage(out, stage.RUN, options, stage.parents_for(out, shards=shards)) as done:
         if done:
             log.info("%s: already trained", out)
             return
-        items = training_items(shard_set, view, config, runtime.world)
-        training = set_up(view, config, items, runtime)
-        fit(training, items, validation_items(shard_set, view), out, runtime)
-        export(training, view, items, out, runtime)
+        items = training_items(shard_set, modality, config, runtime.world)
+        training = set_up(modality, config, items, runtime)
+        fit(training, items, validation_items(shard_set, modality), out, runtime)
+        export(training, modality, items, out, runtime)
 
 
 def fit(

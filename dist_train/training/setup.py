@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers.integrations import unset_hf_deepspeed_config
 
-from dist_train.config.options import TrainingOptions, View
+from dist_train.config.options import Modality, TrainingOptions
 from dist_train.distributed.barrier import timeout
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.folder import Encoder, new_encoder
@@ -90,7 +90,9 @@ class Training:
         return self.complete_encoder() if self.average is None else self.average.module
 
 
-def set_up(view: View, config: TrainingOptions, items: TrainingItems, runtime: Runtime) -> Training:
+def set_up(
+    modality: Modality, config: TrainingOptions, items: TrainingItems, runtime: Runtime
+) -> Training:
     """Build everything before the first step, the same for every number of ranks.
 
     Raises BadInput for a launcher or option that would give wrong weights.
@@ -98,10 +100,10 @@ def set_up(view: View, config: TrainingOptions, items: TrainingItems, runtime: R
     accelerator = _new_accelerator(config, runtime)
     plugin = accelerator.state.deepspeed_plugin
     zero3 = plugin is not None and plugin.zero_stage == 3
-    encoder = new_encoder(view, config.encoder, config.seed).to(runtime.device)
+    encoder = new_encoder(modality, config.encoder, config.seed).to(runtime.device)
     # Set inside the encoder: DeepSpeed's engine switches an autocast around it off.
     encoder.precision = config.precision
-    if view == "image" and plugin is None:
+    if modality == "image" and plugin is None:
         # DeepSpeed broadcasts weights as rows of bytes and cannot handle this layout.
         encoder.to(memory_format=torch.channels_last)
     bare_optimizer = encoder_optimizer(encoder, config)

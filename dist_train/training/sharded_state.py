@@ -140,7 +140,7 @@ def compare_replicas(encoder: nn.Module, runtime: Runtime, step: int) -> None:
     """
     if runtime.world == 1 or is_zero3(encoder):
         return
-    sums = runtime.from_all(checksum(encoder))
+    sums = runtime.all_gather(checksum(encoder))
     right = max(sums, key=lambda one: (sums.count(one), one == sums[0]))
     others = [str(rank) for rank, one in enumerate(sums) if one != right]
     if others:

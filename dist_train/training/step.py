@@ -99,7 +99,7 @@ class Stepper:
         # Clip both gradients. The stop request rides along with the head's norm, and the one
         # transfer below is the only time in a step that the host waits for the device.
         norm = training.accelerator.clip_grad_norm_(prepared.parameters(), config.clip)
-        stop = torch.full((1,), float(runtime.stop_asked()), device=device)
+        stop = torch.full((1,), float(runtime.stop_requested()), device=device)
         head_norm = clip_head(training.head, config.clip, also_sum=stop)
         encoder_norm = torch.as_tensor(norm, dtype=torch.float64, device=device)
         on_host = torch.stack([loss, encoder_norm, head_norm, stop[0].double()]).tolist()
@@ -140,7 +140,7 @@ class Stepper:
             )
         progress.skipped += 1
         progress.skipped_in_a_row += 1
-        ids = " ".join(one for of_rank in self.runtime.from_all(posting_ids) for one in of_rank)
+        ids = " ".join(one for of_rank in self.runtime.all_gather(posting_ids) for one in of_rank)
         if self.runtime.is_main:
             log.warning("step %d: left out on all ranks (%s); its postings: %s", step, figures, ids)
         if progress.skipped_in_a_row >= self.config.max_skipped:

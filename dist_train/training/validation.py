@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dist_train.config.options import TrainingOptions, View
+from dist_train.config.options import Modality, TrainingOptions
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load, plan_batches, unit_vectors
 from dist_train.encoders.folder import Encoder
@@ -58,7 +58,7 @@ class ValidationItems:
         for _ in range(-(-len(plans) // runtime.world)):
             for items, unit in unit_vectors(encoder, batches, 1, runtime.device):
                 vectors[np.searchsorted(self.numbers, items)] = unit
-            if stopping := runtime.anyone_asked_to_stop():
+            if stopping := runtime.any_stop_requested():
                 break
         encoder.train(training)
         if stopping:
@@ -68,7 +68,7 @@ class ValidationItems:
             dist.all_reduce(total)  # every row is zero on all ranks but one
             vectors = total.cpu().numpy()
         scores = self.score_vectors(vectors, runtime.device) if runtime.is_main else {}
-        return runtime.tell_all(scores)
+        return runtime.broadcast(scores)
 
     def score_vectors(self, vectors: np.ndarray, device: torch.device) -> dict[str, float]:
         """The scores of unit vectors (n, D)."""
@@ -83,14 +83,14 @@ class ValidationItems:
         return scores | known | {"items": len(vectors)}
 
 
-def validation_items(shards: ShardSet, view: View) -> ValidationItems:
-    """The val items of a shard set that have the modality `view`.
+def validation_items(shards: ShardSet, modality: Modality) -> ValidationItems:
+    """The val items of a shard set that have the modality `modality`.
 
     As in the final scores, those whose photo stands in another split are left out: an encoder that
     has memorised a photo would score too well.
     """
     table = shards.packed
-    val = (table.split == "val") & table[f"has_{view}"]
+    val = (table.split == "val") & table[f"has_{modality}"]
     leaked = val & twins(table).crosses_split
     if leaked.any():
         log.info(
@@ -148,7 +148,7 @@ class Validator:
         out, runtime = self.checkpoints.run, self.checkpoints.runtime
         encoder = self.training.encoder_to_validate()
         # An attempt that was cut off may have validated this step after its last checkpoint.
-        scores = runtime.tell_all(scores_at(out, step) if runtime.is_main else {})
+        scores = runtime.broadcast(scores_at(out, step) if runtime.is_main else {})
         if not scores:
             scores = self.validation.score(encoder, config, runtime)
             if scores is None:

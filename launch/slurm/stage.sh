@@ -24,8 +24,8 @@ set -uo pipefail # not -e: a signal's trap interrupts `wait`, which then returns
 main() {
     name_things "$@"
     say "job $JOB, restart $RESTARTS, $SLURM_JOB_NODELIST: ${WORDS[*]}"
-    stop_asked=
-    trap 'stop_asked=1; say "the time limit is near, asking for a stop"' USR1
+    stop_requested=
+    trap 'stop_requested=1; say "the time limit is near, asking for a stop"' USR1
     trap 'say "asked to end"' TERM # the stage gets its own
     if [[ -n $LAUNCHED ]]; then
         meet
@@ -47,7 +47,7 @@ name_things() {
     fi
     WORDS=("${@//%a/${SLURM_ARRAY_TASK_ID:-0}}")
     RESTARTS=${SLURM_RESTART_COUNT:-0} # unset, not 0, the first time
-    export DIST_TRAIN_JOB=$JOB DIST_TRAIN_LIFE=$RESTARTS # an earlier life must not write after us
+    export DIST_TRAIN_JOB=$JOB DIST_TRAIN_ATTEMPT=$RESTARTS # an earlier life must not write after us
 
     export GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-1}}
     LAUNCHED=
@@ -105,9 +105,9 @@ start_alone() {
 watch_over() {
     local step=$1 asked=
     while kill -0 "$step" 2>/dev/null; do
-        if [[ -n $stop_asked && -n $LAUNCHED ]]; then
+        if [[ -n $stop_requested && -n $LAUNCHED ]]; then
             if [[ $(status) == running ]]; then scancel --signal=USR1 "$JOB.0" 2>/dev/null; fi
-        elif [[ -n $stop_asked && -z $asked ]]; then
+        elif [[ -n $stop_requested && -z $asked ]]; then
             asked=1
             scancel --signal=TERM "$JOB.0"
         fi

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from shards.storage.errors import BadInput
 
-HOW_NOT_WHAT = {"how": True}
+NO_EFFECT_ON_RESULT = {"how": True}
 """Field metadata: the option changes how the work is done, never its result."""
 
 
@@ -26,7 +26,7 @@ class PackOptions:
     """At most so many items in one tar."""
     seed: int = 0
     """Of the order of the items in the tars."""
-    workers: int = field(default=1, metadata=HOW_NOT_WHAT)
+    workers: int = field(default=1, metadata=NO_EFFECT_ON_RESULT)
     """Processes that build shards."""
 
     def __post_init__(self) -> None:

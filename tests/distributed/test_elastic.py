@@ -68,11 +68,11 @@ def fate(rank: int, name: str, step: int) -> str:
     return f"{rank}:{name}:{step * PASSES}"
 
 
-def stopped_life(life: Life, verb: list[object]) -> None:
-    """A life that a signal ends."""
-    process = life.start(*verb)
+def stopped_life(attempt: Life, verb: list[object]) -> None:
+    """A attempt that a signal ends."""
+    process = attempt.start(*verb)
     output, _ = process.communicate(timeout=600)
-    assert process.returncode == (3 if life.world == 1 else 0), output
+    assert process.returncode == (3 if attempt.world == 1 else 0), output
     assert "stopped by a signal after step" in output
 
 
@@ -88,8 +88,8 @@ def end_with(run_folder: Path) -> dict[str, torch.Tensor]:
 def alone(image_verb: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Life]:
     """The training on one process from end to end."""
     folder = tmp_path_factory.mktemp("alone")
-    life = Life(folder / "life").live_out(*image_verb, "--out", folder / "run")
-    return folder / "run", life
+    attempt = Life(folder / "attempt").live_out(*image_verb, "--out", folder / "run")
+    return folder / "run", attempt
 
 
 @pytest.mark.parametrize(
@@ -105,21 +105,21 @@ def test_it_goes_on_as_another_number_of_ranks(
     out = tmp_path / "run"
     verb = [*image_verb, "--out", out]
     fates = (fate(1, "SIGUSR1", 4), fate(0, "SIGTERM", 5), "none")
-    lives = [
-        Life(tmp_path / f"life-{number}", *of_life)
+    attempts = [
+        Life(tmp_path / f"attempt-{number}", *of_life)
         for number, of_life in enumerate(zip(ranks, launchers, fates, strict=True))
     ]
-    for life in lives[:2]:
-        stopped_life(life, verb)
+    for attempt in attempts[:2]:
+        stopped_life(attempt, verb)
         assert json.loads((out / "status.json").read_text())["status"] == "preempted"
-    lives[2].live_out(*verb)
-    begun = [life.first_step for life in lives]
+    attempts[2].live_out(*verb)
+    begun = [attempt.first_step for attempt in attempts]
     assert begun == [0, 4, 9]
-    assert served(lives, STEPS, PASSES) == served([alone[1]], STEPS, PASSES)
+    assert served(attempts, STEPS, PASSES) == served([alone[1]], STEPS, PASSES)
     assert losses(out) == pytest.approx(losses(alone[0]), rel=1e-5)
     heads = end_with(out), end_with(alone[0])
     moved = max((heads[0][name] - heads[1][name]).abs().max().item() for name in heads[0])
-    print(f"lives began at {begun}; encoder differs by {largest_difference(out, alone[0]):.1e}, "
+    print(f"attempts began at {begun}; encoder differs by {largest_difference(out, alone[0]):.1e}, "
           f"head and moments by {moved:.1e}")  # fmt: skip
     assert largest_difference(out, alone[0]) <= 1e-5
     assert moved <= 1e-5

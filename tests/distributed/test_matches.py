@@ -42,8 +42,8 @@ def test_vectors_are_the_same(roads: dict[tuple[int, str], Path]) -> None:
     one, two = (EmbeddingSet(roads[w, "faiss"].parent / "embedding") for w in (1, 2))
     assert one.items.posting_id.tolist() == two.items.posting_id.tolist()
     assert len(one.items) == 300
-    for view in ("image", "text"):
-        a, b = (s.rows(view).block(range(300)) for s in (one, two))
+    for modality in ("image", "text"):
+        a, b = (s.rows(modality).block(range(300)) for s in (one, two))
         assert np.abs(a - b).max() < 1e-3
 
 

@@ -1,6 +1,6 @@
-"""Random schedules of kills and world sizes: what all lives took together is the one order.
+"""Random schedules of kills and world sizes: what all attempts took together is the one order.
 
-The processes of a life are played one after the other, each with its own plan and its own
+The processes of a attempt are played one after the other, each with its own plan and its own
 DataLoader with real workers, and cut off with batches still in flight.
 """
 
@@ -64,7 +64,7 @@ def rank_batches(
     return load(items.reader, Seeds(), plans, workers)
 
 
-def life(
+def attempt(
     items: TrainingItems, position: int, steps: int, world: int, draw: random.Random
 ) -> tuple[list[int], list[int]]:
     """Items and seeds of `steps` steps, in the order of the global batches; then it is killed."""
@@ -94,7 +94,7 @@ def test_killed_and_resized_it_takes_every_item_in_the_one_order(
     while (position := items.state.check_goes_on(saved, "state.json")) < items.steps * size:
         left = items.steps - position // size
         steps = min(left, draw.choice([0, 1, *(draw.randint(1, items.steps) for _ in range(4))]))
-        of_life = life(items, position, steps, draw.choice(worlds), draw)
+        of_life = attempt(items, position, steps, draw.choice(worlds), draw)
         taken += of_life[0]
         seeds += of_life[1]
         saved = items.state.at(position + steps * size).to_json()

@@ -32,12 +32,12 @@ def words_of(config, model: Path) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    ("view", "launcher"),
+    ("modality", "launcher"),
     [
         ("text", CPU),
         *(
-            pytest.param(view, launcher, marks=pytest.mark.full)
-            for view, launcher in [
+            pytest.param(modality, launcher, marks=pytest.mark.full)
+            for modality, launcher in [
                 ("image", CPU), *(("text", f"deepspeed_zero{stage}.yaml") for stage in (1, 2, 3)),
                 ("image", "deepspeed_zero2.yaml"), ("image", "deepspeed_zero3.yaml"),
             ]
@@ -45,17 +45,17 @@ def words_of(config, model: Path) -> list[object]:
     ],
 )  # fmt: skip
 def test_options_do_not_depend_on_the_processes(
-    view: str, launcher: str, shard_set: Path, tiny_vit: Path, tiny_bert: Path, tmp_path: Path
+    modality: str, launcher: str, shard_set: Path, tiny_vit: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:
-    if view == "image":
+    if modality == "image":
         config, model = image_config(tiny_vit, **EVERY | IMAGES | OPTIONS), tiny_vit
     else:
         config, model = text_config(tiny_bert, **EVERY | OPTIONS), tiny_bert
-    train(view, shard_set, tmp_path / "one", config)
+    train(modality, shard_set, tmp_path / "one", config)
     out = tmp_path / "two"
-    verb = ["train", view, "--shards", shard_set, "--out", out, *words_of(config, model)]
+    verb = ["train", modality, "--shards", shard_set, "--out", out, *words_of(config, model)]
     run(2, *verb, launcher=launcher, timeout=500)
     assert losses(out) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     difference = largest_difference(out, tmp_path / "one")
-    print(f"{view} {launcher}: {difference:.1e}")
+    print(f"{modality} {launcher}: {difference:.1e}")
     assert difference < 1e-5

@@ -73,11 +73,11 @@ def text_config(tiny_bert: Path, **options: Any) -> TextTraining:
     return TextTraining(encoder=encoder, **COMMON | full | options)
 
 
-def trained(rank: int, world: int, view: str, shards: Path, out: Path, config: Any) -> str:
+def trained(rank: int, world: int, modality: str, shards: Path, out: Path, config: Any) -> str:
     """One rank's part of the stage; what it failed with."""
     as_launched(rank, world)
     try:
-        train(view, shards, out, config)
+        train(modality, shards, out, config)
     except (Failed, SystemExit) as ended:
         return str(ended)
     return ""
@@ -109,11 +109,11 @@ def centres_of(run: Path, step: int) -> torch.Tensor:
     return torch.cat([load_file(path)["weight"] for path in parts])
 
 
-def scores_of(encoder: Encoder, shards: Path, view: str) -> tuple[np.ndarray, np.ndarray]:
+def scores_of(encoder: Encoder, shards: Path, modality: str) -> tuple[np.ndarray, np.ndarray]:
     """Vectors (N, D) of the val items that are asked, and their label groups (N,)."""
     shard_set = ShardSet(shards)
     table = shard_set.packed
-    asked = table[(table.split == "val") & table[f"has_{view}"] & ~twins(table).crosses_split]
+    asked = table[(table.split == "val") & table[f"has_{modality}"] & ~twins(table).crosses_split]
     reader = shard_set.reader()
     items = [reader[int(number)] for number in asked.index]
     with torch.inference_mode():
@@ -163,11 +163,11 @@ def test_losses_weights_and_scores_are_those_of_plain_pytorch(
 # ── what ranks do alike, and what they must not
 
 
-def stepper_of(shards: Path, view: str, config: TrainingOptions) -> Stepper:
+def stepper_of(shards: Path, modality: str, config: TrainingOptions) -> Stepper:
     """A training before its first step, with the batches of this rank."""
     runtime = Runtime("cpu")
-    items = training_items(ShardSet(shards), view, config, runtime.world)
-    training: Training = set_up(view, config, items, runtime)
+    items = training_items(ShardSet(shards), modality, config, runtime.world)
+    training: Training = set_up(modality, config, items, runtime)
     inputs = training.encoder.training_inputs(config)
     plans = items.plans(0, 3, runtime.rank, runtime.world)
     return Stepper(training, config, load(items.reader, inputs, plans, 0), runtime)
@@ -211,7 +211,7 @@ def heard(rank: int, world: int, shards: Path, config: ImageTraining, one: int) 
     """
     as_launched(rank, world)
     stepper = stepper_of(shards, "image", config)
-    runtime, look = stepper.runtime, stepper.runtime.stop_asked
+    runtime, look = stepper.runtime, stepper.runtime.stop_requested
     before = stepper.run_step(0).stopping
 
     def late() -> bool:
@@ -220,8 +220,8 @@ def heard(rank: int, world: int, shards: Path, config: ImageTraining, one: int) 
         return look()
 
     if rank == one:
-        runtime.stop_asked = late
-    return [before, stepper.run_step(1).stopping, runtime.anyone_asked_to_stop()]
+        runtime.stop_requested = late
+    return [before, stepper.run_step(1).stopping, runtime.any_stop_requested()]
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -19,9 +19,9 @@ def main(seconds: float, stopped: bool) -> None:
     if runtime.is_main:
         time.sleep(seconds)
     runtime.barrier()
-    told = runtime.tell_all({"from": runtime.rank})
+    told = runtime.broadcast({"from": runtime.rank})
     assert told == {"from": 0}
-    assert runtime.from_all(runtime.rank) == [0, 1]
+    assert runtime.all_gather(runtime.rank) == [0, 1]
     print(f"rank {runtime.rank} met", flush=True)
 
 

@@ -60,16 +60,19 @@ def run_stages(
 
 def _learning(precision: str, encoders: dict[str, Path], out: Path) -> list[list[object]]:
     """Both trainings of 20 steps and the embedding."""
-    shards, runs = out / "shards", {view: out / f"{precision}-{view}" for view in MODALITIES}
+    shards, runs = (
+        out / "shards",
+        {modality: out / f"{precision}-{modality}" for modality in MODALITIES},
+    )
     trainings = [
-        ["train", view, "--shards", shards, "--out", runs[view], "--encoder.model", encoders[view],
-         *(["--encoder.image-size", 32] if view == "image" else []), "--batch-size", BATCH,
+        ["train", modality, "--shards", shards, "--out", runs[modality], "--encoder.model", encoders[modality],
+         *(["--encoder.image-size", 32] if modality == "image" else []), "--batch-size", BATCH,
          "--epochs", STEPS * BATCH / TRAINED_ON, "--lr", 5e-5, "--validate-every", 0,
          "--precision", precision, "--workers", 0, "--log-every", 1]
-        for view in MODALITIES
+        for modality in MODALITIES
     ]  # fmt: skip
     dtype = "float32" if precision == "fp32" else "float16"
-    given = [word for view in MODALITIES for word in (f"--{view}", runs[view])]
+    given = [word for modality in MODALITIES for word in (f"--{modality}", runs[modality])]
     embed = ["embed", "--shards", shards, *given, "--out", out / f"{precision}-embedding",
              "--precision", precision, "--dtype", dtype, "--workers", 0]  # fmt: skip
     return [*trainings, embed]
@@ -121,9 +124,9 @@ def items(out: Path) -> pd.DataFrame:
     return table.set_index("posting_id")[list(names)].rename(columns=names)
 
 
-def weights(out: Path, precision: str, view: str) -> dict[str, np.ndarray]:
+def weights(out: Path, precision: str, modality: str) -> dict[str, np.ndarray]:
     """The encoder after the last step, its neck, and the class centres."""
-    run = out / f"{precision}-{view}"
+    run = out / f"{precision}-{modality}"
     found = load_file(run / "encoder" / "model.safetensors")
     found |= {f"neck.{k}": v for k, v in load_file(run / "encoder" / "neck.safetensors").items()}
     newest = max((run / "checkpoints").iterdir())
@@ -131,9 +134,9 @@ def weights(out: Path, precision: str, view: str) -> dict[str, np.ndarray]:
     return found | {"centres": np.concatenate(parts)}
 
 
-def curves(out: Path, precision: str, view: str) -> dict[str, list[float]]:
+def curves(out: Path, precision: str, modality: str) -> dict[str, list[float]]:
     """The loss of every step, and F1 on the val products before and after."""
-    lines = (out / f"{precision}-{view}" / "metrics.jsonl").read_text().splitlines()
+    lines = (out / f"{precision}-{modality}" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return {
         name: [row[key] for row in rows if key in row]
@@ -147,11 +150,11 @@ def vectors(out: Path, precision: str) -> dict[str, pd.DataFrame]:
     table = pd.read_parquet(folder / "items.parquet")
     table = table[table.row >= 0].sort_values("row")
     return {
-        view: pd.DataFrame(
-            np.concatenate([np.load(part) for part in sorted(folder.glob(f"{view}-*.npy"))]),
+        modality: pd.DataFrame(
+            np.concatenate([np.load(part) for part in sorted(folder.glob(f"{modality}-*.npy"))]),
             index=table.posting_id,
         ).astype(float)
-        for view in MODALITIES
+        for modality in MODALITIES
     }
 
 
@@ -209,12 +212,12 @@ def report(out: Path) -> dict[str, Any]:
 def facts(out: Path, precision: str = "fp32") -> dict[str, Any]:
     """Of a training and its vectors."""
     noted: dict[str, Any] = {"weights": {}, "curves": {}, "vectors": {}}
-    for view in MODALITIES:
-        found = weights(out, precision, view)
-        noted["weights"][view] = {name: sketch(name, found[name]) for name in sorted(found)}
-        noted["curves"][view] = curves(out, precision, view)
-        rows = vectors(out, precision)[view]
-        noted["vectors"][view] = (rows @ signs("vectors", rows.shape[1])).to_dict()
+    for modality in MODALITIES:
+        found = weights(out, precision, modality)
+        noted["weights"][modality] = {name: sketch(name, found[name]) for name in sorted(found)}
+        noted["curves"][modality] = curves(out, precision, modality)
+        rows = vectors(out, precision)[modality]
+        noted["vectors"][modality] = (rows @ signs("vectors", rows.shape[1])).to_dict()
     return noted
 
 

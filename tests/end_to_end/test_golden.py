@@ -27,8 +27,8 @@ def runs(
     """The folder of all stages by number of processes; 1 has also other precisions."""
     folder = tmp_path_factory.mktemp("golden")
     encoders = {
-        view: golden.plain_weights(Path(shutil.copytree(made, folder / view)))
-        for view, made in (("image", tiny_vit), ("text", tiny_bert))
+        modality: golden.plain_weights(Path(shutil.copytree(made, folder / modality)))
+        for modality, made in (("image", tiny_vit), ("text", tiny_bert))
     }
     others = {1: ["auto", "bf16"] if NATIVE else ["auto"], 2: []}
     for world, precisions in others.items():
@@ -75,14 +75,15 @@ def test_the_best_pairs(
     assert matched == known["matches"]
 
 
-@pytest.mark.parametrize("view", golden.MODALITIES)
-def test_auto_is_the_arithmetic_of_the_processor(view: str, runs: dict[int, Path]) -> None:
+@pytest.mark.parametrize("modality", golden.MODALITIES)
+def test_auto_is_the_arithmetic_of_the_processor(modality: str, runs: dict[int, Path]) -> None:
     """To the bit: no tolerance would take float32 for bfloat16, or one for the other."""
 
     def made(precision: str) -> list[bytes]:
-        rows = golden.vectors(runs[1], precision)[view].to_numpy(np.float16)
+        rows = golden.vectors(runs[1], precision)[modality].to_numpy(np.float16)
         return [
-            part.tobytes() for part in (*golden.weights(runs[1], precision, view).values(), rows)
+            part.tobytes()
+            for part in (*golden.weights(runs[1], precision, modality).values(), rows)
         ]
 
     assert made("auto") == made("bf16" if NATIVE else "fp32")

@@ -31,7 +31,7 @@ def test_a_recipe_for_cpus_in_short(recipe: str, catalogue: Path, tmp_path: Path
 
     cpu.yaml has the demo's options (tests/unit/launch/test_recipes.py), which has its own test.
     """
-    short = [f"--{view}.{option}" for view in ("image", "text")
+    short = [f"--{modality}.{option}" for modality in ("image", "text")
              for option in ("epochs=0.3", "batch-size=16", "workers=0")]  # fmt: skip
     told = run(
         1, "run", RECIPES / f"{recipe}.yaml", "--out", tmp_path / "run", *short,

@@ -2,7 +2,7 @@
 
 `-m tests.faults.every_save FOLDER SHARDS MODEL FIRST EACH`: FOLDER/undisturbed is what nothing
 happened to, FOLDER/<point> what was killed there. From point FIRST on EACH-th ones are taken, until
-there are no more; the last line printed lists them. A fork a life: libraries are imported once.
+there are no more; the last line printed lists them. A fork a attempt: libraries are imported once.
 """
 
 import json
@@ -23,7 +23,7 @@ from tests.faults.dying_rank import Death
 STEPS, BATCH = 3, 24
 
 
-def life(shards: Path, model: Path, out: Path, point: int | None = None) -> int:
+def attempt(shards: Path, model: Path, out: Path, point: int | None = None) -> int:
     """The training in a process of its own, which dies at `point`; how it ended."""
     child = os.fork()
     if child:
@@ -51,14 +51,14 @@ def options(shards: Path, model: Path) -> ImageTraining:
 def main(folder: Path, shards: Path, model: Path, first: int, each: int) -> None:
     """Kill and go on at every point that was asked for."""
     torch.set_num_threads(1)  # threads would not be in the forks
-    assert life(shards, model, folder / "undisturbed") == 0
+    assert attempt(shards, model, folder / "undisturbed") == 0
     points = []
     for point in count(first, each):
-        ended = life(shards, model, folder / str(point), point)
+        ended = attempt(shards, model, folder / str(point), point)
         if ended == 0:
             break  # there is no such change of the disk
         assert ended == -signal.SIGKILL
-        assert life(shards, model, folder / str(point)) == 0, f"point {point}: does not go on"
+        assert attempt(shards, model, folder / str(point)) == 0, f"point {point}: does not go on"
         points.append(point)
     print(json.dumps(points))
 

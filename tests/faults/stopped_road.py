@@ -1,6 +1,6 @@
 """`dist-train run CONFIG` told to stop in every stage, one after the other, then to its end.
 
-`-m tests.faults.stopped_road CONFIG`: each life is a fork that sends itself a signal as it comes to
+`-m tests.faults.stopped_road CONFIG`: each attempt is a fork that sends itself a signal as it comes to
 a place of PLACES for the first time. The last line printed lists places and exit codes.
 """
 
@@ -52,7 +52,7 @@ def signal_at(place: str, number: signal.Signals) -> None:
     setattr(holder, last, signalled)
 
 
-def life(config: str, place: str | None, number: signal.Signals) -> int:
+def attempt(config: str, place: str | None, number: signal.Signals) -> int:
     """The road in a process of its own; how it ended."""
     child = os.fork()
     if child:
@@ -77,5 +77,5 @@ if __name__ == "__main__":
     for place in PLACES:  # once, and not in every fork
         importlib.import_module(place.partition(":")[0])
     numbers = cycle([signal.SIGTERM, signal.SIGUSR1])
-    ends = [(place, life(sys.argv[1], place, next(numbers))) for place in [*PLACES, None]]
+    ends = [(place, attempt(sys.argv[1], place, next(numbers))) for place in [*PLACES, None]]
     print(json.dumps(ends))

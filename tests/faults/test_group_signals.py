@@ -1,7 +1,7 @@
 """Signals to the whole process group, as Slurm, a container's stop and a terminal send them.
 
 Loader workers get them too. Whatever the moment, the verb ends with 3, its work is on disk, nothing
-of it lives on, and the same command ends in the bytes of an undisturbed run.
+of it attempts on, and the same command ends in the bytes of an undisturbed run.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Real ranks over gloo, killed at random moments and started again as another number of them.
 
-What the finished steps of all lives took, put together, is the order of one undisturbed life.
+What the finished steps of all attempts took, put together, is the order of one undisturbed attempt.
 """
 
 import json
@@ -33,15 +33,15 @@ def start(world: int, log: Path, *verb: object) -> subprocess.Popen:
 
 
 def rows(log: Path, rank: int) -> list:
-    """The first step of a life on a rank, then its batches; empty when it was killed before."""
+    """The first step of a attempt on a rank, then its batches; empty when it was killed before."""
     path = log.with_name(f"{log.name}-{rank}.jsonl")
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def taken_by(lives: list[tuple[Path, int]], steps: int) -> list[int]:
-    """Items of the finished steps of all lives: those before the step that the next life began."""
-    begun = [(log, world) for log, world in lives if all(rows(log, r) for r in range(world))]
+def taken_by(attempts: list[tuple[Path, int]], steps: int) -> list[int]:
+    """Items of the finished steps of all attempts: those before the step that the next attempt began."""
+    begun = [(log, world) for log, world in attempts if all(rows(log, r) for r in range(world))]
     firsts = [rows(log, 0)[0] for log, _ in begun]
     taken: list[int] = []
     for (log, world), first, end in zip(begun, firsts, [*firsts[1:], steps], strict=True):
@@ -79,18 +79,18 @@ def test_killed_ranks_take_every_item_in_the_one_order(
     ]  # fmt: skip
     for name, value in options.items():
         verb += [f"--{name.replace('_', '-')}", value]
-    lives = [(tmp_path / f"life-{number}", 2 - number % 2) for number in range(kills + 1)]
-    for log, world in lives[:-1]:
+    attempts = [(tmp_path / f"attempt-{number}", 2 - number % 2) for number in range(kills + 1)]
+    for log, world in attempts[:-1]:
         process = start(world, log, *verb)
         seen = draw.randint(1, STEPS_A_KILL)
         wait_for(lambda log=log, seen=seen: len(rows(log, 0)) >= seen, process, 150)
         time.sleep(draw.random() * 0.1)
         kill(process)
-    process = start(lives[-1][1], lives[-1][0], *verb)
+    process = start(attempts[-1][1], attempts[-1][0], *verb)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     done = json.loads((tmp_path / "run/manifest.json").read_text())
     assert done["counts"]["steps"] == items.steps
     whole = np.concatenate([plan.items for plan in items.plans(0, items.steps, 0, 1)])
-    assert taken_by(lives, items.steps) == whole.tolist()
+    assert taken_by(attempts, items.steps) == whole.tolist()
     assert len(whole) >= kills * STEPS_A_KILL * BATCH

@@ -60,7 +60,7 @@ def test_signals_stop_with_a_checkpoint(
     out = tmp_path / "run"
     verb = ["train", "image", *image_options, "--out", out]
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        before = rows_of(out)  # those of a life before stand there from the start
+        before = rows_of(out)  # those of a attempt before stand there from the start
         process = start(1, *verb)
         wait_for(lambda before=before: rows_of(out) > before + 1, process)
         process.send_signal(number)

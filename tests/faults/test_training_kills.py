@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from dist_train.config.options import ImageTraining, TextTraining, View
+from dist_train.config.options import ImageTraining, Modality, TextTraining
 from dist_train.training.data import training_items
 from shards.read.shard_set import ShardSet
 from tests.support.attempts import Life, served
@@ -28,26 +28,26 @@ POINTS = {0: 40, 1: 8}
 
 
 class Course:
-    """A training of 20 steps whose lives all start the same command."""
+    """A training of 20 steps whose attempts all start the same command."""
 
-    def __init__(self, view: View, shards: Path, model: Path, folder: Path) -> None:
-        config = (ImageTraining if view == "image" else TextTraining)(batch_size=BATCH)
-        items = training_items(ShardSet(shards), view, config, 1)
+    def __init__(self, modality: Modality, shards: Path, model: Path, folder: Path) -> None:
+        config = (ImageTraining if modality == "image" else TextTraining)(batch_size=BATCH)
+        items = training_items(ShardSet(shards), modality, config, 1)
         self.out, self.folder, self.lives = folder / "run", folder, []
         # Dropout: what the steps draw is put back as well.
-        more = ["--encoder.image-size", 32] if view == "image" else ["--encoder.dropout", 0.1]
+        more = ["--encoder.image-size", 32] if modality == "image" else ["--encoder.dropout", 0.1]
         self.verb = [
-            "train", view, "--shards", shards, "--out", self.out, "--encoder.model", model, *more,
+            "train", modality, "--shards", shards, "--out", self.out, "--encoder.model", model, *more,
             "--epochs", STEPS * BATCH / items.order.positions, "--batch-size", BATCH,
             "--accumulation", PASSES, "--lr", 1e-3, "--precision", "fp32", "--log-every", 1,
             "--checkpoint-every", 2, "--validate-every", 0, "--device", "cpu",
         ]  # fmt: skip
 
-    def life(self, world: int, workers: int, fate: str = "none") -> tuple[Life, list]:
+    def attempt(self, world: int, workers: int, fate: str = "none") -> tuple[Life, list]:
         """The next one, and its command."""
-        life = Life(self.folder / f"life-{len(self.lives)}", world, fate=fate)
-        self.lives.append(life)
-        return life, [*self.verb, "--workers", workers]
+        attempt = Life(self.folder / f"attempt-{len(self.lives)}", world, fate=fate)
+        self.lives.append(attempt)
+        return attempt, [*self.verb, "--workers", workers]
 
     def outcome(self) -> tuple[list, list, dict]:
         """What was served in every step, every loss, and the encoder that was exported."""
@@ -67,17 +67,17 @@ def bits(run: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, shard_set: Path, tiny_vit: Path, tiny_bert: Path):
-    """The outcome of a training that nothing happens to, by view and number of ranks."""
+    """The outcome of a training that nothing happens to, by modality and number of ranks."""
     known = {}
 
-    def of(view: View, world: int) -> tuple[list, list, dict]:
-        if (view, world) not in known:
-            model = {"image": tiny_vit, "text": tiny_bert}[view]
-            course = Course(view, shard_set, model, tmp_path_factory.mktemp("undisturbed"))
-            life, verb = course.life(world, 0)
-            life.live_out(*verb)
-            known[view, world] = course.outcome()
-        return known[view, world]
+    def of(modality: Modality, world: int) -> tuple[list, list, dict]:
+        if (modality, world) not in known:
+            model = {"image": tiny_vit, "text": tiny_bert}[modality]
+            course = Course(modality, shard_set, model, tmp_path_factory.mktemp("undisturbed"))
+            attempt, verb = course.attempt(world, 0)
+            attempt.live_out(*verb)
+            known[modality, world] = course.outcome()
+        return known[modality, world]
 
     return of
 
@@ -88,14 +88,14 @@ def dies(course: Course, where: str, world: int, workers: int, draw: random.Rand
     how, count = "SIGKILL", draw.randint(1, 3 * PASSES)
     if where == "save":
         how, count = "save", draw.randrange(POINTS[rank])
-    life, verb = course.life(world, workers, f"{rank}:{how}:{count}")
-    process = life.start(*verb)
+    attempt, verb = course.attempt(world, workers, f"{rank}:{how}:{count}")
+    process = attempt.start(*verb)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL or "(SIGKILL)" in output, output
 
 
 @pytest.mark.parametrize(
-    ("view", "world", "workers", "kills"),
+    ("modality", "world", "workers", "kills"),
     [
         ("image", 1, 2, KILLS[:2]),
         *(
@@ -108,19 +108,19 @@ def dies(course: Course, where: str, world: int, workers: int, draw: random.Rand
     ],
 )  # fmt: skip
 def test_killed_training_ends_with_the_same_bits(
-    view: View, world: int, workers: int, kills: tuple[str, ...], undisturbed, shard_set: Path,
+    modality: Modality, world: int, workers: int, kills: tuple[str, ...], undisturbed, shard_set: Path,
     tiny_vit: Path, tiny_bert: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
-    model = {"image": tiny_vit, "text": tiny_bert}[view]
-    draw = random.Random(f"{view}{world}{workers}")
-    course = Course(view, shard_set, model, tmp_path)
+    model = {"image": tiny_vit, "text": tiny_bert}[modality]
+    draw = random.Random(f"{modality}{world}{workers}")
+    course = Course(modality, shard_set, model, tmp_path)
     for where in kills:
         dies(course, where, world, workers, draw)
-    life, verb = course.life(world, workers)
-    life.live_out(*verb)
-    begun = [life.first_step for life in course.lives if life.begun()]
-    print(f"fates {[life.fate for life in course.lives]}; began at steps {begun}")
-    for ours, theirs in zip(course.outcome(), undisturbed(view, world), strict=True):
+    attempt, verb = course.attempt(world, workers)
+    attempt.live_out(*verb)
+    begun = [attempt.first_step for attempt in course.lives if attempt.begun()]
+    print(f"fates {[attempt.fate for attempt in course.lives]}; began at steps {begun}")
+    for ours, theirs in zip(course.outcome(), undisturbed(modality, world), strict=True):
         assert ours == theirs
     assert len(course.outcome()[0]) == STEPS
 
@@ -128,11 +128,11 @@ def test_killed_training_ends_with_the_same_bits(
 def test_two_ranks_killed_go_on_as_one(shard_set: Path, tiny_vit: Path, tmp_path: Path) -> None:
     """Not the same bits, for two ranks add in another order: the same items and nearly the same."""
     whole, parted = (Course("image", shard_set, tiny_vit, tmp_path / n) for n in ("one", "two"))
-    for course, lives in ((whole, [(1, "none")]), (parted, [(2, "1:SIGKILL:11"), (1, "none")])):
+    for course, attempts in ((whole, [(1, "none")]), (parted, [(2, "1:SIGKILL:11"), (1, "none")])):
         course.folder.mkdir()
-        for world, fate in lives:
-            life, verb = course.life(world, 0, fate)
-            output, _ = life.start(*verb).communicate(timeout=600)
+        for world, fate in attempts:
+            attempt, verb = course.attempt(world, 0, fate)
+            output, _ = attempt.start(*verb).communicate(timeout=600)
             assert "(SIGKILL)" in output or fate == "none", output
     assert parted.lives[1].first_step >= 2
     (ours, our_losses, _), (theirs, their_losses, _) = parted.outcome(), whole.outcome()

@@ -8,7 +8,7 @@ from tests.support.comparing import losses, weights
 
 
 def state_of(run: Path) -> dict[str, int]:
-    """When every file of a run was last written; TensorBoard's are of one life each, and closed."""
+    """When every file of a run was last written; TensorBoard's are of one attempt each, and closed."""
     files = [path for path in run.rglob("*") if "tensorboard" not in path.parts]
     return {str(path): path.stat().st_mtime_ns for path in sorted(files)}
 

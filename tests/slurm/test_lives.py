@@ -35,7 +35,7 @@ class Training:
         )  # fmt: skip
 
     def held(self, restarts: int) -> psutil.Process:
-        """One of its processes, stopped (SIGSTOP) some steps into a life: all wait for it."""
+        """One of its processes, stopped (SIGSTOP) some steps into a attempt: all wait for it."""
         self.wait("RUNNING", restarts)
         begun = f"restart {restarts}, "
         self.cluster.wait_for(lambda: begun in self.text(), 120, begun)
@@ -48,7 +48,7 @@ class Training:
         return worker
 
     def workers(self) -> list[psutil.Process]:
-        """Its processes of all nodes and all lives."""
+        """Its processes of all nodes and all attempts."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -64,11 +64,11 @@ class Training:
             raise AssertionError(f"{error}\n{self.text()[-6000:]}") from None
 
     def text(self) -> str:
-        """The log of all its lives."""
+        """The log of all its attempts."""
         return self.log.read_text() if self.log.exists() else ""
 
     def begun_at(self) -> list[int]:
-        """The steps that its later lives went on from."""
+        """The steps that its later attempts went on from."""
         lines = [line for line in self.text().splitlines() if "going on from step" in line]
         return [int(line.rpartition(" ")[2]) for line in lines]
 
@@ -179,7 +179,7 @@ def reach_limit(training: Training, held: psutil.Process) -> None:
 def test_the_link_of_the_first_node_is_cut(
     cluster: Cluster, folder: Path, options: list[object], undisturbed: Path
 ) -> None:
-    """Rank 0 lives on while the job is started again elsewhere, and changes nothing."""
+    """Rank 0 attempts on while the job is started again elsewhere, and changes nothing."""
     if not cluster.hosts:
         pytest.skip("cutting a link takes nodes that are hosts: root and ip")
     training = Training(cluster, folder / "cut", options)
@@ -195,12 +195,12 @@ def test_the_link_of_the_first_node_is_cut(
     training.wait("COMPLETED", restarts=1)
     before = state_of(training.run)
     cluster.link(cut, up=True)
-    cluster.wait_for(lambda: not any(map(lives, older)), 200, "end of the older life")
+    cluster.wait_for(lambda: not any(map(attempts, older)), 200, "end of the older attempt")
     assert state_of(training.run) == before
     same(training.run, undisturbed)
 
 
-def lives(process: psutil.Process) -> bool:
+def attempts(process: psutil.Process) -> bool:
     """It is there, and no zombie."""
     with contextlib.suppress(psutil.Error):
         return process.status() != psutil.STATUS_ZOMBIE

@@ -1,4 +1,4 @@
-"""A training in several lives: starts of the same command that are ended, or end by themselves."""
+"""A training in several attempts: starts of the same command that are ended, or end by themselves."""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ class Life:
         return step
 
     def served(self, step: int, passes: int) -> list[str]:
-        """Posting ids of a global step of this life: of each forward pass, rank by rank."""
+        """Posting ids of a global step of this attempt: of each forward pass, rank by rank."""
         of_ranks = [self.rows(rank)[1:] for rank in range(self.world)]
         first = (step - self.first_step) * passes
         return [
@@ -65,12 +65,12 @@ class Life:
         ]
 
 
-def served(lives: list[Life], steps: int, passes: int) -> list[list[str]]:
-    """Posting ids of every step that counts: those before the step that the next life began at."""
-    lives = [life for life in lives if life.begun()]
-    ends = [life.first_step for life in lives[1:]] + [steps]
+def served(attempts: list[Life], steps: int, passes: int) -> list[list[str]]:
+    """Posting ids of every step that counts: those before the step that the next attempt began at."""
+    attempts = [attempt for attempt in attempts if attempt.begun()]
+    ends = [attempt.first_step for attempt in attempts[1:]] + [steps]
     return [
-        life.served(step, passes)
-        for life, end in zip(lives, ends, strict=True)
-        for step in range(life.first_step, end)
+        attempt.served(step, passes)
+        for attempt, end in zip(attempts, ends, strict=True)
+        for step in range(attempt.first_step, end)
     ]

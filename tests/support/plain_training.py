@@ -39,11 +39,11 @@ class Plain:
 
 
 def plain_training(
-    view: str, shards: ShardSet, config: TrainingOptions, rates: list[tuple[float, float]]
+    modality: str, shards: ShardSet, config: TrainingOptions, rates: list[tuple[float, float]]
 ) -> Plain:
     """The training after as many steps as `rates` (of encoder and head)."""
-    items = training_items(shards, view, config, 1)
-    encoder = new_encoder(view, config.encoder, config.seed).train()
+    items = training_items(shards, modality, config, 1)
+    encoder = new_encoder(modality, config.encoder, config.seed).train()
     encoder.precision = config.precision
     centres = _start(encoder, items, config).requires_grad_()
     plain = Plain(encoder, centres)

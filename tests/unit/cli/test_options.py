@@ -56,7 +56,7 @@ ROAD = {
     },
     "embed": {"dtype": "float32", "precision": "fp32", "batch_size": 8, "max_unreadable": 0.3,
               "workers": 1, "device": "cpu"},
-    "index": {"view": "image", "image_weight": 0.7, "kind": "Flat", "memory": "2GB",
+    "index": {"modality": "image", "image_weight": 0.7, "kind": "Flat", "memory": "2GB",
               "recall_rows": 50},
     "join": {"engine": "gemm", "pairs_per_item": 10.0, "max_score_floor": 0.4, "neighbours": 3,
              "memory": "3GB", "audit_rows": 20, "device": "cpu"},
@@ -217,16 +217,16 @@ def test_every_option_of_run_reaches_its_stage(verb: Verb, stages: list[Call]) -
     assert pack.given[:3] == ["c.csv", "photos", f"{where}/shards"]
     assert holds(pack.given[3], ROAD["pack"])
     assert pack.given[4] == TOP["columns"]
-    for call, view in ((text, "text"), (image, "image")):
-        assert call.given[:3] == [view, f"{where}/shards", f"{where}/{view}"]
-        assert holds(call.given[3], ROAD[view]), view
+    for call, modality in ((text, "text"), (image, "image")):
+        assert call.given[:3] == [modality, f"{where}/shards", f"{where}/{modality}"]
+        assert holds(call.given[3], ROAD[modality]), modality
     assert embed.given[:2] == [f"{where}/shards", f"{where}/embedding"]
     assert holds(embed.given[2], ROAD["embed"])
     assert embed.given[3:] == [f"{where}/image", f"{where}/text"]
     assert [call.stage for call in compared] == ["train", "train", "embed"]
-    for call, view in zip(compared[:2], ("text", "image"), strict=True):
-        assert call.given[:3] == [view, f"{where}/shards", f"{where}/random-{view}"]
-        assert holds(call.given[3], ROAD[view] | {"epochs": 0.0})
+    for call, modality in zip(compared[:2], ("text", "image"), strict=True):
+        assert call.given[:3] == [modality, f"{where}/shards", f"{where}/random-{modality}"]
+        assert holds(call.given[3], ROAD[modality] | {"epochs": 0.0})
     assert index.given[:2] == [f"{where}/embedding", f"{where}/index"]
     assert holds(index.given[2], ROAD["index"])
     assert join.given[:3] == [f"{where}/{name}" for name in ("embedding", "index", "pairs")]

@@ -181,13 +181,13 @@ def test_an_image_model_that_is_nowhere_says_how_to_name_a_folder(
     assert "--encoder.model FOLDER" in said
 
 
-@pytest.mark.parametrize("view", ["image", "text"])
+@pytest.mark.parametrize("modality", ["image", "text"])
 def test_a_folder_that_holds_no_model_is_named(
-    refused: Refused, shard_set: Path, tmp_path: Path, view: str
+    refused: Refused, shard_set: Path, tmp_path: Path, modality: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     for number, model in enumerate((tmp_path / "empty", tmp_path / "none")):
-        said = refused("train", view, "--shards", shard_set, "--out", tmp_path / f"r{number}",
+        said = refused("train", modality, "--shards", shard_set, "--out", tmp_path / f"r{number}",
                        "--encoder.model", model)  # fmt: skip
         assert str(model) in said
 

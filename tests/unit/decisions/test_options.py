@@ -126,7 +126,7 @@ TABLE: dict[str, dict[str, Option]] = {
     },
     "index": {
         "--out": Option(folder, {"{tmp}/a": "a", "{tmp}/b": "b"}),
-        "--view": Option(
+        "--modality": Option(
             lambda done: done.told("index.json")["views"],
             {"image": ["image"], "text": ["text"], "both": ["image", "text"]}, {},
         ),
@@ -218,8 +218,8 @@ def place(catalogue: Path, tiny_vit: Path, tiny_bert: Path, tmp_path_factory) ->
     train("text", at / "shards", at / "text", TextTraining(encoder=bert, **common))
     for name, seed in (("emb", 0), ("other", 1)):
         write_set(at / name, seed)
-    for name, view in (("index", "both"), ("texts", "text")):
-        verb("index", [str(at / "emb"), "--out", str(at / name), "--view", view])
+    for name, modality in (("index", "both"), ("texts", "text")):
+        verb("index", [str(at / "emb"), "--out", str(at / name), "--modality", modality])
     verb("join", [str(at / "emb"), "--index", str(at / "index"), "--out", str(at / "pairs")])
     verb("match", [str(at / "pairs"), "--out", str(at / "matches")])
     for name, threshold in (("low", 0.25), ("high", 0.875)):

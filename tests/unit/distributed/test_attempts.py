@@ -20,31 +20,31 @@ from tests.unit.training.test_checkpoints import STEPS, checkpoint, image_config
 
 @pytest.fixture(autouse=True)
 def _outside_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DIST_TRAIN_JOB", "DIST_TRAIN_LIFE"):
+    for name in ("DIST_TRAIN_JOB", "DIST_TRAIN_ATTEMPT"):
         monkeypatch.delenv(name, raising=False)
 
 
 def begin_newer(out: Path) -> None:
     """Another start of the stage writes its first word."""
-    stage_files.write_status(out, "running", by=stage.this_life())
+    stage_files.write_status(out, "running", by=stage.new_attempt())
 
 
 def status(out: Path) -> dict:
     return json.loads((out / "status.json").read_text())
 
 
-# ── what a life is
+# ── what a attempt is
 
 
 def test_every_start_is_a_life_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    lives = [stage.this_life() for _ in range(100)]
-    assert len({life["life"] for life in lives}) == 100
-    assert all(life.keys() == {"life"} for life in lives)
+    attempts = [stage.new_attempt() for _ in range(100)]
+    assert len({attempt["attempt"] for attempt in attempts}) == 100
+    assert all(attempt.keys() == {"attempt"} for attempt in attempts)
     monkeypatch.setenv("DIST_TRAIN_JOB", "17_3")
-    life = stage.this_life()
-    assert (life["job"], life["restart"]) == ("17_3", 0)
-    monkeypatch.setenv("DIST_TRAIN_LIFE", "4")
-    assert stage.this_life()["restart"] == 4
+    attempt = stage.new_attempt()
+    assert (attempt["job"], attempt["restart"]) == ("17_3", 0)
+    monkeypatch.setenv("DIST_TRAIN_ATTEMPT", "4")
+    assert stage.new_attempt()["restart"] == 4
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_before_it_begins_only_a_later_restart_of_its_job_is_newer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str | None, restart: int, late: bool
 ) -> None:
     """The status is of job 17, restart 2; `late` is the start that must not begin."""
-    known = {"life": "x", "job": "17", "restart": 2}
+    known = {"attempt": "x", "job": "17", "restart": 2}
     stage_files.begin(tmp_path, stage.RUN, {}, {})
     stage_files.write_status(tmp_path, "running", by=known)
     if job:
         monkeypatch.setenv("DIST_TRAIN_JOB", job)
-        monkeypatch.setenv("DIST_TRAIN_LIFE", str(restart))
+        monkeypatch.setenv("DIST_TRAIN_ATTEMPT", str(restart))
     before = state_of(tmp_path)
     runtime = Runtime("cpu")
     if late:
@@ -71,20 +71,20 @@ def test_before_it_begins_only_a_later_restart_of_its_job_is_newer(
         return
     with runtime.stage(tmp_path, stage.RUN, {}, {}):
         assert status(tmp_path).get("job") == job
-        assert status(tmp_path)["life"] != "x"
+        assert status(tmp_path)["attempt"] != "x"
 
 
 def test_once_begun_any_other_is_newer_and_named(tmp_path: Path) -> None:
-    mine = stage.this_life()
+    mine = stage.new_attempt()
     stage_files.begin(tmp_path, stage.RUN, {}, {})
-    assert stage.newer_life(tmp_path, {}) == "", "it has not begun"
+    assert stage.newer_attempt(tmp_path, {}) == "", "it has not begun"
     stage_files.write_status(tmp_path, "running", by=mine)
-    assert stage.newer_life(tmp_path, mine) == ""
+    assert stage.newer_attempt(tmp_path, mine) == ""
     begin_newer(tmp_path)
-    said = stage.newer_life(tmp_path, mine)
+    said = stage.newer_attempt(tmp_path, mine)
     assert said.startswith(f"{tmp_path}: begun again elsewhere ({os.uname().nodename});")
-    stage_files.write_status(tmp_path, "running", by={"life": "y", "job": "17", "restart": 2})
-    assert f"({os.uname().nodename}, Slurm job 17 restart 2)" in stage.newer_life(tmp_path, mine)
+    stage_files.write_status(tmp_path, "running", by={"attempt": "y", "job": "17", "restart": 2})
+    assert f"({os.uname().nodename}, Slurm job 17 restart 2)" in stage.newer_attempt(tmp_path, mine)
 
 
 # ── a stage that ends when it is no longer the newest
@@ -113,7 +113,7 @@ def test_the_earlier_one_ends_without_a_word(tmp_path: Path, ending: BaseExcepti
     assert ending or "this older start stops and writes nothing more" in str(ended.value)
     found = status(out)
     assert (found["status"], found["reason"]) == ("running", "")
-    assert found["life"] != runtime.life["life"]
+    assert found["attempt"] != runtime.attempt["attempt"]
 
 
 def test_the_newest_keeps_its_name_to_the_end(
@@ -121,14 +121,14 @@ def test_the_newest_keeps_its_name_to_the_end(
 ) -> None:
     """By that, `status` and the next start know whose word it is."""
     monkeypatch.setenv("DIST_TRAIN_JOB", "17")
-    monkeypatch.setenv("DIST_TRAIN_LIFE", "2")
+    monkeypatch.setenv("DIST_TRAIN_ATTEMPT", "2")
     runtime = Runtime("cpu")
     for ending, state in ((Stopped("now"), "preempted"), (ValueError("bad"), "failed")):
         with pytest.raises(type(ending)), runtime.stage(tmp_path / state, stage.RUN, {}, {}):
             raise ending
         found = status(tmp_path / state)
         assert found["status"] == state
-        assert {name: found[name] for name in runtime.life} == runtime.life
+        assert {name: found[name] for name in runtime.attempt} == runtime.attempt
         assert (found["job"], found["restart"]) == ("17", 2)
 
 

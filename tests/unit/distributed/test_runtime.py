@@ -61,7 +61,7 @@ def test_a_runtime_alone(runtime):
     assert runtime.device == torch.device("cpu")
     assert runtime.share([1, 2, 3]) == [1, 2, 3]
     assert runtime.total(2.5) == 2.5
-    assert runtime.tell_all({"a": [1]}) == {"a": [1]}
+    assert runtime.broadcast({"a": [1]}) == {"a": [1]}
     runtime.barrier()
     values = torch.ones(3, requires_grad=True)
     sum_over_ranks(values).sum().backward()
@@ -136,16 +136,16 @@ def test_a_stage_refuses_a_foreign_folder_without_a_trace(runtime, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_asks_for_a_stop(runtime, number):
-    assert not runtime.stop_asked()
-    assert not runtime.anyone_asked_to_stop()
+    assert not runtime.stop_requested()
+    assert not runtime.any_stop_requested()
     runtime.stop_together(Path("m"))
     os.kill(os.getpid(), number)
-    assert runtime.stop_asked()
-    assert runtime.anyone_asked_to_stop()
+    assert runtime.stop_requested()
+    assert runtime.any_stop_requested()
     with pytest.raises(Stopped, match="m: stopped by a signal; the same command goes on"):
         runtime.stop_together(Path("m"))
     os.kill(os.getpid(), number)  # at once again: a launcher passing it on
-    assert runtime.stop_asked()
+    assert runtime.stop_requested()
 
 
 def test_a_child_process_does_not_catch_the_stop(runtime):
@@ -153,7 +153,7 @@ def test_a_child_process_does_not_catch_the_stop(runtime):
     child = os.fork()
     if not child:
         os.kill(os.getpid(), signal.SIGUSR1)
-        os._exit(0 if runtime.stop_asked() else 7)
+        os._exit(0 if runtime.stop_requested() else 7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     hears, says = os.pipe()
     child = os.fork()
@@ -166,7 +166,7 @@ def test_a_child_process_does_not_catch_the_stop(runtime):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, -signal.SIGTERM)
     os.close(hears)
     os.close(says)
-    assert not runtime.stop_asked()
+    assert not runtime.stop_requested()
 
 
 def python(code: str, *arguments: str, **env: str) -> subprocess.Popen:
@@ -188,7 +188,7 @@ print("ready", flush=True)
 told = False
 while True:
     time.sleep(0.01)
-    if mine.stop_asked() and not told:
+    if mine.stop_requested() and not told:
         print("asked", flush=True)
         told = True
 """

@@ -66,8 +66,8 @@ def embedded(holed: Path, runs, tmp_path_factory) -> Path:
     return out
 
 
-def npy(folder: Path, view: str) -> np.ndarray:
-    return np.concatenate([np.load(path) for path in sorted(folder.glob(f"{view}-*.npy"))])
+def npy(folder: Path, modality: str) -> np.ndarray:
+    return np.concatenate([np.load(path) for path in sorted(folder.glob(f"{modality}-*.npy"))])
 
 
 def test_every_posting_is_counted_once(holed, embedded, catalogue):
@@ -92,13 +92,13 @@ def test_every_posting_is_counted_once(holed, embedded, catalogue):
         assert items[column].tolist() == packed[column].tolist()
 
 
-@pytest.mark.parametrize("view", ["image", "text"])
-def test_rows_are_unit_or_zero_where_the_part_is_missing(embedded, view):
-    items, vectors = EmbeddingSet(embedded).items, npy(embedded, view)
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_rows_are_unit_or_zero_where_the_part_is_missing(embedded, modality):
+    items, vectors = EmbeddingSet(embedded).items, npy(embedded, modality)
     assert vectors.shape == (len(items), 32)
     assert vectors.dtype == np.float16
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    here = items[f"has_{view}"].to_numpy()
+    here = items[f"has_{modality}"].to_numpy()
     assert 0 < here.sum() < len(here)
     np.testing.assert_allclose(norms[here], 1, atol=2e-3)
     assert not vectors[~here].any()
@@ -108,18 +108,18 @@ def test_parts_have_the_bounds_that_the_number_of_items_gives(embedded):
     items = len(EmbeddingSet(embedded).items)
     wanted = [len(block) for block in row_blocks(items)]
     assert len(wanted) == 2
-    for view in ("image", "text"):
-        parts = [embedded / f"{view}-{number:05d}.npy" for number in range(len(wanted))]
-        assert sorted(embedded.glob(f"{view}-*.npy")) == parts
+    for modality in ("image", "text"):
+        parts = [embedded / f"{modality}-{number:05d}.npy" for number in range(len(wanted))]
+        assert sorted(embedded.glob(f"{modality}-*.npy")) == parts
         assert [len(np.load(part)) for part in parts] == wanted
 
 
-@pytest.mark.parametrize("view", ["image", "text"])
-def test_every_row_is_that_item_encoded_alone(holed, runs, embedded, view):
-    encoder = load_encoder(runs[view] / "encoder", view)
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_every_row_is_that_item_encoded_alone(holed, runs, embedded, modality):
+    encoder = load_encoder(runs[modality] / "encoder", modality)
     reader, inputs = ShardSet(holed).reader(), encoder.inputs()
-    items, vectors = EmbeddingSet(embedded).items, npy(embedded, view)
-    for row in np.flatnonzero(items[f"has_{view}"])[::3]:
+    items, vectors = EmbeddingSet(embedded).items, npy(embedded, modality)
+    for row in np.flatnonzero(items[f"has_{modality}"])[::3]:
         with torch.inference_mode():
             alone = encoder(*inputs([reader[int(row)]], [0]))[0]
         assert reader[int(row)].posting_id == items.posting_id[row]
@@ -284,27 +284,32 @@ def unfinished(embedded, tmp_path) -> Path:
     return out
 
 
-def without_vector(out: Path, view: str, rows: np.ndarray) -> None:
+def without_vector(out: Path, modality: str, rows: np.ndarray) -> None:
     """Make the vectors of some rows those of items whose bytes are broken."""
     first = 0
-    for path in sorted(out.glob(f"{view}-*.npy")):
+    for path in sorted(out.glob(f"{modality}-*.npy")):
         part = np.load(path)
         part[[row - first for row in rows if first <= row < first + len(part)]] = 0
         np.save(path, part)
         first += len(part)
 
 
-@pytest.mark.parametrize("view", ["image", "text"])
-def test_an_item_whose_bytes_are_broken_has_no_such_part(holed, runs, embedded, unfinished, view):
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_an_item_whose_bytes_are_broken_has_no_such_part(
+    holed, runs, embedded, unfinished, modality
+):
     before = EmbeddingSet(embedded).items
-    broken = np.flatnonzero(before[f"has_{view}"])[::40]
-    without_vector(unfinished, view, broken)
+    broken = np.flatnonzero(before[f"has_{modality}"])[::40]
+    without_vector(unfinished, modality, broken)
     counts = embed(holed, unfinished, CONFIG, **runs)
     items = EmbeddingSet(unfinished).items
     assert counts == {"postings": 300, "items": 294, "unreadable": len(broken)}
     assert np.flatnonzero(items.status == "unreadable").tolist() == broken.tolist()
-    assert np.flatnonzero(items[f"has_{view}"] != before[f"has_{view}"]).tolist() == broken.tolist()
-    other = {"image": "text", "text": "image"}[view]
+    assert (
+        np.flatnonzero(items[f"has_{modality}"] != before[f"has_{modality}"]).tolist()
+        == broken.tolist()
+    )
+    other = {"image": "text", "text": "image"}[modality]
     assert items[f"has_{other}"].tolist() == before[f"has_{other}"].tolist()
 
 

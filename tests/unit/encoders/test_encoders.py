@@ -319,9 +319,9 @@ def test_random_weights_are_a_function_of_the_seed(tiny_vit, tiny_bert, make):
     ],
 )
 def test_a_hub_name_without_network_says_what_to_do(options):
-    view = "image" if isinstance(options, ImageEncoderOptions) else "text"
+    modality = "image" if isinstance(options, ImageEncoderOptions) else "text"
     with pytest.raises(BadInput) as refused:
-        new_encoder(view, options, 0)
+        new_encoder(modality, options, 0)
     message = str(refused.value)
     assert "--encoder.model" in message
     assert options.model in message

@@ -22,9 +22,9 @@ from dist_train import cli
 from dist_train.config.options import (
     ImageEncoderOptions,
     ImageTraining,
+    Modality,
     TextEncoderOptions,
     TextTraining,
-    View,
 )
 from dist_train.encoders.folder import load_encoder
 from dist_train.encoders.onnx import export_onnx
@@ -46,7 +46,7 @@ needs_real = [
 class Made:
     """A finished run and the shards that it was trained on."""
 
-    view: View
+    modality: Modality
     run: Path
     shards: Path
 
@@ -69,21 +69,23 @@ class Made:
 
 
 CASES = [
-    pytest.param((view, size), id=f"{size} {view}", marks=needs_real if size == "real" else ())
+    pytest.param(
+        (modality, size), id=f"{size} {modality}", marks=needs_real if size == "real" else ()
+    )
     for size in ("tiny", "real")
-    for view in ("image", "text")
+    for modality in ("image", "text")
 ]
 
 
 @pytest.fixture(scope="module", params=CASES)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    view, size = request.param
+    modality, size = request.param
     if size == "tiny":
-        run = request.getfixturevalue(f"{view}_run")
-        return Made(view, run, request.getfixturevalue("shard_set"))
+        run = request.getfixturevalue(f"{modality}_run")
+        return Made(modality, run, request.getfixturevalue("shard_set"))
     torch.set_num_threads(1)
-    return {"image": trained_on_photos, "text": trained_on_titles}[view](
-        tmp_path_factory.mktemp(view)
+    return {"image": trained_on_photos, "text": trained_on_titles}[modality](
+        tmp_path_factory.mktemp(modality)
     )
 
 
@@ -141,11 +143,11 @@ import json, sys
 import torch
 from safetensors.torch import load_file, save_file
 
-folder, view, given, out = sys.argv[1:]
+folder, modality, given, out = sys.argv[1:]
 told = json.load(open(folder + "/preprocessing.json"))
 pooling = json.load(open(folder + "/dist_train.json"))["options"]["pooling"]
 with torch.inference_mode():
-    if view == "image":
+    if modality == "image":
         import timm
         model = timm.create_model("local-dir:" + folder, pretrained=True).eval()
         found = model(load_file(given)["pixels"])

@@ -323,7 +323,7 @@ def test_sub_centres_begin_around_the_class_mean_but_apart(each):
     means.add(vectors, torch.tensor([0, 2]))
     weight = initial_centres(0, 3, 32, seed=1, each=each)
     random = weight.clone()
-    assert means.into(weight, each) == 2
+    assert means.write_to(weight, each) == 2
     by_class = weight.view(3, each, 32)
     for label, mean in ((0, vectors[0]), (2, vectors[1])):
         assert (torch.nn.functional.cosine_similarity(by_class[label], mean[None]) > 0.9).all()

@@ -21,7 +21,7 @@ from dist_train.matching.blocks import area_apart, area_wanted, blocks_of, tiles
 from dist_train.matching.join import read_pairs, settle_pairs
 from dist_train.matching.proof import prove
 from dist_train.matching.search import find, set_up
-from dist_train.matching.vectors import ViewPart, Views
+from dist_train.matching.vectors import ItemVectors, ModalityVectors
 from shards.storage.errors import BadInput, Failed
 from tests.support.planted import planted, true_pairs
 
@@ -29,14 +29,16 @@ OLD, NEW, FLOOR = 700, 260, 0.45
 CONFIG = JoinConfig(neighbours=0, device="cpu", audit_rows=60)
 
 
-def views_over(vectors: dict[str, np.ndarray], weight: float = 0.5) -> Views:
+def views_over(vectors: dict[str, np.ndarray], weight: float = 0.5) -> ItemVectors:
     weights = (
         {"image": weight, "text": 1 - weight} if len(vectors) > 1 else dict.fromkeys(vectors, 1.0)
     )
-    return Views({n: ViewPart(Rows([r]), r.any(1), weights[n]) for n, r in vectors.items()})
+    return ItemVectors(
+        {n: ModalityVectors(Rows([r]), r.any(1), weights[n]) for n, r in vectors.items()}
+    )
 
 
-def halves(vectors: dict[str, np.ndarray], old: int = OLD) -> tuple[Views, Views]:
+def halves(vectors: dict[str, np.ndarray], old: int = OLD) -> tuple[ItemVectors, ItemVectors]:
     return (views_over({n: r[:old] for n, r in vectors.items()}),
             views_over({n: r[old:] for n, r in vectors.items()}))  # fmt: skip
 

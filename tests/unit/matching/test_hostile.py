@@ -98,10 +98,10 @@ def test_a_row_that_is_no_number_is_named(tmp_path, value):
 
 def test_a_set_without_any_vector_is_refused(tmp_path):
     write_set(tmp_path / "emb", {"image": np.zeros((30, 8), np.float16)})
-    with pytest.raises(BadInput, match="no item has a vector of image view"):
+    with pytest.raises(BadInput, match="no item has a vector of image modality"):
         build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
     write_set(tmp_path / "none", {"image": np.zeros((0, 8), np.float16)})
-    with pytest.raises(BadInput, match="no item has a vector of any view"):
+    with pytest.raises(BadInput, match="no item has a vector of any modality"):
         build_index(tmp_path / "none", tmp_path / "index", IndexConfig())
 
 

@@ -92,14 +92,14 @@ def test_the_views_of_an_index_have_its_weights(built):
     assert len(views) == N
 
 
-@pytest.mark.parametrize("view", ["image", "text"])
-def test_an_index_over_one_view_ignores_the_weight(tmp_path, view):
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_an_index_over_one_view_ignores_the_weight(tmp_path, modality):
     vectors = write_set(tmp_path / "emb")
-    config = IndexConfig(view=view, image_weight=0.3)
+    config = IndexConfig(modality=modality, image_weight=0.3)
     about = build_index(tmp_path / "emb", tmp_path / "index", config)
-    assert (about["views"], about["width"]) == ([view], D)
+    assert (about["views"], about["width"]) == ([modality], D)
     first = faiss.read_index(str(index_shards(tmp_path / "index")[0]))
-    np.testing.assert_array_equal(first.reconstruct(7), vectors[view][7].astype(np.float32))
+    np.testing.assert_array_equal(first.reconstruct(7), vectors[modality][7].astype(np.float32))
     views = indexed_views(tmp_path / "index", EmbeddingSet(tmp_path / "emb"))
     assert [part.weight for part in views.parts.values()] == [1.0]
 
@@ -107,10 +107,10 @@ def test_an_index_over_one_view_ignores_the_weight(tmp_path, view):
 def test_auto_takes_what_there_is_and_a_missing_view_is_refused(tmp_path):
     write_set(tmp_path / "emb", ("text",))
     assert build_index(tmp_path / "emb", tmp_path / "auto", IndexConfig())["views"] == ["text"]
-    for view in ("image", "both"):
+    for modality in ("image", "both"):
         with pytest.raises(BadInput, match="emb: holds no image vectors"):
-            build_index(tmp_path / "emb", tmp_path / view, IndexConfig(view=view))
-        assert not (tmp_path / view).exists()
+            build_index(tmp_path / "emb", tmp_path / modality, IndexConfig(modality=modality))
+        assert not (tmp_path / modality).exists()
 
 
 def test_a_second_call_changes_nothing(built):

@@ -22,7 +22,13 @@ from dist_train.matching.join import Wanted, join, pairs_in_memory, read_pairs
 from dist_train.matching.kernels import kernels_for
 from dist_train.matching.nearest import merged_nearest
 from dist_train.matching.sampling import floor_of_sample
-from dist_train.matching.vectors import ViewPart, Views, open_views, subset, views_of_array
+from dist_train.matching.vectors import (
+    ItemVectors,
+    ModalityVectors,
+    open_views,
+    subset,
+    views_of_array,
+)
 from shards.storage import stage_files
 from shards.storage.files import write_parquet
 
@@ -66,13 +72,13 @@ def write_set(out: Path, vectors: dict[str, np.ndarray], part_rows: int = 47) ->
     return EmbeddingSet(out)
 
 
-def gemm(views: Views, block: int, kernel: str = "float32") -> GemmEngine:
+def gemm(views: ItemVectors, block: int, kernel: str = "float32") -> GemmEngine:
     """The engine over blocks of at most `block` rows."""
     kernels = {k.name: k for k in kernels_for(CPU, bf16=True)}
     return GemmEngine(views, blocks_of(views, block), kernels[kernel])
 
 
-def faiss_engine(views: Views, index: Path, k: int, block: int = 4096) -> FaissEngine:
+def faiss_engine(views: ItemVectors, index: Path, k: int, block: int = 4096) -> FaissEngine:
     """The engine over a saved index."""
     about, items = index_about(index), len(views)
     held = [range(*rows) for rows in about["rows"]]
@@ -83,8 +89,8 @@ def faiss_engine(views: Views, index: Path, k: int, block: int = 4096) -> FaissE
 def opened(
     tmp: Path, vectors: dict[str, np.ndarray], engine: str, image_weight: float = 0.5,
     block: int = 50, k: int = 0,
-) -> tuple[Views, GemmEngine | FaissEngine]:  # fmt: skip
-    """Views and engine over a set and an index that are really on disk."""
+) -> tuple[ItemVectors, GemmEngine | FaissEngine]:  # fmt: skip
+    """ItemVectors and engine over a set and an index that are really on disk."""
     embeddings = write_set(tmp / "emb", vectors)
     build_index(tmp / "emb", tmp / "index", IndexConfig(image_weight=image_weight))
     views = indexed_views(tmp / "index", embeddings)
@@ -94,7 +100,7 @@ def opened(
 
 
 def joined(
-    out: Path, views: Views, engine, floor: float, k: int = 0
+    out: Path, views: ItemVectors, engine, floor: float, k: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Pairs and nearest of a join that goes through its files."""
     join(views, engine, Wanted(floor, k), out, Runtime("cpu"))
@@ -105,9 +111,9 @@ def joined(
     return read_pairs(out), pd.DataFrame()
 
 
-def indexed_like(vectors: dict[str, np.ndarray]) -> Views:
+def indexed_like(vectors: dict[str, np.ndarray]) -> ItemVectors:
     """The views of vectors in memory, of equal weight."""
-    return Views({n: ViewPart(Rows([r]), r.any(1), 0.5) for n, r in vectors.items()})
+    return ItemVectors({n: ModalityVectors(Rows([r]), r.any(1), 0.5) for n, r in vectors.items()})
 
 
 def scores_by_definition(vectors: dict[str, np.ndarray], image_weight: float = 0.5):
@@ -160,9 +166,9 @@ def test_all_pairs_in_blocks_of_any_size(tmp_path, kernel, block):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("view", ["image", "text"])
-def test_all_pairs_of_one_view(tmp_path, engine, view):
-    vectors = {view: random_vectors(90, seed=1)[view]}
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_all_pairs_of_one_view(tmp_path, engine, modality):
+    vectors = {modality: random_vectors(90, seed=1)[modality]}
     views, searcher = opened(tmp_path, vectors, engine)
     check_pairs(joined(tmp_path, views, searcher, 0.2)[0], scores_by_definition(vectors), 0.2)
 
@@ -235,7 +241,9 @@ def small_sets(draw):
 def test_any_small_set_in_memory(case):
     vectors, weight, floor = case
     weights = {"image": weight, "text": 1 - weight}
-    views = Views({n: ViewPart(Rows([r]), r.any(1), weights[n]) for n, r in vectors.items()})
+    views = ItemVectors(
+        {n: ModalityVectors(Rows([r]), r.any(1), weights[n]) for n, r in vectors.items()}
+    )
     truth = scores_by_definition(vectors, weight)
     with np.errstate(invalid="ignore"):
         floor = floor + 1e-5 if (np.abs(truth["score"] - floor) < 1e-6).any() else floor
@@ -324,15 +332,15 @@ def test_all_engines_say_the_same(tmp_path):
         pd.testing.assert_frame_equal(nearest, tables[0][1])
 
 
-# Views
+# ItemVectors
 
 
 def test_scores_are_nan_without_a_common_part():
     images = np.array([[1, 0], [0, 0], [1, 0], [0, 0]], np.float16)
     texts = np.array([[0, 0], [1, 0], [0, 1], [0, 0]], np.float16)
-    views = Views({
-        "image": ViewPart(Rows([images]), images.any(1), 0.3),
-        "text": ViewPart(Rows([texts]), texts.any(1), 0.7),
+    views = ItemVectors({
+        "image": ModalityVectors(Rows([images]), images.any(1), 0.3),
+        "text": ModalityVectors(Rows([texts]), texts.any(1), 0.7),
     })  # fmt: skip
     found = views.scores(np.array([0, 0, 1, 2, 2]), np.array([1, 2, 2, 2, 3]))
     np.testing.assert_array_equal(found["score"], np.float32([np.nan, 1, 0, 1, np.nan]))
@@ -359,7 +367,7 @@ def test_a_subset_scores_as_its_items_do(tmp_path):
 @pytest.mark.parametrize("holes", [False, True])
 def test_the_floor_keeps_about_the_budget(tmp_path, per_item, holes):
     vectors = random_vectors(3000, 16, seed=10, holes=holes)
-    views = Views({n: ViewPart(Rows([r]), r.any(1), 0.5) for n, r in vectors.items()})
+    views = ItemVectors({n: ModalityVectors(Rows([r]), r.any(1), 0.5) for n, r in vectors.items()})
     floor = floor_of_sample(views, per_item)
     assert floor == round(floor, 3)
     pairs, _ = joined(tmp_path, views, gemm(views, 2048), floor)
@@ -371,7 +379,7 @@ def test_the_floor_is_never_below_a_twentieth():
     assert floor_of_sample(views_of_array(vectors["image"]), 1000.0) == 0.05
     assert floor_of_sample(views_of_array(vectors["image"][:1]), 1.0) == 0.05
     empty = np.zeros((4, 3), np.float32)
-    nothing = Views({"image": ViewPart(Rows([empty]), np.zeros(4, bool), 1.0)})
+    nothing = ItemVectors({"image": ModalityVectors(Rows([empty]), np.zeros(4, bool), 1.0)})
     assert floor_of_sample(nothing, 1.0) == 0.05
 
 

@@ -21,7 +21,7 @@ from dist_train.matching import search as finding
 from dist_train.matching.search import find, set_up
 from dist_train.matching.kernels import kernels_for
 from dist_train.distributed.runtime import peak_bytes
-from dist_train.matching.vectors import ViewPart, Views
+from dist_train.matching.vectors import ModalityVectors, ItemVectors
 from dist_train.distributed.runtime import Runtime
 
 # One kernel: which is the fastest is measured, and each has blocks of its own size.
@@ -29,7 +29,7 @@ finding.kernels_for = lambda *words: kernels_for(*words)[:1]
 out, items, width, memory, tiles = Path(sys.argv[1]), *map(int, sys.argv[2:4]), *sys.argv[4:6]
 files = sorted(out.glob("image-*.npy"))
 rows = Rows([np.load(path, mmap_mode="r") for path in files])
-views = Views({"image": ViewPart(rows, np.ones(items, bool), 1.0)})
+views = ItemVectors({"image": ModalityVectors(rows, np.ones(items, bool), 1.0)})
 config = JoinConfig(memory=memory, neighbours=5, pairs_per_item=5, device="cpu")
 runtime = Runtime("cpu")
 search = set_up(views, None, out / "pairs", config, runtime)

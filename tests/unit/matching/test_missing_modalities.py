@@ -16,14 +16,16 @@ from dist_train.matching.nearest import KnownFloors, Nearest
 from dist_train.matching.recall import interval
 from dist_train.matching.rows import read_rows, take_rows
 from dist_train.matching.sampling import floor_of_sample, scores_with
-from dist_train.matching.vectors import ViewPart, Views, subset, views_of_array
+from dist_train.matching.vectors import ItemVectors, ModalityVectors, subset, views_of_array
 from shards.storage.errors import BadInput
 from tests.unit.matching.test_join import random_vectors, scores_by_definition
 
 
-def weighted(vectors: dict[str, np.ndarray], weight: float) -> Views:
+def weighted(vectors: dict[str, np.ndarray], weight: float) -> ItemVectors:
     weights = {"image": weight, "text": 1 - weight}
-    return Views({n: ViewPart(Rows([r]), r.any(1), weights[n]) for n, r in vectors.items()})
+    return ItemVectors(
+        {n: ModalityVectors(Rows([r]), r.any(1), weights[n]) for n, r in vectors.items()}
+    )
 
 
 # The floor

@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard: the same values in both, one curve over several lives."""
+"""metrics.jsonl and TensorBoard: the same values in both, one curve over several attempts."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from dist_train.monitor.metrics import Metrics, read_metrics
 
 
 def live(run, start: int, stop: int, offset: float) -> None:
-    """One life: a row of train a step, of val every second step, then a kill without close."""
+    """One attempt: a row of train a step, of val every second step, then a kill without close."""
     metrics = Metrics(run, start)
     for step in range(start + 1, stop + 1):
         metrics.write(step, "train", {"loss": step / 7 + offset, "lr": 1e-5 * step})

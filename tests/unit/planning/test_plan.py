@@ -83,13 +83,16 @@ def test_counts_are_those_of_the_packed_set(
     counts, packed = survey(config, tmp_path), ShardSet(shard_set)
     assert counts.postings == len(packed.items)
     assert counts.classes == packed.manifest["counts"]["classes"]
-    for view in ("image", "text"):
+    for modality in ("image", "text"):
         for split in ("train", "val", "test", "unlabelled"):
             table = packed.packed[packed.packed.split == split]
             # Photos and titles that turn out to be unusable are still counted here.
-            assert counts.items[split, view] >= table[f"has_{view}"].sum()
-            assert counts.items[split, view] <= len(table) + (packed.items.status != "packed").sum()
-        assert counts.items["all", view] >= packed.packed[f"has_{view}"].sum()
+            assert counts.items[split, modality] >= table[f"has_{modality}"].sum()
+            assert (
+                counts.items[split, modality]
+                <= len(table) + (packed.items.status != "packed").sum()
+            )
+        assert counts.items["all", modality] >= packed.packed[f"has_{modality}"].sum()
 
 
 def test_the_sample_is_of_whole_products(config: Config, tmp_path: Path, monkeypatch) -> None:
@@ -213,7 +216,7 @@ def test_bytes_of_the_vectors_are_those_of_their_dtype(
     widths = {"image": 512, "text": 384}
     monkeypatch.setattr(planning, "survey", lambda *_: replace(CATALOGUE, postings=300))
     monkeypatch.setattr(
-        planning, "measure_encoder", lambda view, *_: replace(RATE, width=widths[view])
+        planning, "measure_encoder", lambda modality, *_: replace(RATE, width=widths[modality])
     )
     for dtype in ("float16", "float32"):
         found = planning.plan(replace(config, embed=EmbedConfig(dtype=dtype)), 1)

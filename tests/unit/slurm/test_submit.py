@@ -146,7 +146,7 @@ def finish(folder: Path, kind: str, options: dict) -> None:
 def test_done_with_other_options_is_refused(here: Path) -> None:
     from dist_train.config.options import result_options
 
-    finish(Path("runs/plain/image"), stage.RUN, result_options(PLAIN.image) | {"view": "image"})
+    finish(Path("runs/plain/image"), stage.RUN, result_options(PLAIN.image) | {"modality": "image"})
     submit(PLAIN, dry_run=True)
     changed = replace(PLAIN, image=ImageTraining(batch_size=128))
     with pytest.raises(BadInput, match=r"batch_size 64 there, 128 asked"):
@@ -211,30 +211,32 @@ def test_how_a_job_stands(tasks: list, state: str, why: str) -> None:
     assert commands.told(text) == commands.Seen(state, why)
 
 
-# ── lives
+# ── attempts
 
 
 def test_of_two_lives_only_the_newest_may_write(tmp_path: Path, monkeypatch) -> None:
-    old = stage.this_life()
+    old = stage.new_attempt()
     stage_files.begin(tmp_path, stage.RUN, {}, {})
     stage_files.write_status(tmp_path, "running", by=old)
-    assert stage.newer_life(tmp_path, old) == ""
-    new = stage.this_life()
-    assert stage.newer_life(tmp_path, new, begun=False) == "", "without Slurm the later one goes on"
+    assert stage.newer_attempt(tmp_path, old) == ""
+    new = stage.new_attempt()
+    assert stage.newer_attempt(tmp_path, new, begun=False) == "", (
+        "without Slurm the later one goes on"
+    )
     stage_files.write_status(tmp_path, "running", by=new)
-    assert "stops and writes nothing more" in stage.newer_life(tmp_path, old)
+    assert "stops and writes nothing more" in stage.newer_attempt(tmp_path, old)
     (tmp_path / "status.json").unlink()
-    assert "by a job that starts now" in stage.newer_life(tmp_path, new)
+    assert "by a job that starts now" in stage.newer_attempt(tmp_path, new)
 
 
 def test_a_late_life_of_the_same_job_does_not_take_over(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DIST_TRAIN_JOB", "17_3")
-    lives = []
+    attempts = []
     for restart in ("0", "1", "2"):
-        monkeypatch.setenv("DIST_TRAIN_LIFE", restart)
-        lives.append(stage.this_life())
+        monkeypatch.setenv("DIST_TRAIN_ATTEMPT", restart)
+        attempts.append(stage.new_attempt())
     stage_files.begin(tmp_path, stage.RUN, {}, {})
-    stage_files.write_status(tmp_path, "running", by=lives[1])
-    assert "Slurm job 17_3 restart 1" in stage.newer_life(tmp_path, lives[0], begun=False)
-    assert stage.newer_life(tmp_path, lives[2], begun=False) == ""
+    stage_files.write_status(tmp_path, "running", by=attempts[1])
+    assert "Slurm job 17_3 restart 1" in stage.newer_attempt(tmp_path, attempts[0], begun=False)
+    assert stage.newer_attempt(tmp_path, attempts[2], begun=False) == ""
     assert json.loads((tmp_path / "status.json").read_text())["restart"] == 1

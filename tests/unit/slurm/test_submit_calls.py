@@ -174,7 +174,7 @@ def test_what_waits_for_a_renewed_job_is_renewed(scheduler: Scheduler, is_alive:
 
 def test_what_is_done_is_not_submitted_and_not_waited_for(scheduler: Scheduler) -> None:
     finish("shards", "shard set", ROAD.pack)
-    finish("image", stage.RUN, ROAD.image, view="image")
+    finish("image", stage.RUN, ROAD.image, modality="image")
     planned = submit(ROAD)
     assert [(p.waits_for, p.job) for p in planned[:2]] == [("done", ""), ("done", "")]
     assert scheduler.submitted() == {

@@ -1,4 +1,4 @@
-"""Whole short runs with every option on: lives that go on, early ends, the best encoder kept."""
+"""Whole short runs with every option on: attempts that go on, early ends, the best encoder kept."""
 
 import json
 import os
@@ -49,28 +49,28 @@ def begin_again(run: Path, step: int, name: str) -> Path:
     return out
 
 
-def exported(run: Path, view: str = "image") -> dict[str, torch.Tensor]:
-    return dict(load_encoder(run / "encoder", view).state_dict())
+def exported(run: Path, modality: str = "image") -> dict[str, torch.Tensor]:
+    return dict(load_encoder(run / "encoder", modality).state_dict())
 
 
 def counts(run: Path) -> dict:
     return json.loads((run / "manifest.json").read_text())["counts"]
 
 
-@pytest.mark.parametrize("view", ["image", "text"])
+@pytest.mark.parametrize("modality", ["image", "text"])
 def test_with_every_option_a_resumed_run_ends_bit_equal(
-    shard_set, tiny_vit, tiny_bert, tmp_path, view
+    shard_set, tiny_vit, tiny_bert, tmp_path, modality
 ):
-    if view == "image":
+    if modality == "image":
         config = image_config(tiny_vit, **EVERY | IMAGES)
     else:
         config = text_config(
             tiny_bert, **EVERY | {"epochs": 0.6, "checkpoint_every": 2, "keep": 9}
         )  # fmt: skip
         config = replace(config, encoder=replace(config.encoder, pooling="cls", dropout=0.1))
-    train(view, shard_set, tmp_path / "run", config)
+    train(modality, shard_set, tmp_path / "run", config)
     again = begin_again(tmp_path / "run", 4, "again")
-    train(view, shard_set, again, config)
+    train(modality, shard_set, again, config)
     assert_same_end(tmp_path / "run", again)
     assert without_rate(again) == without_rate(tmp_path / "run")
     newest = checkpoint(again, STEPS)
@@ -79,7 +79,7 @@ def test_with_every_option_a_resumed_run_ends_bit_equal(
 
 
 def spoil(monkeypatch, shard_set, config, step: int) -> None:
-    """Put not-a-number into the first batch of `step`, in whatever life."""
+    """Put not-a-number into the first batch of `step`, in whatever attempt."""
     items = training_items(ShardSet(shard_set), "image", config, 1)
     spoilt, real_load = items.plans(step, step + 1, 0, 1)[0].items, loop.load
 

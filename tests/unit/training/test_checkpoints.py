@@ -1,4 +1,4 @@
-"""Real short trainings: checkpoints that are whole or passed over, lives that go on bit-equal."""
+"""Real short trainings: checkpoints that are whole or passed over, attempts that go on bit-equal."""
 
 import json
 import logging
@@ -282,7 +282,7 @@ def test_the_curves_of_a_resumed_run_do_not_fork(cut_off, finished, tiny_vit, sh
 
 @pytest.fixture(scope="module")
 def stopped(shard_set, tiny_bert, tmp_path_factory) -> dict[str, Path]:
-    """A text run in one life, and the same stopped by a signal and started again."""
+    """A text run in one attempt, and the same stopped by a signal and started again."""
     out = tmp_path_factory.mktemp("stopped")
     encoder = TextEncoderOptions(model=str(tiny_bert), max_length=24, dropout=0.1)
     full = {"epochs": 2, "checkpoint_every": 1, "keep": 2, "validate_every": 0, "lr": 1e-3}

@@ -227,10 +227,12 @@ def test_a_batch_that_does_not_divide_is_refused(shard_set):
         ImageTraining(batch_size=10, accumulation=4)
 
 
-@pytest.mark.parametrize(("view", "config"), [("image", ImageTraining()), ("text", TextTraining())])
-def test_training_items_are_those_of_the_train_split(shard_set, view, config):
+@pytest.mark.parametrize(
+    ("modality", "config"), [("image", ImageTraining()), ("text", TextTraining())]
+)
+def test_training_items_are_those_of_the_train_split(shard_set, modality, config):
     shards = ShardSet(shard_set)
-    items = training_items(shards, view, config, 1)
+    items = training_items(shards, modality, config, 1)
     table = shards.packed
     assert items.numbers.tolist() == np.flatnonzero(table.split == "train").tolist()
     assert items.classes == table.label_group[table.split == "train"].nunique()

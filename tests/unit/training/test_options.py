@@ -236,8 +236,8 @@ def places(tiny_vit, tiny_bert, shard_set, catalogue, tmp_path_factory) -> dict[
         save_file({k: v * 1.5 for k, v in state.items()}, file, metadata={"format": "pt"})
     common = {"FEW": folder / "few", "OTHER": shard_set, "DAMAGED": folder / "damaged"}
     return {
-        view: common | {"MODEL": model, "ANOTHER": folder / other, "EARLIER": folder / view}
-        for view, model, other in (("image", tiny_vit, "vit"), ("text", tiny_bert, "bert"))
+        modality: common | {"MODEL": model, "ANOTHER": folder / other, "EARLIER": folder / modality}
+        for modality, model, other in (("image", tiny_vit, "vit"), ("text", tiny_bert, "bert"))
     }
 
 
@@ -246,27 +246,31 @@ def outcome(places, tmp_path_factory) -> Callable[..., Outcome]:
     """Trains by the verb, in this process; the same words once."""
     known: dict[tuple, Outcome] = {}
 
-    def of(view: str, words: list[object], count: bool = False) -> Outcome:
-        key = (view, count, *words)
+    def of(modality: str, words: list[object], count: bool = False) -> Outcome:
+        key = (modality, count, *words)
         if key not in known:
-            out = tmp_path_factory.mktemp(view) / "run"
+            out = tmp_path_factory.mktemp(modality) / "run"
             if not words and not count:
-                out = places[view]["EARLIER"]
-            known[key] = _train(view, [places[view].get(word, word) for word in words], out, count)
+                out = places[modality]["EARLIER"]
+            known[key] = _train(
+                modality, [places[modality].get(word, word) for word in words], out, count
+            )
         return known[key]
 
-    def _train(view: str, words: list[object], out: Path, count: bool) -> Outcome:
+    def _train(modality: str, words: list[object], out: Path, count: bool) -> Outcome:
         base = {
-            "--shards": places[view]["FEW"], "--out": out, "--encoder.model": places[view]["MODEL"],
+            "--shards": places[modality]["FEW"], "--out": out, "--encoder.model": places[modality]["MODEL"],
             "--epochs": 0.35, "--batch-size": 8, "--lr": 1e-3, "--precision": "fp32",
             "--workers": 0, "--log-every": 1, "--checkpoint-every": 9, "--keep": 9,
             "--validate-every": 0, "--device": "cpu",
         }  # fmt: skip
-        base |= {"--encoder.image-size": 32} if view == "image" else {"--encoder.max-length": 24}
+        base |= (
+            {"--encoder.image-size": 32} if modality == "image" else {"--encoder.max-length": 24}
+        )
         for option in words:
             base.pop(option, None)
         options = [word for pair in base.items() for word in pair]
-        return _run(out, count, "train", view, *options, *words)
+        return _run(out, count, "train", modality, *options, *words)
 
     return of
 
@@ -327,19 +331,21 @@ def test_every_option_of_the_trainings_and_of_export_is_in_a_table(capsys) -> No
 
 CASES = [
     pytest.param(
-        view, option, marks=pytest.mark.full if (view, option in SHARED) == ("text", True) else ()
+        modality,
+        option,
+        marks=pytest.mark.full if (modality, option in SHARED) == ("text", True) else (),
     )
-    for view, table in TABLES.items()
+    for modality, table in TABLES.items()
     for option in table
 ]
 """What both trainings share is one code: on titles too only in the full run."""
 
 
-@pytest.mark.parametrize(("view", "option"), CASES)
-def test_an_option_does_something(view: str, option: str, outcome, places) -> None:
-    one, other, tell = TABLES[view][option]
-    outcome(view, [])  # the run that others grow from
-    first, second = (outcome(view, words, tell is products) for words in (one, other))
+@pytest.mark.parametrize(("modality", "option"), CASES)
+def test_an_option_does_something(modality: str, option: str, outcome, places) -> None:
+    one, other, tell = TABLES[modality][option]
+    outcome(modality, [])  # the run that others grow from
+    first, second = (outcome(modality, words, tell is products) for words in (one, other))
     if tell is not ended:
         assert (first.code, second.code) == (0, 0)
     seen, also = tell(first), tell(second)
@@ -350,7 +356,7 @@ def test_an_option_does_something(view: str, option: str, outcome, places) -> No
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-@pytest.mark.parametrize("view", ["image", "text"])
-def test_a_device_that_is_not_there_is_refused(view: str, outcome, places, tmp_path) -> None:
-    assert outcome(view, []).code == 0  # --device cpu
-    assert outcome(view, ["--device", "cuda"]).code == 4
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_a_device_that_is_not_there_is_refused(modality: str, outcome, places, tmp_path) -> None:
+    assert outcome(modality, []).code == 0  # --device cpu
+    assert outcome(modality, ["--device", "cuda"]).code == 4

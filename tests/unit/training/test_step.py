@@ -33,10 +33,10 @@ def text_config(tiny_bert, **options) -> TextTraining:
 
 def stepper_of(shard_set, config, steps: int = 4, spoilt: tuple[int, ...] = ()) -> Stepper:
     """A training before its first step; batches number `spoilt` hold not-a-number."""
-    view = "image" if isinstance(config, ImageTraining) else "text"
+    modality = "image" if isinstance(config, ImageTraining) else "text"
     runtime = Runtime("cpu")
-    items = training_items(ShardSet(shard_set), view, config, 1)
-    training = set_up(view, config, items, runtime)
+    items = training_items(ShardSet(shard_set), modality, config, 1)
+    training = set_up(modality, config, items, runtime)
     inputs = training.encoder.training_inputs(config)
     batches = list(load(items.reader, inputs, items.plans(0, steps, 0, 1), 0))
     for number in spoilt:
@@ -180,11 +180,11 @@ def test_the_largest_seed_trains(shard_set, tiny_vit):
 # Memory and speed
 
 
-@pytest.mark.parametrize("view", ["image", "text"])
-def test_recomputed_activations_change_no_bit(shard_set, tiny_vit, tiny_bert, view):
-    make = {"image": image_config, "text": text_config}[view]
-    config = make({"image": tiny_vit, "text": tiny_bert}[view])
-    if view == "text":
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_recomputed_activations_change_no_bit(shard_set, tiny_vit, tiny_bert, modality):
+    make = {"image": image_config, "text": text_config}[modality]
+    config = make({"image": tiny_vit, "text": tiny_bert}[modality])
+    if modality == "text":
         config = replace(config, encoder=replace(config.encoder, dropout=0.2))
     states = []
     for recomputing in (False, True):
@@ -207,19 +207,19 @@ def test_one_bit_of_any_weight_changes_the_checksum(shard_set, tiny_vit):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("view", ["image", "text"])
+@pytest.mark.parametrize("modality", ["image", "text"])
 def test_compiled_it_learns_the_same_and_its_names_stay(
-    shard_set, tiny_vit, tiny_bert, tmp_path, view
+    shard_set, tiny_vit, tiny_bert, tmp_path, modality
 ):
     head = HeadOptions(lr=1e-3)
-    if view == "image":
+    if modality == "image":
         config = image_config(tiny_vit, lr=1e-4, epochs=0.3, head=head)
     else:
         config = text_config(tiny_bert, lr=1e-4, epochs=0.3, head=head, ema=0.5)
     for name, compiled in (("plain", False), ("compiled", True)):
-        train(view, shard_set, tmp_path / name, replace(config, compile=compiled))
+        train(modality, shard_set, tmp_path / name, replace(config, compile=compiled))
     plain, other = (
-        load_encoder(tmp_path / name / "encoder", view).state_dict()
+        load_encoder(tmp_path / name / "encoder", modality).state_dict()
         for name in ("plain", "compiled")
     )
     assert plain.keys() == other.keys()

@@ -114,10 +114,10 @@ def test_items_with_a_twin_in_another_split_are_not_asked(catalogue, shard_set, 
     pack(tmp_path / "twins.csv", catalogue / "images", tmp_path / "s", PackOptions(size=48))
     shards = ShardSet(tmp_path / "s")
     crossing = twins(shards.packed).crosses_split
-    for view in ("image", "text"):
-        val = shards.packed[(shards.packed.split == "val") & shards.packed[f"has_{view}"]]
+    for modality in ("image", "text"):
+        val = shards.packed[(shards.packed.split == "val") & shards.packed[f"has_{modality}"]]
         with caplog.at_level("INFO", "dist_train"):
-            items = validation_items(shards, view)
+            items = validation_items(shards, modality)
         assert crossing[val.index].sum() >= len(asked) // 2
         assert items.numbers.tolist() == val.index[~crossing[val.index]].tolist()
         assert f"of {len(val)} items have a near-duplicate in another split" in caplog.text
