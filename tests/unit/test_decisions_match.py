@@ -155,7 +155,7 @@ def test_the_number_in_a_file_of_a_threshold_is_part_of_the_config(made, tmp_pat
     assert json.loads(read(out, "stage.json"))["config"]["threshold"] == 0.75
     assert match(made / "emb", made / "index", out, config)["threshold"] == 0.75
     file.write_text('{"threshold": 0.5}')
-    with pytest.raises(BadInput, match=r"threshold 0\.75 there, 0\.5 asked"):
+    with pytest.raises(BadInput, match=r"threshold 0\.75 there, 0\.5 requested"):
         match(made / "emb", made / "index", out, config)
 
 
@@ -206,5 +206,5 @@ def test_an_index_over_another_set_is_refused(made, tmp_path):
 
 def test_another_threshold_in_a_finished_directory_is_refused(made):
     other = MatchConfig(engine="faiss", device="cpu", pairs_per_item=20, threshold=0.5)
-    with pytest.raises(BadInput, match=r"threshold None there, 0\.5 asked"):
+    with pytest.raises(BadInput, match=r"threshold None there, 0\.5 requested"):
         match(made / "emb", made / "index", made / "faiss", other)

@@ -249,7 +249,7 @@ def test_a_controller_that_is_down_gets_nothing(scheduler: Scheduler) -> None:
 
 def test_other_options_than_what_is_done_are_refused_before_anything(scheduler: Scheduler) -> None:
     finish("embedding", stage.EMBEDDING, ROAD.embed)
-    with pytest.raises(BadInput, match="dtype 'float16' there, 'float32' asked"):
+    with pytest.raises(BadInput, match="dtype 'float16' there, 'float32' requested"):
         submit(replace(ROAD, embed=EmbedConfig(dtype="float32")))
     assert not scheduler.told("sbatch")
     assert not (OUT / "slurm").exists()
@@ -513,5 +513,5 @@ def test_a_threshold_that_was_given_is_not_compared_with_the_one_from_a_file(
     given = replace(ROAD, match=MatchConfig(threshold_from=Path("t.json")))
     finish("matches", stage.MATCHES, given.match, threshold=0.7)
     submit(given, dry_run=True)
-    with pytest.raises(BadInput, match="neighbours 5 there, 6 asked"):
+    with pytest.raises(BadInput, match="neighbours 5 there, 6 requested"):
         submit(replace(given, match=replace(given.match, neighbours=6)), dry_run=True)
