@@ -67,7 +67,7 @@ class Stage:
             return
         known = read_json(folder / stage_files.STAGE)["config"]
         differing = [
-            f"{name} {known.get(name)!r} there, {value!r} asked"
+            f"{name} {known.get(name)!r} there, {value!r} requested"
             for name, value in result_options(self.options).items()
             if known.get(name) != value
         ]

@@ -203,7 +203,7 @@ def test_pack_verify_and_a_damaged_shard(said: Said, refused: Refused, here: Pat
     assert (code, "3 postings packed, 0 rejected" in out) == (0, True), err
     assert said(here, "verify", "s") == (0, "s: whole\n", "")
     line = refused(here, "pack", "c.csv", "--out", "s", "--size", "33")
-    assert "size 32 there, 33 asked" in line
+    assert "size 32 there, 33 requested" in line
     tar = next((here / "s").glob("*/*.tar"))
     tar.write_bytes(tar.read_bytes()[:-1])
     assert str(tar.relative_to(here)) in refused(here, "verify", "s")

@@ -149,7 +149,7 @@ def test_a_damaged_shard_is_refused_by_name(built, damage):
 
 def test_another_config_another_set_and_another_format_are_refused(built):
     folder, _, _ = built
-    with pytest.raises(BadInput, match=r"image_weight 0\.3 there, 0\.5 asked"):
+    with pytest.raises(BadInput, match=r"image_weight 0\.3 there, 0\.5 requested"):
         build_index(folder / "emb", folder / "index", IndexConfig())
     write_set(folder / "other", seed=1)
     with pytest.raises(BadInput, match="parents differs"):

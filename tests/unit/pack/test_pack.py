@@ -285,10 +285,10 @@ def test_a_set_and_its_catalogue_may_move_together(mixed: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (PackOptions(size=33), "size 32 there, 33 asked"),
-        (PackOptions(size=32, quality=50), "quality 92 there, 50 asked"),
-        (PackOptions(size=32, keep=True), "keep False there, True asked"),
-        (PackOptions(size=32, seed=5), "seed 0 there, 5 asked"),
+        (PackOptions(size=33), "size 32 there, 33 requested"),
+        (PackOptions(size=32, quality=50), "quality 92 there, 50 requested"),
+        (PackOptions(size=32, keep=True), "keep False there, True requested"),
+        (PackOptions(size=32, seed=5), "seed 0 there, 5 requested"),
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])

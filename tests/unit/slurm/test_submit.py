@@ -149,7 +149,7 @@ def test_done_with_other_options_is_refused(here: Path) -> None:
     finish(Path("runs/plain/image"), stage.RUN, result_options(PLAIN.image) | {"modality": "image"})
     submit(PLAIN, dry_run=True)
     changed = replace(PLAIN, image=ImageTraining(batch_size=128))
-    with pytest.raises(BadInput, match=r"batch_size 64 there, 128 asked"):
+    with pytest.raises(BadInput, match=r"batch_size 64 there, 128 requested"):
         submit(changed, dry_run=True)
 
 

@@ -251,7 +251,7 @@ def test_a_controller_that_is_down_gets_nothing(scheduler: Scheduler) -> None:
 
 def test_other_options_than_what_is_done_are_refused_before_anything(scheduler: Scheduler) -> None:
     finish("embedding", stage.EMBEDDING, ROAD.embed)
-    with pytest.raises(BadInput, match="dtype 'float16' there, 'float32' asked"):
+    with pytest.raises(BadInput, match="dtype 'float16' there, 'float32' requested"):
         submit(replace(ROAD, embed=EmbedConfig(dtype="float32")))
     assert not scheduler.told("sbatch")
     assert not (OUT / "slurm").exists()
@@ -531,7 +531,7 @@ def test_a_threshold_from_a_file_is_read_when_the_jobs_are_made(scheduler: Sched
     finish("matches", stage.MATCHES, MatchConfig(threshold=0.7))
     submit(given, dry_run=True)
     Path("t.json").write_text('{"threshold": 0.5}')
-    with pytest.raises(BadInput, match=r"threshold 0\.7 there, 0\.5 asked"):
+    with pytest.raises(BadInput, match=r"threshold 0\.7 there, 0\.5 requested"):
         submit(given, dry_run=True)
 
 
@@ -554,5 +554,5 @@ def test_finished_pairs_serve_every_threshold_that_they_reach(scheduler: Schedul
     for threshold in (0.5, 0.45, 0.9, None):
         submit(replace(ROAD, match=MatchConfig(threshold=threshold)), dry_run=True)
         assert options_in("join")["max_score_floor"] == 0.6
-    with pytest.raises(BadInput, match=r"pairs: was begun .*max_score_floor 0\.6 there, 0\.4 ask"):
+    with pytest.raises(BadInput, match=r"pairs: was begun .*max_score_floor 0\.6 there, 0\.4 req"):
         submit(replace(ROAD, match=MatchConfig(threshold=0.4)), dry_run=True)
