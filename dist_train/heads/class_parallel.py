@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from dist_train.heads.centres import INIT_STD, class_range, classes_of_step, initial_centres
 from dist_train.heads.chunks import Chunks, Exponentials, unit_rows
-from dist_train.heads.margins import MARGINS, Margin, value_and_slope
+from dist_train.heads.margins import MARGINS, Margin
 from dist_train.heads.row_optimizer import RowAdamW, coalesced
 from shards.storage.errors import BadInput, Corrupt
 from shards.storage.files import atomic_path
@@ -144,14 +144,25 @@ class _ShardedMarginSoftmax(torch.autograd.Function):
         chunks = Chunks(weight, head.centres, seen, head.chunk, items, classes)
         exponentials = Exponentials(batch, chunks, head.scale)
 
-        cosine, best, centre = _nearest(batch[chunks.items], chunks.targets())
+        # Cosine (m,) of each of these items with the nearest of its class's K centres (m, K, D).
+        centres = chunks.targets()
+        cosine, best = (batch[chunks.items][:, None] * centres).sum(2).max(1)
+        centre = centres[torch.arange(len(best), device=best.device), best]
+        del centres  # only the nearest is needed from here on
+
+        # With its margin, and d(that) / d(cosine) by autograd. Detached, the slope is 1, as in
+        # Partial FC (An et al., CVPR 2022), whose margin is computed without gradient.
         margins = head.margins(targets[chunks.items] - head.first, margin)
-        with_margin, slope = value_and_slope(head.margin_of, cosine, margins, head.detached)
+        with torch.enable_grad():
+            at = cosine.detach().requires_grad_()
+            reduced = head.margin_of(at, margins)
+            (slope,) = torch.autograd.grad(reduced.sum(), at)
+        slope = torch.ones_like(slope) if head.detached else slope
 
         # Two numbers an item over all ranks: sum of the other classes, logit of its own.
         sums = torch.zeros(2, len(batch), dtype=torch.float64, device=unit.device)
         sums[0] = exponentials.sums()
-        sums[1, chunks.items] = head.scale * with_margin.double()
+        sums[1, chunks.items] = head.scale * reduced.detach().double()
         if world() > 1:
             dist.all_reduce(sums)
         # log(other classes / own class): from it the loss of a well-classified item keeps its
@@ -191,17 +202,6 @@ class _ShardedMarginSoftmax(torch.autograd.Function):
             _reduce_scatter(own_rows, d_batch.contiguous())
         # DDP and ZeRO take the mean over ranks of what is a sum.
         return own_rows.mul_(world()), d_weight, None, None, None, None
-
-
-def _nearest(
-    items: torch.Tensor, centres: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cosine of each item (m, D) with the nearest of its class's centres (m, K, D), (m,).
-
-    Also that centre's number (m,) and the centre itself (m, D). The K centres are freed on return.
-    """
-    nearest, best = (items[:, None] * centres).sum(2).max(1)
-    return nearest, best, centres[torch.arange(len(best), device=best.device), best]
 
 
 class ClassMeans:

@@ -35,21 +35,6 @@ def cosface(cosine: torch.Tensor, margin: torch.Tensor | float) -> torch.Tensor:
 MARGINS: dict[str, Margin] = {"arcface": arcface, "cosface": cosface}
 
 
-def value_and_slope(
-    margin_of: Margin, cosine: torch.Tensor, margin: torch.Tensor | float, detached: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cosines with their margin and d(those) / d(cosine), both (n,).
-
-    `detached` leaves the margin out of the gradient, so that the slope is 1, as Partial FC does
-    (An et al., CVPR 2022: its margin is computed without gradient).
-    """
-    with torch.enable_grad():
-        at = cosine.detach().requires_grad_()
-        value = margin_of(at, margin)
-        (slope,) = torch.autograd.grad(value.sum(), at)
-    return value.detach(), torch.ones_like(slope) if detached else slope
-
-
 def margin_shares(sizes: torch.Tensor, smallest: float) -> torch.Tensor:
     """Fraction of the margin that each class gets, (C,) float64 from sizes (C,): rare ones more.
 

@@ -66,14 +66,6 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     return rows
 
 
-def scores_at(run: Path, step: int) -> dict[str, float]:
-    """The validation scores that a run has already written for `step`; empty when none."""
-    for row in read_metrics(run):
-        if row["step"] == step and "val/f1" in row:
-            return {name[4:]: value for name, value in row.items() if name.startswith("val/")}
-    return {}
-
-
 class Meter:
     """Speed and memory of one rank over the steps since it was last read."""
 

@@ -18,7 +18,7 @@ from dist_train.evaluation.leaks import twins
 from dist_train.evaluation.metrics import recall_at_1
 from dist_train.matching.join import Pairs, pairs_in_memory
 from dist_train.matching.vectors import views_of_array
-from dist_train.monitor.metrics import Metrics, scores_at
+from dist_train.monitor.metrics import Metrics, read_metrics
 from dist_train.training.checkpoint import Checkpoints
 from dist_train.training.data import TrainingItems
 from dist_train.training.setup import Training
@@ -148,7 +148,10 @@ class Validator:
         out, runtime = self.checkpoints.run, self.checkpoints.runtime
         encoder = self.training.encoder_to_validate()
         # An attempt that was cut off may have validated this step after its last checkpoint.
-        scores = runtime.broadcast(scores_at(out, step) if runtime.is_main else {})
+        rows = read_metrics(out) if runtime.is_main else []
+        known = [row for row in rows if row["step"] == step and "val/f1" in row]
+        found = known[0].items() if known else ()
+        scores = runtime.broadcast({k[4:]: v for k, v in found if k.startswith("val/")})
         if not scores:
             scores = self.validation.score(encoder, config, runtime)
             if scores is None:

@@ -179,7 +179,7 @@ def test_the_number_in_a_file_of_a_threshold_is_part_of_the_config(made, tmp_pat
     assert json.loads(read(out, "stage.json"))["config"]["threshold"] == 0.75
     assert match(made / "gemm-pairs", out, config)["threshold"] == 0.75
     file.write_text('{"threshold": 0.5}')
-    with pytest.raises(BadInput, match=r"threshold 0\.75 there, 0\.5 asked"):
+    with pytest.raises(BadInput, match=r"threshold 0\.75 there, 0\.5 requested"):
         match(made / "gemm-pairs", out, config)
 
 
@@ -295,7 +295,7 @@ def test_what_is_no_pairs_directory_is_refused(made, tmp_path):
 
 
 def test_another_threshold_in_a_finished_directory_is_refused(made):
-    with pytest.raises(BadInput, match=r"threshold None there, 0\.5 asked"):
+    with pytest.raises(BadInput, match=r"threshold None there, 0\.5 requested"):
         match(made / "faiss-pairs", made / "faiss", MatchConfig(threshold=0.5))
     with pytest.raises(BadInput, match="already holds matches"):
         build_pairs(made / "emb", made / "index", made / "faiss", JoinConfig(device="cpu"))
