@@ -2,9 +2,9 @@
 
 A generated catalogue is planned by `dist-train plan`, then every stage is run as a command of its
 own, and planned over measured is printed: seconds by the clock, and the memory of the stage's
-first process. The marks are a factor of 1.5 for the seconds and 15 % for the memory. Seconds of
-the processors stand beside those of the clock, to tell when other work was on the machine. The last
-line is JSON.
+first process. The marks are a factor of 1.5 for the seconds and 15 % for the memory. On a machine
+that does other work too the seconds to compare with are those of the processors, beside them: with
+--workers 0 a stage is one process. The last line is JSON.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -97,7 +98,11 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="planning-"))
     config = config_of(args, folder)
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain(config)))
+    given = json.dumps(asdict(config), default=str)
+    given = json.loads(
+        given, object_hook=lambda one: {k: v for k, v in one.items() if v is not None}
+    )
+    (folder / "config.yaml").write_text(yaml.safe_dump(given))
     took = run(["plan", str(folder / "config.yaml"), "--json"], folder / "plan.log")
     text = (folder / "plan.log").read_text()
     planned, _ = json.JSONDecoder().raw_decode(text[text.index('{\n "device"') :])
@@ -112,24 +117,15 @@ def main() -> None:
         rows.append({"stage": name} | {
             f"planned_{key}": said[key] for key in ("seconds", "memory_bytes")
         } | real)  # fmt: skip
+        seconds, memory = said["seconds"], said["memory_bytes"]
         print(
-            f"{name:12} seconds {said['seconds']:7.1f} / {real['seconds']:7.1f} = "
-            f"{said['seconds'] / real['seconds']:.2f} ({real['processor_seconds']:.1f} of the "
-            f"processors), GB {said['memory_bytes'] / 1e9:.3f} / {real['memory_bytes'] / 1e9:.3f} "
-            f"= {said['memory_bytes'] / real['memory_bytes']:.2f}", flush=True,
+            f"{name:12} planned {seconds:.1f} s and {memory / 1e9:.3f} GB; over measured: "
+            f"{seconds / real['seconds']:.2f} of the clock's {real['seconds']:.1f} s, "
+            f"{seconds / real['processor_seconds']:.2f} of the processors' "
+            f"{real['processor_seconds']:.1f} s, {memory / real['memory_bytes']:.2f} of "
+            f"{real['memory_bytes'] / 1e9:.3f} GB", flush=True,
         )  # fmt: skip
     print(json.dumps({"rows": rows}))
-
-
-def plain(config: Config) -> dict:
-    """The config as YAML can hold it."""
-    from dataclasses import asdict
-
-    return json.loads(json.dumps(asdict(config), default=str), object_hook=_given)
-
-
-def _given(values: dict) -> dict:
-    return {key: value for key, value in values.items() if value is not None}
 
 
 if __name__ == "__main__":

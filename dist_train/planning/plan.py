@@ -28,7 +28,7 @@ from shards.storage.files import format_bytes
 
 SHARE, TABLES = 0.9, 3
 """Share of a memory that is counted on; tables of all items while they are filtered and sorted."""
-PACK_START, JOIN_START = 0.2, 0.6
+PACK_START, JOIN_START = 0.2, 0.75
 """Shares of a training's program start: of pack; of index, join and match, which import less."""
 CHECKPOINT_RATE, HEAD_RATE = 300e6, {"cpu": 50e9, "cuda": 20e12}
 """Bytes a second written and hashed; float32 operations a second of the head."""
@@ -225,7 +225,7 @@ def _index_join_match(
     tiles, pairs = blocks * (blocks + 1) // 2, min(join.pairs_per_item * N, N * (N - 1) / 2)
     # Ten pairs are scored until one neighbour is certain; every other product is looked at again.
     scored = (0.9e-6 + 2e-9 * width) * (pairs + 10 * k * N) + 60e-6 * N * (k > 0)
-    seconds = start + 1 + (0.75 * N**2 * product + scored) / ranks + 0.016 * tiles
+    seconds = start + 0.7 + (0.75 * N**2 * product + scored) / ranks + 0.01 * tiles
     memory = join_peak(bounds, N, 4 * width + row, int(pairs), tiles)
     note = f"{tiles:,} block pairs, {pairs:,.0f} pairs at most"
     found.stages.append(Stage("join", ranks, seconds, memory, 19 * pairs + 20 * k * N, note))

@@ -117,7 +117,8 @@ def measure_encoder(
         return next(load(shard_set.reader(), prepare, [plan], 0))
 
     ways = encoder.inputs(), encoder.training_inputs(options)
-    decoding = [seconds(partial(decode, way), torch.device("cpu"), 0.2, 2) / large for way in ways]
+    cpu = torch.device("cpu")
+    read, augment = (seconds(partial(decode, way), cpu, 0.2, 2) / large for way in ways)
     inputs = decode(ways[1]).inputs_on(device)
 
     def forward(batch: int) -> None:
@@ -145,5 +146,4 @@ def measure_encoder(
             slope = max(0.0, (high - low) / (large - small))
             lines.append(np.poly1d([slope, max(0.0, low - small * slope)]))
     parameters = sum(weight.numel() for weight in encoder.parameters())
-    read, augment = decoding
     return EncoderRates(encoder.width, parameters, loading, read, augment, *lines)
