@@ -93,8 +93,10 @@ def join(views: ItemVectors, engine: Engine, wanted: Wanted, out: Path, runtime:
         while left := [tile for tile in mine if not work.is_done(tile.number)]:
             if work.is_finished():
                 return
-            others = len(mine) - len(left) - bar.n
-            bar.n, bar.initial = bar.n + others, bar.initial + others
+            finished = len(mine) - len(left)
+            if not bar.disable:  # what others did does not count as this worker's pace
+                bar.initial += finished - bar.n
+            bar.n = finished
             any_free = False
             for tile in left:
                 if runtime.stop_requested():

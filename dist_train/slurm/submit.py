@@ -120,7 +120,7 @@ def _broken(words: list[str]) -> str:
 
 @cache
 def _template() -> Template:
-    loader = PackageLoader("dist_train.operations", ".")
+    loader = PackageLoader("dist_train.slurm", ".")
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True,
                               keep_trailing_newline=True)  # fmt: skip
     return environment.get_template("job.sbatch.j2")
