@@ -3,7 +3,8 @@
 Up to four ranks, each in a network namespace of its own on one bridge, their links cut down by tc
 (a token bucket in both directions). Of each collective: seconds, the bytes that went out of each
 rank (counted by the kernel) beside those of a ring, and what of the link's rate was used. Of a
-whole training step (step): the bytes on the wire beside the formula of docs/scale.md. Needs root.
+whole training step (step): the bytes on the wire beside the formula of docs/design/scale.md. Needs
+root.
 """
 
 import json

@@ -4,7 +4,7 @@ ranks        one and two single-thread processes make the same training step on 
              turn; beside them independent matrix products, which tell what the machine itself
              gives for a second process. Wall and CPU seconds: the latter stay true when it is busy.
 collectives  every collective of a step as torch's profiler sees it: calls and bytes, beside the
-             formula that docs/scale.md carries to 64 ranks.
+             formula that docs/design/scale.md carries to 64 ranks.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Which bounds find copies of a photo and leave other photos alone: docs/near_duplicates.md.
+"""Which bounds find copies of a photo and leave other photos alone: docs/design/near-duplicates.md.
 
     python -m benchmarks.twins CATALOGUE.csv IMAGES [--copies 800]
 

@@ -2,7 +2,7 @@
 
 Two photos are near-duplicates when their bytes are equal, or when both their perceptual hashes and
 their colours are close: the hash alone sees no colours and takes the red and the blue one of a
-product for the same. The bounds are measured, see docs/near_duplicates.md.
+product for the same. The bounds are measured, see docs/design/near-duplicates.md.
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,7 +7,7 @@ from PIL import Image
 from shards.photos.srgb import MAX_PIXELS, bound_by, exact_pixels, open_photo, refused, rgb_pixels
 
 Recipe = Literal["exact", "balanced", "fast"]
-"""How photos are decoded; measured figures in docs/photos.md.
+"""How photos are decoded; measured figures in docs/design/photos.md.
 
 exact: at full size, then Pillow's antialiased bicubic. balanced: a JPEG at the smallest of 1/8,
 1/4, 1/2 and 1/1 that is still twice the requested size, then bicubic; about 48 dB to exact.

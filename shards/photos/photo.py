@@ -122,7 +122,7 @@ def prepare_photo(data: bytes, options: PackOptions) -> Photo:
             # Readers refuse photos over their cap, however high the packer's own is.
             keep = options.keep and is_final and width * height <= MAX_PIXELS
             # Decoded at half the size where that leaves 5/4 of the stored size, else at twice the
-            # stored size: as close to a full decode as without; figures in docs/photos.md.
+            # stored size: as close to a full decode as without; figures in docs/design/photos.md.
             half, short = min(width, height) // 2, min(options.size, width, height)
             least = half if 5 * short <= 4 * half < 8 * short else 2 * short
             pixels = rgb_pixels(data, image, short, least)

@@ -1,4 +1,4 @@
-"""Every collective of a training step, as the profiler saw it, is one of docs/scale.md's."""
+"""Every collective of a training step, as the profiler saw it, is one of docs/design/scale.md's."""
 
 from collections import Counter
 

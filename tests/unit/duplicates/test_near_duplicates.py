@@ -311,7 +311,8 @@ def test_copies_of_a_picture_are_twins_and_other_pictures_are_not(change):
     assert groups == [*range(8), *range(8)]
 
 
-# What was measured over 800 photos (docs/near_duplicates.md), less three standard errors of 160.
+# What was measured over 800 photos (docs/design/near-duplicates.md), less three standard errors
+# of 160.
 FOUND = {"quality 60": 0.98, "resized 0.6": 0.98, "5 % brighter": 0.97,
          "trimmed 1 % each side": 0.95, "trimmed 2 % each side": 0.75, "trimmed 2 % right": 0.91,
          "logo in a corner": 0.84, "pale bar across": 0.74}  # fmt: skip
