@@ -130,7 +130,7 @@ class Checkpoints:
         raise Failed(
             f"{temporary}: cannot be written ({faults[0]}; {free:.0f} MB free there); the newest "
             f"complete checkpoint is {newest}; make room (--keep 1 needs that of two), and the "
-            "same command continues from it"
+            "same command goes on from it"
         )
 
     def _write(

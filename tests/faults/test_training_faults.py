@@ -217,7 +217,7 @@ def test_a_disk_that_is_full_while_saving(
     assert len(ours(said)) == 1
     assert "step-00000004" in ours(said)[0]
     assert "File too large" in ours(said)[0]
-    assert "newest whole checkpoint is step-00000002; make room" in ours(said)[0]
+    assert "newest complete checkpoint is step-00000002; make room" in ours(said)[0]
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000002"]
     assert _fault(kept) == ""
     assert "going on from step 2" in finish(start("none 1 0", shard_set, tiny_vit, out))
