@@ -1,10 +1,15 @@
-"""What the report shows, gathered and ready to be laid out."""
+"""What the report shows, as the page lays it out."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from dist_train.decisions.threshold import Threshold
 from dist_train.evaluation.f1_curve import F1Curve
+from dist_train.evaluation.scores import Scores
+
+Kind = Literal["right", "wrong", "missed", "matches"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,8 @@ class Posting:
 
 @dataclass(frozen=True)
 class PairCard:
-    """Two postings and their scores; None where the pair or the part was never scored."""
+    """Two postings and their scores; None where the pair, or one of its modalities, was never
+    scored."""
 
     left: Posting
     right: Posting
@@ -29,10 +35,10 @@ class PairCard:
 
 @dataclass(frozen=True)
 class Gallery:
-    """kind: right, wrong, missed, or matches (without labels); total: pairs of this kind, None
-    for matches, of which only the best are read."""
+    """kind: matches is that of a catalogue without labels; total: pairs of this kind, None for
+    matches, of which only the best are read."""
 
-    kind: str
+    kind: Kind
     total: int | None
     cards: list[PairCard]
 
@@ -51,15 +57,19 @@ class ReportData:
     """One match directory. Without labels metrics, curve, histogram and shown_split are None."""
 
     name: str
-    made: str
+    created: str
+    """Day."""
     postings: int
     matched: int
+    """Postings that match another."""
     groups: int
+    """Of two postings or more."""
     largest_group: int
-    threshold: dict
-    metrics: dict | None
+    threshold: Threshold
+    metrics: Scores | None
     curve: F1Curve | None
     histogram: Histogram | None
     shown_split: str | None
     galleries: list[Gallery]
     photos_missing: str | None
+    """Why there are no photos; None where there are."""

@@ -88,7 +88,7 @@ def test_matches_are_the_pairs_at_the_threshold(made):
     folder = made / "faiss"
     chosen = json.loads(read(folder, "threshold.json"))
     pairs = pd.read_parquet(made / "faiss-pairs" / "pairs")
-    assert pairs.score.min() >= np.float32(chosen["floor"])
+    assert pairs.score.min() >= np.float32(chosen["score_floor"])
     assert (pairs.i < pairs.j).all()
     accepted = pairs[pairs.score >= np.float32(chosen["threshold"])]
     matches = read(folder, "matches.parquet")
@@ -133,7 +133,7 @@ def test_the_proof_of_a_finished_directory(made, engine):
     proof, N = json.loads(read(made / f"{engine}-pairs", "proof.json")), PRODUCTS * EACH
     assert (proof["engine"], proof["exact"], proof["items"]) == (engine, True, N)
     assert proof["pairs_covered"] == N * (N + 1) // 2
-    assert proof["floor"] == json.loads(read(made / engine, "threshold.json"))["floor"]
+    assert proof["floor"] == json.loads(read(made / engine, "threshold.json"))["score_floor"]
     assert (proof["audit"]["rows"], proof["audit"]["missed"], proof["audit"]["wrong"]) == (
         200,
         0,
@@ -261,7 +261,7 @@ def test_a_join_told_of_the_threshold_keeps_all_its_pairs(made, tmp_path):
     build_pairs(made / "emb", made / "index", tmp_path / "pairs", low)
     told = match(tmp_path / "pairs", tmp_path / "low", MatchConfig(threshold=0.3))
     pairs = pairs_of(tmp_path / "pairs")
-    assert told["floor"] <= 0.3
+    assert told["score_floor"] <= 0.3
     assert pairs.score.min() < 0.31
     matches = read(tmp_path / "low", "matches.parquet")
     assert (

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train.config.options import MatchConfig
-from dist_train.decisions.labelled import labelled_rows, left_out, pairs_among
 from dist_train.decisions.threshold import (
     Given,
     check_given,
@@ -17,6 +16,7 @@ from dist_train.decisions.threshold import (
     given_threshold,
 )
 from dist_train.evaluation.f1_curve import F1Curve
+from dist_train.evaluation.labelled import count_left_out, labelled_rows, pairs_within
 from shards.storage.errors import BadInput
 
 CHOOSE = given_threshold(MatchConfig())
@@ -91,17 +91,17 @@ def test_the_curve_in_the_file_says_the_same():
     assert curve.best()[1] == pytest.approx(chosen["f1"])
     assert np.float32(curve.best()[0]) == np.float32(chosen["threshold"])
     assert chosen["f1"] == pytest.approx(mean_f1(items, pairs, chosen["threshold"]))
-    assert not chosen["at_floor"]
-    assert (chosen["split"], chosen["floor"]) == ("val", 0.0)
+    assert not chosen["at_score_floor"]
+    assert (chosen["split"], chosen["score_floor"]) == ("val", 0.0)
 
 
-def test_a_best_threshold_at_the_floor_is_told():
+def test_a_best_threshold_at_the_score_floor_is_noted():
     items = items_of(["val"] * 4, ["a"] * 4)
     pairs = pd.DataFrame({"i": [0, 1, 2], "j": [1, 2, 3], "score": np.float32([0.9, 0.5, 0.3])})
-    assert decide_threshold(items, pairs, 0.3, CHOOSE)["at_floor"]
+    assert decide_threshold(items, pairs, 0.3, CHOOSE)["at_score_floor"]
     wrong = items_of(["val"] * 4, ["a", "a", "b", "c"])
-    assert not decide_threshold(wrong, pairs, 0.3, CHOOSE)["at_floor"]
-    assert not decide_threshold(items, pairs, 0.3, Given(0.3, "given"))["at_floor"]
+    assert not decide_threshold(wrong, pairs, 0.3, CHOOSE)["at_score_floor"]
+    assert not decide_threshold(items, pairs, 0.3, Given(0.3, "given"))["at_score_floor"]
 
 
 def test_a_given_threshold_is_taken_as_it_is(tmp_path):
@@ -141,11 +141,11 @@ def test_items_with_a_twin_in_another_split_may_not_speak():
     photos = [0, 1, 0, 0, 4, 4, -1]
     items = items_of(splits, labels, photos)
     assert labelled_rows(items, "val").tolist() == [1, 4]
-    assert left_out(items, "val") == 1
+    assert count_left_out(items, "val") == 1
     assert labelled_rows(items, "test").tolist() == [6]
 
 
-def test_a_twin_does_not_move_the_threshold():
+def test_a_near_duplicate_does_not_move_the_threshold():
     items = items_of(["val"] * 4 + ["train"], ["a", "a", "b", "b", "c"], [-1, -1, 2, 3, 2])
     pairs = pd.DataFrame({"i": [0, 2], "j": [1, 3], "score": np.float32([0.8, 0.3])})
     chosen = decide_threshold(items, pairs, 0.1, CHOOSE)
@@ -153,7 +153,7 @@ def test_a_twin_does_not_move_the_threshold():
     assert 0.3 < chosen["threshold"] <= np.float32(0.8)
 
 
-def test_pairs_among_gives_positions():
+def test_pairs_within_gives_positions():
     pairs = pd.DataFrame({"i": [0, 2, 3], "j": [5, 5, 4], "score": np.float32([0.1, 0.2, 0.3])})
-    i, j, score = pairs_among(np.array([2, 3, 5]), pairs, 6)
+    i, j, score = pairs_within(np.array([2, 3, 5]), pairs, 6)
     assert (i.tolist(), j.tolist(), score.tolist()) == ([0], [2], [np.float32(0.2)])
