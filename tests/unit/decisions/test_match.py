@@ -105,7 +105,9 @@ def test_matches_are_the_pairs_at_the_threshold(made):
 
 def test_what_lies_in_the_finished_directories(made):
     pairs, matches = (json.loads(read(made / f, "manifest.json")) for f in ("faiss-pairs", "faiss"))
-    assert pairs["files"].keys() > {"pairs/00000.parquet", "nearest.parquet", "proof.json"}
+    parts = {f"pairs/{path.name}" for path in (made / "faiss-pairs" / "pairs").iterdir()}
+    assert pairs["files"].keys() == parts | {"nearest.parquet", "proof.json"}
+    assert "pairs/00000.parquet" in parts
     assert matches["files"].keys() == {
         "matches.parquet", "groups.parquet", "threshold.json", "submission.csv"
     }  # fmt: skip
@@ -179,7 +181,7 @@ def test_the_number_in_a_file_of_a_threshold_is_part_of_the_config(made, tmp_pat
     assert json.loads(read(out, "stage.json"))["config"]["threshold"] == 0.75
     assert match(made / "gemm-pairs", out, config)["threshold"] == 0.75
     file.write_text('{"threshold": 0.5}')
-    with pytest.raises(BadInput, match=r"threshold 0\.75 there, 0\.5 asked"):
+    with pytest.raises(BadInput, match=r"threshold 0\.75 there, 0\.5 requested"):
         match(made / "gemm-pairs", out, config)
 
 
@@ -295,7 +297,7 @@ def test_what_is_no_pairs_directory_is_refused(made, tmp_path):
 
 
 def test_another_threshold_in_a_finished_directory_is_refused(made):
-    with pytest.raises(BadInput, match=r"threshold None there, 0\.5 asked"):
+    with pytest.raises(BadInput, match=r"threshold None there, 0\.5 requested"):
         match(made / "faiss-pairs", made / "faiss", MatchConfig(threshold=0.5))
     with pytest.raises(BadInput, match="already holds matches"):
         build_pairs(made / "emb", made / "index", made / "faiss", JoinConfig(device="cpu"))
