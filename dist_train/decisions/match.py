@@ -8,19 +8,14 @@ import pandas as pd
 
 from dist_train.config.options import MatchConfig, result_options
 from dist_train.decisions.match_lists import read_postings, write_lists
-from dist_train.decisions.threshold import (
-    Given,
-    Threshold,
-    check_given,
-    decide_threshold,
-    given_threshold,
-)
+from dist_train.decisions.threshold import Given, Threshold, decide_threshold, given_threshold
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime
 from dist_train.embedding.store import read_items
 from dist_train.evaluation.labelled import labelled_rows
 from dist_train.matching.pairs import PairSet, no_pairs
 from shards.storage import stage_files
+from shards.storage.errors import BadInput
 from shards.storage.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -36,7 +31,17 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
     runtime = Runtime("cpu")
     pair_set, given = PairSet(pairs), given_threshold(config)
     items = read_items(pair_set.embedding, ["split", "label_group", "photo_group"])
-    check_given(given, pair_set, items)
+    if given.threshold is None and not len(labelled_rows(items, "val")):
+        raise BadInput(
+            "no val posting has a label_group to choose the threshold on; "
+            "give one: --threshold T or --threshold-from FILE"
+        )
+    if given.threshold is not None and not pair_set.reaches(given.threshold):
+        raise BadInput(
+            f"{pairs}: holds the pairs that score {pair_set.score_floor} or more, the threshold "
+            f"is {given.threshold}; join again into a new folder with --max-score-floor "
+            f"{given.threshold}, or give a higher threshold"
+        )
     # The number that was read from the file, because the file may be replaced at any time.
     options = result_options(config) | {"threshold": given.threshold}
     with runtime.stage(out, stage.MATCHES, options, stage.parents_for(out, pairs=pairs)) as done:

@@ -11,7 +11,6 @@ from dist_train.distributed import stage
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.evaluation.baselines import same_photo_pairs, title_pairs, title_scores
 from dist_train.evaluation.fusion import choose_fusion, union_of_pairs
-from dist_train.evaluation.labelled import count_left_out
 from dist_train.evaluation.metrics import by_group_size, per_item_f1
 from dist_train.evaluation.scores import Difference, MatcherScore, Scores
 from dist_train.matching.pairs import PairSet
@@ -58,13 +57,14 @@ def evaluate(matches: Path, compare: dict[str, Path] | None = None) -> Scores:
                 raise BadInput(f"{path}: is over another shard set than {embeddings.path}")
             rows += _encoders(comparison, other, image_weight, name)
     rows.append(ours)
+    labelled = (items.split == "test") & (items.label_group != "")
     scores: Scores = {
         "format": FORMAT,
         "split": "test",
         "items": len(groups),
         "products": len(np.unique(groups)),
         "threshold": threshold,
-        "left_out": count_left_out(items, "test"),
+        "left_out": int(labelled.sum()) - len(groups),
         "rows": rows,
         "differences": _differences(comparison, rows),
         "by_group_size": by_group_size(groups, per_item_f1(groups, i, j)),

@@ -8,8 +8,7 @@ import pandas as pd
 
 from dist_train.config.options import MatchConfig
 from dist_train.evaluation.f1_curve import SavedCurve, f1_curve
-from dist_train.evaluation.labelled import labelled_rows, pairs_within
-from dist_train.matching.pairs import PairSet
+from dist_train.evaluation.labelled import labelled_rows
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json
 
@@ -63,35 +62,23 @@ def given_threshold(config: MatchConfig) -> Given:
     return Given(float(threshold), "file")
 
 
-def check_given(given: Given, pairs: PairSet, items: pd.DataFrame) -> None:
-    """Raise BadInput when nothing can be decided by the given threshold, or none can be chosen."""
-    if given.threshold is None:
-        if not len(labelled_rows(items, "val")):
-            raise BadInput(
-                "no val posting has a label_group to choose the threshold on; "
-                "give one: --threshold T or --threshold-from FILE"
-            )
-    elif not pairs.reaches(given.threshold):
-        raise BadInput(
-            f"{pairs.path}: holds the pairs that score {pairs.score_floor} or more, the threshold "
-            f"is {given.threshold}; join again into a new folder with --max-score-floor "
-            f"{given.threshold}, or give a higher threshold"
-        )
-
-
 def decide_threshold(
     items: pd.DataFrame, pairs: pd.DataFrame, score_floor: float, given: Given
 ) -> Threshold:
     """The given threshold, or the best one on val items, with its curve there.
 
     items: columns split, label_group and photo_group by vector row; pairs: columns i, j and score,
-    all within val items from `score_floor` on. Where no threshold is given, val items have labels.
+    from `score_floor` on, of which those of two val items count. Where no threshold is given, val
+    items have labels.
     """
     rows = labelled_rows(items, "val")
     threshold, curve, at_score_floor = given.threshold, None, False
     if len(rows):
-        groups = items.label_group.iloc[rows].to_numpy(str)
-        curve = f1_curve(groups, *pairs_within(rows, pairs, len(items)))
+        position = np.full(len(items), -1, np.int64)
+        position[rows] = np.arange(len(rows))
+        i, j = position[pairs.i.to_numpy()], position[pairs.j.to_numpy()]
+        both, groups = (i >= 0) & (j >= 0), items.label_group.iloc[rows].to_numpy(str)
+        curve = f1_curve(groups, i[both], j[both], pairs.score.to_numpy()[both])
         if threshold is None:
             threshold, lowest = curve.best()[0], curve.thresholds[-1:]
             at_score_floor = not len(lowest) or bool(threshold <= lowest[0])

@@ -25,23 +25,3 @@ def labelled_rows(items: pd.DataFrame, split: str) -> np.ndarray:
     """
     labelled = (items.split == split) & (items.label_group != "")
     return np.flatnonzero(labelled & ~near_duplicates_across_splits(items))
-
-
-def count_left_out(items: pd.DataFrame, split: str) -> int:
-    """How many labelled items of `split` are not scored for a near-duplicate in another split."""
-    labelled = (items.split == split) & (items.label_group != "")
-    return int((labelled & near_duplicates_across_splits(items)).sum())
-
-
-def pairs_within(
-    rows: np.ndarray, pairs: pd.DataFrame, items: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pairs whose items are both in `rows` (n,): positions i and j in `rows`, and scores (P,).
-
-    pairs: columns i, j and score, by row numbers below `items`.
-    """
-    position = np.full(items, -1, np.int64)
-    position[rows] = np.arange(len(rows))
-    i, j = position[pairs.i.to_numpy()], position[pairs.j.to_numpy()]
-    both = (i >= 0) & (j >= 0)
-    return i[both], j[both], pairs.score.to_numpy()[both]

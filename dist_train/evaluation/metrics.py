@@ -129,12 +129,7 @@ def bootstrap_interval(
 
 
 def paired_difference(
-    ours: np.ndarray,
-    theirs: np.ndarray,
-    groups: np.ndarray,
-    *,
-    rounds: int = 10_000,
-    seed: int = 0,
+    ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray, *, rounds: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Mean of ours - theirs on the same items, and its 95 % bootstrap interval by product.
 

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dist_train.evaluation.f1_curve import F1Curve
-from dist_train.report.data import Histogram
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 54, 546, 30, 250
@@ -15,6 +14,15 @@ STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Distances between two labels of an axis."""
 Scale = Callable[[ArrayLike], np.ndarray]
 """From values to places along an axis."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """edges (K+1,) of the scores; right, wrong (K,) pairs of each bin."""
+
+    edges: np.ndarray
+    right: np.ndarray
+    wrong: np.ndarray
 
 
 @dataclass(frozen=True)

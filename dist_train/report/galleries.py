@@ -1,5 +1,7 @@
 """Which pairs to show: a few of each kind, spread over products."""
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 
@@ -10,51 +12,46 @@ SHOWN_A_PRODUCT = 2
 ITEMS_A_PRODUCT = 30
 """Of a product only so many items are paired for pairs never scored: two pairs are shown at most,
 so the others would only cost time."""
+Kind = Literal["right", "wrong", "missed", "matches"]
+"""matches is that of a catalogue without labels."""
+Chosen = tuple[Kind, int | None, pd.DataFrame]
+"""A kind of pairs, how many there are (None: only the best are known), and those to show."""
 
 
-def right_pairs(matched: pd.DataFrame, product: np.ndarray) -> tuple[int, pd.DataFrame]:
-    """Matches of one product, from the surest to the closest call in even steps.
+def choose_pairs(
+    matched: pd.DataFrame, scored: pd.DataFrame, product: np.ndarray, shown: np.ndarray | None
+) -> list[Chosen]:
+    """The pairs to show of every kind, at most two of a product.
 
-    matched: columns i, j (i < j) and score; product: (N,) int64 by row. Returns how many there
-    are, and those to show.
+    right: matches of one product, from the surest to the closest call in even steps; wrong:
+    matches across two products, the highest score first; missed: pairs of one product that are no
+    match, the highest score first, then with NaN those never scored.
+    matched, scored: columns i, j (i < j) and score, the latter kept down to the score floor;
+    product: (N,) int64 by row; shown: (N,) bool, the rows whose pairs these are. Without labels it
+    is None, and the best matches are chosen.
     """
-    right = _by_score(matched[_same(matched, product)])
-    place = right.groupby(product[right["i"]]).cumcount()
-    spread = right[place < SHOWN_A_PRODUCT]
-    even = np.linspace(0, len(spread) - 1, min(SHOWN, len(spread))).round().astype(int)
-    return len(right), spread.iloc[even]
-
-
-def wrong_pairs(matched: pd.DataFrame, product: np.ndarray) -> tuple[int, pd.DataFrame]:
-    """Matches across two products, the highest score first; as `right_pairs`."""
-    wrong = _by_score(matched[~_same(matched, product)])
-    return len(wrong), _spread(wrong, product)
-
-
-def missed_pairs(
-    matched: pd.DataFrame, scored: pd.DataFrame, product: np.ndarray, shown: np.ndarray
-) -> tuple[int, pd.DataFrame]:
-    """Pairs of one product that are no match: the highest score first, never scored last.
-
-    scored: columns i, j and score, kept down to the score floor; shown: (N,) bool, the items whose
-    pairs are shown. As `right_pairs`, with NaN scores for pairs never scored.
-    """
-    sizes = np.bincount(product[shown])
-    total = int((sizes * (sizes - 1) // 2).sum()) - int(_same(matched, product).sum())
-    near = _by_score(scored[_same(scored, product)])
+    matched = _by_score(matched)
+    if shown is None:
+        return [("matches", None, _spread(matched, product))]
+    is_right = _is_same(matched, product)
+    right, wrong = matched[is_right], matched[~is_right]
+    few = right[right.groupby(product[right["i"]]).cumcount() < SHOWN_A_PRODUCT]
+    even = np.linspace(0, len(few) - 1, min(SHOWN, len(few))).round().astype(int)
+    near = _by_score(scored[_is_same(scored, product)])
     rows = np.flatnonzero(shown)
     rows = rows[pd.Series(product[rows]).groupby(product[rows]).cumcount() < ITEMS_A_PRODUCT]
     # Pairs of equal products are found as pairs of equal hashes are.
     i, j = same_photo_pairs(product[rows].astype(str))
     every = pd.DataFrame({"i": rows[i], "j": rows[j], "score": np.nan})
     far = every[~_isin(every, scored, len(product))]
-    candidates = pd.concat([near[["i", "j", "score"]], far], ignore_index=True)
-    return total, _spread(candidates[~_isin(candidates, matched, len(product))], product)
-
-
-def best_pairs(matched: pd.DataFrame, product: np.ndarray) -> pd.DataFrame:
-    """The matches of highest score, for a catalogue without labels."""
-    return _spread(_by_score(matched), product)
+    missed = pd.concat([near[["i", "j", "score"]], far], ignore_index=True)
+    missed = missed[~_isin(missed, matched, len(product))]
+    sizes = np.bincount(product[shown])
+    return [
+        ("right", len(right), few.iloc[even]),
+        ("wrong", len(wrong), _spread(wrong, product)),
+        ("missed", int((sizes * (sizes - 1) // 2).sum()) - len(right), _spread(missed, product)),
+    ]
 
 
 def _by_score(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -62,7 +59,7 @@ def _by_score(pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs.sort_values(["score", "i", "j"], ascending=[False, True, True])
 
 
-def _same(pairs: pd.DataFrame, product: np.ndarray) -> np.ndarray:
+def _is_same(pairs: pd.DataFrame, product: np.ndarray) -> np.ndarray:
     """Which of the pairs are of one product, (P,) bool."""
     return product[pairs["i"]] == product[pairs["j"]]
 

@@ -2,24 +2,26 @@
 
 import base64
 import io
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
+from dist_train.decisions.threshold import Threshold
 from dist_train.distributed.stage import MATCHES, parent, parent_shards
 from dist_train.embedding.store import corrupt_error, read_items
 from dist_train.evaluation.f1_curve import F1Curve
+from dist_train.evaluation.scores import Scores
 from dist_train.evaluation.titles import decode_escapes
 from dist_train.matching.pairs import SCORES, PairSet, no_pairs
-from dist_train.report import galleries
-from dist_train.report.data import Gallery, Histogram, Kind, PairCard, Posting, ReportData
+from dist_train.report.charts import Histogram
+from dist_train.report.galleries import Chosen, Kind, choose_pairs
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput, Unreachable
 from shards.storage.files import read_json
@@ -32,8 +34,58 @@ BEST_OF_A_BATCH = 5_000
 BINS = 48
 LONGEST_SIDE, QUALITY = 160, 70
 """Pixels and JPEG quality of the photos inside the page."""
-Chosen = tuple[Kind, int | None, pd.DataFrame]
-"""A kind of pairs, how many there are, and those to show."""
+
+
+@dataclass(frozen=True)
+class Posting:
+    """One side of a pair. photo: a data URI, or None where there is none to show."""
+
+    posting_id: str
+    title: str
+    photo: str | None
+
+
+@dataclass(frozen=True)
+class PairCard:
+    """Two postings and their scores; None where the pair or a modality was never scored."""
+
+    left: Posting
+    right: Posting
+    score: float | None
+    score_image: float | None
+    score_text: float | None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Some pairs of a kind; total: pairs of this kind, None where only the best are known."""
+
+    kind: Kind
+    total: int | None
+    cards: list[PairCard]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """One match directory. Without labels metrics, curve, histogram and shown_split are None.
+
+    matched: postings that match another; groups: those of two postings or more; photos_missing:
+    why there are no photos, None where there are.
+    """
+
+    name: str
+    created: str
+    postings: int
+    matched: int
+    groups: int
+    largest_group: int
+    threshold: Threshold
+    metrics: Scores | None
+    curve: F1Curve | None
+    histogram: Histogram | None
+    shown_split: str | None
+    galleries: list[Gallery]
+    photos_missing: str | None
 
 
 class Photos(Protocol):
@@ -53,7 +105,10 @@ def gather(matches: Path, shard_set: Photos | None = None) -> ReportData:
     pair_set = PairSet(parent(matches, "pairs"))
     embedding = pair_set.embedding
     items = read_items(embedding, ["posting_id", "label_group", "split"])
-    split, shown = _shown_rows(items)
+    labelled = items.label_group.notna() & (items.label_group != "")
+    rows = {split: (labelled & (items.split == split)).to_numpy() for split in SHOWN_SPLITS}
+    split = next((split for split in SHOWN_SPLITS if rows[split].any()), None)
+    shown = None if split is None else rows[split]
     postings, matched, pairs = _read_matches(matches / "matches.parquet", items.posting_id, shown)
     table = pd.read_parquet(matches / "groups.parquet", columns=["posting_id", "group_id"])
     groups, _ = pd.factorize(table.group_id)
@@ -62,15 +117,10 @@ def gather(matches: Path, shard_set: Photos | None = None) -> ReportData:
         keys = pairs.i.to_numpy() * len(items) + pairs.j.to_numpy()
         scored = pair_set.select(lambda i, j: np.isin(i * len(items) + j, keys))
         product = groups[pd.Index(table.posting_id).get_indexer(items.posting_id)]
-        chosen: list[Chosen] = [("matches", None, galleries.best_pairs(pairs, product))]
     else:
         scored = pair_set.select(lambda i, j: shown[i] & shown[j])
         product = pd.factorize(items.label_group)[0]
-        chosen = [
-            ("right", *galleries.right_pairs(pairs, product)),
-            ("wrong", *galleries.wrong_pairs(pairs, product)),
-            ("missed", *galleries.missed_pairs(pairs, scored, product, shown)),
-        ]
+    chosen = choose_pairs(pairs, scored, product, shown)
     photos, photos_missing = (shard_set, None) if shard_set else _open_photos(embedding)
     threshold = read_json(matches / "threshold.json")
     metrics = matches / "metrics.json"
@@ -92,16 +142,6 @@ def gather(matches: Path, shard_set: Photos | None = None) -> ReportData:
     )
 
 
-def _shown_rows(items: pd.DataFrame) -> tuple[str | None, np.ndarray | None]:
-    """The split to show and which rows (N,) it has; None and None without labelled products."""
-    labelled = items.label_group.notna() & (items.label_group != "")
-    for split in SHOWN_SPLITS:
-        rows = (labelled & (items.split == split)).to_numpy()
-        if rows.any():
-            return split, rows
-    return None, None
-
-
 def _read_matches(
     path: Path, posting_ids: pd.Series, shown: np.ndarray | None
 ) -> tuple[int, int, pd.DataFrame]:
@@ -118,25 +158,20 @@ def _read_matches(
             postings += batch.num_rows
             others = pc.greater(pc.list_value_length(batch["matches"]), 1)
             matched += int(pc.sum(others).as_py() or 0)
-            pairs = _pairs_of(batch, row_of)
+            lists = pc.list_parent_indices(batch["matches"]).to_numpy()
+            one = row_of.get_indexer(batch["posting_id"].to_pandas())[lists]
+            other = row_of.get_indexer(pc.list_flatten(batch["matches"]).to_pandas())
+            score = pc.list_flatten(batch["scores"]).to_numpy(zero_copy_only=False)
+            kept = (one != other) & (one >= 0) & (other >= 0)
+            i, j = np.minimum(one, other)[kept], np.maximum(one, other)[kept]
+            pairs = pd.DataFrame({"i": i, "j": j, "score": score[kept]})
             if shown is None:
                 found.append(pairs.nlargest(BEST_OF_A_BATCH, "score"))
             else:
-                found.append(pairs[shown[pairs.i] & shown[pairs.j]])
+                found.append(pairs[shown[i] & shown[j]])
     # A match may stand in the list of one side only, so both are read and one is kept.
     pairs = pd.concat(found, ignore_index=True).drop_duplicates(["i", "j"], ignore_index=True)
     return postings, matched, pairs
-
-
-def _pairs_of(batch: pa.RecordBatch, row_of: pd.Index) -> pd.DataFrame:
-    """i, j (i < j) and score of the match lists of some postings."""
-    lists = pc.list_parent_indices(batch["matches"]).to_numpy()
-    one = row_of.get_indexer(batch["posting_id"].to_pandas())[lists]
-    other = row_of.get_indexer(pc.list_flatten(batch["matches"]).to_pandas())
-    score = pc.list_flatten(batch["scores"]).to_numpy(zero_copy_only=False)
-    kept = (one != other) & (one >= 0) & (other >= 0)
-    i, j = np.minimum(one, other)[kept], np.maximum(one, other)[kept]
-    return pd.DataFrame({"i": i, "j": j, "score": score[kept]})
 
 
 def _open_photos(embedding: Path) -> tuple[Photos | None, str | None]:

@@ -6,8 +6,7 @@ import jinja2
 
 from dist_train.evaluation.metrics import GroupSizeScore
 from dist_train.report import charts
-from dist_train.report.data import ReportData
-from dist_train.report.gather import Photos, gather
+from dist_train.report.gather import Photos, ReportData, gather
 from shards.storage.files import write_atomic
 
 

@@ -271,11 +271,11 @@ def test_a_join_told_of_the_threshold_keeps_all_its_pairs(made, tmp_path):
     )
 
 
-def test_without_labels_a_threshold_is_asked_for(tmp_path):
+def test_without_labels_a_threshold_must_be_given(tmp_path):
     write_set(tmp_path / "emb", labels=False)
     build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
     build_pairs(tmp_path / "emb", tmp_path / "index", tmp_path / "pairs", JoinConfig(device="cpu"))
-    with pytest.raises(BadInput, match="--threshold"):
+    with pytest.raises(BadInput, match="--threshold T or --threshold-from FILE"):
         match(tmp_path / "pairs", tmp_path / "m", MatchConfig())
     assert not (tmp_path / "m").exists()  # refused before anything is claimed
     given = MatchConfig(threshold=0.7)

@@ -9,15 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train.config.options import MatchConfig
-from dist_train.decisions.threshold import (
-    Given,
-    check_given,
-    decide_threshold,
-    given_threshold,
-)
+from dist_train.decisions.threshold import Given, decide_threshold, given_threshold
 from dist_train.evaluation.f1_curve import F1Curve
-from dist_train.evaluation.labelled import count_left_out, labelled_rows, pairs_within
-from shards.storage.errors import BadInput
+from dist_train.evaluation.labelled import labelled_rows
 
 CHOOSE = given_threshold(MatchConfig())
 
@@ -118,11 +112,9 @@ def test_a_given_threshold_is_taken_as_it_is(tmp_path):
     assert read["f1"] < 1
 
 
-def test_without_val_labels_a_threshold_must_be_given():
+def test_without_val_labels_a_given_threshold_has_no_score():
     items = items_of(["train", "test", "unlabelled", "val"], ["a", "b", "", ""])
     pairs = pd.DataFrame({"i": [0], "j": [1], "score": np.float32([0.9])})
-    with pytest.raises(BadInput, match="--threshold T or --threshold-from FILE"):
-        check_given(CHOOSE, None, items)
     given = decide_threshold(items, pairs, 0.1, Given(0.5, "given"))
     assert (given["items"], given["f1"], given["curve"]) == (0, None, None)
 
@@ -141,7 +133,6 @@ def test_items_with_a_twin_in_another_split_may_not_speak():
     photos = [0, 1, 0, 0, 4, 4, -1]
     items = items_of(splits, labels, photos)
     assert labelled_rows(items, "val").tolist() == [1, 4]
-    assert count_left_out(items, "val") == 1
     assert labelled_rows(items, "test").tolist() == [6]
 
 
@@ -151,9 +142,3 @@ def test_a_near_duplicate_does_not_move_the_threshold():
     chosen = decide_threshold(items, pairs, 0.1, CHOOSE)
     assert (chosen["items"], chosen["products"]) == (3, 2)
     assert 0.3 < chosen["threshold"] <= np.float32(0.8)
-
-
-def test_pairs_within_gives_positions():
-    pairs = pd.DataFrame({"i": [0, 2, 3], "j": [5, 5, 4], "score": np.float32([0.1, 0.2, 0.3])})
-    i, j, score = pairs_within(np.array([2, 3, 5]), pairs, 6)
-    assert (i.tolist(), j.tolist(), score.tolist()) == ([0], [2], [np.float32(0.2)])
