@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.decisions.comparison import Bench
+from dist_train.decisions.comparison import Comparison
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.evaluation.f1_curve import f1_curve
 from dist_train.evaluation.metrics import paired_difference, per_item_f1
@@ -135,16 +135,18 @@ def unseen_gain(out: Path) -> dict[str, float]:
 def _cross_fitted(embedding: Path) -> tuple[np.ndarray, np.ndarray]:
     """F1 of the val and then the test items (n,), and their label groups."""
     embeddings = EmbeddingSet(embedding)
-    bench, views = Bench(embeddings.items), open_views(embeddings, ["image"], 0.5)
-    pairs = {split: bench.pairs(subset(views, rows)) for split, rows in bench.rows.items()}
+    comparison, views = Comparison(embeddings.items), open_views(embeddings, ["image"], 0.5)
+    pairs = {
+        split: comparison.pairs(subset(views, rows)) for split, rows in comparison.rows.items()
+    }
     f1 = []
     for split, other in (("val", "test"), ("test", "val")):
         far = pairs[other]
-        threshold, _ = f1_curve(bench.groups[other], far.i, far.j, far.score).best()
+        threshold, _ = f1_curve(comparison.groups[other], far.i, far.j, far.score).best()
         near = pairs[split]
         kept = near.score >= np.float32(threshold)
-        f1.append(per_item_f1(bench.groups[split], near.i[kept], near.j[kept]))
-    return np.concatenate(f1), np.concatenate([bench.groups["val"], bench.groups["test"]])
+        f1.append(per_item_f1(comparison.groups[split], near.i[kept], near.j[kept]))
+    return np.concatenate(f1), np.concatenate([comparison.groups["val"], comparison.groups["test"]])
 
 
 def _told(gain: dict[str, float]) -> str:

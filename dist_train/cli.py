@@ -319,7 +319,7 @@ def evaluate(matches: Path, /, *, compare: tuple[str, ...] = ()) -> None:
         Other embedding sets over the same shards, scored beside it: FOLDER, or NAME=FOLDER.
     """
     from dist_train.decisions import score
-    from dist_train.evaluation.table import score_table
+    from dist_train.evaluation.scores import score_table
 
     others = {name: Path(path or name) for name, _, path in (c.partition("=") for c in compare)}
     print(score_table(score.evaluate(matches, others)))
@@ -371,7 +371,7 @@ def main() -> None:
 
 def _run(config: Config) -> None:
     from dist_train import pipeline
-    from dist_train.evaluation.table import score_table
+    from dist_train.evaluation.scores import score_table
 
     scores = pipeline.run(config)
     if scores is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dist_train.config.options import Config
 from dist_train.distributed.runtime import Clock, stop_flag, under_launcher
+from dist_train.evaluation.scores import Scores
 from dist_train.stage_graph import Stage, stage_graph
 from shards.storage.errors import BadInput, Stopped
 from shards.storage.workers import stops_interrupt
@@ -14,7 +15,7 @@ from shards.storage.workers import stops_interrupt
 log = logging.getLogger(__name__)
 
 
-def run(config: Config) -> dict[str, Any] | None:
+def run(config: Config) -> Scores | None:
     """The whole pipeline into `config.out`; the scores on the test products, None without any.
 
     Raises Stopped after a signal, whatever stage it came in; the same call goes on.

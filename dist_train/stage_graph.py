@@ -22,6 +22,7 @@ from dist_train.config.options import (
     result_options,
 )
 from dist_train.decisions.threshold import given_threshold
+from dist_train.evaluation.scores import Scores
 from dist_train.matching.pairs import PairSet
 from shards.catalogue.carried_columns import Carried
 from shards.catalogue.rows import Catalogue
@@ -222,7 +223,7 @@ def _evaluate(config: Config) -> Stage:
     for name, folder in others.items():
         words += ["--compare", f"{name}={folder}"]
 
-    def call() -> dict[str, Any]:
+    def call() -> Scores:
         from dist_train.decisions.score import evaluate
 
         return evaluate(matches, others)

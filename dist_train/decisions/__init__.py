@@ -1,1 +1,1 @@
-"""Scored pairs to matches: fusion, threshold, groups, scores on the test products."""
+"""Scored pairs to matches: threshold, match lists, groups, scores on the test products."""

@@ -1,7 +1,7 @@
 """Match lists and groups written piece by piece from the files of pairs.
 
 Memory grows with the postings, by their names and some numbers each, never with the pairs: these
-are laid out on disk by the posting they belong to and come back a piece at a time.
+are stored on disk by the posting they belong to and are read a piece at a time.
 """
 
 import shutil
@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_train.decisions.groups import Groups
-from dist_train.decisions.tables import match_lists, name_array, submission_table
-from dist_train.embedding.store import told_corrupt
+from dist_train.embedding.store import corrupt_error
 from dist_train.matching.pairs import PairSet
 from shards.storage.files import atomic_path
 
@@ -24,7 +23,8 @@ PIECE = 500_000
 """Pairs of the postings whose lists are in memory at one time."""
 POSTINGS = 250_000
 """Postings in memory at one time, with their lists."""
-ENTRY = np.dtype([("asking", np.int64), ("other", np.int64), ("score", np.float32)])
+MATCH = np.dtype([("posting", np.int64), ("row", np.int64), ("score", np.float32)])
+"""A posting by its place in the catalogue, and the vector row of an item that it matches."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,15 @@ class Postings:
 
 
 def read_postings(path: Path) -> Postings:
-    """The postings of an embedding set's items.parquet."""
-    with told_corrupt(path):
+    """The postings of an embedding set's items.parquet; Corrupt when it cannot be read."""
+    with corrupt_error(path):
         table = pq.read_table(path, columns=["posting_id", "row"])
     row = table["row"].to_numpy()
     place = np.empty(int((row >= 0).sum()), np.int64)
     place[row[row >= 0]] = np.flatnonzero(row >= 0)
-    return Postings(name_array(table["posting_id"]), row, place)
+    # Offsets of 64 bits, so that the names are one array however many they are.
+    names = pa.concat_arrays(table["posting_id"].cast(pa.large_string()).chunks)
+    return Postings(names, row, place)
 
 
 def write_lists(
@@ -51,35 +53,77 @@ def write_lists(
 ) -> dict[str, int]:
     """Write matches.parquet, groups.parquet and submission.csv; counts of pairs and matches.
 
-    `degree` (N,) counts the pairs of every row. What does not fit in memory lies below `out`
-    meanwhile.
+    `degree` (N,) counts the pairs of every row. What does not fit in memory is stored below `out`
+    until the lists are written.
     """
-    room = out / WORK
-    shutil.rmtree(room, ignore_errors=True)
-    room.mkdir(parents=True)
-    of_posting = np.zeros(len(postings.row), np.int64)
-    of_posting[postings.place] = degree
-    cuts, groups, matches = _cuts(of_posting), Groups(len(postings.row)), 0
-    for some in pairs.batches():
-        accepted = some[some.score >= np.float32(threshold)]
+    work = out / WORK
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    degree_of = np.zeros(len(postings.row), np.int64)
+    degree_of[postings.place] = degree
+    cuts, groups, matches = _cuts(degree_of), Groups(len(postings.row)), 0
+    for batch in pairs.batches():
+        accepted = batch[batch.score >= np.float32(threshold)]
         if len(accepted):
             matches += len(accepted)
             i, j = accepted.i.to_numpy(), accepted.j.to_numpy()
             groups.join(postings.place[i], postings.place[j])
-            _lay_out(i, j, accepted.score.to_numpy(), postings, cuts, room)
+            both = np.empty(2 * len(i), MATCH)
+            both["posting"] = postings.place[np.concatenate([i, j])]
+            both["row"] = np.concatenate([j, i])
+            both["score"] = np.tile(accepted.score.to_numpy(), 2)
+            _store(both, cuts, work)
     with atomic_path(out / "groups.parquet") as temporary:
         columns = {"posting_id": postings.names, "group_id": groups.numbers()}
         pq.write_table(pa.table(columns), temporary)
-    _write_matches(out, postings, of_posting, cuts, room)
-    shutil.rmtree(room)
+    with (
+        atomic_path(out / "matches.parquet") as table_path,
+        atomic_path(out / "submission.csv") as text_path,
+    ):
+        writer = None
+        for number, (first, last) in enumerate(pairwise(cuts)):
+            file = work / str(number)
+            found = np.fromfile(file, MATCH) if file.exists() else np.zeros(0, MATCH)
+            table = match_lists(postings, range(first, last), found)
+            table = table.append_column("degree", pa.array(degree_of[first:last]))
+            writer = writer or pq.ParquetWriter(table_path, table.schema)
+            writer.write_table(table)
+            submission = table.select(["posting_id", "matches"]).to_pandas()
+            submission["matches"] = submission.matches.map(" ".join)
+            submission.to_csv(text_path, index=False, mode="a", header=not number)
+        assert writer is not None
+        writer.close()
+    shutil.rmtree(work)
     return {"pairs": int(degree.sum()) // 2, "matches": matches}
+
+
+def match_lists(postings: Postings, wanted: range, found: np.ndarray) -> pa.Table:
+    """posting_id, matches (itself first, then by score) and scores of the postings `wanted`.
+
+    found: all matches (P,) of these postings, as MATCH; a rejected posting matches only itself.
+    """
+    own = np.arange(wanted.start, wanted.stop)
+    # A posting comes before all its matches, whatever their score; of equal scores the lower row.
+    first = np.r_[np.full(len(own), np.inf), found["score"]]
+    order = np.lexsort((np.r_[own, found["row"]], -first, np.r_[own, found["posting"]]))
+    lengths = 1 + np.bincount(found["posting"] - wanted.start, minlength=len(own))
+    offsets = pa.array(np.cumsum(np.r_[0, lengths]), pa.int32())
+    match = np.r_[own, postings.place[found["row"]]][order]
+    score = np.r_[np.ones(len(own), np.float32), found["score"]][order]
+    names = postings.names.take(pa.array(match))
+    columns = {
+        "posting_id": postings.names.slice(wanted.start, len(own)),
+        "matches": pa.ListArray.from_arrays(offsets, names),
+        "scores": pa.ListArray.from_arrays(offsets, pa.array(score)),
+    }
+    return pa.table(columns)
 
 
 def _cuts(degree: np.ndarray) -> np.ndarray:
     """First postings of the pieces, and the end: each of at most POSTINGS with PIECE pairs.
 
     By the pairs, of which the matches are some: so the pairs need not be read to count matches.
-    A posting that has more than PIECE by itself is a piece of its own.
+    A posting that has more than PIECE alone is one piece.
     """
     cuts, before = [0], np.r_[0, np.cumsum(degree)]
     while cuts[-1] < len(degree):
@@ -88,41 +132,11 @@ def _cuts(degree: np.ndarray) -> np.ndarray:
     return np.asarray(cuts)
 
 
-def _lay_out(
-    i: np.ndarray, j: np.ndarray, score: np.ndarray, postings: Postings, cuts: np.ndarray,
-    room: Path,
-) -> None:  # fmt: skip
-    """Both directions of accepted pairs (P,), into a file for each piece of the postings."""
-    entries = np.empty(2 * len(i), ENTRY)
-    entries["asking"] = postings.place[np.concatenate([i, j])]
-    entries["other"] = np.concatenate([j, i])
-    entries["score"] = np.tile(score, 2)
-    piece = np.searchsorted(cuts, entries["asking"], "right") - 1
-    entries = entries[np.argsort(piece, kind="stable")]
+def _store(matches: np.ndarray, cuts: np.ndarray, work: Path) -> None:
+    """Append matches (P,) to the file of the piece that each posting belongs to."""
+    piece = np.searchsorted(cuts, matches["posting"], "right") - 1
+    matches = matches[np.argsort(piece, kind="stable")]
     numbers, counts = np.unique(piece, return_counts=True)
-    for number, some in zip(numbers, np.split(entries, np.cumsum(counts)[:-1]), strict=True):
-        with (room / str(number)).open("ab") as file:
+    for number, some in zip(numbers, np.split(matches, np.cumsum(counts)[:-1]), strict=True):
+        with (work / str(number)).open("ab") as file:
             some.tofile(file)
-
-
-def _write_matches(
-    out: Path, postings: Postings, degree: np.ndarray, cuts: np.ndarray, room: Path
-) -> None:
-    with (
-        atomic_path(out / "matches.parquet") as table_path,
-        atomic_path(out / "submission.csv") as text_path,
-    ):
-        writer = None
-        for number, (first, last) in enumerate(pairwise(cuts)):
-            file = room / str(number)
-            found = np.fromfile(file, ENTRY) if file.exists() else np.zeros(0, ENTRY)
-            table = match_lists(
-                postings.names, postings.place, range(first, last),
-                found["asking"], found["other"], found["score"],
-            ).append_column("degree", pa.array(degree[first:last]))  # fmt: skip
-            writer = writer or pq.ParquetWriter(table_path, table.schema)
-            writer.write_table(table)
-            submission = submission_table(table.select(["posting_id", "matches"]).to_pandas())
-            submission.to_csv(text_path, index=False, mode="a", header=not number)
-        assert writer is not None
-        writer.close()

@@ -1,38 +1,59 @@
 """The threshold: the best mean per-item F1 on the validation products, given, or from a file."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
 
 from dist_train.config.options import MatchConfig
-from dist_train.decisions.labelled import labelled_rows, pairs_among
-from dist_train.evaluation.f1_curve import F1Curve, f1_curve
-from dist_train.matching.pairs import PairSet
+from dist_train.evaluation.f1_curve import SavedCurve, f1_curve
+from dist_train.evaluation.labelled import labelled_rows
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json
 
-FORMAT = 2
+FORMAT = 3
+Source = Literal["given", "file", "chosen"]
 
 
 class Given(NamedTuple):
     """The threshold that the user gives, None where it is to be chosen, and where it is from."""
 
     threshold: float | None
-    source: str
-    """given or file; chosen where there is none."""
+    source: Source
+
+
+class Threshold(TypedDict):
+    """threshold.json."""
+
+    format: int
+    threshold: float
+    source: Source
+    objective: str
+    split: str
+    items: int
+    """Labelled items of the split, of so many products."""
+    products: int
+    f1: float | None
+    """At the threshold, on these items; None without any."""
+    score_floor: float
+    """The lowest score of the pairs that were joined."""
+    at_score_floor: bool
+    """The chosen threshold is the lowest score that was compared: a better one may be lower."""
+    curve: SavedCurve | None
+    weights: NotRequired[dict[str, float]]
+    """Of each modality in the score; added by match."""
 
 
 def given_threshold(config: MatchConfig) -> Given:
     """The threshold of the options, read from its file now; BadInput names one that holds none.
 
-    To be called once: the file may be written anew while the stage works.
+    To be called once: the file may be replaced while the stage runs.
     """
     if config.threshold_from is None:
         return Given(config.threshold, "chosen" if config.threshold is None else "given")
-    told = read_json(config.threshold_from)
-    threshold = told.get("threshold") if isinstance(told, dict) else None
+    saved = read_json(config.threshold_from)
+    threshold = saved.get("threshold") if isinstance(saved, dict) else None
     if not isinstance(threshold, int | float) or not math.isfinite(threshold):
         raise BadInput(
             f"{config.threshold_from}: holds no threshold; give a match's threshold.json, or the "
@@ -41,35 +62,27 @@ def given_threshold(config: MatchConfig) -> Given:
     return Given(float(threshold), "file")
 
 
-def check_given(given: Given, pairs: PairSet, items: pd.DataFrame) -> None:
-    """Raise BadInput when nothing can be decided by the given threshold, or none can be chosen."""
-    if given.threshold is None:
-        if not len(labelled_rows(items, "val")):
-            raise BadInput(
-                "no val posting has a label_group to choose the threshold on; "
-                "give one: --threshold T or --threshold-from FILE"
-            )
-    elif not pairs.reaches(given.threshold):
-        raise BadInput(
-            f"{pairs.path}: holds the pairs that score {pairs.score_floor} or more, the threshold "
-            f"is {given.threshold}; join again into a new folder with --max-score-floor "
-            f"{given.threshold}, or give a higher threshold"
-        )
-
-
 def decide_threshold(
-    items: pd.DataFrame, pairs: pd.DataFrame, floor: float, given: Given
-) -> dict[str, Any]:
-    """What threshold.json says of the given threshold, or of the best; `pairs` i, j, score.
+    items: pd.DataFrame, pairs: pd.DataFrame, score_floor: float, given: Given
+) -> Threshold:
+    """The given threshold, or the best one on val items, with its curve there.
 
-    `floor` is the score floor of the pairs; val items have labels where none is given.
+    items: columns split, label_group and photo_group by vector row; pairs: columns i, j and score,
+    from `score_floor` on, of which those of two val items count. Where no threshold is given, val
+    items have labels.
     """
     rows = labelled_rows(items, "val")
-    curve = _curve(items, rows, pairs) if len(rows) else None
-    threshold = given.threshold
-    if threshold is None:
-        assert curve is not None
-        threshold = curve.best()[0]
+    threshold, curve, at_score_floor = given.threshold, None, False
+    if len(rows):
+        position = np.full(len(items), -1, np.int64)
+        position[rows] = np.arange(len(rows))
+        i, j = position[pairs.i.to_numpy()], position[pairs.j.to_numpy()]
+        both, groups = (i >= 0) & (j >= 0), items.label_group.iloc[rows].to_numpy(str)
+        curve = f1_curve(groups, i[both], j[both], pairs.score.to_numpy()[both])
+        if threshold is None:
+            threshold, lowest = curve.best()[0], curve.thresholds[-1:]
+            at_score_floor = not len(lowest) or bool(threshold <= lowest[0])
+    assert threshold is not None
     return {
         "format": FORMAT,
         "threshold": float(np.float32(threshold)),
@@ -79,17 +92,7 @@ def decide_threshold(
         "items": len(rows),
         "products": int(items.label_group[rows].nunique()),
         "f1": curve.at(threshold) if curve else None,
-        "floor": floor,
-        "at_floor": bool(curve and given.threshold is None and _at_floor(curve, threshold)),
+        "score_floor": score_floor,
+        "at_score_floor": at_score_floor,
         "curve": curve.thinned().as_json() if curve else None,
     }
-
-
-def _curve(items: pd.DataFrame, rows: np.ndarray, pairs: pd.DataFrame) -> F1Curve:
-    i, j, score = pairs_among(rows, pairs, len(items))
-    return f1_curve(items.label_group.iloc[rows].to_numpy(str), i, j, score)
-
-
-def _at_floor(curve: F1Curve, threshold: float) -> bool:
-    """The best threshold is the last that was looked at: below the floor may be a better one."""
-    return not len(curve.thresholds) or bool(threshold <= curve.thresholds[-1])

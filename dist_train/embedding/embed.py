@@ -23,8 +23,8 @@ from shards.storage import stage_files
 from shards.storage.errors import BadInput, Failed
 from shards.storage.files import atomic_path, write_parquet
 
-COLUMNS = ["row", "posting_id", "label_group", "split", "title", "has_image", "has_text",
-           "status", "sha256", "phash", "photo_group"]  # fmt: skip
+COLUMNS = ["row", "posting_id", "label_group", "split", "title"]
+COLUMNS += ["has_image", "has_text", "status", "sha256", "phash", "photo_group"]
 UNREADABLE = "unreadable"
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,11 @@ log = logging.getLogger(__name__)
 def embed(
     shards: Location, out: Path, config: EmbedConfig, image: Path | None, text: Path | None
 ) -> dict[str, int]:
-    """Embed every item of `shards` with the given runs; the counts of the embedding set.
+    """Embed every item of `shards` with the encoders of the given runs.
 
+    image, text: run directories, at least one. Returns the counts of the embedding set.
     Raises BadInput when no run is given, one is unfinished, or `out` holds something else; Failed
-    when too many items are unreadable or an encoder is broken; Stopped after a signal.
+    when too many items are unreadable or an encoder gives NaN or Inf; Stopped after a signal.
     """
     given: dict[Modality, Path | None] = {"image": image, "text": text}
     runs = {modality: run for modality, run in given.items() if run is not None}
@@ -48,15 +49,16 @@ def embed(
         if not done:
             for modality, run in runs.items():
                 if not runtime.stop_requested():
-                    _embed_view(shard_set, modality, run, out, config, runtime)
-            runtime.stop_together(out)  # some ranks may have a block more to do
+                    _embed_modality(shard_set, modality, run, out, config, runtime)
+            # Some ranks may still have a block to do when a signal comes.
+            runtime.stop_together(out)
             if runtime.is_main:
                 _finish(shard_set, out, config)
             runtime.barrier()
     return stage_files.open_finished(out, stage.EMBEDDING)["counts"]
 
 
-def _embed_view(
+def _embed_modality(
     shard_set: ShardSet,
     modality: Modality,
     run: Path,
@@ -64,31 +66,32 @@ def _embed_view(
     config: EmbedConfig,
     runtime: Runtime,
 ) -> None:
-    """Write this rank's blocks that are not there yet, until a signal asks for a stop."""
+    """Write this rank's blocks that do not exist yet; returns early when a stop is requested."""
     reader, packed = shard_set.reader(), shard_set.packed
     encoder = load_encoder(run / "encoder", modality).to(runtime.device)
     encoder.precision = config.precision
-    has_view = packed[f"has_{modality}"].to_numpy()
+    has = packed[f"has_{modality}"].to_numpy()
     todo = {
-        number: (rows, plan_batches(reader, np.asarray(rows)[has_view[rows]], config.batch_size))
+        number: (rows, plan_batches(reader, np.asarray(rows)[has[rows]], config.batch_size))
         for number, rows in runtime.share(list(enumerate(row_blocks(len(packed)))))
         if not part_path(out, modality, number).exists()
     }
-    # One loader for all blocks: its workers start once.
-    ahead = [plan for _, plans in todo.values() for plan in plans]
-    batches = load(reader, encoder.inputs(), ahead, config.workers)
-    quiet = None if runtime.is_main else True
-    for number, (rows, plans) in tqdm(
-        todo.items(), f"embed {modality}", unit="block", disable=quiet
-    ):
+    # One loader for all blocks, so that its workers start once.
+    all_plans = [plan for _, plans in todo.values() for plan in plans]
+    batches = load(reader, encoder.inputs(), all_plans, config.workers)
+    # None shows the progress on a terminal only.
+    disable = None if runtime.is_main else True
+    progress = tqdm(todo.items(), f"embed {modality}", unit="block", disable=disable)
+    for number, (rows, plans) in progress:
         vectors = np.zeros((len(rows), encoder.width), config.dtype)
         for items, unit in unit_vectors(encoder, batches, len(plans), runtime.device):
             vectors[items - rows.start] = unit
             if runtime.stop_requested():
-                return  # a block may take longer than a signal's grace: it is dropped half done
+                # The block may take longer than a signal's grace period, so it is not completed.
+                return
         if not np.isfinite(vectors).all():
             raise Failed(
-                f"{out}: {modality} block {number} has vectors that are not finite; the encoder of "
+                f"{out}: {modality} block {number} has vectors with NaN or Inf; the encoder of "
                 f"{run} is broken"
             )
         path = part_path(out, modality, number)
@@ -97,7 +100,7 @@ def _embed_view(
 
 
 def _finish(shard_set: ShardSet, out: Path, config: EmbedConfig) -> None:
-    """On rank 0, when all blocks are there: check them, write items.parquet and the manifest."""
+    """On rank 0, when all blocks exist: check them, write items.parquet and the manifest."""
     packed, postings = shard_set.packed, shard_set.items
     row_of = pd.Series(np.arange(len(packed)), index=packed.posting_id)
     row = postings.posting_id.map(row_of).fillna(-1).astype(np.int64)

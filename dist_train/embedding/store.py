@@ -1,6 +1,5 @@
 """An embedding set on disk: blocks of unit rows beside the table of the catalogue's postings."""
 
-import bisect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from dist_train.config.options import Modality
 from dist_train.distributed.stage import EMBEDDING
@@ -18,11 +18,12 @@ MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 
 class Rows:
-    """The rows of one modality over several memory-mapped blocks."""
+    """The rows of one modality over several memory-mapped blocks; matching/rows.py reads them."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        """`parts`: blocks (n, D) of equal D, in the order of their rows."""
         self.parts = list(parts)
-        self.ends = np.cumsum([len(part) for part in self.parts]).tolist()
+        self.ends: list[int] = np.cumsum([len(part) for part in self.parts]).tolist()
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -31,26 +32,6 @@ class Rows:
     def width(self) -> int:
         """D, the numbers of a row."""
         return self.parts[0].shape[1]
-
-    def block(self, rows: range) -> np.ndarray:
-        """float32 (len(rows), D) of consecutive rows."""
-        first, last = bisect.bisect(self.ends, rows.start), bisect.bisect_left(self.ends, rows.stop)
-        pieces = []
-        for number in range(first, last + 1):
-            start = self.ends[number] - len(self.parts[number])
-            piece = self.parts[number][max(rows.start - start, 0) : rows.stop - start]
-            pieces.append(np.asarray(piece, np.float32))
-        return np.concatenate(pieces)
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """The stored values of any rows (n,) as float64 (n, D): exact for every stored dtype."""
-        out = np.empty((len(rows), self.width), np.float64)
-        part_of = np.searchsorted(self.ends, rows, side="right")
-        for number in np.unique(part_of):
-            mine = part_of == number
-            start = self.ends[number] - len(self.parts[number])
-            out[mine] = self.parts[number][rows[mine] - start]
-        return out
 
 
 class EmbeddingSet:
@@ -68,40 +49,51 @@ class EmbeddingSet:
             file = path / name
             if not file.exists() or file.stat().st_size != facts["bytes"]:
                 raise Corrupt(f"{file}: missing or not as long as it was written; embed again")
-        self.views = [
+        self.modalities = [
             modality for modality in MODALITIES if f"{modality}-00000.npy" in self.manifest["files"]
         ]
 
     @cached_property
-    def postings(self) -> pd.DataFrame:
-        """items.parquet: one row a catalogue posting; `row` is -1 for a rejected one."""
-        with told_corrupt(self.path / "items.parquet") as table:
-            return pd.read_parquet(table)
-
-    @cached_property
     def items(self) -> pd.DataFrame:
-        """The embedded items, table row r being vector row r."""
-        packed = self.postings[self.postings.row >= 0]
-        return packed.sort_values("row").reset_index(drop=True)
+        """The embedded items with all their columns, table row r being vector row r."""
+        return read_items(self.path)
 
     def rows(self, modality: str) -> Rows:
         """The vectors of a modality, memory-mapped; Corrupt when a file cannot be read."""
         names, parts = sorted(n for n in self.manifest["files"] if n.startswith(f"{modality}-")), []
         for name in names:
-            with told_corrupt(self.path / name) as part:
-                parts.append(np.load(part, mmap_mode="r"))
+            with corrupt_error(self.path / name) as path:
+                parts.append(np.load(path, mmap_mode="r"))
         return Rows(parts)
 
 
+def read_items(embeddings: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The embedded items of items.parquet, table row r being vector row r; rejected postings not.
+
+    columns: those to read, all by default; each text of split and label_group is held once.
+    Raises Corrupt when the file cannot be read or its rows are not 0 to N - 1, each once.
+    """
+    with corrupt_error(embeddings / "items.parquet") as path:
+        table = pq.read_table(
+            path,
+            columns=None if columns is None else ["row", *columns],
+            read_dictionary=["split", "label_group"],
+        ).to_pandas(split_blocks=True, self_destruct=True)
+    table = table[table.row >= 0].sort_values("row", ignore_index=True)
+    if not np.array_equal(table.row, np.arange(len(table))):
+        raise Corrupt(f"{path}: rows are not 0 to {len(table) - 1}, each once; embed again")
+    return table.drop(columns="row")
+
+
 @contextmanager
-def told_corrupt(path: Path) -> Iterator[Path]:
-    """Raise Corrupt with its name for a file of an embedding set that cannot be read."""
+def corrupt_error(path: Path) -> Iterator[Path]:
+    """Raise Corrupt, which names `path`, for a file of an embedding set that cannot be read."""
     try:
         yield path
     except (OSError, ValueError, KeyError) as error:
         raise Corrupt(f"{path}: cannot be read ({error}); embed again") from None
 
 
-def part_path(out: Path, modality: str, part: int) -> Path:
-    """The file of block number `part` of the modality `modality`."""
-    return out / f"{modality}-{part:05d}.npy"
+def part_path(out: Path, modality: str, number: int) -> Path:
+    """The file of block `number` of a modality."""
+    return out / f"{modality}-{number:05d}.npy"

@@ -1,1 +1,1 @@
-"""Metrics, the F1 curve, floors and leaks: pure functions of arrays and tables."""
+"""Metrics, the F1 curve, baselines and which items are scored: functions of arrays and tables."""

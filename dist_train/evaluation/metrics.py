@@ -1,18 +1,50 @@
 """Scores of predicted pairs against label groups, one value an item.
 
 Pairs are unordered, each given once. Every item always predicts itself and is its own right
-answer, as in the Shopee price match competition, so nobody scores zero.
+answer, as in the Shopee price match competition, so no item scores zero.
 """
 
-import numpy as np
+from typing import TypedDict
 
-from dist_train.evaluation.groups import group_codes
+import numpy as np
+import pandas as pd
 
 # Bounds the bootstrap's weights to 32 MiB at a time, however many products there are.
 WEIGHTS_AT_ONCE = 4 << 20
+BANDS = (1, 2, 3, 5, 10, 20)
+"""Smallest label group of each band of sizes: pairs are easy to complete, large groups are not."""
 
 
-def per_item_f1(groups, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+class GroupSizeScore(TypedDict):
+    """Mean F1 of the items in label groups of size_from to size_to items, and how many they are."""
+
+    size_from: int
+    size_to: int
+    items: int
+    f1: float
+
+
+def group_codes(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the label groups and count their items.
+
+    groups: (N,) integers or strings. Returns (codes (N,) int64 in 0..G-1, sizes (N,) int64,
+    the number of items in the group of each item, itself included).
+    Raises ValueError for an item without a label group: as one group together, all such items
+    would count as the same product.
+    """
+    codes, names = pd.factorize(np.asarray(groups))
+    codes = codes.astype(np.int64)
+    empty = np.array([isinstance(name, str) and not name for name in names], dtype=bool)
+    missing = (codes < 0) | empty[codes] if len(names) else codes < 0
+    if missing.any():
+        raise ValueError(
+            f"{int(missing.sum())} items have no label group, the first is row "
+            f"{int(np.flatnonzero(missing)[0])}: leave them out before scoring"
+        )
+    return codes, np.bincount(codes, minlength=1)[codes]
+
+
+def per_item_f1(groups: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """F1 of every item: 2 * right / (predicted + group size), itself included in all three.
 
     groups: (N,) label groups; i, j: (P,) int64 rows, each pair once, i != j.
@@ -22,53 +54,87 @@ def per_item_f1(groups, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     return 2.0 * right / (predicted + sizes)
 
 
-def precision_recall(groups, i: np.ndarray, j: np.ndarray) -> tuple[float, float]:
+def precision_recall(groups: np.ndarray, i: np.ndarray, j: np.ndarray) -> tuple[float, float]:
     """Mean over items of right / predicted and of right / group size, itself included."""
     right, predicted, sizes = _counts(groups, i, j)
     return float(np.mean(right / predicted)), float(np.mean(right / sizes))
 
 
-def recall_at_1(groups, nearest: np.ndarray) -> float:
+def recall_at_1(groups: np.ndarray, nearest: np.ndarray) -> float:
     """Share of items whose nearest other item is of their group.
 
     nearest: (N,) int64 row of the nearest other item, -1 for none, which counts as wrong.
-    Items alone in their group have no right answer and are left out; nan if all are alone.
+    Items alone in their group have no right answer and are left out; NaN if all are alone.
     """
     codes, sizes = group_codes(groups)
     nearest = np.asarray(nearest, dtype=np.int64)
-    asked = sizes > 1
-    if not asked.any():
+    shared = sizes > 1
+    if not shared.any():
         return float("nan")
     right = (nearest >= 0) & (codes[nearest] == codes)
-    return float(right[asked].mean())
+    return float(right[shared].mean())
+
+
+def by_group_size(groups: np.ndarray, f1: np.ndarray) -> list[GroupSizeScore]:
+    """Mean F1 of the items in groups of 1, 2, 3-4, 5-9, 10-19, and 20 or more items.
+
+    groups: (N,); f1: (N,) of each item. One entry for every band that has items; the last band
+    ends at the largest group.
+    """
+    sizes = group_codes(groups)[1]
+    band = np.searchsorted(BANDS, sizes, side="right") - 1
+    items = np.bincount(band, minlength=len(BANDS))
+    total = np.bincount(band, weights=np.asarray(f1, dtype=np.float64), minlength=len(BANDS))
+    ends = [*(start - 1 for start in BANDS[1:]), int(sizes.max(initial=BANDS[-1]))]
+    return [
+        {"size_from": start, "size_to": end, "items": int(count), "f1": float(f1_sum / count)}
+        for start, end, count, f1_sum in zip(BANDS, ends, items, total, strict=True)
+        if count
+    ]
 
 
 def bootstrap_interval(
-    values: np.ndarray, groups, *, rounds: int = 1000, seed: int = 0, level: float = 0.95
+    values: np.ndarray,
+    groups: np.ndarray,
+    *,
+    rounds: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of values, drawing label groups, not items.
 
-    Items of one product rise and fall together, so drawing items one by one would give an
-    interval that is too narrow (Field and Welsh 2007, the cluster bootstrap).
+    Scores within one product are correlated, so drawing items one by one would give an interval
+    that is too narrow (Field and Welsh 2007, the cluster bootstrap).
     values: (N,) float; groups: (N,). Returns (low, high). Raises ValueError without items.
     """
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
         raise ValueError("no items: there is no mean to put an interval around")
-    kinds, share, drawn = _kinds_of_group(values, group_codes(groups)[0])
-    means = _bootstrap_means(kinds, share, drawn, rounds, np.random.default_rng(seed))
+    codes = group_codes(groups)[0]
+    # Groups of equal sum and size are interchangeable in the draw, and F1 takes few values: so the
+    # distinct (sum, size) are drawn by their share, which are far fewer than the groups. Rounding
+    # joins sums that differ by the order of addition.
+    totals = np.stack([np.bincount(codes, weights=values).round(12), np.bincount(codes)], axis=1)
+    kinds, counts = np.unique(totals, axis=0, return_counts=True)
+    generator, step, drawn = np.random.default_rng(seed), max(1, WEIGHTS_AT_ONCE // len(kinds)), []
+    for start in range(0, rounds, step):
+        size = min(step, rounds - start)
+        times = generator.multinomial(len(totals), counts / len(totals), size=size)
+        # No matrix product: the order of its additions depends on the number of rows.
+        drawn.append(np.stack([(times * column).sum(axis=1) for column in kinds.T]))
+    sums, sizes = np.concatenate(drawn, axis=1)
     tail = (1.0 - level) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
+    low, high = np.quantile(sums / sizes, [tail, 1.0 - tail])
     return float(low), float(high)
 
 
 def paired_difference(
-    ours: np.ndarray, theirs: np.ndarray, groups, *, rounds: int = 10_000, seed: int = 0
+    ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray, *, rounds: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Mean of ours - theirs on the same items, and its 95 % bootstrap interval by product.
 
-    What is hard for both cancels: the interval is narrower than those of the two means. Drawn are
-    label groups, each with the differences of all its items (Efron and Tibshirani 1993, paired).
+    What is hard for both cancels: the interval is narrower than those of the two means. Label
+    groups are drawn with the differences of all their items (Efron and Tibshirani 1993, paired).
     ours, theirs: (N,) values of the same items; groups: (N,). Returns (mean, low, high).
     Raises ValueError for different lengths or without items.
     """
@@ -80,36 +146,12 @@ def paired_difference(
     return float(difference.mean()), low, high
 
 
-def _counts(groups, i, j) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Right, predicted and true members of every item, (N,) int64 each."""
+def _counts(
+    groups: np.ndarray, i: np.ndarray, j: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Right, predicted and true members of every item, itself included, (N,) int64 each."""
     codes, sizes = group_codes(groups)
-    i, j = np.asarray(i, dtype=np.int64), np.asarray(j, dtype=np.int64)
-    same = codes[i] == codes[j]
-    return 1 + _degrees(i[same], j[same], len(codes)), 1 + _degrees(i, j, len(codes)), sizes
-
-
-def _degrees(i: np.ndarray, j: np.ndarray, items: int) -> np.ndarray:
-    return np.bincount(i, minlength=items) + np.bincount(j, minlength=items)
-
-
-def _kinds_of_group(values, codes) -> tuple[np.ndarray, np.ndarray, int]:
-    """Distinct (sum, items) of the groups (K, 2), their shares (K,), the number of groups.
-
-    Groups with the same sum and size are interchangeable in the draw, and F1 takes few values,
-    so K is far below the number of groups. Rounding joins sums that differ by addition order.
-    """
-    sums = np.bincount(codes, weights=values).round(12)
-    rows = np.stack([sums, np.bincount(codes)], axis=1)
-    kinds, times = np.unique(rows, axis=0, return_counts=True)
-    return kinds, times / len(rows), len(rows)
-
-
-def _bootstrap_means(kinds, share, drawn, rounds, rng) -> np.ndarray:
-    """Mean over the items of `drawn` groups drawn with replacement, (rounds,)."""
-    step, totals = max(1, WEIGHTS_AT_ONCE // len(kinds)), []
-    for start in range(0, rounds, step):
-        times = rng.multinomial(drawn, share, size=min(step, rounds - start))
-        # No matrix product: in what order it adds depends on how many rows it is given.
-        totals.append(np.stack([(times * column).sum(axis=1) for column in kinds.T]))
-    sums, items = np.concatenate(totals, axis=1)
-    return sums / items
+    ends = np.stack([np.asarray(i, dtype=np.int64), np.asarray(j, dtype=np.int64)])
+    right = ends[:, codes[ends[0]] == codes[ends[1]]]
+    true, predicted = (1 + np.bincount(p.ravel(), minlength=len(codes)) for p in (right, ends))
+    return true, predicted, sizes

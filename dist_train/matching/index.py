@@ -111,10 +111,13 @@ def indexed_views(path: Path, embeddings: EmbeddingSet) -> ItemVectors:
 
 def _names(embeddings: EmbeddingSet, config: IndexConfig) -> list[Modality]:
     choices: dict[str, list[Modality]] = {
-        "auto": embeddings.views, "both": ["image", "text"], "image": ["image"], "text": ["text"]
-    }  # fmt: skip
+        "auto": embeddings.modalities,
+        "both": ["image", "text"],
+        "image": ["image"],
+        "text": ["text"],
+    }
     names = choices[config.modality]
-    missing = set(names) - set(embeddings.views)
+    missing = set(names) - set(embeddings.modalities)
     if missing:
         raise BadInput(f"{embeddings.path}: holds no {' and no '.join(sorted(missing))} vectors")
     return names

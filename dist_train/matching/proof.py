@@ -14,7 +14,7 @@ from scipy.stats import beta
 
 from dist_train.matching.blocks import area_wanted
 from dist_train.matching.engines import Engine
-from dist_train.matching.rows import read_rows
+from dist_train.matching.rows import read_rows, take_rows
 from dist_train.matching.vectors import ItemVectors
 from dist_train.matching.work_folder import Work, read_table
 from shards.storage.errors import Failed
@@ -106,7 +106,7 @@ def _true_pairs(views: ItemVectors, some: np.ndarray, floor: float) -> tuple[set
     """Pairs i N + j, i < j, clearly above the floor; and those within 1e-7 of it."""
     above: set[int] = set()
     edge: set[int] = set()
-    mine = {name: part.rows.take(some) for name, part in views.parts.items()}
+    mine = {name: take_rows(part.rows, some) for name, part in views.parts.items()}
     for start in range(0, len(views), STEP):
         block = range(start, min(start + STEP, len(views)))
         total = np.zeros((len(some), len(block)))

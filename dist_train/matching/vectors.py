@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dist_train.config.options import Modality
-from dist_train.embedding.store import EmbeddingSet, Rows, told_corrupt
+from dist_train.embedding.store import EmbeddingSet, Rows, corrupt_error
 from dist_train.matching.rows import finite, read_rows, take_rows
 from shards.storage.errors import BadInput
 
@@ -164,7 +164,7 @@ def views_of_array(vectors: np.ndarray) -> ItemVectors:
 def _present(embeddings: EmbeddingSet, name: Modality) -> np.ndarray:
     """Which rows (N,) have a part, from two columns: names and titles would fill the memory."""
     here = np.zeros(len(embeddings.rows(name)), bool)
-    with told_corrupt(embeddings.path / "items.parquet") as path, pq.ParquetFile(path) as file:
+    with corrupt_error(embeddings.path / "items.parquet") as path, pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["row", f"has_{name}"]):
             row, has = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
             here[row[row >= 0]] = has[row >= 0]

@@ -1,20 +1,33 @@
 """Where the lines, areas and labels of the two charts lie, in the units of their viewBox."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dist_train.evaluation.f1_curve import F1Curve
-from dist_train.report.data import Histogram
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 54, 546, 30, 250
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Distances between two labels of an axis."""
+Scale = Callable[[ArrayLike], np.ndarray]
+"""From values to places along an axis."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """edges (K+1,) of the scores; right, wrong (K,) pairs of each bin."""
+
+    edges: np.ndarray
+    right: np.ndarray
+    wrong: np.ndarray
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A place along an axis and what is written there."""
+    """A place along an axis and the text that is written there."""
 
     at: float
     label: str
@@ -22,7 +35,8 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """paths: SVG path data by name; mark: where the threshold lies; level: a dotted line."""
+    """paths: SVG path data by name; mark: where the threshold lies; level: a dotted line, at the
+    F1 without any match; dot: the height of the curve at the threshold."""
 
     x_ticks: list[Tick]
     y_ticks: list[Tick]
@@ -33,7 +47,7 @@ class Chart:
 
 
 def curve_chart(curve: F1Curve, threshold: float) -> Chart | None:
-    """Mean F1 along the threshold, the chosen one marked; None with fewer than two entries."""
+    """Mean F1 along the threshold, that of the matches marked; None with fewer than two entries."""
     if len(curve.f1) < 2:
         return None
     x_low, x_high = float(curve.thresholds[-1]), float(curve.thresholds[0])
@@ -45,54 +59,52 @@ def curve_chart(curve: F1Curve, threshold: float) -> Chart | None:
         y_ticks=_ticks(y_low, y_high, y),
         paths={"line": _line(x(curve.thresholds), y(curve.f1))},
         mark=_mark(threshold, x),
-        level=Tick(float(y(curve.base)), f"itself only {curve.base:.3f}"),
+        level=Tick(float(y(curve.base)), f"self-match {curve.base:.3f}"),
         dot=float(y(curve.at(threshold))),
     )
 
 
 def histogram_chart(histogram: Histogram, threshold: float) -> Chart:
-    """Right and wrong pairs along the score. The height is logarithmic: near the floor there
+    """Right and wrong pairs along the score. The height is logarithmic: near the score floor there
     are far more wrong pairs than there are right ones anywhere."""
     x_low, x_high = float(histogram.edges[0]), float(histogram.edges[-1])
     most = max(int(histogram.right.max()), int(histogram.wrong.max()), 1)
     x, y = _scale(x_low, x_high, LEFT, RIGHT), _scale(0, np.log1p(most), BOTTOM, TOP)
     tens = [10**power for power in range(int(np.log10(most)) + 1)]
-    areas = {"right": histogram.right, "wrong": histogram.wrong}
+    paths = {}
+    for kind, counts in (("right", histogram.right), ("wrong", histogram.wrong)):
+        tops = np.repeat(y(np.log1p(counts)), 2)
+        outline = np.concatenate([[BOTTOM], tops, [BOTTOM]])
+        paths[kind] = _line(np.repeat(x(histogram.edges), 2), outline) + "Z"
     return Chart(
         x_ticks=_ticks(x_low, x_high, x),
         y_ticks=[Tick(float(y(np.log1p(count))), f"{count:,}") for count in tens],
-        paths={kind: _steps(x(histogram.edges), y(np.log1p(n))) for kind, n in areas.items()},
+        paths=paths,
         mark=_mark(threshold, x),
     )
 
 
-def _scale(low: float, high: float, start: float, end: float):
-    """A function from values to places; all values in one place if there is only one."""
+def _scale(low: float, high: float, start: float, end: float) -> Scale:
+    """From low to high onto start to end; all values in one place if there is only one."""
     width = (high - low) or 1.0
     return lambda value: start + (np.asarray(value) - low) / width * (end - start)
 
 
-def _ticks(low: float, high: float, place) -> list[Tick]:
-    """Five or so round values."""
+def _ticks(low: float, high: float, scale: Scale) -> list[Tick]:
+    """Some six round values."""
     wanted = max(high - low, STEPS[0]) / 6
     step = next((one for one in STEPS if one >= wanted), STEPS[-1])
     values = np.arange(np.ceil(low / step - 1e-6), np.floor(high / step + 1e-6) + 1) * step
     digits = 2 if step < 0.1 else 1
-    return [Tick(float(place(value)), f"{value:.{digits}f}") for value in values]
+    return [Tick(float(scale(value)), f"{value:.{digits}f}") for value in values]
 
 
-def _mark(threshold: float, place) -> Tick | None:
-    """None where the threshold lies beyond the scores there are."""
-    at = float(place(threshold))
+def _mark(threshold: float, scale: Scale) -> Tick | None:
+    """Where the threshold lies; None outside the chart."""
+    at = float(scale(threshold))
     return Tick(at, f"{threshold:.3f}") if LEFT <= at <= RIGHT else None
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> str:
+    """SVG path data through points (n,)."""
     return "M" + "L".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-
-
-def _steps(edges: np.ndarray, tops: np.ndarray) -> str:
-    """The outline of a histogram, closed along its bottom."""
-    x = np.repeat(edges, 2)
-    y = np.concatenate([[BOTTOM], np.repeat(tops, 2), [BOTTOM]])
-    return _line(x, y) + "Z"

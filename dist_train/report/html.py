@@ -4,9 +4,9 @@ from pathlib import Path
 
 import jinja2
 
+from dist_train.evaluation.metrics import GroupSizeScore
 from dist_train.report import charts
-from dist_train.report.data import ReportData
-from dist_train.report.gather import Photos, gather
+from dist_train.report.gather import Photos, ReportData, gather
 from shards.storage.files import write_atomic
 
 
@@ -19,22 +19,6 @@ def write_report(matches: Path, shard_set: Photos | None = None) -> Path:
 
 def render(data: ReportData) -> str:
     """The page, with everything it needs inside. Text of the catalogue is always escaped."""
-    threshold = data.threshold["threshold"]
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            data=data,
-            box=charts,
-            curve=charts.curve_chart(data.curve, threshold) if data.curve else None,
-            histogram=charts.histogram_chart(data.histogram, threshold) if data.histogram else None,
-            ours=_ours(data.metrics),
-            floor=_best_floor(data.metrics),
-        )
-    )
-
-
-def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dist_train", "report"),
         autoescape=True,
@@ -43,27 +27,27 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": lambda n: f"{n:,}", "fixed": _fixed, "band": _band}
-    return environment
+    threshold = data.threshold["threshold"]
+    rows = data.metrics["rows"] if data.metrics else []
+    baselines = [row for row in rows if row["kind"] == "baseline"]
+    return environment.get_template("page.html.j2").render(
+        data=data,
+        box=charts,
+        curve=charts.curve_chart(data.curve, threshold) if data.curve else None,
+        histogram=charts.histogram_chart(data.histogram, threshold) if data.histogram else None,
+        ours=next((row for row in rows if row["kind"] == "ours"), None),
+        baseline=max(baselines, key=lambda row: row["f1"], default=None),
+    )
 
 
 def _fixed(value: float | None, digits: int = 3) -> str:
+    """A number for the page; a dash for None and NaN."""
     return "–" if value is None or value != value else f"{value:.{digits}f}"
 
 
-def _band(row: dict) -> str:
+def _band(row: GroupSizeScore) -> str:
     """A range of group sizes; the last one may have no end."""
     start, end = row["size_from"], row["size_to"]
     if end is None:
         return f"{start}+"
     return f"{start}" if start == end else f"{start}–{end}"
-
-
-def _ours(metrics: dict | None) -> dict | None:
-    rows = metrics["rows"] if metrics else []
-    return next((row for row in rows if row["kind"] == "ours"), None)
-
-
-def _best_floor(metrics: dict | None) -> dict | None:
-    """The trivial matcher to beat."""
-    floors = [row for row in metrics["rows"] if row["kind"] == "floor"] if metrics else []
-    return max(floors, key=lambda row: float(row["f1"])) if floors else None

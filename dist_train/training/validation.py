@@ -12,9 +12,8 @@ from dist_train.config.options import Modality, TrainingOptions
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load, plan_batches, unit_vectors
 from dist_train.encoders.folder import Encoder
-from dist_train.evaluation.budget import pairs_per_item
-from dist_train.evaluation.f1_curve import f1_curve
-from dist_train.evaluation.leaks import twins
+from dist_train.evaluation.f1_curve import f1_curve, pairs_per_item
+from dist_train.evaluation.labelled import near_duplicates_across_splits
 from dist_train.evaluation.metrics import recall_at_1
 from dist_train.matching.join import Pairs, pairs_in_memory
 from dist_train.matching.vectors import views_of_array
@@ -91,7 +90,7 @@ def validation_items(shards: ShardSet, modality: Modality) -> ValidationItems:
     """
     table = shards.packed
     val = (table.split == "val") & table[f"has_{modality}"]
-    leaked = val & twins(table).crosses_split
+    leaked = val & near_duplicates_across_splits(table)
     if leaked.any():
         log.info(
             "val: %d of %d items have a near-duplicate in another split: left out of the scores",

@@ -30,7 +30,7 @@ from dist_train.config.options import (
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load
 from dist_train.encoders.folder import Encoder, load_encoder, new_encoder
-from dist_train.evaluation.leaks import twins
+from dist_train.evaluation.labelled import near_duplicates_across_splits
 from dist_train.heads.centres import initial_centres
 from dist_train.training import loop
 from dist_train.training.data import training_items
@@ -113,7 +113,8 @@ def scores_of(encoder: Encoder, shards: Path, modality: str) -> tuple[np.ndarray
     """Vectors (N, D) of the val items that are asked, and their label groups (N,)."""
     shard_set = ShardSet(shards)
     table = shard_set.packed
-    asked = table[(table.split == "val") & table[f"has_{modality}"] & ~twins(table).crosses_split]
+    val = (table.split == "val") & table[f"has_{modality}"]
+    asked = table[val & ~near_duplicates_across_splits(table)]
     reader = shard_set.reader()
     items = [reader[int(number)] for number in asked.index]
     with torch.inference_mode():

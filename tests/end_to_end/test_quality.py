@@ -48,7 +48,7 @@ def test_a_recipe_for_cpus_in_short(recipe: str, catalogue: Path, tmp_path: Path
         assert found["low"] <= gain <= found["high"]
         assert f"{found['of']} over {found['over']}" in told
     asked = {(found["of"], found["over"]) for found in metrics["differences"]}
-    assert {(ours, "itself only"), (ours, f"untrained: {ours}")} <= asked
+    assert {(ours, "self-match"), (ours, f"untrained: {ours}")} <= asked
     with_words = {("text + TF-IDF", "word TF-IDF"), ("text + TF-IDF", "text")}
     assert with_words <= asked if "text" in ours else not with_words & asked
 

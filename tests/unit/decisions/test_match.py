@@ -88,7 +88,7 @@ def test_matches_are_the_pairs_at_the_threshold(made):
     folder = made / "faiss"
     chosen = json.loads(read(folder, "threshold.json"))
     pairs = pd.read_parquet(made / "faiss-pairs" / "pairs")
-    assert pairs.score.min() >= np.float32(chosen["floor"])
+    assert pairs.score.min() >= np.float32(chosen["score_floor"])
     assert (pairs.i < pairs.j).all()
     accepted = pairs[pairs.score >= np.float32(chosen["threshold"])]
     matches = read(folder, "matches.parquet")
@@ -105,7 +105,9 @@ def test_matches_are_the_pairs_at_the_threshold(made):
 
 def test_what_lies_in_the_finished_directories(made):
     pairs, matches = (json.loads(read(made / f, "manifest.json")) for f in ("faiss-pairs", "faiss"))
-    assert pairs["files"].keys() > {"pairs/00000.parquet", "nearest.parquet", "proof.json"}
+    parts = {f"pairs/{path.name}" for path in (made / "faiss-pairs" / "pairs").iterdir()}
+    assert pairs["files"].keys() == parts | {"nearest.parquet", "proof.json"}
+    assert "pairs/00000.parquet" in parts
     assert matches["files"].keys() == {
         "matches.parquet", "groups.parquet", "threshold.json", "submission.csv"
     }  # fmt: skip
@@ -133,7 +135,7 @@ def test_the_proof_of_a_finished_directory(made, engine):
     proof, N = json.loads(read(made / f"{engine}-pairs", "proof.json")), PRODUCTS * EACH
     assert (proof["engine"], proof["exact"], proof["items"]) == (engine, True, N)
     assert proof["pairs_covered"] == N * (N + 1) // 2
-    assert proof["floor"] == json.loads(read(made / engine, "threshold.json"))["floor"]
+    assert proof["floor"] == json.loads(read(made / engine, "threshold.json"))["score_floor"]
     assert (proof["audit"]["rows"], proof["audit"]["missed"], proof["audit"]["wrong"]) == (
         200,
         0,
@@ -261,7 +263,7 @@ def test_a_join_told_of_the_threshold_keeps_all_its_pairs(made, tmp_path):
     build_pairs(made / "emb", made / "index", tmp_path / "pairs", low)
     told = match(tmp_path / "pairs", tmp_path / "low", MatchConfig(threshold=0.3))
     pairs = pairs_of(tmp_path / "pairs")
-    assert told["floor"] <= 0.3
+    assert told["score_floor"] <= 0.3
     assert pairs.score.min() < 0.31
     matches = read(tmp_path / "low", "matches.parquet")
     assert (
@@ -269,11 +271,11 @@ def test_a_join_told_of_the_threshold_keeps_all_its_pairs(made, tmp_path):
     )
 
 
-def test_without_labels_a_threshold_is_asked_for(tmp_path):
+def test_without_labels_a_threshold_must_be_given(tmp_path):
     write_set(tmp_path / "emb", labels=False)
     build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
     build_pairs(tmp_path / "emb", tmp_path / "index", tmp_path / "pairs", JoinConfig(device="cpu"))
-    with pytest.raises(BadInput, match="--threshold"):
+    with pytest.raises(BadInput, match="--threshold T or --threshold-from FILE"):
         match(tmp_path / "pairs", tmp_path / "m", MatchConfig())
     assert not (tmp_path / "m").exists()  # refused before anything is claimed
     given = MatchConfig(threshold=0.7)

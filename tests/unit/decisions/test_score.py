@@ -17,7 +17,7 @@ import pytest
 from dist_train.decisions.score import evaluate
 from dist_train.distributed.stage import EMBEDDING, MATCHES, PAIRS, parents_for
 from dist_train.embedding.store import part_path
-from dist_train.evaluation.table import score_table
+from dist_train.evaluation.scores import score_table
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
 from shards.storage.files import write_json, write_parquet
@@ -34,7 +34,7 @@ Pair = tuple[int, int]
 
 
 def catalogue() -> pd.DataFrame:
-    """Labelled products of three splits in mixed order, twins, two without a label."""
+    """Labelled products of three splits in mixed order, near-duplicates, two without a label."""
     rng = np.random.default_rng(0)
     rows, product = [], 0
     for split, sizes in SIZES.items():
@@ -64,7 +64,7 @@ def title(row, rng) -> str:
 
 
 def vectors(table: pd.DataFrame, seed: int) -> dict[str, np.ndarray]:
-    """Unit float16 rows (N, D); of some items a part is missing."""
+    """Unit float16 rows (N, D); of some items a modality is missing."""
     rng, found = np.random.default_rng(seed), {}
     for part, name in enumerate(("image", "text")):
         noise = np.array([NOISE[split][part] for split in table.split])[:, None]
@@ -277,8 +277,8 @@ def test_every_matcher_stands_in_the_table(scored):
     folder, metrics, _, _, _ = scored
     kinds = [(row["name"], row["kind"]) for row in metrics["rows"]]
     assert kinds == [
-        ("itself only", "floor"), ("same photo", "floor"), ("word TF-IDF", "floor"),
-        ("image", "branch"), ("text", "branch"), ("text + TF-IDF", "branch"),
+        ("self-match", "baseline"), ("same photo", "baseline"), ("word TF-IDF", "baseline"),
+        ("image", "modality"), ("text", "modality"), ("text + TF-IDF", "modality"),
         ("other: image", "compare"), ("other: text", "compare"),
         ("other: image + text", "compare"), ("image + text", "ours"),
     ]  # fmt: skip
@@ -325,11 +325,11 @@ def fixed_matchers(expected: Expected, table: pd.DataFrame, accepted) -> dict[st
     ours = [(place[i], place[j]) for i, j in accepted if i in place and j in place]
     return {
         name: counted(labels, pairs)
-        for name, pairs in (("itself only", []), ("same photo", alike), ("image + text", ours))
+        for name, pairs in (("self-match", []), ("same photo", alike), ("image + text", ours))
     }
 
 
-@pytest.mark.parametrize("name", ["itself only", "same photo", "image + text"])
+@pytest.mark.parametrize("name", ["self-match", "same photo", "image + text"])
 def test_matchers_without_a_choice(scored, name):
     _, metrics, expected, table, accepted = scored
     row = by_name(metrics)[name]
@@ -340,7 +340,7 @@ def test_matchers_without_a_choice(scored, name):
     assert row["items"] == len(f1)
 
 
-@pytest.mark.parametrize("name", ["itself only", "same photo", "image + text", "image"])
+@pytest.mark.parametrize("name", ["self-match", "same photo", "image + text", "image"])
 def test_intervals_hold_19_of_20_means_of_products_drawn_one_by_one(scored, name):
     _, metrics, expected, table, accepted = scored
     row, fixed = by_name(metrics)[name], fixed_matchers(expected, table, accepted)
@@ -356,7 +356,7 @@ def test_differences_are_paired_on_the_same_items(scored):
     rows = by_name(metrics)
     told = [(row["of"], row["over"]) for row in metrics["differences"]]
     assert told == [
-        *(("image + text", floor) for floor in ("itself only", "same photo", "word TF-IDF")),
+        *(("image + text", baseline) for baseline in ("self-match", "same photo", "word TF-IDF")),
         *((name, f"other: {name}") for name in ("image", "text", "image + text")),
         ("text + TF-IDF", "word TF-IDF"), ("text + TF-IDF", "text"),
     ]  # fmt: skip
@@ -421,16 +421,16 @@ def test_without_labelled_val_products_only_what_needs_no_threshold_is_scored(tm
     write_embedding(tmp_path / "emb", table, vectors(table, 1))
     write_decided(tmp_path / "m", tmp_path / "emb", [], {"image": 0.5, "text": 0.5})
     metrics = evaluate(tmp_path / "m", {"itself": tmp_path / "emb"})
-    assert list(by_name(metrics)) == ["itself only", "same photo", "image + text"]
-    assert [row["over"] for row in metrics["differences"]] == ["itself only", "same photo"]
+    assert list(by_name(metrics)) == ["self-match", "same photo", "image + text"]
+    assert [row["over"] for row in metrics["differences"]] == ["self-match", "same photo"]
 
 
-def test_one_view_without_photos_has_no_branches(tmp_path):
+def test_one_modality_without_photos_has_no_scores_by_modality(tmp_path):
     table = catalogue().assign(sha256="", phash="")
     write_embedding(tmp_path / "emb", table, {"text": vectors(table, 1)["text"]})
     write_decided(tmp_path / "m", tmp_path / "emb", [], {"text": 1.0})
     metrics = evaluate(tmp_path / "m")
-    assert list(by_name(metrics)) == ["itself only", "word TF-IDF", "text + TF-IDF", "text"]
+    assert list(by_name(metrics)) == ["self-match", "word TF-IDF", "text + TF-IDF", "text"]
 
 
 def test_what_cannot_be_scored_is_refused(tmp_path, scored):

@@ -1,17 +1,13 @@
-"""The tables of a match directory, against sets and searches written out here."""
+"""Matches and groups of a match directory, against sets and searches written out here."""
 
 import numpy as np
 import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_train.decisions.groups import components
-from dist_train.decisions.tables import (
-    accepted_pairs,
-    groups_table,
-    matches_table,
-    submission_table,
-)
+from dist_train.decisions.groups import Groups
+from dist_train.decisions.score import accepted_pairs
+from tests.support.match_tables import groups_table, matches_table
 
 
 @st.composite
@@ -98,11 +94,20 @@ def test_groups_are_what_a_search_along_the_matches_reaches(case):
 def test_accepted_pairs_are_the_inverse_of_matches(case):
     postings, pairs = case
     packed = postings[postings.row >= 0]
-    row_of = pd.Series(packed.row.to_numpy(), index=packed.posting_id)
-    back = accepted_pairs(matches_table(postings, pairs), row_of)
-    assert (back.i < back.j).all()
+    i, j = accepted_pairs(matches_table(postings, pairs), packed.sort_values("row").posting_id)
+    assert (i < j).all()
     given_pairs = sorted(zip(pairs.i, pairs.j, strict=True))
-    assert sorted(zip(back.i, back.j, strict=True)) == given_pairs
+    assert sorted(zip(i, j, strict=True)) == given_pairs
+
+
+def test_accepted_pairs_are_those_within_the_postings():
+    names = pd.Index(["d", "a", "c"])
+    lists = {
+        "posting_id": list("abcd"),
+        "matches": [list("abd"), list("ba"), list("cd"), list("dac")],
+    }
+    i, j = accepted_pairs(pd.DataFrame(lists), names)
+    assert sorted(zip(i.tolist(), j.tolist(), strict=True)) == [(0, 1), (0, 2)]
 
 
 @settings(max_examples=50, deadline=None)
@@ -123,24 +128,19 @@ def test_of_equal_scores_the_lower_row_comes_first():
     assert table.matches["c"] == ["c", "a", "b"]
 
 
-def test_a_submission_is_two_columns_and_spaces(tmp_path):
-    postings = pd.DataFrame({"posting_id": ["x1", "x2", "x3"], "row": [0, 1, -1]})
-    pairs = pd.DataFrame({"i": [0], "j": [1], "score": np.float32([0.5])})
-    submission_table(matches_table(postings, pairs)).to_csv(tmp_path / "s.csv", index=False)
-    lines = (tmp_path / "s.csv").read_text().splitlines()
-    assert lines == ["posting_id,matches", "x1,x1 x2", "x2,x2 x1", "x3,x3"]
-
-
 def test_matches_survive_parquet(tmp_path):
     postings = pd.DataFrame({"posting_id": ["x1", "x2", "x3"], "row": [0, 1, -1]})
     pairs = pd.DataFrame({"i": [0], "j": [1], "score": np.float32([0.5])})
     matches_table(postings, pairs).to_parquet(tmp_path / "m.parquet")
-    back = accepted_pairs(
-        pd.read_parquet(tmp_path / "m.parquet"), pd.Series([0, 1], index=["x1", "x2"])
-    )
-    assert back[["i", "j"]].to_numpy().tolist() == [[0, 1]]
+    i, j = accepted_pairs(pd.read_parquet(tmp_path / "m.parquet"), pd.Index(["x1", "x2"]))
+    assert (i.tolist(), j.tolist()) == ([0], [1])
 
 
-def test_components_of_a_long_chain_and_of_nothing():
-    assert components(5, np.array([3, 2, 1]), np.array([4, 3, 2])).tolist() == [0, 1, 1, 1, 1]
-    assert components(3, np.zeros(0, np.int64), np.zeros(0, np.int64)).tolist() == [0, 1, 2]
+def test_groups_of_a_long_chain_and_of_nothing():
+    chain, none = Groups(5), np.zeros(0, np.int64)
+    chain.join(np.array([3, 2, 1]), np.array([4, 3, 2]))
+    assert chain.numbers().tolist() == [0, 1, 1, 1, 1]
+    alone = Groups(3)
+    assert alone.numbers().tolist() == [0, 1, 2]
+    alone.join(none, none)
+    assert alone.numbers().tolist() == [0, 1, 2]

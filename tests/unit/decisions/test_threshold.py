@@ -9,15 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train.config.options import MatchConfig
-from dist_train.decisions.labelled import labelled_rows, left_out, pairs_among
-from dist_train.decisions.threshold import (
-    Given,
-    check_given,
-    decide_threshold,
-    given_threshold,
-)
+from dist_train.decisions.threshold import Given, decide_threshold, given_threshold
 from dist_train.evaluation.f1_curve import F1Curve
-from shards.storage.errors import BadInput
+from dist_train.evaluation.labelled import labelled_rows
 
 CHOOSE = given_threshold(MatchConfig())
 
@@ -91,17 +85,17 @@ def test_the_curve_in_the_file_says_the_same():
     assert curve.best()[1] == pytest.approx(chosen["f1"])
     assert np.float32(curve.best()[0]) == np.float32(chosen["threshold"])
     assert chosen["f1"] == pytest.approx(mean_f1(items, pairs, chosen["threshold"]))
-    assert not chosen["at_floor"]
-    assert (chosen["split"], chosen["floor"]) == ("val", 0.0)
+    assert not chosen["at_score_floor"]
+    assert (chosen["split"], chosen["score_floor"]) == ("val", 0.0)
 
 
-def test_a_best_threshold_at_the_floor_is_told():
+def test_a_best_threshold_at_the_score_floor_is_noted():
     items = items_of(["val"] * 4, ["a"] * 4)
     pairs = pd.DataFrame({"i": [0, 1, 2], "j": [1, 2, 3], "score": np.float32([0.9, 0.5, 0.3])})
-    assert decide_threshold(items, pairs, 0.3, CHOOSE)["at_floor"]
+    assert decide_threshold(items, pairs, 0.3, CHOOSE)["at_score_floor"]
     wrong = items_of(["val"] * 4, ["a", "a", "b", "c"])
-    assert not decide_threshold(wrong, pairs, 0.3, CHOOSE)["at_floor"]
-    assert not decide_threshold(items, pairs, 0.3, Given(0.3, "given"))["at_floor"]
+    assert not decide_threshold(wrong, pairs, 0.3, CHOOSE)["at_score_floor"]
+    assert not decide_threshold(items, pairs, 0.3, Given(0.3, "given"))["at_score_floor"]
 
 
 def test_a_given_threshold_is_taken_as_it_is(tmp_path):
@@ -118,11 +112,9 @@ def test_a_given_threshold_is_taken_as_it_is(tmp_path):
     assert read["f1"] < 1
 
 
-def test_without_val_labels_a_threshold_must_be_given():
+def test_without_val_labels_a_given_threshold_has_no_score():
     items = items_of(["train", "test", "unlabelled", "val"], ["a", "b", "", ""])
     pairs = pd.DataFrame({"i": [0], "j": [1], "score": np.float32([0.9])})
-    with pytest.raises(BadInput, match="--threshold T or --threshold-from FILE"):
-        check_given(CHOOSE, None, items)
     given = decide_threshold(items, pairs, 0.1, Given(0.5, "given"))
     assert (given["items"], given["f1"], given["curve"]) == (0, None, None)
 
@@ -141,19 +133,12 @@ def test_items_with_a_twin_in_another_split_may_not_speak():
     photos = [0, 1, 0, 0, 4, 4, -1]
     items = items_of(splits, labels, photos)
     assert labelled_rows(items, "val").tolist() == [1, 4]
-    assert left_out(items, "val") == 1
     assert labelled_rows(items, "test").tolist() == [6]
 
 
-def test_a_twin_does_not_move_the_threshold():
+def test_a_near_duplicate_does_not_move_the_threshold():
     items = items_of(["val"] * 4 + ["train"], ["a", "a", "b", "b", "c"], [-1, -1, 2, 3, 2])
     pairs = pd.DataFrame({"i": [0, 2], "j": [1, 3], "score": np.float32([0.8, 0.3])})
     chosen = decide_threshold(items, pairs, 0.1, CHOOSE)
     assert (chosen["items"], chosen["products"]) == (3, 2)
     assert 0.3 < chosen["threshold"] <= np.float32(0.8)
-
-
-def test_pairs_among_gives_positions():
-    pairs = pd.DataFrame({"i": [0, 2, 3], "j": [5, 5, 4], "score": np.float32([0.1, 0.2, 0.3])})
-    i, j, score = pairs_among(np.array([2, 3, 5]), pairs, 6)
-    assert (i.tolist(), j.tolist(), score.tolist()) == ([0], [2], [np.float32(0.2)])

@@ -25,6 +25,7 @@ from dist_train.embedding.embed import embed
 from dist_train.embedding.store import EmbeddingSet, Rows
 from dist_train.encoders.batches import Batch, plan_batches, unit_vectors
 from dist_train.encoders.folder import load_encoder
+from dist_train.matching.rows import read_rows, take_rows
 from dist_train.training.loop import train
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
@@ -72,7 +73,7 @@ def npy(folder: Path, modality: str) -> np.ndarray:
 
 def test_every_posting_is_counted_once(holed, embedded, catalogue):
     written = pd.read_csv(catalogue / "catalogue.csv", dtype=str).posting_id
-    postings = EmbeddingSet(embedded).postings
+    postings = pd.read_parquet(embedded / "items.parquet")
     assert postings.posting_id.tolist() == written.tolist()
     lost = set(NOTHING) | set(NO_PHOTO) & set(NO_TITLE)
     rejected = postings.row == -1
@@ -168,7 +169,7 @@ def test_an_encoder_that_gives_no_numbers_fails_by_name(holed, runs, tmp_path):
         held = {name: torch.full_like(x, torch.nan) if x.is_floating_point() else x
                 for name, x in load_file(file).items()}  # fmt: skip
         save_file(held, file, metadata={"format": "pt"})
-    with pytest.raises(Failed, match=r"text block 0 has vectors that are not finite.*is broken"):
+    with pytest.raises(Failed, match=r"text block 0 has vectors with NaN or Inf.*is broken"):
         embed(holed, tmp_path / "out", CONFIG, image=None, text=tmp_path / "text")
     assert not list((tmp_path / "out").glob("*.npy"))
 
@@ -247,12 +248,12 @@ def test_how_the_work_is_done_may_change(holed, runs, embedded):
     assert embed(holed, embedded, more, **runs)["items"] > 0
 
 
-def test_one_view_as_float32(holed, runs, embedded, tmp_path):
+def test_one_modality_as_float32(holed, runs, embedded, tmp_path):
     out = tmp_path / "one"
     config = EmbedConfig(dtype="float32", batch_size=7, workers=0, device="cpu", precision="fp32")
     embed(holed, out, config, image=None, text=runs["text"])
     single = EmbeddingSet(out)
-    assert single.views == ["text"]
+    assert single.modalities == ["text"]
     assert npy(out, "text").dtype == np.float32
     # Another batch size pads otherwise; no more than that.
     np.testing.assert_allclose(npy(out, "text"), npy(embedded, "text"), atol=1e-3)
@@ -363,11 +364,11 @@ def test_rows_over_several_parts():
     assert (len(rows), rows.width) == (23, 4)
     for start in range(23):
         for stop in range(start + 1, 24):
-            block = rows.block(range(start, stop))
-            assert block.dtype == np.float32
-            np.testing.assert_array_equal(block, whole[start:stop].astype(np.float32))
+            block = read_rows(rows, range(start, stop))
+            assert block.dtype == np.float16
+            np.testing.assert_array_equal(block, whole[start:stop])
     some = rng.integers(0, 23, 50)
-    taken = rows.take(some)
+    taken = take_rows(rows, some)
     assert taken.dtype == np.float64
     np.testing.assert_array_equal(taken, whole[some].astype(np.float64))
-    assert rows.take(np.zeros(0, np.int64)).shape == (0, 4)
+    assert take_rows(rows, np.zeros(0, np.int64)).shape == (0, 4)

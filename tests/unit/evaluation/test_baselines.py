@@ -56,7 +56,7 @@ def words_of(title):
 def test_title_pairs_equal_all_against_all(titles, floor, at_once):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "PRODUCTS_AT_ONCE", at_once)
-        i, j, score = title_pairs(titles, floor=floor)
+        i, j, score = title_pairs(titles, score_floor=floor)
     expected = cosines(titles)
     found = np.zeros_like(expected)
     found[i, j] = score
@@ -97,9 +97,9 @@ def test_escapes_are_decoded_before_words_are_compared():
     assert score[0] == pytest.approx(1.0)
 
 
-def test_a_floor_of_zero_is_refused():
+def test_a_score_floor_of_zero_is_refused():
     with pytest.raises(ValueError, match="above 0"):
-        title_pairs(["a b", "c d"], floor=0.0)
+        title_pairs(["a b", "c d"], score_floor=0.0)
 
 
 @given(st.text(max_size=8), st.text(max_size=8))

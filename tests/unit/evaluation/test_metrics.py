@@ -1,12 +1,14 @@
 """Per-item scores against sets written out by hand, and intervals that cover."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_train.evaluation.metrics import (
     bootstrap_interval,
+    by_group_size,
     paired_difference,
     per_item_f1,
     precision_recall,
@@ -152,3 +154,24 @@ def test_the_sign_turns_with_the_sides():
 def test_values_of_different_items_are_refused():
     with pytest.raises(ValueError, match="no pairs"):
         paired_difference(np.ones(3), np.ones(4), np.arange(3))
+
+
+@given(st.lists(st.integers(1, 25), min_size=1, max_size=12), st.integers(0, 2**16))
+def test_group_sizes_split_the_items_and_keep_the_mean(sizes, seed):
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    f1 = np.random.default_rng(seed).random(len(groups))
+    table = pd.DataFrame(by_group_size(groups, f1))
+    size_of = np.repeat(sizes, sizes)
+    for row in table.itertuples():
+        inside = (size_of >= row.size_from) & (size_of <= row.size_to)
+        assert row.items == inside.sum() > 0
+        assert np.isclose(row.f1, f1[inside].mean())
+    assert table["items"].sum() == len(groups)
+
+
+def test_group_sizes_have_the_named_bands():
+    sizes = [1, 2, 3, 4, 5, 9, 10, 19, 20, 33]
+    table = pd.DataFrame(by_group_size(np.repeat(sizes, sizes), np.ones(sum(sizes))))
+    bands = table[["size_from", "size_to"]].to_numpy().tolist()
+    assert bands == [[1, 1], [2, 2], [3, 4], [5, 9], [10, 19], [20, 33]]
+    assert table["items"].tolist() == [1, 2, 7, 14, 29, 53]

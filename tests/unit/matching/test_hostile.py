@@ -53,7 +53,7 @@ def test_without_any_pair_the_threshold_is_said_to_lie_at_the_floor(tmp_path):
     )
     out = joined(tmp_path)
     assert not len(read_pairs(out))
-    assert match(out, tmp_path / "m", MatchConfig())["at_floor"]
+    assert match(out, tmp_path / "m", MatchConfig())["at_score_floor"]
 
 
 # Recall

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from dist_train.evaluation.f1_curve import F1Curve, f1_curve
 from dist_train.report import charts
-from dist_train.report.data import Histogram
-from dist_train.report.galleries import missed_pairs, right_pairs, wrong_pairs
+from dist_train.report.charts import Histogram
+from dist_train.report.galleries import choose_pairs
 
 
 @st.composite
@@ -29,13 +29,18 @@ def pairs_of(table) -> list[tuple[int, int]]:
     return list(zip(table["i"], table["j"], strict=True))
 
 
+def chosen(matched, scored, product) -> list[tuple[int, pd.DataFrame]]:
+    """How many there are and those to show: right, wrong, missed."""
+    found = choose_pairs(matched, scored, product, np.ones(len(product), dtype=bool))
+    assert [kind for kind, *_ in found] == ["right", "wrong", "missed"]
+    return [(total, pairs) for _, total, pairs in found]
+
+
 @given(matched_items())
 def test_every_kind_holds_its_own_pairs_two_a_product(case):
     product, scored, matched = case
     everything = np.ones(len(product), dtype=bool)
-    right = right_pairs(matched, product)
-    wrong = wrong_pairs(matched, product)
-    missed = missed_pairs(matched, scored, product, everything)
+    right, wrong, missed = chosen(matched, scored, product)
     same = {(a, b) for a in everything.nonzero()[0] for b in range(a) if product[a] == product[b]}
     same = {(b, a) for a, b in same}
     known = set(pairs_of(matched))
@@ -52,9 +57,7 @@ def test_every_kind_holds_its_own_pairs_two_a_product(case):
 @given(matched_items())
 def test_the_highest_scores_come_first(case):
     product, scored, matched = case
-    everything = np.ones(len(product), dtype=bool)
-    _, wrong = wrong_pairs(matched, product)
-    _, missed = missed_pairs(matched, scored, product, everything)
+    _, (_, wrong), (_, missed) = chosen(matched, scored, product)
     assert wrong["score"].is_monotonic_decreasing
     known = missed["score"].dropna()
     assert known.is_monotonic_decreasing
@@ -67,7 +70,7 @@ def test_the_highest_scores_come_first(case):
 def test_right_matches_run_from_the_surest_to_the_closest_call():
     i = np.arange(0, 200, 2)
     matched = pd.DataFrame({"i": i, "j": i + 1, "score": np.linspace(0.5, 1, 100)})
-    total, table = right_pairs(matched, np.arange(200) // 2)
+    total, table = chosen(matched, matched, np.arange(200) // 2)[0]
     assert (total, len(table)) == (100, 12)
     steps = -np.diff(table["score"])
     assert (table["score"].iloc[0], table["score"].iloc[-1]) == (1.0, 0.5)
@@ -77,7 +80,7 @@ def test_right_matches_run_from_the_surest_to_the_closest_call():
 def test_a_product_with_very_many_items_costs_little():
     product = np.zeros(20_000, dtype=np.int64)
     none = pd.DataFrame({"i": [0], "j": [1], "score": [0.9]})
-    total, table = missed_pairs(none, none, product, np.ones(len(product), dtype=bool))
+    total, table = chosen(none, none, product)[2]
     assert total == 20_000 * 19_999 // 2 - 1
     assert len(table) == 2
     assert (0, 1) not in pairs_of(table)

@@ -105,14 +105,14 @@ def write_threshold(matches, items, pairs, threshold) -> None:
         "products": 3,
         "f1": 0.9 if curve else None,
         "weights": {"image": 0.5, "text": 0.5},
-        "floor": 0.2,
+        "score_floor": 0.2,
         "curve": curve,
     }
     (matches / "threshold.json").write_text(json.dumps(known))
 
 
-def write_metrics(matches: Path, names=("itself only", "image and text")) -> None:
-    kinds = ["floor"] * (len(names) - 1) + ["ours"]
+def write_metrics(matches: Path, names=("self-match", "image and text")) -> None:
+    kinds = ["baseline"] * (len(names) - 1) + ["ours"]
     rows = [
         {
             "name": name,
@@ -317,7 +317,7 @@ def test_the_report_is_written_whole_and_names_its_scores(matches):
     page = path.read_text()
     assert page.rstrip().endswith("</html>")
     assert [p.name for p in matches.iterdir() if "tmp" in p.name] == []
-    for text in ("4 of 8 postings", "0.900", "0.850–0.950", "20–31", "itself only", "0.400 above"):
+    for text in ("4 of 8 postings", "0.900", "0.850–0.950", "20–31", "self-match", "0.400 above"):
         assert text in page
 
 

@@ -8,12 +8,16 @@ import pytest
 import torch
 
 from dist_train.config.options import ImageEncoderOptions, ImageTraining
-from dist_train.decisions.comparison import Bench
+from dist_train.decisions.comparison import Comparison
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.folder import new_encoder
-from dist_train.evaluation.budget import LEAST, MOST, pairs_per_item
-from dist_train.evaluation.f1_curve import f1_curve
-from dist_train.evaluation.leaks import twins
+from dist_train.evaluation.f1_curve import (
+    LEAST_PAIRS_PER_ITEM,
+    MOST_PAIRS,
+    f1_curve,
+    pairs_per_item,
+)
+from dist_train.evaluation.labelled import near_duplicates_across_splits
 from dist_train.evaluation.metrics import recall_at_1
 from dist_train.matching.vectors import views_of_array
 from dist_train.training import validation
@@ -67,24 +71,24 @@ def test_scores_are_those_of_all_pairs_however_large_the_products(case):
     assert got["recall_at_1"] == pytest.approx(wanted.recall, abs=1e-12)
 
 
-def test_a_bench_sees_all_true_pairs_of_large_products():
+def test_a_comparison_finds_all_true_pairs_of_large_products():
     groups, vectors = products([300] * 6, [0.9] * 6)
     split = np.where(np.isin(groups, ["0", "1", "2"]), "val", "test")
     items = pd.DataFrame({"split": split, "label_group": groups, "photo_group": -1})
-    bench = Bench(items)
+    comparison = Comparison(items)
     for part in ("val", "test"):
-        few = vectors[bench.rows[part]]
-        pairs = bench.pairs(views_of_array(few))
-        found = f1_curve(bench.groups[part], pairs.i, pairs.j, pairs.score).best()[1]
-        assert found == pytest.approx(exact(bench.groups[part], few).f1, abs=1e-4)
+        few = vectors[comparison.rows[part]]
+        pairs = comparison.pairs(views_of_array(few))
+        found = f1_curve(comparison.groups[part], pairs.i, pairs.j, pairs.score).best()[1]
+        assert found == pytest.approx(exact(comparison.groups[part], few).f1, abs=1e-4)
 
 
 def test_the_budget_is_twice_the_true_pairs_and_bounded(caplog):
-    assert pairs_per_item(np.array([], str)) == LEAST
-    assert pairs_per_item(np.arange(1000) // 5) == LEAST
+    assert pairs_per_item(np.array([], str)) == LEAST_PAIRS_PER_ITEM
+    assert pairs_per_item(np.arange(1000) // 5) == LEAST_PAIRS_PER_ITEM
     assert pairs_per_item(np.arange(1000) // 500) == 499  # 2 x 500 x 499 / 2 true pairs
     assert not caplog.text
-    assert pairs_per_item(np.zeros(100_000, int)) == MOST / 100_000
+    assert pairs_per_item(np.zeros(100_000, int)) == MOST_PAIRS / 100_000
     assert "only the best 200 pairs an item are scored" in caplog.text
 
 
@@ -113,7 +117,7 @@ def test_items_with_a_twin_in_another_split_are_not_asked(catalogue, shard_set, 
     table.to_csv(tmp_path / "twins.csv", index=False)
     pack(tmp_path / "twins.csv", catalogue / "images", tmp_path / "s", PackOptions(size=48))
     shards = ShardSet(tmp_path / "s")
-    crossing = twins(shards.packed).crosses_split
+    crossing = near_duplicates_across_splits(shards.packed)
     for modality in ("image", "text"):
         val = shards.packed[(shards.packed.split == "val") & shards.packed[f"has_{modality}"]]
         with caplog.at_level("INFO", "dist_train"):

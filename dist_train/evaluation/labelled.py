@@ -1,0 +1,27 @@
+"""Which items are scored: labelled, of one split, without a near-duplicate in another split."""
+
+import numpy as np
+import pandas as pd
+
+from shards.duplicates.label_noise import UNLEARNED, codes, differs_within
+from shards.duplicates.near_duplicates import NO_PHOTO
+
+
+def near_duplicates_across_splits(items: pd.DataFrame) -> pd.Series:
+    """Which items (N,) have a near-duplicate photo in another split; bool, indexed as `items`.
+
+    items: columns photo_group (below 0: no photo) and split. The photos of one photo group are
+    near-duplicates, as pack found them. A missing split differs from none, nor does the
+    unlabelled split: no encoder is trained on it, so a photo shared with it leaks nothing.
+    """
+    groups = items.photo_group.fillna(NO_PHOTO).to_numpy(np.int64)
+    return pd.Series(differs_within(groups, codes(items.split, UNLEARNED)), index=items.index)
+
+
+def labelled_rows(items: pd.DataFrame, split: str) -> np.ndarray:
+    """Rows (n,) of `split` that have a label and no near-duplicate in another split, ascending.
+
+    items: columns split, label_group and photo_group.
+    """
+    labelled = (items.split == split) & (items.label_group != "")
+    return np.flatnonzero(labelled & ~near_duplicates_across_splits(items))
