@@ -7,13 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launching import ROOT, environment, free_port
+from tests.support.launching import DEFAULT, MANY, ONE, ROOT, environment, free_port
 
 pytestmark = pytest.mark.timeout(600)
-DEFAULT = ROOT / "accelerate_config.yaml"
-ONE = ROOT / "launch/accelerate/one_gpu.yaml"
-MANY = ROOT / "launch/accelerate/many_nodes.yaml"
-STARTED = [DEFAULT, ONE, MANY]
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from shards.catalogue.split import split_of
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
 from shards.read.shard_set import ShardSet
-from tests.faults.test_order_kills import rows, start
 from tests.support.launching import command, environment
+from tests.support.logged_ranks import logged_rows, start_logged
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -40,13 +40,13 @@ def train(shards: Path, bert: Path, out: Path, **options: object) -> list[list[l
     """Train on two ranks; what each took, batch by batch."""
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     log = out.with_name("log")
-    process = start(
+    process = start_logged(
         2, log, "train", "text", "--shards", shards, "--out", out, "--encoder.model", bert,
         "--encoder.max-length", 16, "--precision", "fp32", "--device", "cpu", *words,
     )  # fmt: skip
     output, _ = process.communicate(timeout=150)
     assert process.returncode == 0, output
-    return [rows(log, rank)[1:] for rank in range(2)]
+    return [logged_rows(log, rank)[1:] for rank in range(2)]
 
 
 def assert_equal_steps(of_ranks: list[list[list]], shards: Path, out: Path, **options) -> None:

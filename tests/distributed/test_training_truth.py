@@ -41,8 +41,8 @@ from dist_train.training.sharded_state import compare_replicas
 from dist_train.training.step import Stepper, fix_bucket_order
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import Failed
-from tests.faults.faulty_rank import Fault
 from tests.support.comparing import losses, weights
+from tests.support.faulty_rank import Fault
 from tests.support.plain_training import Plain, class_means, plain_training
 from tests.support.ranks import Ranks, as_launched
 from tests.support.score_reference import cosines_of, f1_at, reference_scores

@@ -18,7 +18,7 @@ from dist_train.config.options import ImageEncoderOptions, ImageTraining
 from dist_train.training.data import training_items
 from dist_train.training.loop import train
 from shards.read.shard_set import ShardSet
-from tests.faults.dying_rank import Death
+from tests.support.dying_rank import Death
 
 STEPS, BATCH = 3, 24
 

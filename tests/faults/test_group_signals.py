@@ -20,9 +20,9 @@ import pytest
 
 from shards.storage.stage_files import status_of
 from shards.storage.workers import leave_stops_to_parent, stops_blocked
-from tests.faults.test_stops import kill, wait_for
 from tests.support.comparing import losses, weights
 from tests.support.launching import command, environment, run
+from tests.support.processes import kill, wait_for
 
 pytestmark = pytest.mark.timeout(1800)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

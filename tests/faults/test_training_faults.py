@@ -12,10 +12,10 @@ import pytest
 from dist_train.config.options import HeadOptions, ImageEncoderOptions, ImageTraining
 from dist_train.training.checkpoint import _fault
 from dist_train.training.loop import train
-from tests.faults.test_stops import kill
 from tests.support.comparing import largest_difference
+from tests.support.damage import spoil_batch
 from tests.support.launching import CPU, command, environment
-from tests.unit.training.test_attempts import spoil
+from tests.support.processes import kill
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -42,7 +42,7 @@ def start(
     ]  # fmt: skip
     words = command(2, *verb, launcher=launcher)
     at = words.index("dist_train")
-    words[at : at + 1] = ["tests.faults.faulty_rank", *what.split()]
+    words[at : at + 1] = ["tests.support.faulty_rank", *what.split()]
     env = environment() | {"FAULT_AT": str(out.with_name("fault"))}
     if launcher != CPU:
         env |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
@@ -89,7 +89,7 @@ def left_out(shard_set, tiny_vit, tmp_path_factory) -> dict[int, Path]:
     for accumulation in (1, 2):
         runs[accumulation] = tmp_path_factory.mktemp("left-out") / "run"
         with pytest.MonkeyPatch.context() as patch:
-            spoil(patch, shard_set, config(tiny_vit, accumulation), 3)
+            spoil_batch(patch, shard_set, config(tiny_vit, accumulation), 3)
             train("image", shard_set, runs[accumulation], config(tiny_vit, accumulation))
     return runs
 

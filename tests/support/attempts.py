@@ -16,13 +16,13 @@ class Life:
     world: int = 1
     launcher: str = CPU
     fate: str = "none"
-    """See tests.faults.dying_rank."""
+    """See tests.support.dying_rank."""
 
     def start(self, *verb: object) -> subprocess.Popen:
         """The verb, running."""
         words = command(self.world, *verb, launcher=self.launcher)
         at = words.index("dist_train")
-        words[at : at + 1] = ["tests.faults.dying_rank", str(self.log), self.fate]
+        words[at : at + 1] = ["tests.support.dying_rank", str(self.log), self.fate]
         env = environment()
         if self.launcher != CPU:
             env |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}

@@ -8,6 +8,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CPU = "cpu.yaml"
+LAUNCHERS = [CPU, *(f"deepspeed_zero{stage}.yaml" for stage in (1, 2, 3))]
+"""Files of launch/accelerate that test_strategies trains under."""
+DEFAULT = ROOT / "accelerate_config.yaml"
+ONE = ROOT / "launch/accelerate/one_gpu.yaml"
+MANY = ROOT / "launch/accelerate/many_nodes.yaml"
+STARTED = [DEFAULT, ONE, MANY]
+"""Files that test_launch_configs starts trainings with as they are."""
 
 
 def environment() -> dict[str, str]:

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.twins import COPIES, are_twins, jpeg, looks_of, photo_groups
+from benchmarks.near_duplicates import COPIES, are_twins, jpeg, looks_of, photo_groups
 from dist_train.decisions.labelled import labelled_rows, left_out
 from dist_train.evaluation import leaks
 from shards.catalogue.split import split_of

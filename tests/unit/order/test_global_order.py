@@ -1,6 +1,5 @@
 """The order of items: a permutation an epoch, a function of (N, seed, position) alone."""
 
-import hashlib
 import json
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy.special import gammaln
 from shards.order.global_order import Order, StoredOrder, WindowOrder
 from shards.order.state import OrderState, check_equal
 from shards.storage.errors import BadInput
+from tests.support.digests import digest
 
 SIZES = [1, 2, 3, 4, 5, 8, 13, 64, 127, 128, 129, 1000, 4096, 10007]
 FROZEN = [5, 1, 9, 3, 6, 0, 8, 7, 2, 4]
@@ -118,11 +118,6 @@ def test_orders_of_other_seeds_epochs_and_sizes_are_frozen(
 ) -> None:
     """What runs that stand in the middle of an order go on with; as version 0.1 has them."""
     assert digest(order.at(np.arange(positions.start, positions.stop))) == told
-
-
-def digest(taken: np.ndarray) -> str:
-    """The first 16 hex digits of the sha256 of items as little-endian int64."""
-    return hashlib.sha256(taken.astype("<i8").tobytes()).hexdigest()[:16]
 
 
 # Windows

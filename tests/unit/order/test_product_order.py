@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shards.order.product_order import ProductOrder
 from shards.order.state import OrderState
-from tests.unit.order.test_global_order import digest
+from tests.support.digests import digest
 
 FROZEN = [8, 7, 0, 2, 4, 3, 5, 5, 9, 10, 1, 0, 6, 8, 1, 2, 9, 8, 3, 4, 5, 5, 10, 6, 7, 9, 0, 1]
 EPOCHS = 4

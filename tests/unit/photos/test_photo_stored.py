@@ -16,7 +16,7 @@ from shards.photos.options import PackOptions
 from shards.photos.photo import prepare_photo
 from shards.photos.png import in_strips
 from shards.photos.srgb import PhotoRefused
-from tests.unit.photos.test_photo import (
+from tests.support.photos import (
     ORIENTATION,
     SMALL,
     TURNS,

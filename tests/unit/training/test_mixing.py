@@ -9,8 +9,7 @@ from dist_train.training.data import mix_of_step
 from dist_train.training.loop import train
 from shards.storage.errors import BadInput
 from tests.support.margin_reference import reference_loss
-from tests.unit.training.test_checkpoints import image_config
-from tests.unit.training.test_step import stepper_of
+from tests.support.short_training import image_config, stepper_of
 
 SIDE = 32
 

@@ -27,7 +27,7 @@ from dist_train import cli
 from dist_train.monitor.metrics import read_metrics
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
-from tests.faults.test_unreadable import flip_photos
+from tests.support.damage import flip_photos
 
 Tell = Callable[["Outcome"], Any]
 

@@ -9,39 +9,24 @@ import pytest
 import torch
 from transformers import AlbertConfig, AlbertModel
 
-from dist_train.config.options import HeadOptions, ImageTraining, TextEncoderOptions, TextTraining
-from dist_train.distributed.runtime import Runtime
-from dist_train.encoders.batches import load
+from dist_train.config.options import HeadOptions
 from dist_train.encoders.folder import load_encoder
 from dist_train.training import setup
 from dist_train.training.data import training_items
 from dist_train.training.loop import train
 from dist_train.training.optimisation import encoder_optimizer
-from dist_train.training.setup import set_up
 from dist_train.training.sharded_state import checksum
 from dist_train.training.step import Stepper
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput, Failed
-from tests.faults.faulty_rank import spoil_centres
-from tests.unit.training.test_checkpoints import COMMON, image_config, same, state_of
-
-
-def text_config(tiny_bert, **options) -> TextTraining:
-    encoder = TextEncoderOptions(model=str(tiny_bert), max_length=24)
-    return TextTraining(encoder=encoder, **COMMON | {"epochs": 1, "lr": 1e-3} | options)
-
-
-def stepper_of(shard_set, config, steps: int = 4, spoilt: tuple[int, ...] = ()) -> Stepper:
-    """A training before its first step; batches number `spoilt` hold not-a-number."""
-    modality = "image" if isinstance(config, ImageTraining) else "text"
-    runtime = Runtime("cpu")
-    items = training_items(ShardSet(shard_set), modality, config, 1)
-    training = set_up(modality, config, items, runtime)
-    inputs = training.encoder.training_inputs(config)
-    batches = list(load(items.reader, inputs, items.plans(0, steps, 0, 1), 0))
-    for number in spoilt:
-        batches[number].inputs[0][2] = float("nan")
-    return Stepper(training, config, iter(batches), runtime)
+from tests.support.faulty_rank import spoil_centres
+from tests.support.short_training import (
+    equal_tensors,
+    image_config,
+    state_of,
+    stepper_of,
+    text_config,
+)
 
 
 def everything(training) -> dict[str, torch.Tensor]:
@@ -70,7 +55,7 @@ def test_a_batch_that_is_no_number_changes_nothing(
         values = stepper.run_step(1).values
     assert values["skipped"] == training.progress.skipped == 1
     assert training.progress.updates == 1
-    assert same(everything(training), before)
+    assert equal_tensors(everything(training), before)
     assert "step 1: left out on all ranks" in caplog.text
     assert all(one in caplog.text for one in ids)
     assert len(ids) == 16
@@ -78,7 +63,7 @@ def test_a_batch_that_is_no_number_changes_nothing(
     assert training.progress.skipped_in_a_row == 0
     after = everything(training)
     assert all(torch.isfinite(value).all() for value in after.values())
-    assert not same(after, before)
+    assert not equal_tensors(after, before)
 
 
 def test_centres_whose_gradient_is_no_number_leave_the_step_out_too(shard_set, tiny_vit):
@@ -90,7 +75,7 @@ def test_centres_whose_gradient_is_no_number_leave_the_step_out_too(shard_set, t
     assert values["loss"] < 100
     # What the encoder's norm says is all that DeepSpeed looks at.
     assert not values["grad_norm"] < float("inf")
-    assert same(everything(stepper.training), before)
+    assert equal_tensors(everything(stepper.training), before)
 
 
 def test_so_many_in_a_row_end_the_training(shard_set, tiny_vit):
@@ -118,7 +103,9 @@ def test_the_average_is_that_of_the_formula(shard_set, tiny_vit):
         )
     for name, value in training.average.module.state_dict().items():
         torch.testing.assert_close(value.double(), wanted[name], rtol=1e-5, atol=1e-7)
-    assert not same(dict(training.average.module.state_dict()), dict(training.encoder.state_dict()))
+    assert not equal_tensors(
+        dict(training.average.module.state_dict()), dict(training.encoder.state_dict())
+    )
     assert training.encoder_to_validate() is training.average.module
 
 
@@ -130,7 +117,7 @@ def test_a_frozen_encoder_keeps_every_bit_and_then_moves(shard_set, tiny_vit):
     centres = training.head.weight.detach().clone()
     for step in range(2):
         stepper.run_step(step)
-    assert same(dict(training.encoder.named_parameters()), start)
+    assert equal_tensors(dict(training.encoder.named_parameters()), start)
     assert not torch.equal(training.head.weight, centres)
     stepper.run_step(2)
     trained = {k: v for k, v in training.encoder.named_parameters() if v.requires_grad}
@@ -192,7 +179,7 @@ def test_recomputed_activations_change_no_bit(shard_set, tiny_vit, tiny_bert, mo
         for step in range(2):
             stepper.run_step(step)
         states.append(everything(stepper.training))
-    assert same(*states)
+    assert equal_tensors(*states)
 
 
 def test_one_bit_of_any_weight_changes_the_checksum(shard_set, tiny_vit):

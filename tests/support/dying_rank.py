@@ -1,6 +1,6 @@
 """dist-train, and every rank writes down what it is served, and one may die or be told to stop.
 
-Started as `-m tests.faults.dying_rank LOG FATE VERB …`. LOG-<rank>.jsonl gets the step that a rank
+Started as `-m tests.support.dying_rank LOG FATE VERB …`. LOG-<rank>.jsonl gets the step that a rank
 begins with, then the posting ids of every training batch, each before the step that takes it. FATE
 is RANK:save:POINT (that rank is killed at the POINT-th change of the disk that its checkpoints
 make), RANK:SIGNAL:BATCHES (it sends itself that signal as it is served the so-manieth batch) or

@@ -12,8 +12,7 @@ import psutil
 import pytest
 
 from shards.storage.stage_files import status_of
-from tests.faults.test_two_lives import state_of
-from tests.support.comparing import losses, weights
+from tests.support.comparing import losses, weights, write_times
 from tests.support.launching import ROOT, run
 from tests.support.slurm_cluster import Cluster
 
@@ -193,10 +192,10 @@ def test_the_link_of_the_first_node_is_cut(
     assert cut not in cluster.call("squeue", "-h", "-o", "%N", "-j", training.job)
     assert all(p.is_running() for p in older), "the cut node is to go on, as real ones do"
     training.wait("COMPLETED", restarts=1)
-    before = state_of(training.run)
+    before = write_times(training.run)
     cluster.link(cut, up=True)
     cluster.wait_for(lambda: not any(map(attempts, older)), 200, "end of the older attempt")
-    assert state_of(training.run) == before
+    assert write_times(training.run) == before
     same(training.run, undisturbed)
 
 

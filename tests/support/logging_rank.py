@@ -1,6 +1,6 @@
 """dist-train, and every rank writes down which items its steps take.
 
-Started as `-m tests.faults.logging_rank LOG VERB …`: LOG-<rank>.jsonl gets the step that the
+Started as `-m tests.support.logging_rank LOG VERB …`: LOG-<rank>.jsonl gets the step that the
 process begins with, then the item numbers of every batch, each before the step that takes it.
 """
 

@@ -1,4 +1,4 @@
-"""The floors of the generated catalogue: python tests/support/floors.py ITEMS (not a test).
+"""The floors of the generated catalogue: python tests/support/baselines.py ITEMS (not a test).
 
 Each matcher's best mean per-item F1 over all items, the threshold chosen on the same items.
 """

@@ -1,6 +1,6 @@
 """dist-train, but something happens to one rank in one of its training steps.
 
-`-m tests.faults.faulty_rank WHAT RANK STEP VERB …` (accumulation 1): WHAT is `raise`, `kill`, `nan`
+`-m tests.support.faulty_rank WHAT RANK STEP VERB …` (accumulation 1): WHAT is `raise`, `kill`, `nan`
 (not-a-number in the batch), `flip` (a bit of a weight), `head` (the gradient of a class centre is
 infinite). STEP counts this attempt's batches from 0; `3-7` is a range of them. FAULT_AT, a file, is
 made at that moment.

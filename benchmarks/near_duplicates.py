@@ -1,6 +1,6 @@
 """Which bounds find copies of a photo and leave other photos alone: docs/near_duplicates.md.
 
-    python -m benchmarks.twins CATALOGUE.csv IMAGES [--copies 800]
+    python -m benchmarks.near_duplicates CATALOGUE.csv IMAGES [--copies 800]
 
 Every photo of the catalogue goes through the packer; copies of some are made, changed and packed
 too. Prints, for each radius with and without the colours, the part of the copies that are found,

@@ -1,6 +1,6 @@
 """`dist-train run CONFIG` told to stop in every stage, one after the other, then to its end.
 
-`-m tests.faults.stopped_road CONFIG`: each attempt is a fork that sends itself a signal as it comes to
+`-m tests.faults.stopped_pipeline CONFIG`: each attempt is a fork that sends itself a signal as it comes to
 a place of PLACES for the first time. The last line printed lists places and exit codes.
 """
 
