@@ -15,7 +15,7 @@ OPTIONS = {"lr": 1e-4, "validate_every": 0, "checkpoint_every": 3, "epochs": 0.6
 
 def words_of(config, model: Path) -> list[object]:
     """The options that differ from their defaults."""
-    words = [
+    arguments = [
         "--encoder.model", model, "--batch-size", config.batch_size, "--epochs", config.epochs,
         "--lr", config.lr, "--precision", "fp32", "--workers", 0, "--log-every", 1,
         "--checkpoint-every", 3, "--validate-every", 0, "--ema", config.ema, "--layer-decay",
@@ -26,8 +26,8 @@ def words_of(config, model: Path) -> list[object]:
     if hasattr(config, "erase"):
         more = ["--erase", config.erase, "--rand-augment", config.rand_augment, "--jitter",
                 config.jitter, "--mixup", config.mixup, "--cutmix", config.cutmix]  # fmt: skip
-        return [*words, *more, "--encoder.image-size", 32]
-    return [*words, "--encoder.max-length", config.encoder.max_length]
+        return [*arguments, *more, "--encoder.image-size", 32]
+    return [*arguments, "--encoder.max-length", config.encoder.max_length]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ BATCH, STEPS_A_KILL = 24, 14
 
 
 def taken_by(attempts: list[tuple[Path, int]], steps: int) -> list[int]:
-    """Items of the finished steps of all attempts: those before the step that the next attempt began."""
+    """Items of the steps that count: those of an attempt before the next attempt's first step."""
     begun = [
         (log, world) for log, world in attempts if all(logged_rows(log, r) for r in range(world))
     ]

@@ -1,4 +1,4 @@
-"""Killed, told to stop, or broken: what is started again goes on, and nothing hangs."""
+"""Killed, stopped by a signal, or broken: a new start goes on, and nothing hangs."""
 
 import json
 import signal
@@ -23,7 +23,7 @@ def test_signals_stop_with_a_checkpoint(
     out = tmp_path / "run"
     verb = ["train", "image", *image_options, "--out", out]
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        before = metrics_written(out)  # those of a attempt before stand there from the start
+        before = metrics_written(out)  # those of the attempt before stand there from the start
         process = start(1, *verb)
         wait_for(lambda before=before: metrics_written(out) > before + 1, process)
         process.send_signal(number)
@@ -37,21 +37,22 @@ def test_signals_stop_with_a_checkpoint(
 
 
 @pytest.mark.timeout(1600)
-def test_a_road_stops_in_every_stage_and_goes_on(
+def test_a_pipeline_stops_in_every_stage_and_goes_on(
     catalogue: Path, tiny_vit: Path, tmp_path: Path
 ) -> None:
     config = {
         "catalogue": str(catalogue / "catalogue.csv"), "images": str(catalogue / "images"),
-        "out": str(tmp_path / "road"), "encoders": ["image"], "pack": {"size": 48, "workers": 1},
+        "out": str(tmp_path / "pipeline"), "encoders": ["image"],
+        "pack": {"size": 48, "workers": 1},
         "image": {
             "encoder": {"model": str(tiny_vit), "image_size": 32}, "batch_size": 24, "epochs": 0.5,
             "workers": 0, "device": "cpu", "precision": "fp32", "validate_every": 0,
         },
         "embed": {"workers": 0, "device": "cpu"}, "join": {"device": "cpu"},
     }  # fmt: skip
-    (tmp_path / "road.yaml").write_text(json.dumps(config))  # JSON is YAML
+    (tmp_path / "pipeline.yaml").write_text(json.dumps(config))  # JSON is YAML
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.stopped_pipeline", tmp_path / "road.yaml"],
+        [sys.executable, "-m", "tests.faults.stopped_pipeline", tmp_path / "pipeline.yaml"],
         cwd=ROOT, env=environment(), text=True, timeout=1500, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -61,24 +62,24 @@ def test_a_road_stops_in_every_stage_and_goes_on(
     assert [(place, code) for place, code in stopped if code != 3] == []
     assert last == [None, 0]
     assert done.stdout.count("stopped by a signal") == len(stopped) > 10
-    assert (tmp_path / "road/matches/report.html").exists()
+    assert (tmp_path / "pipeline/matches/report.html").exists()
 
 
-def test_a_signal_to_one_rank_stops_all_in_the_middle_of_a_part(
+def test_a_signal_to_one_rank_stops_all_in_the_middle_of_a_file(
     shard_set: Path, image_run: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "embedding"
     verb = ["embed", "--shards", shard_set, "--image", image_run, "--out", out, "--workers", 0,
             "--batch-size", 8, "--device", "cpu"]  # fmt: skip
-    words = command(2, *verb)
-    words[(at := words.index("dist_train")) : at + 1] = ["tests.faults.signalled_rank", "1"]
+    arguments = command(2, *verb)
+    arguments[(at := arguments.index("dist_train")) : at + 1] = ["tests.faults.signalled_rank", "1"]
     done = subprocess.run(
-        words, env=environment(), text=True, timeout=400, stdout=subprocess.PIPE,
+        arguments, env=environment(), text=True, timeout=400, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert json.loads((out / "status.json").read_text())["status"] == "preempted"
-    assert not list(out.glob("*.npy"))  # rank 0 had its own part in hand, and left it
+    assert not list(out.glob("*.npy"))  # rank 0 left its unfinished file as well
     run(1, *verb)
     assert json.loads((out / "status.json").read_text())["status"] == "done"
 

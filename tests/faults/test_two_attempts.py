@@ -7,7 +7,7 @@ from tests.support.comparing import losses, metrics_written, weights, write_time
 from tests.support.processes import start, wait_for
 
 
-def test_an_older_life_that_wakes_up_stops(
+def test_an_older_attempt_that_wakes_up_stops(
     image_options: list[object], image_run: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     verb = ["train", "image", *image_options, "--out", tmp_path / "run"]

@@ -58,9 +58,9 @@ def test_another_photo_of_the_product_stands_in(damaged, workers: int) -> None:
     siblings = [len(np.flatnonzero(classes == classes[n])) for n in numbers[replaced]]
     same = classes[found[replaced]] == classes[numbers[replaced]]
     assert same.tolist() == [number > 1 for number in siblings]
-    told = [line for batch in batches for line in batch.unreadable]
-    assert len(told) == replaced.sum()
-    assert all("differ from its crc" in line for line in told)
+    reported = [line for batch in batches for line in batch.unreadable]
+    assert len(reported) == replaced.sum()
+    assert all("differ from its crc" in line for line in reported)
 
 
 def test_without_stand_ins_it_is_left_out(damaged) -> None:

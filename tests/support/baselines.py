@@ -1,4 +1,4 @@
-"""The floors of the generated catalogue: python tests/support/baselines.py ITEMS (not a test).
+"""The baselines of the generated catalogue: python tests/support/baselines.py ITEMS (not a test).
 
 Each matcher's best mean per-item F1 over all items, the threshold chosen on the same items.
 """
@@ -18,7 +18,7 @@ from shards.storage.files import sha256_file
 
 
 def main() -> None:
-    """Generate with photos, score the three floors."""
+    """Generate with photos, score the three baselines."""
     items = int(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
@@ -27,7 +27,7 @@ def main() -> None:
         groups = table.label_group.to_numpy(str)
         hashes = np.array([sha256_file(out / "images" / name) for name in table.image])
     nothing = np.zeros(0, np.int64)
-    print(f"{items} items, itself only: {per_item_f1(groups, nothing, nothing).mean():.4f}")
+    print(f"{items} items, self-match: {per_item_f1(groups, nothing, nothing).mean():.4f}")
     print(f"same file: {per_item_f1(groups, *same_photo_pairs(hashes)).mean():.4f}")
     threshold, f1 = f1_curve(groups, *title_pairs(table.title.to_numpy(), floor=0.3)).best()
     print(f"word TF-IDF: {f1:.4f} at {threshold:.3f}")

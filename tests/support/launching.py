@@ -25,14 +25,14 @@ def environment() -> dict[str, str]:
 
 def command(world: int, *verb: object, launcher: str = CPU) -> list[str]:
     """The command line of a verb on `world` processes, under one of launch/accelerate's files."""
-    words = [str(word) for word in verb]
+    arguments = [str(word) for word in verb]
     if world == 1 and launcher == CPU:
-        return [sys.executable, "-m", "dist_train", *words]
+        return [sys.executable, "-m", "dist_train", *arguments]
     file = ROOT / "launch" / "accelerate" / launcher
     return [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file),
         "--num_processes", str(world), "--main_process_port", str(free_port()),
-        "--mixed_precision", "no", "-m", "dist_train", *words,
+        "--mixed_precision", "no", "-m", "dist_train", *arguments,
     ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 90) -> None:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """SIGKILL to the process and all below it (a launcher's ranks have sessions of their own)."""
+    """SIGKILL to the process and all below it (a launcher starts its ranks in new sessions)."""
     if process.poll() is not None:
         return
     parent = psutil.Process(process.pid)

@@ -144,7 +144,7 @@ def test_dates_of_json_lines_are_carried_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("id,title\n1,a\n", r"no column posting_id \(found: id, title\).*--columns posting_id="),
         ("posting_id,price\n1,2\n", "neither a column image nor a column title"),
@@ -158,10 +158,10 @@ def test_dates_of_json_lines_are_carried_as_they_are(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(
-    tmp_path: Path, content: str | bytes, said: str
+    tmp_path: Path, content: str | bytes, message: str
 ) -> None:
     path = write_text(tmp_path / "c.csv", content)
-    with pytest.raises(BadInput, match=said) as error:
+    with pytest.raises(BadInput, match=message) as error:
         read_catalogue(path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
@@ -203,12 +203,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "message"),
     [({"title": "nme"}, "no column nme"), ({"price": "cost"}, "price is not one of posting_id")],
 )
-def test_wrong_column_names_are_refused(tmp_path: Path, columns: dict, said: str) -> None:
+def test_wrong_column_names_are_refused(tmp_path: Path, columns: dict, message: str) -> None:
     path = write_text(tmp_path / "c.csv", "posting_id,name,cost\n1,a,2\n")
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=message):
         read_catalogue(path, columns)
 
 
@@ -238,8 +238,8 @@ def test_rows_of_later_chunks_are_named_as_they_stand(tmp_path: Path) -> None:
     ids = [f"p{n}" for n in range(3 * CHUNK)]
     ids[2 * CHUNK + 9] = ids[CHUNK + 3]
     path = write_text(tmp_path / "c.csv", "\n".join(["posting_id,title", *(f"{i},t" for i in ids)]))
-    said = f"row {2 * CHUNK + 10}: posting_id 'p{CHUNK + 3}' stands already in row {CHUNK + 4} "
-    with pytest.raises(BadInput, match=said):
+    message = f"row {2 * CHUNK + 10}: posting_id 'p{CHUNK + 3}' stands already in row {CHUNK + 4} "
+    with pytest.raises(BadInput, match=message):
         read_catalogue(path)
     ids[2 * CHUNK + 9] = '""'
     path = write_text(tmp_path / "d.csv", "\n".join(["posting_id,title", *(f"{i},t" for i in ids)]))

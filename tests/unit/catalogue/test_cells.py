@@ -18,7 +18,7 @@ HEAD = "posting_id,image,title,label_group\n"
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         ("a,,hello,g\nb,,wor", r"c\.csv: row 2 \(line 3\): 3 cells where the first line names 4"),
         ("a\nb,,x,g\n", r"row 1 \(line 2\): 1 cells"),
@@ -26,11 +26,11 @@ HEAD = "posting_id,image,title,label_group\n"
     ],
 )
 def test_a_row_with_too_few_cells_is_refused_by_its_number(
-    tmp_path: Path, rows: str, told: str
+    tmp_path: Path, rows: str, message: str
 ) -> None:
-    with pytest.raises(BadInput, match=told):
+    with pytest.raises(BadInput, match=message):
         read_catalogue(write_text(tmp_path / "c.csv", "\ufeff" + HEAD + rows))
-    with pytest.raises(BadInput, match=told.replace("csv", "tsv")):
+    with pytest.raises(BadInput, match=message.replace("csv", "tsv")):
         read_catalogue(write_text(tmp_path / "c.tsv", (HEAD + rows).replace(",", "\t")))
 
 

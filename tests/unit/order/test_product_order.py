@@ -173,13 +173,15 @@ def test_order_is_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("P", "K", "seed", "told"),
+    ("P", "K", "seed", "wanted"),
     [(7, 3, 5, "b378aab5a3cb5b43"), (16, 2, 1, "49f1a2fcf32567b3"), (60, 1, 2, "676e816b758c9145")],
 )
-def test_orders_of_other_shapes_and_seeds_are_frozen(P: int, K: int, seed: int, told: str) -> None:
+def test_orders_of_other_shapes_and_seeds_are_frozen(
+    P: int, K: int, seed: int, wanted: str
+) -> None:
     """Four epochs over products of 1 to 30 items; as version 0.1 has them."""
     order = ProductOrder(catalogue([1, 2, 3, 4, 5, 9, 12, 30] * 5), seed, P, K)
-    assert digest(order.at(np.arange(4 * order.positions))) == told
+    assert digest(order.at(np.arange(4 * order.positions))) == wanted
 
 
 @pytest.mark.full

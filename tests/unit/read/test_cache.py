@@ -111,7 +111,7 @@ def test_what_was_not_used_for_longest_goes_first_and_what_is_open_stays(
     assert held[0] == first
 
 
-def test_a_full_disk_is_told_and_old_copies_make_room(
+def test_a_full_disk_is_reported_and_old_copies_make_room(
     sets: Path, server: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = tmp_path / "disk"

@@ -99,8 +99,8 @@ def test_the_forked_worker_asks_the_server_itself(sets: Path, server: Serving) -
     reader = ShardSet(f"{server.url}/a").reader()
     assert not any(path.endswith(".tar") for path in server.started)  # tars when first read
     in_global_order(reader, 2)
-    asked = {path for path in server.started if path.endswith(".tar")}
-    assert asked == {str(tar.relative_to(sets)) for tar in tar_files(sets / "a")}
+    requested = {path for path in server.started if path.endswith(".tar")}
+    assert requested == {str(tar.relative_to(sets)) for tar in tar_files(sets / "a")}
     assert reader._open == {}
 
 
@@ -137,10 +137,10 @@ def test_sets_and_splits_that_share_names_are_never_mixed(sets: Path, server: Se
 
 
 def test_what_has_the_same_bytes_is_downloaded_once(own: Serving, cache: Path) -> None:
-    shutil.copytree(own.folder / "a", own.folder / "twin")
+    shutil.copytree(own.folder / "a", own.folder / "copy")
     all_items(f"{own.url}/a")
     names = {path.name for path in cached_files(cache)}
-    assert all_items(f"{own.url}/twin") == all_items(own.folder / "a")
+    assert all_items(f"{own.url}/copy") == all_items(own.folder / "a")
     assert {path.name for path in cached_files(cache)} == names
     assert all(sha256_file(path) == path.name for path in cached_files(cache))
 
@@ -150,18 +150,18 @@ def test_what_has_the_same_bytes_is_downloaded_once(own: Serving, cache: Path) -
 
 @pytest.mark.parametrize("fault", ["500", "cut"])
 @pytest.mark.parametrize("times", [1, 4])
-def test_what_is_cut_off_is_asked_for_again(
+def test_what_is_cut_off_is_requested_again(
     fault: str, times: int, sets: Path, server: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
     server.broken, server.faults = lambda path: fault, times
     assert all_items(f"{server.url}/a", ("train",)) == all_items(sets / "a", ("train",))
     assert server.faults == 0
-    told = [record.message for record in caplog.records if "try" in record.message]
-    assert len(told) == times
-    assert f"try {times + 1} of 5" in told[-1]
+    warned = [record.message for record in caplog.records if "try" in record.message]
+    assert len(warned) == times
+    assert f"try {times + 1} of 5" in warned[-1]
 
 
-def test_an_answer_that_may_be_another_in_a_moment_is_asked_for_again(
+def test_an_answer_that_may_be_another_in_a_moment_is_requested_again(
     sets: Path, server: Serving
 ) -> None:
     """Too early, too many requests (RFC 6585), a server that is overloaded or starts anew."""
@@ -180,14 +180,14 @@ def test_an_answer_that_stays_the_same_is_taken_at_once(server: Serving) -> None
         assert server.started["a/stage.json"] == tries
 
 
-def test_a_part_that_came_is_not_asked_for_again(
+def test_a_part_that_came_is_not_requested_again(
     sets: Path, server: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "CHUNK", 4096)
     biggest = max(tar_files(sets / "a"), key=lambda tar: tar.stat().st_size)
     path = str(biggest.relative_to(sets))
     left = iter([""] * 5 + ["cut"] * 5)
-    server.broken = lambda asked: next(left, "") if asked == path else ""
+    server.broken = lambda requested: next(left, "") if requested == path else ""
     with pytest.raises(Unreachable, match="gave up after 5 tries"):
         all_items(f"{server.url}/a")
     assert (server.started[path], server.resumed[path]) == (1, 4 + 5)
@@ -216,10 +216,10 @@ def test_wrong_bytes_are_refused_with_both_hashes_and_not_kept(
     server.broken = lambda path: "wrong" if path.endswith(end) else ""
     with pytest.raises(
         Corrupt, match=rf"{server.url}/a/.*{end}: sha256 \w{{64}}, in its manifest"
-    ) as told:
+    ) as raised:
         everything_of(f"{server.url}/a")
     bad = next(path for path, count in server.started.items() if count == 3)
-    assert sha256_file(sets / bad) in str(told.value)
+    assert sha256_file(sets / bad) in str(raised.value)
     kept = {path.name for path in cached_files(cache)}
     assert all(sha256_file(path) == path.name for path in cached_files(cache))
     assert sha256_file(sets / bad) not in kept
@@ -235,9 +235,9 @@ def test_one_wrong_answer_is_downloaded_again(sets: Path, server: Serving) -> No
 @pytest.mark.parametrize("end", ["stage.json", "manifest.json", ".idx", ".tar"])
 def test_an_error_page_with_200_is_refused(end: str, server: Serving, cache: Path) -> None:
     server.broken = lambda path: "page" if path.endswith(end) else ""
-    with pytest.raises((Corrupt, Unreachable), match=rf"{server.url}/a/\S*{end}: ") as told:
+    with pytest.raises((Corrupt, Unreachable), match=rf"{server.url}/a/\S*{end}: ") as raised:
         all_items(f"{server.url}/a")
-    assert "not JSON" in str(told.value) or "starting b'<html>" in str(told.value)
+    assert "not JSON" in str(raised.value) or "starting b'<html>" in str(raised.value)
     assert all(path.stat().st_size == 0 for path in cached_files(cache) if path.suffix == ".part")
     assert all(
         sha256_file(path) == path.name for path in cached_files(cache) if path.suffix != ".part"
@@ -269,14 +269,14 @@ def test_a_manifest_whose_counts_were_changed_is_refused(own: Serving) -> None:
     manifest = json.loads(path.read_text())
     manifest["counts"]["classes"] += 1
     path.write_text(json.dumps(manifest))
-    told = rf"{own.url}/a/manifest\.json: differs from its own sha256"
-    with pytest.raises(Corrupt, match=told):
+    message = rf"{own.url}/a/manifest\.json: differs from its own sha256"
+    with pytest.raises(Corrupt, match=message):
         ShardSet(f"{own.url}/a")
-    assert [re.match(told, fault) is not None for fault in verify(f"{own.url}/a")] == [True]
+    assert [re.match(message, fault) is not None for fault in verify(f"{own.url}/a")] == [True]
 
 
 @pytest.mark.parametrize(
-    ("name", "was", "now", "told"),
+    ("name", "was", "now", "message"),
     [
         (STAGE, '"started": "2', '"started": "3', "content differs from what was written; restore"),
         ("status.json", '"done"', '"gone"', "is 'gone' although the stage is finished"),
@@ -284,13 +284,13 @@ def test_a_manifest_whose_counts_were_changed_is_refused(own: Serving) -> None:
     ],
 )
 def test_verify_finds_at_a_url_what_it_finds_in_the_folder(
-    own: Serving, name: str, was: str, now: str, told: str
+    own: Serving, name: str, was: str, now: str, message: str
 ) -> None:
     path = own.folder / "a" / name
     assert was in path.read_text()
     path.write_text(path.read_text().replace(was, now, 1))
     (fault,) = verify(f"{own.url}/a")
-    assert fault.startswith(f"{own.url}/a/{name}: {told}")
+    assert fault.startswith(f"{own.url}/a/{name}: {message}")
     path.unlink()
     if name != STAGE:
         fault = f"{own.url}/a/{name}: is '' although the stage is finished"
@@ -330,8 +330,10 @@ def test_a_hostile_manifest_leads_nowhere(own: Serving, cache: Path, tmp_path: P
 
 
 def _sign(path: Path) -> None:
-    manifest, told = (json.loads((path.parent / name).read_text()) for name in (MANIFEST, STAGE))
-    manifest["fingerprint"] = fingerprint_of(told, manifest["files"])
+    manifest, recorded = (
+        json.loads((path.parent / name).read_text()) for name in (MANIFEST, STAGE)
+    )
+    manifest["fingerprint"] = fingerprint_of(recorded, manifest["files"])
     path.write_text(json.dumps(manifest))
 
 
@@ -339,15 +341,15 @@ def _sign(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("nonsense://x/y", "Protocol not known.*install the fsspec file system for nonsense"),
         ("memory://nothing/here", r"not a shard set directory \(no stage.json\)"),
         ("pipe:cat /etc/passwd", "not a shard set directory"),
     ],
 )
-def test_what_is_no_set_is_refused(url: str, told: str) -> None:
-    with pytest.raises(BadInput, match=told):
+def test_what_is_no_set_is_refused(url: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         ShardSet(url)
 
 
@@ -364,6 +366,6 @@ def test_users_and_queries_are_never_shown_nor_recorded(
     assert all_items(url) == all_items(f"{server.url}/a")
     assert "hush" not in json.dumps(stage.parents_for(tmp_path, shards=url))
     server.broken = lambda path: "500"
-    with pytest.raises(Unreachable, match="gave up") as told:
+    with pytest.raises(Unreachable, match="gave up") as raised:
         ShardSet(url)
-    assert "hush" not in str(told.value) + caplog.text
+    assert "hush" not in str(raised.value) + caplog.text

@@ -23,7 +23,7 @@ def two(shard_set, tiny_vit, tmp_path) -> Path:
     return tmp_path
 
 
-def test_one_flipped_bit_anywhere_in_a_manifest_is_told(two):
+def test_one_flipped_bit_anywhere_in_a_manifest_is_found(two):
     folder = checkpoint(two, 7)
     manifest = folder / "manifest.json"
     raw = manifest.read_bytes()

@@ -1,4 +1,4 @@
-"""Real short trainings: checkpoints that are whole or passed over, attempts that go on bit-equal."""
+"""Short real trainings: complete and damaged checkpoints, attempts that go on bit-equal."""
 
 import json
 import logging
@@ -125,7 +125,7 @@ def test_saved_and_loaded_is_bit_equal(finished, tiny_vit, shard_set, tmp_path):
         assert file.read_bytes() == (checkpoint(tmp_path, STEPS) / file.name).read_bytes()
 
 
-def test_no_more_checkpoints_than_asked_stay(finished, tiny_vit, shard_set, tmp_path):
+def test_no_more_checkpoints_than_keep_stay(finished, tiny_vit, shard_set, tmp_path):
     training, runtime = new_training(shard_set, image_config(tiny_vit)), Runtime("cpu")
     Checkpoints(finished, 9, runtime).load_newest(training)
     keeper = Checkpoints(tmp_path, 2, runtime)
@@ -159,7 +159,7 @@ def test_another_number_of_classes_is_refused(finished, tiny_vit, shard_set):
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         ({"fingerprint": "0" * 64}, "another order: fingerprint"),
         ({"seed": 9}, "another order: seed 0 there, 9 now"),
@@ -167,10 +167,10 @@ def test_another_number_of_classes_is_refused(finished, tiny_vit, shard_set):
         ({"batch": 8}, "with another batch_size"),
     ],
 )
-def test_a_checkpoint_of_another_order_is_refused(finished, tiny_vit, shard_set, other, told):
+def test_a_checkpoint_of_another_order_is_refused(finished, tiny_vit, shard_set, other, message):
     training = new_training(shard_set, image_config(tiny_vit))
     training = replace(training, order=replace(training.order, **other))
-    with pytest.raises(BadInput, match=rf"step-{STEPS:08d}: .*{told}"):
+    with pytest.raises(BadInput, match=rf"step-{STEPS:08d}: .*{message}"):
         Checkpoints(finished, 9, Runtime("cpu")).load_newest(training)
 
 
@@ -256,7 +256,7 @@ def stopped(shard_set, tiny_bert, tmp_path_factory) -> dict[str, Path]:
     assert _fault(newest) == ""
     assert 2 <= int(newest.name[5:]) < 23
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)  # as in a new process, which was not asked to stop
+        signal.signal(number, signal.SIG_DFL)  # as in a new process, of which no stop was requested
     train("text", shard_set, out / "stopped", config)
     return {"whole": out / "whole", "stopped": out / "stopped"}
 
@@ -276,17 +276,17 @@ def test_a_stopped_process_leaves_every_row_on_disk(shard_set, tiny_vit, tmp_pat
         "--encoder.image-size": 32, "--epochs": 100, "--batch-size": 16, "--device": "cpu",
         "--precision": "fp32", "--log-every": 1, "--checkpoint-every": 5, "--validate-every": 0,
     }  # fmt: skip
-    words = [str(word) for pair in options.items() for word in pair]
-    command = [sys.executable, "-m", "dist_train", "train", "image", *words]
+    arguments = [str(word) for pair in options.items() for word in pair]
+    command = [sys.executable, "-m", "dist_train", "train", "image", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         while not checkpoint(run, 5).exists() and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=120)
+        _, output = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 3, said
+    assert process.returncode == 3, output
     assert json.loads((run / "status.json").read_text())["status"] == "preempted"
     step = int(max((run / "checkpoints").glob("step-*")).name[5:])
     written = [row["step"] for row in read_metrics(run) if "train/loss" in row]
@@ -330,7 +330,7 @@ def test_an_untrained_run_exports_the_start(shard_set, tiny_vit, tmp_path):
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_a_loss_that_is_no_number_is_told_with_its_step(shard_set, tiny_vit, tmp_path):
+def test_a_loss_that_is_nan_is_reported_with_its_step(shard_set, tiny_vit, tmp_path):
     config = image_config(tiny_vit, lr=1e30, warmup=0.0, validate_every=0)
     with pytest.raises(Failed, match=r"step 5: 5 steps in a row had a .* \(loss nan.*lower lr"):
         train("image", shard_set, tmp_path / "run", config)

@@ -37,13 +37,11 @@ def everything(training) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in state.items()}
 
 
-# A loss or gradient that is no number
+# A loss or gradient that is NaN or Inf
 
 
 @pytest.mark.parametrize(("accumulation", "spoilt"), [(1, 1), (2, 2), (2, 3)])
-def test_a_batch_that_is_no_number_changes_nothing(
-    shard_set, tiny_vit, caplog, accumulation, spoilt
-):
+def test_a_batch_with_nan_changes_nothing(shard_set, tiny_vit, caplog, accumulation, spoilt):
     config = image_config(tiny_vit, accumulation=accumulation, ema=0.9)
     stepper = stepper_of(shard_set, config, spoilt=(spoilt,))
     training = stepper.training
@@ -66,14 +64,14 @@ def test_a_batch_that_is_no_number_changes_nothing(
     assert not equal_tensors(after, before)
 
 
-def test_centres_whose_gradient_is_no_number_leave_the_step_out_too(shard_set, tiny_vit):
+def test_centres_whose_gradient_is_infinite_leave_the_step_out_too(shard_set, tiny_vit):
     stepper = stepper_of(shard_set, image_config(tiny_vit))
     stepper.run_step(0)
     before = everything(stepper.training)
     spoil_centres()
     values = stepper.run_step(1).values
     assert values["loss"] < 100
-    # What the encoder's norm says is all that DeepSpeed looks at.
+    # DeepSpeed reads nothing but the encoder's norm.
     assert not values["grad_norm"] < float("inf")
     assert equal_tensors(everything(stepper.training), before)
 
@@ -143,8 +141,8 @@ def test_lower_layers_learn_more_slowly(shard_set, tiny_vit, tiny_bert):
         for part, scale in ((low, 0.25), (middle, 0.5), (top, 1.0), ("neck", 1.0)):
             assert {value for name, value in scales.items() if part in name} == {scale}, part
         stepper = stepper_of(shard_set, config, 1)
-        told, groups = stepper.run_step(0).values, stepper.training.optimizer.param_groups
-        assert told["lr"] == max(group["lr"] for group in groups) > groups[0]["lr"]
+        values, groups = stepper.run_step(0).values, stepper.training.optimizer.param_groups
+        assert values["lr"] == max(group["lr"] for group in groups) > groups[0]["lr"]
 
 
 def test_layer_decay_is_refused_where_all_layers_are_one(shard_set, tiny_bert, tmp_path):
@@ -213,7 +211,7 @@ def test_compiled_it_learns_the_same_and_its_names_stay(
     assert max((plain[k] - other[k]).abs().max().item() for k in plain) < 1e-4
 
 
-# What a launcher may say otherwise
+# What a launcher may set otherwise
 
 
 def test_accumulation_is_the_options_whatever_a_launcher_exports(shard_set, tiny_vit, monkeypatch):
@@ -230,8 +228,10 @@ def test_accumulation_is_the_options_whatever_a_launcher_exports(shard_set, tiny
 def test_deepspeed_with_bfloat16_weights_is_refused(shard_set, tiny_vit, monkeypatch, name):
     class Launched:
         def __init__(self, **options):
-            said = {name: {"enabled": True}}
-            self.state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=said))
+            settings = {name: {"enabled": True}}
+            self.state = SimpleNamespace(
+                deepspeed_plugin=SimpleNamespace(deepspeed_config=settings)
+            )
 
     monkeypatch.setattr(setup, "Accelerator", Launched)
     with pytest.raises(BadInput, match=r"JSON enables bf16.*give --precision bf16"):

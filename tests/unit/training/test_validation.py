@@ -71,12 +71,12 @@ def test_a_bench_sees_all_true_pairs_of_large_products():
     groups, vectors = products([300] * 6, [0.9] * 6)
     split = np.where(np.isin(groups, ["0", "1", "2"]), "val", "test")
     items = pd.DataFrame({"split": split, "label_group": groups, "photo_group": -1})
-    bench = Bench(items)
+    comparison = Bench(items)
     for part in ("val", "test"):
-        few = vectors[bench.rows[part]]
-        pairs = bench.pairs(views_of_array(few))
-        found = f1_curve(bench.groups[part], pairs.i, pairs.j, pairs.score).best()[1]
-        assert found == pytest.approx(exact(bench.groups[part], few).f1, abs=1e-4)
+        few = vectors[comparison.rows[part]]
+        pairs = comparison.pairs(views_of_array(few))
+        found = f1_curve(comparison.groups[part], pairs.i, pairs.j, pairs.score).best()[1]
+        assert found == pytest.approx(exact(comparison.groups[part], few).f1, abs=1e-4)
 
 
 def test_the_budget_is_twice_the_true_pairs_and_bounded(caplog):
@@ -102,23 +102,25 @@ def test_nearest_items_are_those_of_all_whoever_has_a_pair(monkeypatch, at_once)
     assert nearest_items(vectors[:1], nothing).tolist() == [-1]
 
 
-def test_items_with_a_twin_in_another_split_are_not_asked(catalogue, shard_set, tmp_path, caplog):
+def test_items_with_a_near_duplicate_in_another_split_are_not_scored(
+    catalogue, shard_set, tmp_path, caplog
+):
     table = pd.read_csv(catalogue / "catalogue.csv", dtype=str)
     packed = ShardSet(shard_set).packed.set_index("posting_id")
     photos = table.set_index("posting_id").image
     learned = packed.index[(packed.split == "train") & packed.has_image]
-    asked = packed.index[(packed.split == "val") & packed.has_image]
-    for one, other in zip(asked[::2], learned, strict=False):
+    val_items = packed.index[(packed.split == "val") & packed.has_image]
+    for one, other in zip(val_items[::2], learned, strict=False):
         table.loc[table.posting_id == one, "image"] = photos[other]
-    table.to_csv(tmp_path / "twins.csv", index=False)
-    pack(tmp_path / "twins.csv", catalogue / "images", tmp_path / "s", PackOptions(size=48))
+    table.to_csv(tmp_path / "copies.csv", index=False)
+    pack(tmp_path / "copies.csv", catalogue / "images", tmp_path / "s", PackOptions(size=48))
     shards = ShardSet(tmp_path / "s")
     crossing = twins(shards.packed).crosses_split
     for modality in ("image", "text"):
         val = shards.packed[(shards.packed.split == "val") & shards.packed[f"has_{modality}"]]
         with caplog.at_level("INFO", "dist_train"):
             items = validation_items(shards, modality)
-        assert crossing[val.index].sum() >= len(asked) // 2
+        assert crossing[val.index].sum() >= len(val_items) // 2
         assert items.numbers.tolist() == val.index[~crossing[val.index]].tolist()
         assert f"of {len(val)} items have a near-duplicate in another split" in caplog.text
 
