@@ -146,11 +146,11 @@ def table(photos: list[bytes]) -> None:
     for name, found in stored.items():
         kilobytes = sum(map(len, found)) / len(found) / 1000
         share = sum(map(len, found)) / sum(map(len, photos))
-        told = [name, f"{kilobytes:.0f}", f"{share:.1%}", near(found, "exact", exact)]
+        cells = [name, f"{kilobytes:.0f}", f"{share:.1%}", near(found, "exact", exact)]
         for recipe in ("balanced", "fast"):
             ratio = faster(taken, f"{name} {recipe}", "Pillow")
-            told += [near(found, recipe, exact), f"{ratio:.1f}"]
-        print(" | ".join(told))
+            cells += [near(found, recipe, exact), f"{ratio:.1f}"]
+        print(" | ".join(cells))
 
 
 def decoding(photos: list[bytes], recipe: Recipe) -> Callable[[], None]:

@@ -110,9 +110,9 @@ def _peak(name: str) -> float:
 
 
 def estimate_error() -> tuple[float, float]:
-    """Bytes a head and its steps take in a process of their own, and what the estimate says."""
-    said = HeadEstimate(classes=C, width=D, batch=B, world=1, chunk=CHUNK)
-    return in_process(_growth), said.total
+    """Bytes a head and its steps take in a separate process, and the estimate."""
+    estimate = HeadEstimate(classes=C, width=D, batch=B, world=1, chunk=CHUNK)
+    return in_process(_growth), estimate.total
 
 
 def _growth() -> int:
@@ -186,8 +186,8 @@ def _take_time(workers: list[Worker], what: str) -> float:
 def _serve(rank: int, world: int, folder: str) -> Callable[[str], float]:
     torch.set_num_threads(1)
     if world > 1:
-        meeting = f"file://{folder}/meeting"
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+        rendezvous = f"file://{folder}/rendezvous"
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     steps = {"gemm": _gemms(), "head": _share_of_head(rank, world)}
 
     def answer(what: str) -> float:
@@ -226,7 +226,7 @@ def _share_of_head(rank: int, world: int) -> Step:
 
 
 def non_finite(count: int = 10_000) -> dict[str, int]:
-    """Of embeddings along, against and at their own centre, and zero: rows of bad gradients."""
+    """Rows of bad gradients, for embeddings along, against and at their own centre, and zero."""
     from pytorch_metric_learning.losses import ArcFaceLoss
 
     torch.manual_seed(0)
@@ -245,13 +245,13 @@ def non_finite(count: int = 10_000) -> dict[str, int]:
 
 
 def in_process(function: Callable, *arguments: object):
-    """`function` in a process of its own, with one thread."""
+    """`function` in a separate process with one thread."""
     with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (1,)) as pool:
         return pool.apply(function, arguments)
 
 
 def main(parts: list[str]) -> None:
-    """Print what was asked for, or all."""
+    """Print the requested measurements, or all."""
     parts = parts or ["time", "memory", "million", "ranks", "gradients", "estimate"]
     torch.set_num_threads(1)
     if "time" in parts:
@@ -271,9 +271,9 @@ def main(parts: list[str]) -> None:
         gemm, head = two_ranks()
         print(f"two processes: GEMM x {gemm:.2f}, head x {head:.2f}, ratio {head / gemm:.2f}")
     if "estimate" in parts:
-        took, said = estimate_error()
-        print(f"a training step takes {took / 1e6:.0f} MB, said {said / 1e6:.0f} MB, "
-              f"ratio {took / said:.3f}", flush=True)  # fmt: skip
+        took, estimate = estimate_error()
+        print(f"a training step takes {took / 1e6:.0f} MB, estimated {estimate / 1e6:.0f} MB, "
+              f"ratio {took / estimate:.3f}", flush=True)  # fmt: skip
     if "gradients" in parts:
         for name, count in non_finite().items():
             print(f"adversarial embeddings, {name}: {count} of 10000 gradients are not finite")

@@ -23,7 +23,7 @@ import numpy as np
 THRESHOLD, BOTH_THRESHOLD = 0.5, 0.6
 KERNELS = ("Zen", "Haswell", "SkylakeX")
 SLICES, FAISS_SLICES, FAISS_ROWS = 24, 6, 512
-"""Of the limit and of FAISS, and asking rows in one of FAISS's; it costs the same for each row."""
+"""Query rows of one slice of the limit and of FAISS, whose cost is the same for each row."""
 Slices = Generator[dict[str, Any], None, None]
 
 
@@ -85,15 +85,15 @@ def ours(rows: np.ndarray, parts: int) -> Slices:
     best, pairs = choose_kernel(views, threshold, 0, kernels)[0], 0
     engine = GemmEngine(views, blocks_of(views, block_size(items)), best.kernel, held=99)
     yield {"how": str(best)}
-    for tile in engine.tiles:
-        for asking, found in engine.candidates(tile, threshold):
-            table = scored(views, engine, asking, found)
+    for block_pair in engine.tiles:
+        for query, found in engine.candidates(block_pair, threshold):
+            table = scored(views, engine, query, found)
             pairs += int((table.score >= np.float32(threshold)).sum())
         yield {"pairs": pairs}
 
 
 def peer(rows: np.ndarray, parts: int) -> Slices:
-    """faiss.IndexFlat.range_search as the wheel comes, for some of the rows, told for all."""
+    """faiss.IndexFlat.range_search as the wheel comes, on some rows, scaled to all."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -102,11 +102,11 @@ def peer(rows: np.ndarray, parts: int) -> Slices:
     index.add(wide)
     yield {"wait": True}
     for start in range(0, FAISS_SLICES * FAISS_ROWS, FAISS_ROWS):
-        asking = wide[start : start + FAISS_ROWS]
-        if len(asking):
-            limits, _, _ = index.range_search(asking, float(np.nextafter(np.float32(THRESHOLD), 0)))
-            found += int(limits[-1]) - len(asking)
-        yield {"pairs": found, "share": min(1.0, (start + len(asking)) / len(rows))}
+        query = wide[start : start + FAISS_ROWS]
+        if len(query):
+            limits, _, _ = index.range_search(query, float(np.nextafter(np.float32(THRESHOLD), 0)))
+            found += int(limits[-1]) - len(query)
+        yield {"pairs": found, "share": min(1.0, (start + len(query)) / len(rows))}
 
 
 CONTENDERS = {
@@ -118,23 +118,23 @@ CONTENDERS = {
 
 
 def contend(name: str, rows: np.ndarray) -> None:
-    """Do a slice for each line that comes in; answer with its CPU seconds and what it told."""
+    """Do a slice for each line that comes in; answer with its CPU seconds and its result."""
     work, parts = CONTENDERS[name]
     slices = work(rows, parts)
     for _ in sys.stdin:
         begin = time.process_time()
-        told = next(slices, None)
-        spent = 0.0 if told is None or "wait" in told else time.process_time() - begin
-        print(json.dumps({"cpu": spent, "told": told}), flush=True)
+        result = next(slices, None)
+        spent = 0.0 if result is None or "wait" in result else time.process_time() - begin
+        print(json.dumps({"cpu": spent, "result": result}), flush=True)
 
 
 @dataclass
 class Child:
-    """A contender in a process of its own."""
+    """A contender in a separate process."""
 
     process: subprocess.Popen
     cpu: list[float] = field(default_factory=list)
-    told: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
     best: float = 0.0
     rates: list[float] = field(default_factory=list)
     done: bool = False
@@ -150,26 +150,26 @@ class Child:
         except BrokenPipeError:
             pass
         line = self.process.stdout.readline()
-        answer = json.loads(line) if line.startswith("{") else {"told": None}
-        self.done = answer["told"] is None
+        answer = json.loads(line) if line.startswith("{") else {"result": None}
+        self.done = answer["result"] is None
         if not self.done:
             self.cpu.append(answer["cpu"])
-            self.told |= answer["told"]
-            self.rates += [answer["told"]["gflops"]] if "gflops" in answer["told"] else []
+            self.result |= answer["result"]
+            self.rates += [answer["result"]["gflops"]] if "gflops" in answer["result"] else []
 
     def seconds(self) -> float:
         """CPU seconds of the whole job; infinite when it could not run."""
-        return sum(self.cpu) / self.told.get("share", 1.0) if any(self.cpu) else float("inf")
+        return sum(self.cpu) / self.result.get("share", 1.0) if any(self.cpu) else float("inf")
 
 
 def start(args: argparse.Namespace, name: str, **variables: str) -> Child:
     """Start a contender with these variables and one thread."""
     env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"} | variables
     env["OMP_NUM_THREADS"] = env["OPENBLAS_NUM_THREADS"] = "1"
-    words = ["--items", str(args.items), "--width", str(args.width), "--contender", name]
-    words += ["--vectors", args.vectors] if args.vectors else []
+    arguments = ["--items", str(args.items), "--width", str(args.width), "--contender", name]
+    arguments += ["--vectors", args.vectors] if args.vectors else []
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.joining", *words],
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.joining", *arguments],
         env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     return Child(process, slices={"limit": SLICES, "faiss": FAISS_SLICES}.get(name, 50))
@@ -190,12 +190,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--items", type=int, default=50_000)
     parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--vectors", help="unit rows (N, D) of a .npy file instead of made ones")
+    parser.add_argument(
+        "--vectors", help="unit rows (N, D) of a .npy file instead of generated ones"
+    )
     parser.add_argument("--contender", choices=CONTENDERS)
     args = parser.parse_args()
     if args.contender:
-        made = np.load(args.vectors) if args.vectors else vectors(args.items, args.width)
-        contend(args.contender, made)
+        rows = np.load(args.vectors) if args.vectors else vectors(args.items, args.width)
+        contend(args.contender, rows)
         return
     children = {name: start(args, name) for name in CONTENDERS}
     children |= {k: start(args, "faiss", OPENBLAS_CORETYPE=k) for k in KERNELS}
@@ -207,7 +209,7 @@ def report(children: dict[str, Child], items: int, width: int) -> None:
     """Print what each took, and the ratios."""
     cpu = {name: child.seconds() for name, child in children.items() if name != "limit"}
     for name, seconds in cpu.items():
-        print(f"{name}: {seconds:.1f} CPU s {json.dumps(children[name].told)}")
+        print(f"{name}: {seconds:.1f} CPU s {json.dumps(children[name].result)}")
     rates = children["limit"].rates
     best = items**2 * width / max(rates) / 1e9
     faiss = min(cpu["faiss"], *(cpu[name] for name in KERNELS))

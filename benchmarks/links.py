@@ -1,10 +1,10 @@
 """What links cost, apart from everything else: python -m benchmarks.links [step] [MBIT ...].
 
-Up to four ranks, each in a network namespace of its own on one bridge, their links cut down by tc
-(a token bucket in both directions). Of each collective: seconds, the bytes that went out of each
-rank (counted by the kernel) beside those of a ring, and what of the link's rate was used. Of a
-whole training step (step): the bytes on the wire beside the formula of docs/design/scale.md. Needs
-root.
+Up to four ranks, each in a separate network namespace on one bridge, their links cut down by tc
+(a token bucket in both directions). Printed for each collective are the seconds, the bytes that
+each rank sent (counted by the kernel) beside those of a ring, and the share of the link's rate that
+was used; for a complete training step (step) the bytes on the wire beside the formula of
+docs/design/scale.md. Needs root.
 """
 
 import json
@@ -26,9 +26,9 @@ SIZES = (1 << 14, 1 << 18, 1 << 20)
 SENT = Path("/sys/class/net/eth0/statistics/tx_bytes")
 
 
-def ip(*words: object, needed: bool = True) -> None:
+def ip(*arguments: object, needed: bool = True) -> None:
     """One ip or tc command."""
-    line = [str(word) for word in words]
+    line = [str(word) for word in arguments]
     subprocess.run(line, check=needed, capture_output=True, timeout=30)
 
 
@@ -72,12 +72,12 @@ def measure(world: int, mbit: int, what: str) -> list[dict[str, Any]]:
             for rank, name in enumerate(names)
         ]  # fmt: skip
         try:
-            said = [rank.communicate(timeout=500)[0] for rank in ranks]
+            outputs = [rank.communicate(timeout=500)[0] for rank in ranks]
         finally:
             for rank in ranks:
                 rank.kill()
                 rank.wait()
-    return json.loads(said[0])
+    return json.loads(outputs[0])
 
 
 def rank(number: int, world: int, what: str) -> None:
@@ -162,10 +162,10 @@ def timed(work: Callable[[], object], rounds: int) -> tuple[float, float]:
     return took / rounds, (int(SENT.read_text()) - before) / rounds
 
 
-def main(words: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Print a line a collective (or for the step), number of ranks and rate."""
-    what = "step" if "step" in words else "collectives"
-    rates = [int(word) for word in words if word.isdigit()] or RATES
+    what = "step" if "step" in arguments else "collectives"
+    rates = [int(word) for word in arguments if word.isdigit()] or RATES
     print("Mbit/s ranks what                bytes   seconds sent/ring of the link")
     for mbit in rates:
         for world in (2, 3, 4):

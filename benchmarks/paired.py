@@ -36,11 +36,11 @@ def report(benchmark: str, items: int, taken: dict[str, list[float]], rows: list
     for row in rows:
         row["ratio"] = faster(taken, row["ours"], row["peer"])
         row["ours_per_second"], row["peer_per_second"] = rate[row["ours"]], rate[row["peer"]]
-        told = f"{row['ours']}: {row['ours_per_second']:,.0f}/s; "
-        told += f"{row['peer']}: {row['peer_per_second']:,.0f}/s; x {row['ratio']:.2f}"
+        line = f"{row['ours']}: {row['ours_per_second']:,.0f}/s; "
+        line += f"{row['peer']}: {row['peer_per_second']:,.0f}/s; x {row['ratio']:.2f}"
         if row.get("wanted"):
-            told += f" (wanted x {row['wanted']})"
+            line += f" (wanted x {row['wanted']})"
         if row.get("psnr"):
-            told += f", {row['psnr']:.1f} dB (wanted {row['wanted_psnr']})"
-        print(told)
+            line += f", {row['psnr']:.1f} dB (wanted {row['wanted_psnr']})"
+        print(line)
     print(json.dumps({"benchmark": benchmark, "items": items, "rows": rows}))

@@ -42,7 +42,7 @@ MODELS = "$DIST_TRAIN_WEIGHTS"
 
 
 def config_of(args: argparse.Namespace, folder: Path) -> Config:
-    """Small encoders over a generated catalogue, with the workers that the machine has room for."""
+    """Small encoders over a generated catalogue, with as many workers as memory allows."""
     generate(folder / "catalogue", args.items, workers=2)
     common = {"epochs": args.epochs, "batch_size": args.batch_size, "workers": args.workers}
     head = HeadOptions(margin=0.3)
@@ -113,11 +113,11 @@ def main() -> None:
     stages = {one["stage"]: one for one in planned["stages"]}
     rows = []
     for name, step in steps.items():
-        real, said = run_stage(step, folder), stages[name]
+        real, estimate = run_stage(step, folder), stages[name]
         rows.append({"stage": name} | {
-            f"planned_{key}": said[key] for key in ("seconds", "memory_bytes")
+            f"planned_{key}": estimate[key] for key in ("seconds", "memory_bytes")
         } | real)  # fmt: skip
-        seconds, memory = said["seconds"], said["memory_bytes"]
+        seconds, memory = estimate["seconds"], estimate["memory_bytes"]
         print(
             f"{name:12} planned {seconds:.1f} s and {memory / 1e9:.3f} GB; over measured: "
             f"{seconds / real['seconds']:.2f} of the clock's {real['seconds']:.1f} s, "

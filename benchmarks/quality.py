@@ -60,9 +60,9 @@ class Run:
         return next(row["f1"] for row in self.metrics["rows"] if row["name"] == name)
 
 
-def run_recipe(recipe: str, out: Path, *words: object) -> Run:
+def run_recipe(recipe: str, out: Path, *arguments: object) -> Run:
     """`dist-train run` of a recipe into `out`; SystemExit when it fails."""
-    options = [ROOT / "launch" / "recipes" / recipe, "--out", out, *words]
+    options = [ROOT / "launch" / "recipes" / recipe, "--out", out, *arguments]
     taken = out / "taken.json"
     if not taken.exists():
         begun, before = time.monotonic(), _children()
@@ -73,12 +73,14 @@ def run_recipe(recipe: str, out: Path, *words: object) -> Run:
     return Run(out, **json.loads(taken.read_text()))
 
 
-def grocery(out: Path, seeds: Sequence[int] = SEEDS, words: Sequence[str] = ()) -> list[Run]:
+def grocery(out: Path, seeds: Sequence[int] = SEEDS, arguments: Sequence[str] = ()) -> list[Run]:
     """The photos, from each seed; prints what each gained."""
     data = Path(os.environ["DIST_TRAIN_DATA"]) / "grocery"
     where = ("--catalogue", data / "catalogue.csv", "--images", data / "images")
     runs = [
-        run_recipe("grocery.yaml", out / f"grocery-{seed}", *where, "--image.seed", seed, *words)
+        run_recipe(
+            "grocery.yaml", out / f"grocery-{seed}", *where, "--image.seed", seed, *arguments
+        )
         for seed in seeds
     ]
     print(split_counts(runs[0]))
@@ -89,21 +91,21 @@ def grocery(out: Path, seeds: Sequence[int] = SEEDS, words: Sequence[str] = ()) 
         for products, found in (("test", gain), ("val and test", both)):
             print(
                 f"  {products} products: F1 {found['ours']:.4f}, untrained {found['theirs']:.4f}, "
-                f"gain {_told(found)}"
+                f"gain {_gain(found)}"
             )
     print(f"mean gain on products never seen: {mean_gain(runs):+.4f}")
     return runs
 
 
-def offers(out: Path, words: Sequence[str] = ()) -> list[Run]:
+def offers(out: Path, arguments: Sequence[str] = ()) -> list[Run]:
     """The titles of both data sets; prints what was gained."""
     data = Path(os.environ["DIST_TRAIN_DATA"]) / "offers"
     runs = []
     for name in OFFERS:
-        run = run_recipe("offers.yaml", out / name, "--catalogue", data / f"{name}.csv", *words)
+        run = run_recipe("offers.yaml", out / name, "--catalogue", data / f"{name}.csv", *arguments)
         print(f"{name}: {split_counts(run)}; {run.wall:.0f} s, {run.cpu:.0f} CPU s")
         for ours, theirs in (("text", "untrained: text"), ("text + TF-IDF", "word TF-IDF")):
-            print(f"  {ours} over {theirs}: {_told(run.difference(ours, theirs))}")
+            print(f"  {ours} over {theirs}: {_gain(run.difference(ours, theirs))}")
         runs.append(run)
     return runs
 
@@ -117,8 +119,8 @@ def split_counts(run: Run) -> str:
     """Items and products of each split, as the hash of the label makes them."""
     items = EmbeddingSet(run.out / "embedding").items
     counts = items.groupby("split").label_group.agg(["size", "nunique"])
-    told = [f"{split} {n} items of {p} products" for split, n, p in counts.itertuples()]
-    return ", ".join(told)
+    sizes = [f"{split} {n} items of {p} products" for split, n, p in counts.itertuples()]
+    return ", ".join(sizes)
 
 
 def unseen_gain(out: Path) -> dict[str, float]:
@@ -149,7 +151,7 @@ def _cross_fitted(embedding: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(f1), np.concatenate([comparison.groups["val"], comparison.groups["test"]])
 
 
-def _told(gain: dict[str, float]) -> str:
+def _gain(gain: dict[str, float]) -> str:
     return f"{gain['f1']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
 
 
@@ -159,16 +161,16 @@ def _children() -> float:
 
 
 def main() -> None:
-    """Run what is asked for and print it."""
+    """Run the requested comparison and print it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality")
     parser.add_argument("what", choices=("grocery", "offers"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of grocery")
-    asked, words = parser.parse_known_args()
-    if asked.what == "grocery":
-        grocery(asked.out.resolve(), asked.seeds, words)
+    options, arguments = parser.parse_known_args()
+    if options.what == "grocery":
+        grocery(options.out.resolve(), options.seeds, arguments)
     else:
-        offers(asked.out.resolve(), words)
+        offers(options.out.resolve(), arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Raw reading beside webdataset: python -m benchmarks.reading
 
 10,000 items of a photo of about 25 kB, their titles and classes, in the same tars, by one thread,
-CPU time: ours by position in a random order with every crc checked and the id and title told,
+CPU time: ours by position in a random order with every crc checked, and the id and title returned,
 webdataset as a stream of bytes, in the order of the tars and through its shuffle buffer.
 """
 

@@ -2,7 +2,7 @@
 
 A training set of ten million items (which lie in a small shard set) is gone on with at position 0
 and at 99 % of its epoch: order, plan, loader, the photos read and decoded to 224 pixels. The
-positions are measured in turn, each pair under a seed of its own since photos differ in cost; one
+positions are measured in turn, each pair under a new seed since photos differ in cost; one
 line of JSON with the medians goes to stdout.
 """
 
@@ -59,8 +59,8 @@ def measured(reader: ItemReader, order: str) -> dict[str, float]:
     ]
     beginning, late = (median(column) for column in zip(*pairs, strict=True))
     difference = median(late - beginning for beginning, late in pairs)
-    told = {"at_0_s": beginning, "at_99_percent_s": late, "difference_s": difference}
-    return {name: round(value, 5) for name, value in told.items()} | {
+    seconds = {"at_0_s": beginning, "at_99_percent_s": late, "difference_s": difference}
+    return {name: round(value, 5) for name, value in seconds.items()} | {
         "state_bytes": state_bytes(order)
     }
 

@@ -95,8 +95,8 @@ def serve(rank: int, world: int, folder: str) -> Callable[[str], Any]:
     """Answers of one rank, for Worker."""
     torch.set_num_threads(1)
     if world > 1:
-        meeting = f"file://{folder}/meeting"
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+        rendezvous = f"file://{folder}/rendezvous"
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     steps: dict[str, Callable[[], Any]] = {
         "products": products(),
         "step": TrainingStep(rank, world),
@@ -154,12 +154,12 @@ def collectives(world: int) -> list[tuple[str, int]]:
         for what in ("step", "step", "collectives"):  # DDP settles its buckets in the first two
             for worker in workers:
                 worker.ask(what)
-            told, *_ = [worker.answer() for worker in workers]
-    return told
+            answer, *_ = [worker.answer() for worker in workers]
+    return answer
 
 
 def main(parts: list[str]) -> None:
-    """Print what was asked for, or all."""
+    """Print the requested measurements, or all."""
     parts = parts or ["ranks", "collectives"]
     if "ranks" in parts:
         found = two_ranks()
@@ -175,10 +175,10 @@ def main(parts: list[str]) -> None:
         print(f"the step's share of what a second process brings, by CPU: {gain[0]:.2f}")
     if "collectives" in parts:
         for world in (2, 4):
-            seen, said = collectives(world), predicted(TrainingStep(0, 1), world)
+            seen, formula = collectives(world), predicted(TrainingStep(0, 1), world)
             for name, numbers in seen:
                 print(f"{world} ranks: {name} of {numbers} numbers")
-            print(f"{world} ranks: {len(seen)} calls; by formula {said} bytes", flush=True)
+            print(f"{world} ranks: {len(seen)} calls; by formula {formula} bytes", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Processes that do one piece of work whenever they are told to, so that contenders take turns."""
+"""Processes that do one piece of work on request, so that contenders take turns."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -10,7 +10,7 @@ Answer = Callable[[str], Any]
 
 
 class Worker:
-    """A process in which `serve(*arguments)` gives what answers every word it is asked."""
+    """A process in which `serve(*arguments)` returns the function that answers every request."""
 
     def __init__(self, serve: Callable[..., Answer], *arguments: object) -> None:
         context = multiprocessing.get_context("spawn")
@@ -26,7 +26,7 @@ class Worker:
         self._process.join()
 
     def ask(self, what: str) -> None:
-        """Have it begin; others may be asked before it has answered."""
+        """Start a request; others may get theirs before it has answered."""
         self._pipe.send(what)
 
     def answer(self) -> Any:

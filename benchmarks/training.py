@@ -56,17 +56,17 @@ COMMON: dict[str, Any] = {
 
 @dataclass
 class Served:
-    """When the loop asked for a batch and got it: seconds, wall and CPU. The first are kept."""
+    """When the loop requested a batch and got it: seconds, wall and CPU. The first are kept."""
 
     keep: bool
     batches: list[Batch] = field(default_factory=list)
-    asked: list[tuple[float, float]] = field(default_factory=list)
+    requested: list[tuple[float, float]] = field(default_factory=list)
     got: list[float] = field(default_factory=list)
 
     def watch(self, found: Iterator[Batch]) -> Iterator[Batch]:
         """The batches `found`, watched."""
         while True:
-            self.asked.append(now())
+            self.requested.append(now())
             if (batch := next(found, None)) is None:
                 return
             self.got.append(time.perf_counter())
@@ -78,8 +78,8 @@ class Served:
     def seconds(self) -> tuple[float, float, float]:
         """Wall, CPU and waiting seconds of the steps after the warm ones."""
         timed = slice(WARM, WARM + STEPS)
-        begun, ended = self.asked[WARM], self.asked[WARM + STEPS]
-        waits = (g - a[0] for a, g in zip(self.asked[timed], self.got[timed], strict=True))
+        begun, ended = self.requested[WARM], self.requested[WARM + STEPS]
+        waits = (g - a[0] for a, g in zip(self.requested[timed], self.got[timed], strict=True))
         return ended[0] - begun[0], ended[1] - begun[1], sum(waits)
 
 
@@ -173,8 +173,8 @@ def measured(modality: Modality, folder: Path, rounds: int) -> dict[str, float]:
             "cpu_of_wall": cpu / wall, "peer_cpu_of_wall": peer_cpu / peer_wall,
             "load": os.getloadavg()[0],
         })  # fmt: skip
-        told = ", ".join(f"{name} {value:.3f}" for name, value in rows[-1].items())
-        print(f"{modality}, round {number}: {told}", flush=True)
+        values = ", ".join(f"{name} {value:.3f}" for name, value in rows[-1].items())
+        print(f"{modality}, round {number}: {values}", flush=True)
     return {name: median(row[name] for row in rows) for name in rows[0]}
 
 
@@ -187,13 +187,15 @@ def main(arguments: list[str]) -> int:
             modality: measured(modality, Path(folder), rounds)
             for modality in arguments or MODALITIES
         }
-    for modality, told in found.items():
-        ours, peer = told["per_second"], told["peer_per_second"]
-        print(f"{modality}: {ours:.1f} samples/s, in memory {peer:.1f}: x {told['ratio']:.3f} (wanted "
-              f"{WANTED}), CPU x {told['cpu_ratio']:.3f}, waiting for data "
-              f"{told['data_share']:.1%}")  # fmt: skip
+    for modality, row in found.items():
+        ours, peer = row["per_second"], row["peer_per_second"]
+        print(
+            f"{modality}: {ours:.1f} samples/s, in memory {peer:.1f}: x {row['ratio']:.3f} "
+            f"(wanted {WANTED}), CPU x {row['cpu_ratio']:.3f}, "
+            f"waiting for data {row['data_share']:.1%}"
+        )
     print(json.dumps({"benchmark": "training", "rounds": rounds, "wanted": WANTED} | found))
-    return int(any(told["ratio"] < WANTED for told in found.values()))
+    return int(any(row["ratio"] < WANTED for row in found.values()))
 
 
 MODALITIES: tuple[Modality, ...] = ("image", "text")

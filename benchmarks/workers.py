@@ -21,7 +21,7 @@ from benchmarks.joining import THRESHOLD, vectors
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 PRODUCTS = 150
-"""Of 2048 x 768 with its transpose, in all, however many processes share them."""
+"""Products of 2048 x 768 with its transpose, in all, however many processes share them."""
 
 
 def multiply(share: float) -> None:
@@ -37,7 +37,7 @@ def multiply(share: float) -> None:
 
 
 def work(items: int, folder: Path, number: int, workers: int) -> None:
-    """Wait for a line, take tiles until all are done, tell."""
+    """Wait for a line, do block pairs until none is left, report."""
     import torch
 
     torch.set_num_threads(1)
@@ -62,7 +62,7 @@ def work(items: int, folder: Path, number: int, workers: int) -> None:
     print(time.time(), flush=True)
 
 
-def seconds(words: list[list[str]]) -> float:
+def seconds(arguments: list[list[str]]) -> float:
     """From the start signal until the last of these processes is done."""
     children = [
         subprocess.Popen(
@@ -70,7 +70,7 @@ def seconds(words: list[list[str]]) -> float:
             env=os.environ | ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True,
         )
-        for word in words
+        for word in arguments
     ]  # fmt: skip
     for child in children:
         assert child.stdout is not None

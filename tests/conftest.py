@@ -30,8 +30,8 @@ def _offline() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_stop_asked() -> Iterator[None]:
-    """A process hears of a stop once and for all: a test that asks for one leaves none behind."""
+def _no_stop_requested() -> Iterator[None]:
+    """A stop requested once holds for the process: no test may leave one behind."""
     yield
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)

@@ -89,9 +89,9 @@ class Problem:
 
 def ours(rank: int, world: int, problem: Problem, double: bool) -> tuple[np.ndarray, ...]:
     """Loss, gradient of this rank's embeddings, gradient of its centres."""
-    head, (everyone, labels) = problem.head(rank, world), problem.batch(world)
+    head, (all_embeddings, labels) = problem.head(rank, world), problem.batch(world)
     mine = slice(rank * problem.share, (rank + 1) * problem.share)
-    embeddings = everyone[mine]
+    embeddings = all_embeddings[mine]
     if double:
         head, embeddings = head.double(), embeddings.double()
     embeddings = embeddings.clone().requires_grad_()
@@ -129,9 +129,11 @@ def unsharded(world: int, problem: Problem, double: bool) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Ranks]]:
     """Ranks of every world size."""
-    made = {world: Ranks(world, tmp_path_factory.mktemp("ranks"), __name__) for world in WORLDS}
-    yield made
-    for ranks in made.values():
+    groups_of_ranks = {
+        world: Ranks(world, tmp_path_factory.mktemp("ranks"), __name__) for world in WORLDS
+    }
+    yield groups_of_ranks
+    for ranks in groups_of_ranks.values():
         ranks.close()
 
 
@@ -214,11 +216,11 @@ class _Collectives(TorchDispatchMode):
 
 def count_collectives(rank: int, world: int, problem: Problem, passes: int) -> tuple[int, int]:
     """Calls and bytes of one step of `passes`."""
-    head, (everyone, labels) = problem.head(rank, world), problem.batch(world)
+    head, (all_embeddings, labels) = problem.head(rank, world), problem.batch(world)
     mine = slice(rank * problem.share, (rank + 1) * problem.share)
     with _Collectives() as counted:
         for _ in range(passes):
-            embeddings = everyone[mine].clone().requires_grad_()
+            embeddings = all_embeddings[mine].clone().requires_grad_()
             head(embeddings, labels[mine], problem.margin, 5).backward()
         clip_head(head, 1.0)
     return counted.calls, counted.bytes
@@ -234,17 +236,19 @@ def test_a_step_sends_four_times_and_as_many_bytes_as_said(
                 classes=50, width=16, share=6, scale=32, margin=0.4, chunk=7, seed=3,
                 labels="any", **FAMILY[member],
             )  # fmt: skip
-            said = HeadEstimate(classes=50, width=16, batch=6 * world, world=world, passes=passes)
+            estimate = HeadEstimate(
+                classes=50, width=16, batch=6 * world, world=world, passes=passes
+            )
             counted = ranks.ask(count_collectives, problem, passes)
-            assert set(counted) == {(said.collectives, said.communication)}
-            assert said.collectives == (0 if world == 1 else 3 * passes + 1)
+            assert set(counted) == {(estimate.collectives, estimate.communication)}
+            assert estimate.collectives == (0 if world == 1 else 3 * passes + 1)
 
 
 def norms(rank: int, world: int, problem: Problem) -> tuple[float, np.ndarray]:
     """The head's gradient norm as clipping finds it, and what it leaves."""
-    head, (everyone, labels) = problem.head(rank, world), problem.batch(world)
+    head, (all_embeddings, labels) = problem.head(rank, world), problem.batch(world)
     mine = slice(rank * problem.share, (rank + 1) * problem.share)
-    head(everyone[mine].clone(), labels[mine], problem.margin, 5).backward()
+    head(all_embeddings[mine].clone(), labels[mine], problem.margin, 5).backward()
     norm = clip_head(head, 0.25)
     return norm.item(), head.weight.grad.to_dense().numpy()
 
@@ -266,7 +270,7 @@ def test_the_head_is_clipped_by_its_norm_over_all_ranks(
 
 
 def embed_labels_wrong(rank: int, world: int) -> str:
-    """What is said of a label that is no class."""
+    """The error for a label that is no class."""
     head = MarginHead(
         classes=5, width=4, loss="arcface", scale=8, chunk=9, seed=0, rank=rank, world=world
     )
@@ -277,7 +281,7 @@ def embed_labels_wrong(rank: int, world: int) -> str:
     return "nothing"
 
 
-def test_a_label_that_is_no_class_is_told_on_every_rank(groups: dict[int, Ranks]) -> None:
+def test_a_label_that_is_no_class_is_reported_on_every_rank(groups: dict[int, Ranks]) -> None:
     for world, ranks in groups.items():
         for answer in ranks.ask(embed_labels_wrong):
             assert answer.startswith(
@@ -291,10 +295,10 @@ LABELS = [0, 255, 256, 257, 2_999, 65_537, 10_000_019, (1 << 39) - 1, -1]
 def gathered(rank: int, world: int, dtype: torch.dtype) -> list[int]:
     """Labels as all ranks get them, sent beside rows of `dtype`."""
     labels = torch.tensor([LABELS[(n + rank) % len(LABELS)] for n in range(len(LABELS))])
-    rows, everyone = gather(torch.ones(len(labels), 3, dtype=dtype), labels)
+    rows, all_embeddings = gather(torch.ones(len(labels), 3, dtype=dtype), labels)
     assert rows.shape == (world * len(labels), 3)
     assert rows.eq(1).all()
-    return everyone.tolist()
+    return all_embeddings.tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -309,13 +313,13 @@ def test_labels_come_exactly_beside_rows_of_any_kind(
 def bfloat16_loss(rank: int, world: int) -> tuple[float, int]:
     """Of 12 items in all, and the collectives that forward and backward take."""
     generator = torch.Generator().manual_seed(4)
-    everyone = torch.randn(12, 32, generator=generator)
+    all_embeddings = torch.randn(12, 32, generator=generator)
     labels = torch.randint(3_000, (12,), generator=generator)
     head = MarginHead(
         classes=3_000, width=32, loss="arcface", scale=32, chunk=512, seed=0, rank=rank, world=world
     ).bfloat16()
     mine = slice(rank * 12 // world, (rank + 1) * 12 // world)
-    embeddings = everyone[mine].bfloat16().requires_grad_()
+    embeddings = all_embeddings[mine].bfloat16().requires_grad_()
     with _Collectives() as counted:
         value = head(embeddings, labels[mine], 0.3)
         value.backward()

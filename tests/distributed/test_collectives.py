@@ -12,7 +12,7 @@ from benchmarks.scaling import BATCH, TrainingStep, collectives, predicted
 @pytest.mark.parametrize("world", [2, 4])
 def test_calls_and_bytes_are_those_of_the_formula(world: int) -> None:
     step = TrainingStep(0, 1)
-    width, said = step.encoder.width, predicted(step, world)
+    width, bytes_predicted = step.encoder.width, predicted(step, world)
     seen = Counter(collectives(world))
     head = Counter({
         ("all_gather", BATCH // world * (width + 2)): 1,
@@ -25,7 +25,7 @@ def test_calls_and_bytes_are_those_of_the_formula(world: int) -> None:
     buckets = seen - head - neck
     assert {name for name, _ in buckets} == {"all_reduce"}
     assert sum(numbers * calls for (_, numbers), calls in buckets.items()) == step.parameters()
-    assert said["encoder"] == 4 * step.parameters()
+    assert bytes_predicted["encoder"] == 4 * step.parameters()
     doubles = 8 * (2 * BATCH + 1)
-    assert said["head"] == 4 * BATCH * (width + 2) + 4 * BATCH * width + doubles
-    assert said["neck"] == 4 * 6 * width
+    assert bytes_predicted["head"] == 4 * BATCH * (width + 2) + 4 * BATCH * width + doubles
+    assert bytes_predicted["neck"] == 4 * 6 * width

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from dist_train.config.options import ImageTraining
 from dist_train.training.data import training_items
 from shards.read.shard_set import ShardSet
-from tests.support.attempts import Life, served
+from tests.support.attempts import Attempt, served
 from tests.support.comparing import largest_difference, losses
 from tests.support.launching import CPU, run
 
@@ -64,12 +64,12 @@ def common(shards: Path) -> list[object]:
 
 
 def fate(rank: int, name: str, step: int) -> str:
-    """That a signal reaches one rank in its `step`-th step: all save after it, and leave."""
+    """One rank gets a signal in its `step`-th step, after which all save and exit."""
     return f"{rank}:{name}:{step * PASSES}"
 
 
-def stopped_life(attempt: Life, verb: list[object]) -> None:
-    """A attempt that a signal ends."""
+def stop_by_signal(attempt: Attempt, verb: list[object]) -> None:
+    """Run an attempt that a signal ends."""
     process = attempt.start(*verb)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == (3 if attempt.world == 1 else 0), output
@@ -85,10 +85,12 @@ def end_with(run_folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def alone(image_verb: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Life]:
+def alone(
+    image_verb: list[object], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Attempt]:
     """The training on one process from end to end."""
     folder = tmp_path_factory.mktemp("alone")
-    attempt = Life(folder / "attempt").live_out(*image_verb, "--out", folder / "run")
+    attempt = Attempt(folder / "attempt").finish(*image_verb, "--out", folder / "run")
     return folder / "run", attempt
 
 
@@ -99,20 +101,20 @@ def alone(image_verb: list[object], tmp_path_factory: pytest.TempPathFactory) ->
     ids=["2 to 1 to 3", "DDP to ZeRO-2 to DDP"],
 )  # fmt: skip
 def test_it_goes_on_as_another_number_of_ranks(
-    ranks: tuple[int, ...], launchers: tuple[str, ...], alone: tuple[Path, Life],
+    ranks: tuple[int, ...], launchers: tuple[str, ...], alone: tuple[Path, Attempt],
     image_verb: list[object], tmp_path: Path,
 ) -> None:  # fmt: skip
     out = tmp_path / "run"
     verb = [*image_verb, "--out", out]
     fates = (fate(1, "SIGUSR1", 4), fate(0, "SIGTERM", 5), "none")
     attempts = [
-        Life(tmp_path / f"attempt-{number}", *of_life)
-        for number, of_life in enumerate(zip(ranks, launchers, fates, strict=True))
+        Attempt(tmp_path / f"attempt-{number}", *arguments)
+        for number, arguments in enumerate(zip(ranks, launchers, fates, strict=True))
     ]
     for attempt in attempts[:2]:
-        stopped_life(attempt, verb)
+        stop_by_signal(attempt, verb)
         assert json.loads((out / "status.json").read_text())["status"] == "preempted"
-    attempts[2].live_out(*verb)
+    attempts[2].finish(*verb)
     begun = [attempt.first_step for attempt in attempts]
     assert begun == [0, 4, 9]
     assert served(attempts, STEPS, PASSES) == served([alone[1]], STEPS, PASSES)

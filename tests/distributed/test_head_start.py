@@ -42,9 +42,11 @@ def means(rank: int, world: int, each: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Ranks]]:
-    made = [Ranks(world, tmp_path_factory.mktemp("ranks"), __name__) for world in (1, 2, 3, 4)]
-    yield made
-    for ranks in made:
+    groups_of_ranks = [
+        Ranks(world, tmp_path_factory.mktemp("ranks"), __name__) for world in (1, 2, 3, 4)
+    ]
+    yield groups_of_ranks
+    for ranks in groups_of_ranks:
         ranks.close()
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """Folder of a planted set, with twins, ties and missing parts."""
+    """Folder of a planted set, with near-duplicates, ties and missing modalities."""
     folder = tmp_path_factory.mktemp("index-ranks")
     write_set(folder / "emb", planted(N, D))
     return folder
@@ -73,7 +73,7 @@ def test_ranks_write_what_one_process_writes(whole, alone, tmp_path, world, kind
     if kind != "Flat":
         alone = tmp_path / "alone"
         run(1, "index", whole / "emb", "--out", alone, "--kind", kind)
-    said = run(world, "index", whole / "emb", "--out", tmp_path / "index", "--kind", kind)
+    output = run(world, "index", whole / "emb", "--out", tmp_path / "index", "--kind", kind)
     ours, theirs = index_shards(tmp_path / "index"), index_shards(alone)
     assert [path.name for path in ours] == [path.name for path in theirs]
     views = indexed_views(alone, EmbeddingSet(whole / "emb"))
@@ -85,6 +85,6 @@ def test_ranks_write_what_one_process_writes(whole, alone, tmp_path, world, kind
     about = json.loads((tmp_path / "index/index.json").read_text())
     assert about == json.loads((alone / "index.json").read_text())
     for name in ("recall@50", "range recall"):
-        assert f"{name} of {about['factory']}" in said
+        assert f"{name} of {about['factory']}" in output
     if kind == "Flat":
         assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs]

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory) -> Path:
+def pipeline(tmp_path_factory) -> Path:
     """Folder of a planted set and its index."""
     folder = tmp_path_factory.mktemp("join")
     write_set(folder / "emb", planted(N, D))
@@ -36,10 +36,11 @@ def truth() -> set[tuple[int, int]]:
     return set(zip(i.tolist(), j.tolist(), strict=True))
 
 
-def verb(road: Path, out: Path, engine: str = "gemm") -> list[object]:
+def verb(pipeline: Path, out: Path, engine: str = "gemm") -> list[object]:
     """The command, with a limit of the score floor: that of the budget would lie above it."""
-    return ["join", road / "emb", "--index", road / "index", "--out", out, "--engine", engine,
-            "--max-score-floor", FLOOR, "--pairs-per-item", 2, "--neighbours", 3]  # fmt: skip
+    return ["join", pipeline / "emb", "--index", pipeline / "index", "--out", out,
+            "--engine", engine, "--max-score-floor", FLOOR, "--pairs-per-item", 2,
+            "--neighbours", 3]  # fmt: skip
 
 
 def check(out: Path, truth: set[tuple[int, int]]) -> None:
@@ -67,14 +68,14 @@ WORLDS = [
 
 
 @pytest.mark.parametrize(("world", "engine"), WORLDS)
-def test_ranks_of_one_launcher(road, truth, tmp_path, world, engine):
-    run(world, *verb(road, tmp_path / "m", engine))
+def test_ranks_of_one_launcher(pipeline, truth, tmp_path, world, engine):
+    run(world, *verb(pipeline, tmp_path / "m", engine))
     check(tmp_path / "m", truth)
 
 
-def start(road: Path, out: Path) -> subprocess.Popen:
+def start(pipeline: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        command(1, *verb(road, out)), env=environment(), text=True, stdout=subprocess.PIPE,
+        command(1, *verb(pipeline, out)), env=environment(), text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -83,25 +84,25 @@ def tiles_done(out: Path) -> int:
     return len(list((out / ".work" / "tiles").glob("?????.json")))
 
 
-def test_tasks_that_know_nothing_of_each_other(road, truth, tmp_path):
+def test_tasks_that_know_nothing_of_each_other(pipeline, truth, tmp_path):
     """As the tasks of a Slurm array: three processes, no group, one killed."""
     out = tmp_path / "m"
-    tasks = [start(road, out) for _ in range(3)]
+    tasks = [start(pipeline, out) for _ in range(3)]
     end = time.monotonic() + 120
     while not tiles_done(out) and time.monotonic() < end:
         time.sleep(0.005)
     tasks[0].kill()
-    said = [task.communicate(timeout=200)[0] for task in tasks]
-    assert [task.returncode for task in tasks[1:]] == [0, 0], said
+    outputs = [task.communicate(timeout=200)[0] for task in tasks]
+    assert [task.returncode for task in tasks[1:]] == [0, 0], outputs
     check(out, truth)
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 @pytest.mark.timeout(1500)
-def test_killed_joins_go_on(road, truth, tmp_path, kills):
+def test_killed_joins_go_on(pipeline, truth, tmp_path, kills):
     out, moments, seen = tmp_path / "m", random.Random(kills), []
     for _ in range(kills):
-        process, before = start(road, out), tiles_done(out)
+        process, before = start(pipeline, out), tiles_done(out)
         wanted = before + moments.randint(0, 2)
         while process.poll() is None and tiles_done(out) <= wanted:
             time.sleep(0.001)
@@ -110,5 +111,5 @@ def test_killed_joins_go_on(road, truth, tmp_path, kills):
         process.communicate()
         seen.append(tiles_done(out))
     assert seen[0] > 0 or (out / "manifest.json").exists()
-    run(1, *verb(road, out))
+    run(1, *verb(pipeline, out))
     check(out, truth)

@@ -7,13 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launching import ROOT, environment, free_port
+from tests.support.launching import DEFAULT, MANY, ONE, ROOT, environment, free_port
 
 pytestmark = pytest.mark.timeout(600)
-DEFAULT = ROOT / "accelerate_config.yaml"
-ONE = ROOT / "launch/accelerate/one_gpu.yaml"
-MANY = ROOT / "launch/accelerate/many_nodes.yaml"
-STARTED = [DEFAULT, ONE, MANY]
 
 
 @pytest.fixture
@@ -23,9 +19,9 @@ def verb(image_options: list[object], tmp_path: Path) -> list[object]:
     return ["train", "image", *few, "--out", tmp_path / "run"]
 
 
-def launch(config: Path, *words: object) -> subprocess.Popen[str]:
-    """accelerate launch, with nothing but the config and `words`."""
-    line = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, *words]
+def launch(config: Path, *arguments: object) -> subprocess.Popen[str]:
+    """accelerate launch, with nothing but the config and `arguments`."""
+    line = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, *arguments]
     env = {name: value for name, value in environment().items() if name != "ACCELERATE_USE_CPU"}
     return subprocess.Popen(
         [str(word) for word in line], cwd=ROOT, env=env, text=True,
@@ -34,12 +30,12 @@ def launch(config: Path, *words: object) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and all that was said."""
+    """Exit code and all output."""
     try:
-        said, _ = process.communicate(timeout=400)
+        output, _ = process.communicate(timeout=400)
     finally:
         process.kill()
-    return process.returncode, said
+    return process.returncode, output
 
 
 def trained_by(run: Path) -> int:
@@ -55,15 +51,15 @@ def test_the_default_config_with_any_number_of_processes(
     world: int, verb: list[object], tmp_path: Path
 ) -> None:  # fmt: skip
     port = ["--main_process_port", free_port()]
-    words = ["--num_processes", world, *port, "-m", "dist_train", *verb]
-    code, said = ended(launch(DEFAULT, *words))
-    assert code == 0, said
+    arguments = ["--num_processes", world, *port, "-m", "dist_train", *verb]
+    code, output = ended(launch(DEFAULT, *arguments))
+    assert code == 0, output
     assert trained_by(tmp_path / "run") == world
 
 
 def test_one_process(verb: list[object], tmp_path: Path) -> None:
-    code, said = ended(launch(ONE, "-m", "dist_train", *verb))
-    assert code == 0, said
+    code, output = ended(launch(ONE, "-m", "dist_train", *verb))
+    assert code == 0, output
     assert trained_by(tmp_path / "run") == 1
 
 
@@ -75,8 +71,8 @@ def test_two_machines(verb: list[object], tmp_path: Path) -> None:
         launch(MANY, *together, "--machine_rank", rank, "-m", "dist_train", *verb)
         for rank in range(2)
     ]
-    for code, said in map(ended, machines):
-        assert code == 0, said
+    for code, output in map(ended, machines):
+        assert code == 0, output
     assert trained_by(tmp_path / "run") == 2
 
 
@@ -89,9 +85,9 @@ def test_a_process_that_is_alone_where_two_were_meant_is_refused(
     alone: list[object], verb: list[object], tmp_path: Path
 ) -> None:
     """accelerate starts one without a word; separate copies would train."""
-    config, *words = alone
-    code, said = ended(launch(Path(str(config)), *words, "--num_processes", 2, "-m",
+    config, *arguments = alone
+    code, output = ended(launch(Path(str(config)), *arguments, "--num_processes", 2, "-m",
                               "dist_train", *verb))  # fmt: skip
     assert code != 0
-    assert "told of several processes and has started this one alone" in said
+    assert "told of several processes and has started this one alone" in output
     assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ from tests.support.launching import run
 pytestmark = pytest.mark.timeout(600)
 
 
-def _road(world: int, shards: Path, runs: list[object], out: Path, engine: str) -> Path:
+def _matched(world: int, shards: Path, runs: list[object], out: Path, engine: str) -> Path:
     embedding, index = out / "embedding", out / "index"
     pairs, matches = out / f"pairs-{engine}", out / f"matches-{engine}"
     if not embedding.exists():
@@ -25,21 +25,21 @@ def _road(world: int, shards: Path, runs: list[object], out: Path, engine: str) 
 
 
 @pytest.fixture(scope="module")
-def roads(
+def pipelines(
     shard_set: Path, image_run: Path, text_run: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[int, str], Path]:
     """Match directories by (processes, engine)."""
     runs = ["--image", image_run, "--text", text_run]
-    folder = tmp_path_factory.mktemp("roads")
+    folder = tmp_path_factory.mktemp("pipelines")
     return {
-        (world, engine): _road(world, shard_set, runs, folder / str(world), engine)
+        (world, engine): _matched(world, shard_set, runs, folder / str(world), engine)
         for world in (1, 2)
         for engine in ("faiss", "gemm")
     }
 
 
-def test_vectors_are_the_same(roads: dict[tuple[int, str], Path]) -> None:
-    one, two = (EmbeddingSet(roads[w, "faiss"].parent / "embedding") for w in (1, 2))
+def test_vectors_are_the_same(pipelines: dict[tuple[int, str], Path]) -> None:
+    one, two = (EmbeddingSet(pipelines[w, "faiss"].parent / "embedding") for w in (1, 2))
     assert one.items.posting_id.tolist() == two.items.posting_id.tolist()
     assert len(one.items) == 300
     for modality in ("image", "text"):
@@ -49,8 +49,10 @@ def test_vectors_are_the_same(roads: dict[tuple[int, str], Path]) -> None:
 
 
 @pytest.mark.parametrize("other", [(2, "faiss"), (1, "gemm"), (2, "gemm")])
-def test_matches_are_the_same(roads: dict[tuple[int, str], Path], other: tuple[int, str]) -> None:
-    first, second = roads[1, "faiss"], roads[other]
+def test_matches_are_the_same(
+    pipelines: dict[tuple[int, str], Path], other: tuple[int, str]
+) -> None:
+    first, second = pipelines[1, "faiss"], pipelines[other]
     thresholds = [pd.read_json(p / "threshold.json", typ="series") for p in (first, second)]
     t = thresholds[0]["threshold"]
     assert thresholds[1]["threshold"] == pytest.approx(t, abs=1e-4)
@@ -63,8 +65,8 @@ def test_matches_are_the_same(roads: dict[tuple[int, str], Path], other: tuple[i
     assert np.abs(pairs[0][both] - pairs[1][both]).max() < 1e-3
 
 
-def test_every_posting_has_its_row(roads: dict[tuple[int, str], Path]) -> None:
-    for matches in roads.values():
+def test_every_posting_has_its_row(pipelines: dict[tuple[int, str], Path]) -> None:
+    for matches in pipelines.values():
         table = pd.read_parquet(matches / "matches.parquet")
         assert len(table) == 300
         assert (table.matches.str[0] == table.posting_id).all()

@@ -1,6 +1,6 @@
 """Random schedules of kills and world sizes: what all attempts took together is the one order.
 
-The processes of a attempt are played one after the other, each with its own plan and its own
+The processes of an attempt are played one after the other, each with its own plan and its own
 DataLoader with real workers, and cut off with batches still in flight.
 """
 
@@ -94,9 +94,9 @@ def test_killed_and_resized_it_takes_every_item_in_the_one_order(
     while (position := items.state.check_goes_on(saved, "state.json")) < items.steps * size:
         left = items.steps - position // size
         steps = min(left, draw.choice([0, 1, *(draw.randint(1, items.steps) for _ in range(4))]))
-        of_life = attempt(items, position, steps, draw.choice(worlds), draw)
-        taken += of_life[0]
-        seeds += of_life[1]
+        items_taken, seeds_taken = attempt(items, position, steps, draw.choice(worlds), draw)
+        taken += items_taken
+        seeds += seeds_taken
         saved = items.state.at(position + steps * size).to_json()
     undisturbed = [p for t in range(items.steps) for p in items.plans_at(t * size, 0, 1)]
     assert taken == np.concatenate([plan.items for plan in undisturbed]).tolist()

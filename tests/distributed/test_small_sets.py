@@ -13,8 +13,8 @@ from shards.catalogue.split import split_of
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
 from shards.read.shard_set import ShardSet
-from tests.faults.test_order_kills import rows, start
 from tests.support.launching import command, environment
+from tests.support.logged_ranks import logged_rows, start_logged
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -38,15 +38,15 @@ def packed(folder: Path, items: int, shard_items: int = 5000) -> Path:
 
 def train(shards: Path, bert: Path, out: Path, **options: object) -> list[list[list]]:
     """Train on two ranks; what each took, batch by batch."""
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
     log = out.with_name("log")
-    process = start(
+    process = start_logged(
         2, log, "train", "text", "--shards", shards, "--out", out, "--encoder.model", bert,
-        "--encoder.max-length", 16, "--precision", "fp32", "--device", "cpu", *words,
+        "--encoder.max-length", 16, "--precision", "fp32", "--device", "cpu", *arguments,
     )  # fmt: skip
     output, _ = process.communicate(timeout=150)
     assert process.returncode == 0, output
-    return [rows(log, rank)[1:] for rank in range(2)]
+    return [logged_rows(log, rank)[1:] for rank in range(2)]
 
 
 def assert_equal_steps(of_ranks: list[list[list]], shards: Path, out: Path, **options) -> None:
@@ -82,10 +82,10 @@ def test_one_shard_with_fewer_items_than_a_batch(tiny_bert: Path, tmp_path: Path
 def test_ranks_in_another_order_stop_with_a_message(
     image_options: list[object], tmp_path: Path
 ) -> None:
-    words = command(2, "train", "image", *image_options, "--out", tmp_path / "run")
-    words[words.index("dist_train")] = "tests.distributed.other_seed_rank"
+    arguments = command(2, "train", "image", *image_options, "--out", tmp_path / "run")
+    arguments[arguments.index("dist_train")] = "tests.distributed.other_seed_rank"
     done = subprocess.run(
-        words, env=environment(), text=True, timeout=150,
+        arguments, env=environment(), text=True, timeout=150,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode != 0

@@ -9,12 +9,11 @@ from safetensors.torch import load_file
 
 from dist_train.config.options import HeadOptions, ImageEncoderOptions, ImageTraining
 from shards.read.shard_set import ShardSet
-from tests.support.launching import CPU, run
+from tests.support.launching import LAUNCHERS, run
 from tests.support.plain_training import plain_training
 
 pytestmark = pytest.mark.timeout(600)
 STEPS = 5
-LAUNCHERS = [CPU, *(f"deepspeed_zero{stage}.yaml" for stage in (1, 2, 3))]
 
 
 def config(tiny_vit: Path, accumulation: int) -> ImageTraining:

@@ -7,8 +7,7 @@ import pytest
 from dist_train.training.loop import train
 from tests.support.comparing import largest_difference, losses
 from tests.support.launching import CPU, run
-from tests.unit.training.test_attempts import EVERY, IMAGES
-from tests.unit.training.test_step import image_config, text_config
+from tests.support.short_training import EVERY_OPTION, IMAGE_OPTIONS, image_config, text_config
 
 pytestmark = pytest.mark.timeout(600)
 OPTIONS = {"lr": 1e-4, "validate_every": 0, "checkpoint_every": 3, "epochs": 0.6}
@@ -16,7 +15,7 @@ OPTIONS = {"lr": 1e-4, "validate_every": 0, "checkpoint_every": 3, "epochs": 0.6
 
 def words_of(config, model: Path) -> list[object]:
     """The options that differ from their defaults."""
-    words = [
+    arguments = [
         "--encoder.model", model, "--batch-size", config.batch_size, "--epochs", config.epochs,
         "--lr", config.lr, "--precision", "fp32", "--workers", 0, "--log-every", 1,
         "--checkpoint-every", 3, "--validate-every", 0, "--ema", config.ema, "--layer-decay",
@@ -27,8 +26,8 @@ def words_of(config, model: Path) -> list[object]:
     if hasattr(config, "erase"):
         more = ["--erase", config.erase, "--rand-augment", config.rand_augment, "--jitter",
                 config.jitter, "--mixup", config.mixup, "--cutmix", config.cutmix]  # fmt: skip
-        return [*words, *more, "--encoder.image-size", 32]
-    return [*words, "--encoder.max-length", config.encoder.max_length]
+        return [*arguments, *more, "--encoder.image-size", 32]
+    return [*arguments, "--encoder.max-length", config.encoder.max_length]
 
 
 @pytest.mark.parametrize(
@@ -48,9 +47,9 @@ def test_options_do_not_depend_on_the_processes(
     modality: str, launcher: str, shard_set: Path, tiny_vit: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:
     if modality == "image":
-        config, model = image_config(tiny_vit, **EVERY | IMAGES | OPTIONS), tiny_vit
+        config, model = image_config(tiny_vit, **EVERY_OPTION | IMAGE_OPTIONS | OPTIONS), tiny_vit
     else:
-        config, model = text_config(tiny_bert, **EVERY | OPTIONS), tiny_bert
+        config, model = text_config(tiny_bert, **EVERY_OPTION | OPTIONS), tiny_bert
     train(modality, shard_set, tmp_path / "one", config)
     out = tmp_path / "two"
     verb = ["train", modality, "--shards", shard_set, "--out", out, *words_of(config, model)]

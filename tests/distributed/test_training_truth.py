@@ -41,8 +41,8 @@ from dist_train.training.sharded_state import compare_replicas
 from dist_train.training.step import Stepper, fix_bucket_order
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import Failed
-from tests.faults.faulty_rank import Fault
 from tests.support.comparing import losses, weights
+from tests.support.faulty_rank import Fault
 from tests.support.plain_training import Plain, class_means, plain_training
 from tests.support.ranks import Ranks, as_launched
 from tests.support.score_reference import cosines_of, f1_at, reference_scores
@@ -54,9 +54,11 @@ COMMON = {"batch_size": 24, "workers": 0, "device": "cpu", "precision": "fp32", 
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Ranks]]:
-    made = {world: Ranks(world, tmp_path_factory.mktemp("ranks"), __name__) for world in WORLDS}
-    yield made
-    for ranks in made.values():
+    groups_of_ranks = {
+        world: Ranks(world, tmp_path_factory.mktemp("ranks"), __name__) for world in WORLDS
+    }
+    yield groups_of_ranks
+    for ranks in groups_of_ranks.values():
         ranks.close()
 
 
@@ -110,16 +112,16 @@ def centres_of(run: Path, step: int) -> torch.Tensor:
 
 
 def scores_of(encoder: Encoder, shards: Path, modality: str) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors (N, D) of the val items that are asked, and their label groups (N,)."""
+    """Vectors (N, D) of the val items that are scored, and their label groups (N,)."""
     shard_set = ShardSet(shards)
     table = shard_set.packed
     val = (table.split == "val") & table[f"has_{modality}"]
-    asked = table[val & ~near_duplicates_across_splits(table)]
+    scored = table[val & ~near_duplicates_across_splits(table)]
     reader = shard_set.reader()
-    items = [reader[int(number)] for number in asked.index]
+    items = [reader[int(number)] for number in scored.index]
     with torch.inference_mode():
         vectors = encoder.eval()(*encoder.inputs()(items, [0] * len(items))).numpy()
-    return vectors, asked.label_group.to_numpy(str)
+    return vectors, scored.label_group.to_numpy(str)
 
 
 def assert_scores(row: dict[str, float], vectors: np.ndarray, labels: np.ndarray) -> None:
@@ -192,8 +194,8 @@ def test_every_rank_and_every_step_draws_dropout_of_its_own(
 ) -> None:
     encoder = TextEncoderOptions(model=str(tiny_bert), max_length=24, dropout=0.5, neck=False)
     config = replace(text_config(tiny_bert, batch_size=16), encoder=encoder)
-    asked = {"first": 0, "again": 0, "second": 1, "third": 2}
-    seen = {n: groups[2].ask(drawn, shard_set, config, step) for n, step in asked.items()}
+    seeds = {"first": 0, "again": 0, "second": 1, "third": 2}
+    seen = {n: groups[2].ask(drawn, shard_set, config, step) for n, step in seeds.items()}
     seen["seed"] = groups[2].ask(drawn, shard_set, replace(config, seed=1), 0)
     for one, other in zip(seen["first"], seen.pop("again"), strict=True):
         assert np.array_equal(one, other)
@@ -206,19 +208,19 @@ def test_every_rank_and_every_step_draws_dropout_of_its_own(
 
 
 def heard(rank: int, world: int, shards: Path, config: ImageTraining, one: int) -> list[bool]:
-    """Whether this rank hears, as all ask at the same point, of a stop that only `one` was asked.
+    """Whether this rank learns, as all check at the same point, of a stop requested of `one` only.
 
-    In a step, where the ranks look out for it without waiting for each other, and between steps.
+    In a step, where the ranks check without waiting for each other, and between steps.
     """
     as_launched(rank, world)
     stepper = stepper_of(shards, "image", config)
-    runtime, look = stepper.runtime, stepper.runtime.stop_requested
+    runtime, requested = stepper.runtime, stepper.runtime.stop_requested
     before = stepper.run_step(0).stopping
 
     def late() -> bool:
         time.sleep(0.3)  # the others have looked by then
         os.kill(os.getpid(), signal.SIGUSR1)
-        return look()
+        return requested()
 
     if rank == one:
         runtime.stop_requested = late
@@ -226,7 +228,7 @@ def heard(rank: int, world: int, shards: Path, config: ImageTraining, one: int) 
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_a_stop_that_one_rank_was_asked_for_is_heard_by_all_in_the_same_step(
+def test_a_stop_requested_of_one_rank_reaches_all_in_the_same_step(
     world: int, groups: dict[int, Ranks], shard_set: Path, tiny_vit: Path
 ) -> None:
     config = image_config(tiny_vit)
@@ -239,7 +241,7 @@ def differing(rank: int, world: int, shards: Path, out: Path, config: ImageTrain
     """What a training ends with whose second rank has a bit of a weight flipped before step 1."""
     kept = loop.load, Stepper.run_step
     if rank == 1:
-        Fault("flip", "1").lie_in_wait()
+        Fault("flip", "1").arm()
     try:
         return trained(rank, world, "image", shards, out, config)
     finally:
@@ -247,7 +249,7 @@ def differing(rank: int, world: int, shards: Path, out: Path, config: ImageTrain
 
 
 @pytest.mark.parametrize("every", [1, 3, 0])
-def test_replicas_are_compared_as_often_as_asked(
+def test_replicas_are_compared_as_often_as_configured(
     every: int, groups: dict[int, Ranks], shard_set: Path, tiny_vit: Path, tmp_path: Path
 ) -> None:
     config = image_config(tiny_vit, compare_every=every, validate_every=0)
@@ -302,7 +304,7 @@ def settled(rank: int, world: int, shards: Path, config: TextTraining) -> list[b
     ]
 
 
-def test_a_life_that_goes_on_on_three_ranks_ends_bit_equal(
+def test_an_attempt_that_goes_on_on_three_ranks_ends_bit_equal(
     groups: dict[int, Ranks], shard_set: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:
     """With dropout, in the step after the resume too: three addends have an order."""
@@ -326,7 +328,7 @@ def test_a_life_that_goes_on_on_three_ranks_ends_bit_equal(
 
 
 def odd(rank: int, world: int, others: list[int]) -> str:
-    """What is said of ranks whose weights differ in one bit."""
+    """The error for ranks whose weights differ in one bit."""
     as_launched(rank, world)
     layer = torch.nn.Linear(3, 2)
     with torch.no_grad():
@@ -342,9 +344,9 @@ def odd(rank: int, world: int, others: list[int]) -> str:
 
 
 def test_those_that_differ_from_most_are_named(groups: dict[int, Ranks]) -> None:
-    for world, others, told in [(3, [], ""), (3, [0], "rank 0 "), (3, [2], "rank 2 "),
+    for world, others, named in [(3, [], ""), (3, [0], "rank 0 "), (3, [2], "rank 2 "),
                                 (3, [0, 1], "rank 2 "), (2, [0], "rank 1 ")]:  # fmt: skip
-        wanted = f"after step 7 the encoder of {told}differs" if told else ""
+        wanted = f"after step 7 the encoder of {named}differs" if named else ""
         for answer in groups[world].ask(odd, others):
             assert answer.startswith(wanted)
-            assert bool(answer) == bool(told)
+            assert bool(answer) == bool(named)

@@ -19,8 +19,8 @@ def main(seconds: float, stopped: bool) -> None:
     if runtime.is_main:
         time.sleep(seconds)
     runtime.barrier()
-    told = runtime.broadcast({"from": runtime.rank})
-    assert told == {"from": 0}
+    received = runtime.broadcast({"from": runtime.rank})
+    assert received == {"from": 0}
     assert runtime.all_gather(runtime.rank) == [0, 1]
     print(f"rank {runtime.rank} met", flush=True)
 

@@ -50,8 +50,11 @@ def run_stages(
     verbs.append(["index", embedding, "--out", out / "index", "--image-weight", 0.6])
     for engine in ENGINES:
         joined = out / f"pairs-{engine}"
-        words = ["join", embedding, "--index", out / "index", "--engine", engine]
-        verbs += [[*words, "--out", joined], ["match", joined, "--out", out / f"matches-{engine}"]]
+        arguments = ["join", embedding, "--index", out / "index", "--engine", engine]
+        verbs += [
+            [*arguments, "--out", joined],
+            ["match", joined, "--out", out / f"matches-{engine}"],
+        ]
     ends = [["evaluate", matches], ["report", matches]]
     # What is one process by itself shares one with the others where these are one as well.
     for part in [[pack, *verbs, *ends]] if world == 1 else [[pack], verbs, ends]:
@@ -65,7 +68,8 @@ def _learning(precision: str, encoders: dict[str, Path], out: Path) -> list[list
         {modality: out / f"{precision}-{modality}" for modality in MODALITIES},
     )
     trainings = [
-        ["train", modality, "--shards", shards, "--out", runs[modality], "--encoder.model", encoders[modality],
+        ["train", modality, "--shards", shards, "--out", runs[modality],
+         "--encoder.model", encoders[modality],
          *(["--encoder.image-size", 32] if modality == "image" else []), "--batch-size", BATCH,
          "--epochs", STEPS * BATCH / TRAINED_ON, "--lr", 5e-5, "--validate-every", 0,
          "--precision", precision, "--workers", 0, "--log-every", 1]
@@ -80,9 +84,9 @@ def _learning(precision: str, encoders: dict[str, Path], out: Path) -> list[list
 
 def start(world: int, verbs: list[list[object]]) -> None:
     """Run verbs one after the other in `world` processes that stay."""
-    words = command(world, json.dumps([[str(word) for word in verb] for verb in verbs]))
-    words[words.index("dist_train")] = "tests.end_to_end.golden"
-    done = subprocess.run(words, cwd=ROOT, env=environment(), text=True, timeout=300,
+    arguments = command(world, json.dumps([[str(word) for word in verb] for verb in verbs]))
+    arguments[arguments.index("dist_train")] = "tests.end_to_end.golden"
+    done = subprocess.run(arguments, cwd=ROOT, env=environment(), text=True, timeout=300,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     assert done.returncode == 0, done.stdout
 
@@ -93,8 +97,8 @@ def run_verbs(verbs: list[list[str]]) -> None:
 
     from dist_train.cli import app
 
-    for words in verbs:
-        app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
+    for arguments in verbs:
+        app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -115,7 +119,7 @@ def tars(out: Path) -> dict[str, str]:
 
 
 def items(out: Path) -> pd.DataFrame:
-    """A row a posting, in the catalogue's order, in our words."""
+    """A row a posting, in the catalogue's order, under our column names."""
     table = pd.read_parquet(out / "shards" / "items.parquet")
     names = {"label_group": "label_group", "split": "split", "class_id": "class", "shard": "tar",
              "slot": "place", "status": "status", "reason": "reason", "sha256": "photo",
@@ -187,16 +191,16 @@ def threshold(out: Path) -> float:
 
 def figures(out: Path) -> dict[str, Any]:
     """What evaluate says: counts, and figures by matcher and by difference of two."""
-    told = json.loads((out / "matches-gemm" / "metrics.json").read_text())
-    rows = {row["name"]: _numbers(row) for row in told["rows"]}
-    rows |= {f"{row['of']} over {row['over']}": _numbers(row) for row in told["differences"]}
+    metrics = json.loads((out / "matches-gemm" / "metrics.json").read_text())
+    rows = {row["name"]: _numbers(row) for row in metrics["rows"]}
+    rows |= {f"{row['of']} over {row['over']}": _numbers(row) for row in metrics["differences"]}
     by_size = {f"{row['size_from']} to {row['size_to']}": _numbers(row)
-               for row in told["by_group_size"]}  # fmt: skip
-    return {"counts": _numbers(told), "rows": rows, "by group size": by_size}
+               for row in metrics["by_group_size"]}  # fmt: skip
+    return {"counts": _numbers(metrics), "rows": rows, "by group size": by_size}
 
 
-def _numbers(told: dict[str, Any]) -> dict[str, float]:
-    return {k: v for k, v in told.items() if isinstance(v, int | float) and k != "format"}
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in metrics.items() if isinstance(v, int | float) and k != "format"}
 
 
 def report(out: Path) -> dict[str, Any]:
@@ -214,7 +218,7 @@ def facts(out: Path, precision: str = "fp32") -> dict[str, Any]:
     noted: dict[str, Any] = {"weights": {}, "curves": {}, "vectors": {}}
     for modality in MODALITIES:
         found = weights(out, precision, modality)
-        noted["weights"][modality] = {name: sketch(name, found[name]) for name in sorted(found)}
+        noted["weights"][modality] = {name: summary(name, found[name]) for name in sorted(found)}
         noted["curves"][modality] = curves(out, precision, modality)
         rows = vectors(out, precision)[modality]
         noted["vectors"][modality] = (rows @ signs("vectors", rows.shape[1])).to_dict()
@@ -242,12 +246,12 @@ def results(out: Path) -> dict[str, Any]:
 
 def bfloat16_of_this_processor() -> str | None:
     """Who makes it and which instructions multiply bfloat16; None where none do."""
-    told = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines()
+    facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if ":" in line)  # fmt: skip
-    told = {name.strip(): value.split() for name, value in told.items()}
+    facts = {name.strip(): value.split() for name, value in facts.items()}
     known = BF16 if ONEDNN not in os.environ else BF16[1:]
-    have = [name for name in known if name in told.get("flags", ())]
-    return f"{told['vendor_id'][0]} {have[0]}" if have else None
+    have = [name for name in known if name in facts.get("flags", ())]
+    return f"{facts['vendor_id'][0]} {have[0]}" if have else None
 
 
 def differences(golden: Any, found: Any, tolerance: float, where: str = "") -> list[str]:
@@ -286,7 +290,7 @@ def _shorter(value: Any) -> Any:
     return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
-def sketch(name: str, tensor: np.ndarray) -> list[float]:
+def summary(name: str, tensor: np.ndarray) -> list[float]:
     """Root mean square, and two random sums, of the spread of one number."""
     values = tensor.astype(float).ravel()
     sums = [values @ signs(f"{name} {k}", len(values)) for k in range(2)]

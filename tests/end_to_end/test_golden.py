@@ -1,6 +1,6 @@
 """A catalogue of 300 postings through every stage: the values it once gave, by 1 process and 2.
 
-The processor decides what --precision auto computes in, so that is asked of the processor itself.
+What --precision auto computes in depends on the processor, so the test reads the processor's flags.
 """
 
 import os
@@ -27,8 +27,8 @@ def runs(
     """The folder of all stages by number of processes; 1 has also other precisions."""
     folder = tmp_path_factory.mktemp("golden")
     encoders = {
-        modality: golden.plain_weights(Path(shutil.copytree(made, folder / modality)))
-        for modality, made in (("image", tiny_vit), ("text", tiny_bert))
+        modality: golden.plain_weights(Path(shutil.copytree(model, folder / modality)))
+        for modality, model in (("image", tiny_vit), ("text", tiny_bert))
     }
     others = {1: ["auto", "bf16"] if NATIVE else ["auto"], 2: []}
     for world, precisions in others.items():
@@ -79,16 +79,16 @@ def test_the_best_pairs(
 def test_auto_is_the_arithmetic_of_the_processor(modality: str, runs: dict[int, Path]) -> None:
     """To the bit: no tolerance would take float32 for bfloat16, or one for the other."""
 
-    def made(precision: str) -> list[bytes]:
+    def trained(precision: str) -> list[bytes]:
         rows = golden.vectors(runs[1], precision)[modality].to_numpy(np.float16)
         return [
             part.tobytes()
             for part in (*golden.weights(runs[1], precision, modality).values(), rows)
         ]
 
-    assert made("auto") == made("bf16" if NATIVE else "fp32")
+    assert trained("auto") == trained("bf16" if NATIVE else "fp32")
     if NATIVE:
-        assert not set(made("auto")[-2:]) & set(made("fp32")[-2:])  # centres and vectors
+        assert not set(trained("auto")[-2:]) & set(trained("fp32")[-2:])  # centres and vectors
 
 
 @pytest.mark.skipif(NATIVE is None, reason="this processor computes in float32: compared above")

@@ -1,4 +1,4 @@
-"""The road from tars that others made: PNG, WebP and JPEG photos, a title, a label and no json."""
+"""The pipeline from tars of another program: PNG, WebP and JPEG photos, titles, labels, no JSON."""
 
 import io
 from pathlib import Path
@@ -34,8 +34,8 @@ def tars(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_they_are_indexed_trained_embedded_and_matched(
     tars: Path, tiny_vit: Path, tmp_path: Path
 ) -> None:
-    told = run(1, "index-tars", tars, "--workers", 2)
-    assert "120 items in 3 tars indexed, 0 rejected, 0 with a remark" in told
+    output = run(1, "index-tars", tars, "--workers", 2)
+    assert "120 items in 3 tars indexed, 0 rejected, 0 with a remark" in output
     run(
         1, "train", "image", "--shards", tars, "--encoder.model", tiny_vit,
         "--encoder.image-size", 32, "--batch-size", 8, "--epochs", 0.5, "--precision", "fp32",

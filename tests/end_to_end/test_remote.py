@@ -46,9 +46,9 @@ def test_training_and_embedding_from_a_url_are_those_from_disk(
 def _check_embedding(there: Path, here: Path, url: str) -> None:
     for part in sorted(here.glob("image-*.npy")):
         np.testing.assert_array_equal(np.load(there / part.name), np.load(part))
-    told = [json.loads((out / "stage.json").read_text())["parents"] for out in (there, here)]
-    assert told[0]["shards"]["path"] == url
-    assert told[0]["shards"]["fingerprint"] == told[1]["shards"]["fingerprint"]
+    parents = [json.loads((out / "stage.json").read_text())["parents"] for out in (there, here)]
+    assert parents[0]["shards"]["path"] == url
+    assert parents[0]["shards"]["fingerprint"] == parents[1]["shards"]["fingerprint"]
     assert parent_shards(there) == url
     photos, reason = _open_photos(there)
     assert reason is None

@@ -2,7 +2,8 @@
 
 `-m tests.faults.every_save FOLDER SHARDS MODEL FIRST EACH`: FOLDER/undisturbed is what nothing
 happened to, FOLDER/<point> what was killed there. From point FIRST on EACH-th ones are taken, until
-there are no more; the last line printed lists them. A fork a attempt: libraries are imported once.
+there are no more; the last line printed lists them. Each attempt is a fork, so that
+libraries are imported once.
 """
 
 import json
@@ -18,19 +19,19 @@ from dist_train.config.options import ImageEncoderOptions, ImageTraining
 from dist_train.training.data import training_items
 from dist_train.training.loop import train
 from shards.read.shard_set import ShardSet
-from tests.faults.dying_rank import Death
+from tests.support.dying_rank import Death
 
 STEPS, BATCH = 3, 24
 
 
 def attempt(shards: Path, model: Path, out: Path, point: int | None = None) -> int:
-    """The training in a process of its own, which dies at `point`; how it ended."""
+    """Train in a forked process that dies at `point`; its exit code."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     try:
         if point is not None:
-            Death(point).lie_in_wait()
+            Death(point).arm()
         train("image", shards, out, options(shards, model))
         os._exit(0)
     finally:
@@ -49,7 +50,7 @@ def options(shards: Path, model: Path) -> ImageTraining:
 
 
 def main(folder: Path, shards: Path, model: Path, first: int, each: int) -> None:
-    """Kill and go on at every point that was asked for."""
+    """Kill a training at each point and let the same command finish it."""
     torch.set_num_threads(1)  # threads would not be in the forks
     assert attempt(shards, model, folder / "undisturbed") == 0
     points = []

@@ -55,7 +55,7 @@ def probe(**variables: str) -> dict:
 def test_faiss_multiplies_with_the_kernel_that_numpy_found():
     found = probe()
     if not found["faiss"]:
-        pytest.skip("this FAISS brings no OpenBLAS of its own")
+        pytest.skip("this FAISS does not include OpenBLAS")
     wide = {"Cooperlake": "SkylakeX", "SapphireRapids": "SkylakeX"}
     assert found["faiss"] == [wide.get(name, name) for name in found["numpy"]]
     assert found["left"] is None  # nothing leaks to the processes that are started later

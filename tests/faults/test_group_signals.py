@@ -1,7 +1,7 @@
 """Signals to the whole process group, as Slurm, a container's stop and a terminal send them.
 
 Loader workers get them too. Whatever the moment, the verb ends with 3, its work is on disk, nothing
-of it attempts on, and the same command ends in the bytes of an undisturbed run.
+of it stays alive, and the same command ends in the bytes of an undisturbed run.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ import pytest
 
 from shards.storage.stage_files import status_of
 from shards.storage.workers import leave_stops_to_parent, stops_blocked
-from tests.faults.test_stops import kill, wait_for
 from tests.support.comparing import losses, weights
 from tests.support.launching import command, environment, run
+from tests.support.processes import kill, wait_for
 
 pytestmark = pytest.mark.timeout(1800)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def start(world: int, *verb: object) -> subprocess.Popen:
-    """A verb in a process group of its own, as a shell or Slurm starts it."""
+    """A verb in a new process group, as a shell or Slurm starts it."""
     return subprocess.Popen(
         command(world, *verb), env=environment(), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -75,8 +75,8 @@ def train(image_options: list[object]) -> Callable[[Path], list[object]]:
     """The shared training, longer, with loader workers; validations and saves among its steps."""
     given = dict(zip(image_options[::2], image_options[1::2], strict=True))
     given |= {"--workers": 2, "--epochs": 4, "--validate-every": 1, "--checkpoint-every": 7}
-    words = [word for pair in given.items() for word in pair]
-    return lambda out: ["train", "image", *words, "--out", out]
+    arguments = [word for pair in given.items() for word in pair]
+    return lambda out: ["train", "image", *arguments, "--out", out]
 
 
 @pytest.fixture(scope="module")

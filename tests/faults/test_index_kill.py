@@ -38,8 +38,8 @@ def undisturbed(tmp_path_factory) -> Path:
 
 
 def start(folder: Path, out: Path) -> subprocess.Popen:
-    words = [sys.executable, "-c", BUILD, str(folder / "emb"), str(out), KIND]
-    return subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    arguments = [sys.executable, "-c", BUILD, str(folder / "emb"), str(out), KIND]
+    return subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
 
 
 def shards_in(out: Path) -> set[Path]:

@@ -5,7 +5,6 @@ What the finished steps of all attempts took, put together, is the order of one 
 
 import json
 import random
-import subprocess
 import time
 from pathlib import Path
 
@@ -15,37 +14,22 @@ import pytest
 from dist_train.config.options import ImageTraining
 from dist_train.training.data import TrainingItems, training_items
 from shards.read.shard_set import ShardSet
-from tests.faults.test_stops import kill, wait_for
-from tests.support.launching import command, environment
+from tests.support.logged_ranks import logged_rows, start_logged
+from tests.support.processes import kill, wait_for
 
 pytestmark = pytest.mark.timeout(1800)
 BATCH, STEPS_A_KILL = 24, 14
 
 
-def start(world: int, log: Path, *verb: object) -> subprocess.Popen:
-    """A verb on `world` ranks that write down what they take."""
-    words = command(world, *verb)
-    at = words.index("dist_train", words.index("-m", 2) if world > 1 else 0)
-    words[at : at + 1] = ["tests.faults.logging_rank", str(log)]
-    return subprocess.Popen(
-        words, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def rows(log: Path, rank: int) -> list:
-    """The first step of a attempt on a rank, then its batches; empty when it was killed before."""
-    path = log.with_name(f"{log.name}-{rank}.jsonl")
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
 def taken_by(attempts: list[tuple[Path, int]], steps: int) -> list[int]:
-    """Items of the finished steps of all attempts: those before the step that the next attempt began."""
-    begun = [(log, world) for log, world in attempts if all(rows(log, r) for r in range(world))]
-    firsts = [rows(log, 0)[0] for log, _ in begun]
+    """Items of the steps that count: those of an attempt before the next attempt's first step."""
+    begun = [
+        (log, world) for log, world in attempts if all(logged_rows(log, r) for r in range(world))
+    ]
+    firsts = [logged_rows(log, 0)[0] for log, _ in begun]
     taken: list[int] = []
     for (log, world), first, end in zip(begun, firsts, [*firsts[1:], steps], strict=True):
-        of_ranks = [rows(log, rank) for rank in range(world)]
+        of_ranks = [logged_rows(log, rank) for rank in range(world)]
         assert {of_rank[0] for of_rank in of_ranks} == {first}
         for step in range(end - first):
             taken += [item for of_rank in of_ranks for item in of_rank[1 + step]]
@@ -81,12 +65,12 @@ def test_killed_ranks_take_every_item_in_the_one_order(
         verb += [f"--{name.replace('_', '-')}", value]
     attempts = [(tmp_path / f"attempt-{number}", 2 - number % 2) for number in range(kills + 1)]
     for log, world in attempts[:-1]:
-        process = start(world, log, *verb)
+        process = start_logged(world, log, *verb)
         seen = draw.randint(1, STEPS_A_KILL)
-        wait_for(lambda log=log, seen=seen: len(rows(log, 0)) >= seen, process, 150)
+        wait_for(lambda log=log, seen=seen: len(logged_rows(log, 0)) >= seen, process, 150)
         time.sleep(draw.random() * 0.1)
         kill(process)
-    process = start(attempts[-1][1], attempts[-1][0], *verb)
+    process = start_logged(attempts[-1][1], attempts[-1][0], *verb)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     done = json.loads((tmp_path / "run/manifest.json").read_text())

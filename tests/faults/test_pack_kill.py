@@ -198,10 +198,10 @@ def test_sigterm_ends_as_stopped_and_resumable(
     while not list(out.glob("*/*.idx")) and time.monotonic() < deadline:
         time.sleep(0.001)
     process.terminate()
-    said = process.communicate(timeout=60)[1]
+    output = process.communicate(timeout=60)[1]
     status = json.loads((out / "status.json").read_text())["status"]
     assert finish(few, out) == undisturbed
-    assert (process.returncode, status) == (3, "preempted"), said
+    assert (process.returncode, status) == (3, "preempted"), output
 
 
 def test_workers_of_a_killed_pack_do_not_stay(few: Path, tmp_path: Path) -> None:
@@ -232,11 +232,11 @@ def test_a_worker_that_is_killed_ends_the_pack_with_the_remedy(
     with started(few, out, [["--workers", "2"]]) as (process,):
         wait_for_phase(out, "build", 2, random.Random(0))
         os.kill(_children(process.pid)[-1], signal.SIGKILL)
-        said = process.communicate(timeout=100)[0]
-    assert process.returncode == 1, said
-    assert "packing: one of 2 processes was killed" in said
-    assert "same command goes on" in said
-    assert "Traceback" not in said
+        output = process.communicate(timeout=100)[0]
+    assert process.returncode == 1, output
+    assert "packing: one of 2 processes was killed" in output
+    assert "same command goes on" in output
+    assert "Traceback" not in output
     assert json.loads((out / "status.json").read_text())["status"] == "failed"
     assert finish(few, out) == undisturbed
 

@@ -21,18 +21,18 @@ def test_one_worker_eight_workers_and_four_tasks_make_the_same_set(
     few: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     with started(few, tmp_path / "workers", [["--workers", "8"]]) as [process]:
-        said = process.communicate(timeout=200)[0]
-        assert process.returncode == 0, said
+        output = process.communicate(timeout=200)[0]
+        assert process.returncode == 0, output
     tasks = [["--task", str(n), "--of", "4"] for n in range(4)]
     with started(few, tmp_path / "tasks", tasks) as processes:
-        said_by = [process.communicate(timeout=200)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0] * 4, said_by
+        outputs = [process.communicate(timeout=200)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * 4, outputs
     assert tree(tmp_path / "workers") == tree(tmp_path / "tasks") == undisturbed
     prints = {ShardSet(tmp_path / name).fingerprint for name in ("workers", "tasks")}
     assert len(prints) == 1
     # Who comes last finishes the set, and whoever comes later finds it finished.
-    waiting = [said for said in said_by if "waits for the others" in said]
-    packed = [said for said in said_by if "60 postings packed" in said]
+    waiting = [output for output in outputs if "waits for the others" in output]
+    packed = [output for output in outputs if "60 postings packed" in output]
     assert len(waiting) + len(packed) == 4
     assert packed
     assert json.loads((tmp_path / "tasks" / "status.json").read_text())["status"] == "done"
@@ -116,9 +116,9 @@ def test_a_bit_that_flips_before_the_seal_is_named_and_never_becomes_the_truth(
     flipped = bytearray(tar.read_bytes())
     flipped[len(flipped) // 3] ^= 4
     tar.write_bytes(flipped)
-    told = rf"{tar}: has changed since it was written; remove it and its \.idx, and run the same"
+    message = rf"{tar}: has changed since it was written; remove it and its \.idx, and run the same"
     for _ in range(2):
-        with pytest.raises(Corrupt, match=told):
+        with pytest.raises(Corrupt, match=message):
             pack(few, images, out, OPTIONS, task=Task(1, 2))
         assert not (out / "manifest.json").exists()
     tar.unlink()

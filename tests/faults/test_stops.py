@@ -1,57 +1,20 @@
-"""Killed, told to stop, or broken: what is started again goes on, and nothing hangs."""
+"""Killed, stopped by a signal, or broken: a new start goes on, and nothing hangs."""
 
-import contextlib
 import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 
-from tests.support.comparing import losses, weights
+from tests.support.comparing import losses, metrics_written, weights
 from tests.support.launching import ROOT, command, environment, run
+from tests.support.processes import kill, start, wait_for
 
 pytestmark = pytest.mark.timeout(600)
-
-
-def start(world: int, *verb: object) -> subprocess.Popen:
-    """A verb, running."""
-    return subprocess.Popen(
-        command(world, *verb), env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 90) -> None:
-    """Until the condition holds; fails when the process ends first or time runs out."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if process.poll() is not None:
-            raise AssertionError(f"ended too early:\n{process.communicate()[0]}")
-        assert time.monotonic() < end, "nothing happened in time"
-        time.sleep(0.02)
-
-
-def kill(process: subprocess.Popen) -> None:
-    """SIGKILL to the process and all below it (a launcher's ranks have sessions of their own)."""
-    if process.poll() is not None:
-        return
-    parent = psutil.Process(process.pid)
-    for one in [parent, *parent.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    process.communicate()
-
-
-def rows_of(run_folder: Path) -> int:
-    """Rows of metrics.jsonl so far."""
-    path = run_folder / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def test_signals_stop_with_a_checkpoint(
@@ -60,9 +23,9 @@ def test_signals_stop_with_a_checkpoint(
     out = tmp_path / "run"
     verb = ["train", "image", *image_options, "--out", out]
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        before = rows_of(out)  # those of a attempt before stand there from the start
+        before = metrics_written(out)  # those of the attempt before stand there from the start
         process = start(1, *verb)
-        wait_for(lambda before=before: rows_of(out) > before + 1, process)
+        wait_for(lambda before=before: metrics_written(out) > before + 1, process)
         process.send_signal(number)
         output, _ = process.communicate(timeout=200)
         assert process.returncode == 3, output
@@ -74,21 +37,22 @@ def test_signals_stop_with_a_checkpoint(
 
 
 @pytest.mark.timeout(1600)
-def test_a_road_stops_in_every_stage_and_goes_on(
+def test_a_pipeline_stops_in_every_stage_and_goes_on(
     catalogue: Path, tiny_vit: Path, tmp_path: Path
 ) -> None:
     config = {
         "catalogue": str(catalogue / "catalogue.csv"), "images": str(catalogue / "images"),
-        "out": str(tmp_path / "road"), "encoders": ["image"], "pack": {"size": 48, "workers": 1},
+        "out": str(tmp_path / "pipeline"), "encoders": ["image"],
+        "pack": {"size": 48, "workers": 1},
         "image": {
             "encoder": {"model": str(tiny_vit), "image_size": 32}, "batch_size": 24, "epochs": 0.5,
             "workers": 0, "device": "cpu", "precision": "fp32", "validate_every": 0,
         },
         "embed": {"workers": 0, "device": "cpu"}, "join": {"device": "cpu"},
     }  # fmt: skip
-    (tmp_path / "road.yaml").write_text(json.dumps(config))  # JSON is YAML
+    (tmp_path / "pipeline.yaml").write_text(json.dumps(config))  # JSON is YAML
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.stopped_road", tmp_path / "road.yaml"],
+        [sys.executable, "-m", "tests.faults.stopped_pipeline", tmp_path / "pipeline.yaml"],
         cwd=ROOT, env=environment(), text=True, timeout=1500, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -98,24 +62,24 @@ def test_a_road_stops_in_every_stage_and_goes_on(
     assert [(place, code) for place, code in stopped if code != 3] == []
     assert last == [None, 0]
     assert done.stdout.count("stopped by a signal") == len(stopped) > 10
-    assert (tmp_path / "road/matches/report.html").exists()
+    assert (tmp_path / "pipeline/matches/report.html").exists()
 
 
-def test_a_signal_to_one_rank_stops_all_in_the_middle_of_a_part(
+def test_a_signal_to_one_rank_stops_all_in_the_middle_of_a_file(
     shard_set: Path, image_run: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "embedding"
     verb = ["embed", "--shards", shard_set, "--image", image_run, "--out", out, "--workers", 0,
             "--batch-size", 8, "--device", "cpu"]  # fmt: skip
-    words = command(2, *verb)
-    words[(at := words.index("dist_train")) : at + 1] = ["tests.faults.signalled_rank", "1"]
+    arguments = command(2, *verb)
+    arguments[(at := arguments.index("dist_train")) : at + 1] = ["tests.faults.signalled_rank", "1"]
     done = subprocess.run(
-        words, env=environment(), text=True, timeout=400, stdout=subprocess.PIPE,
+        arguments, env=environment(), text=True, timeout=400, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert json.loads((out / "status.json").read_text())["status"] == "preempted"
-    assert not list(out.glob("*.npy"))  # rank 0 had its own part in hand, and left it
+    assert not list(out.glob("*.npy"))  # rank 0 left its unfinished file as well
     run(1, *verb)
     assert json.loads((out / "status.json").read_text())["status"] == "done"
 

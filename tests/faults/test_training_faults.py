@@ -12,10 +12,10 @@ import pytest
 from dist_train.config.options import HeadOptions, ImageEncoderOptions, ImageTraining
 from dist_train.training.checkpoint import _fault
 from dist_train.training.loop import train
-from tests.faults.test_stops import kill
 from tests.support.comparing import largest_difference
+from tests.support.damage import spoil_batch
 from tests.support.launching import CPU, command, environment
-from tests.unit.training.test_attempts import spoil
+from tests.support.processes import kill
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -40,9 +40,9 @@ def start(
         "--log-every", 1, "--checkpoint-every", every, "--validate-every", 0, "--ema", 0.8,
         "--compare-every", 1, "--keep", 9,
     ]  # fmt: skip
-    words = command(2, *verb, launcher=launcher)
-    at = words.index("dist_train")
-    words[at : at + 1] = ["tests.faults.faulty_rank", *what.split()]
+    arguments = command(2, *verb, launcher=launcher)
+    at = arguments.index("dist_train")
+    arguments[at : at + 1] = ["tests.support.faulty_rank", *what.split()]
     env = environment() | {"FAULT_AT": str(out.with_name("fault"))}
     if launcher != CPU:
         env |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
@@ -52,7 +52,7 @@ def start(
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     return subprocess.Popen(
-        words, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        arguments, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         preexec_fn=limited,
     )  # fmt: skip
 
@@ -68,18 +68,18 @@ def wait(process: subprocess.Popen) -> str:
 
 def finish(process: subprocess.Popen) -> str:
     """Its output, when it ends well."""
-    said = wait(process)
-    assert process.returncode == 0, said
-    return said
+    output = wait(process)
+    assert process.returncode == 0, output
+    return output
 
 
 def status(run: Path) -> dict:
     return json.loads((run / "status.json").read_text())
 
 
-def ours(said: str) -> list[str]:
-    """What our ranks said of the end, without the launcher's report."""
-    return [line for line in said.splitlines() if line.startswith("dist-train")]
+def ours(output: str) -> list[str]:
+    """What our ranks print at the end, without the launcher's report."""
+    return [line for line in output.splitlines() if line.startswith("dist-train")]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def left_out(shard_set, tiny_vit, tmp_path_factory) -> dict[int, Path]:
     for accumulation in (1, 2):
         runs[accumulation] = tmp_path_factory.mktemp("left-out") / "run"
         with pytest.MonkeyPatch.context() as patch:
-            spoil(patch, shard_set, config(tiny_vit, accumulation), 3)
+            spoil_batch(patch, shard_set, config(tiny_vit, accumulation), 3)
             train("image", shard_set, runs[accumulation], config(tiny_vit, accumulation))
     return runs
 
@@ -110,9 +110,9 @@ def test_a_batch_that_is_no_number_is_left_out_by_all(
 ) -> None:
     out, number = tmp_path / "run", 3 * accumulation
     what = f"nan 1 {number}"
-    said = finish(start(what, shard_set, tiny_vit, out, launcher, accumulation=accumulation))
-    assert said.count("left out on all ranks") == 1
-    assert "step 3: left out on all ranks (loss nan" in said
+    output = finish(start(what, shard_set, tiny_vit, out, launcher, accumulation=accumulation))
+    assert output.count("left out on all ranks") == 1
+    assert "step 3: left out on all ranks (loss nan" in output
     counts = json.loads((out / "manifest.json").read_text())["counts"]
     assert counts["skipped"] == 1
     assert largest_difference(out, left_out[accumulation]) < 1e-5
@@ -124,9 +124,9 @@ def test_centres_that_go_wrong_on_one_rank_are_left_out_by_all(
     launcher: str, shard_set: Path, tiny_vit: Path, left_out, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    said = finish(start("head 1 3", shard_set, tiny_vit, out, launcher))
-    assert said.count("step 3: left out on all ranks (loss ") == 1
-    assert "loss nan" not in said
+    output = finish(start("head 1 3", shard_set, tiny_vit, out, launcher))
+    assert output.count("step 3: left out on all ranks (loss ") == 1
+    assert "loss nan" not in output
     assert largest_difference(out, left_out[1]) < 1e-5
 
 
@@ -150,8 +150,8 @@ def test_a_checkpoint_before_the_first_update_is_whole(
             shutil.rmtree(later)
     shutil.rmtree(out / "encoder")
     (out / "manifest.json").unlink()
-    said = finish(start("none 1 0", shard_set, tiny_vit, out, launcher, every=1))
-    assert "going on from step 1" in said
+    output = finish(start("none 1 0", shard_set, tiny_vit, out, launcher, every=1))
+    assert "going on from step 1" in output
     assert largest_difference(out, whole) == 0
 
 
@@ -159,41 +159,41 @@ def test_a_checkpoint_before_the_first_update_is_whole(
 
 
 def end_soon(process: subprocess.Popen, out: Path) -> tuple[str, float]:
-    """What it said, and how many seconds after the fault it ended."""
-    said, ended = wait(process), time.time()
-    assert out.with_name("fault").exists(), said
+    """Its output, and how many seconds after the fault it ended."""
+    output, ended = wait(process), time.time()
+    assert out.with_name("fault").exists(), output
     took = ended - out.with_name("fault").stat().st_mtime
-    assert process.returncode != 0, said
+    assert process.returncode != 0, output
     assert status(out)["status"] == "failed"
-    print(said, f"ended {took:.1f} s after the fault")
-    return said, took
+    print(output, f"ended {took:.1f} s after the fault")
+    return output, took
 
 
 def test_a_rank_that_raises_ends_all(shard_set: Path, tiny_vit: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    said, took = end_soon(start("raise 1 3", shard_set, tiny_vit, out), out)
+    output, took = end_soon(start("raise 1 3", shard_set, tiny_vit, out), out)
     assert took < 30
-    assert said.count("ValueError: the moon is in the way") == 1
+    assert output.count("ValueError: the moon is in the way") == 1
     assert status(out)["reason"] == "rank 1: ValueError: the moon is in the way"
-    assert "by peer" not in said
+    assert "by peer" not in output
 
 
 def test_a_rank_that_is_killed_ends_all(shard_set: Path, tiny_vit: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    said, took = end_soon(start("kill 1 3", shard_set, tiny_vit, out), out)
+    output, took = end_soon(start("kill 1 3", shard_set, tiny_vit, out), out)
     assert took < 30
-    assert len(ours(said)) == 1
-    assert "rank 0 lost its connection to another rank, which was killed" in ours(said)[0]
-    assert "SIGKILL" in said  # the launcher's report
+    assert len(ours(output)) == 1
+    assert "rank 0 lost its connection to another rank, which was killed" in ours(output)[0]
+    assert "SIGKILL" in output  # the launcher's report
     assert _fault(out / "checkpoints/step-00000002") == ""
 
 
 def test_a_weight_that_differs_ends_all(shard_set: Path, tiny_vit: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    said, took = end_soon(start("flip 1 3", shard_set, tiny_vit, out), out)
+    output, took = end_soon(start("flip 1 3", shard_set, tiny_vit, out), out)
     assert took < 30
-    assert len(ours(said)) == 1
-    assert "after step 4 the encoder of rank 1 differs from that of the others" in ours(said)[0]
+    assert len(ours(output)) == 1
+    assert "after step 4 the encoder of rank 1 differs from that of the others" in ours(output)[0]
     assert not (out / "checkpoints/step-00000004").exists()
 
 
@@ -212,12 +212,12 @@ def test_a_disk_that_is_full_while_saving(
     kept = out / "checkpoints/step-00000002"
     limit = (kept / "optimizer.safetensors").stat().st_size - 1
     process = start("none 1 0", shard_set, tiny_vit, out, limit=limit)
-    said = wait(process)
-    assert process.returncode != 0, said
-    assert len(ours(said)) == 1
-    assert "step-00000004" in ours(said)[0]
-    assert "File too large" in ours(said)[0]
-    assert "newest complete checkpoint is step-00000002; make room" in ours(said)[0]
+    output = wait(process)
+    assert process.returncode != 0, output
+    assert len(ours(output)) == 1
+    assert "step-00000004" in ours(output)[0]
+    assert "File too large" in ours(output)[0]
+    assert "newest complete checkpoint is step-00000002; make room" in ours(output)[0]
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000002"]
     assert _fault(kept) == ""
     assert "going on from step 2" in finish(start("none 1 0", shard_set, tiny_vit, out))

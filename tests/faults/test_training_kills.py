@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from dist_train.config.options import ImageTraining, Modality, TextTraining
 from dist_train.training.data import training_items
 from shards.read.shard_set import ShardSet
-from tests.support.attempts import Life, served
+from tests.support.attempts import Attempt, served
 from tests.support.comparing import largest_difference, losses
 from tests.support.launching import ROOT, environment
 
@@ -33,25 +33,26 @@ class Course:
     def __init__(self, modality: Modality, shards: Path, model: Path, folder: Path) -> None:
         config = (ImageTraining if modality == "image" else TextTraining)(batch_size=BATCH)
         items = training_items(ShardSet(shards), modality, config, 1)
-        self.out, self.folder, self.lives = folder / "run", folder, []
+        self.out, self.folder, self.attempts = folder / "run", folder, []
         # Dropout: what the steps draw is put back as well.
         more = ["--encoder.image-size", 32] if modality == "image" else ["--encoder.dropout", 0.1]
         self.verb = [
-            "train", modality, "--shards", shards, "--out", self.out, "--encoder.model", model, *more,
+            "train", modality, "--shards", shards, "--out", self.out, "--encoder.model", model,
+            *more,
             "--epochs", STEPS * BATCH / items.order.positions, "--batch-size", BATCH,
             "--accumulation", PASSES, "--lr", 1e-3, "--precision", "fp32", "--log-every", 1,
             "--checkpoint-every", 2, "--validate-every", 0, "--device", "cpu",
         ]  # fmt: skip
 
-    def attempt(self, world: int, workers: int, fate: str = "none") -> tuple[Life, list]:
-        """The next one, and its command."""
-        attempt = Life(self.folder / f"attempt-{len(self.lives)}", world, fate=fate)
-        self.lives.append(attempt)
+    def attempt(self, world: int, workers: int, fate: str = "none") -> tuple[Attempt, list]:
+        """The next attempt, and its command."""
+        attempt = Attempt(self.folder / f"attempt-{len(self.attempts)}", world, fate=fate)
+        self.attempts.append(attempt)
         return attempt, [*self.verb, "--workers", workers]
 
     def outcome(self) -> tuple[list, list, dict]:
         """What was served in every step, every loss, and the encoder that was exported."""
-        return served(self.lives, STEPS, PASSES), losses(self.out), bits(self.out)
+        return served(self.attempts, STEPS, PASSES), losses(self.out), bits(self.out)
 
 
 def bits(run: Path) -> dict[str, bytes]:
@@ -75,7 +76,7 @@ def undisturbed(tmp_path_factory, shard_set: Path, tiny_vit: Path, tiny_bert: Pa
             model = {"image": tiny_vit, "text": tiny_bert}[modality]
             course = Course(modality, shard_set, model, tmp_path_factory.mktemp("undisturbed"))
             attempt, verb = course.attempt(world, 0)
-            attempt.live_out(*verb)
+            attempt.finish(*verb)
             known[modality, world] = course.outcome()
         return known[modality, world]
 
@@ -108,8 +109,8 @@ def dies(course: Course, where: str, world: int, workers: int, draw: random.Rand
     ],
 )  # fmt: skip
 def test_killed_training_ends_with_the_same_bits(
-    modality: Modality, world: int, workers: int, kills: tuple[str, ...], undisturbed, shard_set: Path,
-    tiny_vit: Path, tiny_bert: Path, tmp_path: Path,
+    modality: Modality, world: int, workers: int, kills: tuple[str, ...], undisturbed,
+    shard_set: Path, tiny_vit: Path, tiny_bert: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     model = {"image": tiny_vit, "text": tiny_bert}[modality]
     draw = random.Random(f"{modality}{world}{workers}")
@@ -117,9 +118,9 @@ def test_killed_training_ends_with_the_same_bits(
     for where in kills:
         dies(course, where, world, workers, draw)
     attempt, verb = course.attempt(world, workers)
-    attempt.live_out(*verb)
-    begun = [attempt.first_step for attempt in course.lives if attempt.begun()]
-    print(f"fates {[attempt.fate for attempt in course.lives]}; began at steps {begun}")
+    attempt.finish(*verb)
+    begun = [attempt.first_step for attempt in course.attempts if attempt.begun()]
+    print(f"fates {[attempt.fate for attempt in course.attempts]}; began at steps {begun}")
     for ours, theirs in zip(course.outcome(), undisturbed(modality, world), strict=True):
         assert ours == theirs
     assert len(course.outcome()[0]) == STEPS
@@ -127,18 +128,21 @@ def test_killed_training_ends_with_the_same_bits(
 
 def test_two_ranks_killed_go_on_as_one(shard_set: Path, tiny_vit: Path, tmp_path: Path) -> None:
     """Not the same bits, for two ranks add in another order: the same items and nearly the same."""
-    whole, parted = (Course("image", shard_set, tiny_vit, tmp_path / n) for n in ("one", "two"))
-    for course, attempts in ((whole, [(1, "none")]), (parted, [(2, "1:SIGKILL:11"), (1, "none")])):
+    whole, disturbed = (Course("image", shard_set, tiny_vit, tmp_path / n) for n in ("one", "two"))
+    for course, attempts in (
+        (whole, [(1, "none")]),
+        (disturbed, [(2, "1:SIGKILL:11"), (1, "none")]),
+    ):
         course.folder.mkdir()
         for world, fate in attempts:
             attempt, verb = course.attempt(world, 0, fate)
             output, _ = attempt.start(*verb).communicate(timeout=600)
             assert "(SIGKILL)" in output or fate == "none", output
-    assert parted.lives[1].first_step >= 2
-    (ours, our_losses, _), (theirs, their_losses, _) = parted.outcome(), whole.outcome()
+    assert disturbed.attempts[1].first_step >= 2
+    (ours, our_losses, _), (theirs, their_losses, _) = disturbed.outcome(), whole.outcome()
     assert ours == theirs
     assert our_losses == pytest.approx(their_losses, rel=1e-4)
-    difference = largest_difference(parted.out, whole.out)
+    difference = largest_difference(disturbed.out, whole.out)
     print(f"two ranks, killed, then one: {difference:.1e}")
     assert difference < 1e-4  # at a learning rate of 1e-3; 2.8e-5 was seen
 

@@ -16,26 +16,11 @@ from dist_train.monitor.metrics import read_metrics
 from shards.read.shard_set import ItemReader, ShardSet
 from shards.storage.errors import Corrupt
 from tests.support.comparing import largest_difference, losses
+from tests.support.damage import flip_photos
 from tests.support.launching import command, environment, run
 
 pytestmark = pytest.mark.timeout(600)
 PIXELS = ImageInputs(32, [0.5] * 3, [0.5] * 3, 0.5)
-
-
-def flip_photos(shards: Path, splits: tuple[str, ...], every: int) -> list[int]:
-    """Flip one bit in every `every`th photo of some splits; the items' numbers."""
-    reader = ShardSet(shards).reader()
-    photos = [n for n in range(len(reader)) if reader.read(n).photo]
-    split_of = [reader.tars[reader.tar_of[n]].partition("/")[0] for n in photos]
-    broken = [n for n, split in zip(photos, split_of, strict=True) if split in splits][::every]
-    for number in broken:
-        at = int(reader.records["jpg_at"][number]) + 100
-        with (shards / reader.tars[reader.tar_of[number]]).open("r+b") as tar:
-            tar.seek(at)
-            byte = tar.read(1)[0]
-            tar.seek(at)
-            tar.write(bytes([byte ^ 16]))
-    return broken
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +58,9 @@ def test_another_photo_of_the_product_stands_in(damaged, workers: int) -> None:
     siblings = [len(np.flatnonzero(classes == classes[n])) for n in numbers[replaced]]
     same = classes[found[replaced]] == classes[numbers[replaced]]
     assert same.tolist() == [number > 1 for number in siblings]
-    told = [line for batch in batches for line in batch.unreadable]
-    assert len(told) == replaced.sum()
-    assert all("differ from its crc" in line for line in told)
+    reported = [line for batch in batches for line in batch.unreadable]
+    assert len(reported) == replaced.sum()
+    assert all("differ from its crc" in line for line in reported)
 
 
 def test_without_stand_ins_it_is_left_out(damaged) -> None:

@@ -10,7 +10,7 @@ from tests.support.slurm_cluster import HOW_TO_GET, Cluster, can_have_hosts, is_
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Three nodes, hosts of their own where this user may make them."""
+    """Three nodes, as separate hosts where this user may make them."""
     if not is_installed():
         pytest.skip(HOW_TO_GET)
     started = Cluster(tmp_path_factory.mktemp("slurm"), 3, can_have_hosts())

@@ -1,4 +1,4 @@
-"""`dist-train submit` and `status` on a running Slurm: the whole road, and what they say of it."""
+"""`dist-train submit` and `status` on a running Slurm: the complete pipeline and their output."""
 
 import subprocess
 import sys
@@ -16,16 +16,16 @@ pytestmark = pytest.mark.timeout(1500)
 STAGES = ["pack", "image", "text", "embedding", "index", "join", "match", "evaluate", "report"]
 
 
-def dist_train(cluster: Cluster, *words: object) -> subprocess.CompletedProcess[str]:
+def dist_train(cluster: Cluster, *arguments: object) -> subprocess.CompletedProcess[str]:
     """A verb, where Slurm's commands find the cluster."""
-    command = [*cluster.on("ctl"), sys.executable, "-m", "dist_train", *map(str, words)]
+    command = [*cluster.on("ctl"), sys.executable, "-m", "dist_train", *map(str, arguments)]
     return subprocess.run(command, env=cluster.environment() | environment(), cwd=ROOT, text=True,
                           capture_output=True, timeout=300, check=False)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def config(catalogue: Path, tiny_vit: Path, tiny_bert: Path, folder: Path) -> Path:
-    """The tiny road: trainings on two nodes with two processes each, arrays for pack and join."""
+    """A tiny pipeline: trainings on two nodes with two processes each, arrays for pack and join."""
     training = {"batch_size": 24, "epochs": 2, "workers": 0, "precision": "fp32", "log_every": 1}
     options = {
         "catalogue": str(catalogue / "catalogue.csv"), "images": str(catalogue / "images"),
@@ -38,7 +38,7 @@ def config(catalogue: Path, tiny_vit: Path, tiny_bert: Path, folder: Path) -> Pa
             "image": {"nodes": 2}, "pack": {"tasks": 2}, "join": {"tasks": 2},
         },
     }  # fmt: skip
-    path = folder / "road.yaml"
+    path = folder / "pipeline.yaml"
     path.write_text(yaml.safe_dump(options))
     return path
 
@@ -48,7 +48,7 @@ def jobs_of(out: Path) -> dict[str, str]:
     return {name: step["job"] for name, step in read_json(out / "slurm/jobs.json")["steps"].items()}
 
 
-def test_the_road_submitted_ends_with_the_matches_of_run(
+def test_the_submitted_pipeline_ends_with_the_matches_of_run(
     cluster: Cluster, config: Path, folder: Path
 ) -> None:
     out = folder / "submitted"
@@ -63,14 +63,14 @@ def test_the_road_submitted_ends_with_the_matches_of_run(
     again = dist_train(cluster, "submit", config)
     assert again.returncode == 0, again.stderr
     assert jobs_of(out) == jobs, "a queued job was doubled"
-    told = dist_train(cluster, "status", out)
-    assert told.returncode == 3, told.stdout + told.stderr
-    assert "waits" in told.stdout
+    shown = dist_train(cluster, "status", out)
+    assert shown.returncode == 3, shown.stdout + shown.stderr
+    assert "waits" in shown.stdout
 
     cluster.wait_for(lambda: not cluster.call("squeue", "-h"), 900, "end of all jobs")
-    told = dist_train(cluster, "status", out)
-    assert told.returncode == 0, told.stdout + told.stderr + logs(out)
-    assert [line.split()[:2] for line in told.stdout.splitlines()[1:]] == [
+    shown = dist_train(cluster, "status", out)
+    assert shown.returncode == 0, shown.stdout + shown.stderr + logs(out)
+    assert [line.split()[:2] for line in shown.stdout.splitlines()[1:]] == [
         [s, "done"] for s in STAGES
     ]
     assert "going on" not in logs(out)
@@ -83,8 +83,8 @@ def test_the_road_submitted_ends_with_the_matches_of_run(
 
     ran = dist_train(cluster, "run", config, "--out", folder / "ran")
     assert ran.returncode == 0, ran.stderr
-    # Not the degrees: of pairs that lie at the floor, trainings on other numbers of processes may
-    # find one more or less.
+    # Degrees are not compared: a training on another number of processes may find one pair more or
+    # less at the score floor.
     for name, column in (("matches", "matches"), ("groups", "group_id")):
         ours, theirs = (
             pd.read_parquet(o / f"matches/{name}.parquet") for o in (out, folder / "ran")
@@ -117,14 +117,14 @@ def test_a_failed_stage_takes_the_rest_along_and_is_named(
     assert dist_train(cluster, "submit", path).returncode == 0
     before = jobs_of(out)
     cluster.wait_for(lambda: not cluster.call("squeue", "-h"), 120, "end of all jobs")
-    told = dist_train(cluster, "status", out)
-    assert told.returncode == 1
-    rows = {line.split()[0]: line for line in told.stdout.splitlines()[1:]}
+    shown = dist_train(cluster, "status", out)
+    assert shown.returncode == 1
+    rows = {line.split()[0]: line for line in shown.stdout.splitlines()[1:]}
     assert "failed" in rows["pack"]
     assert "exit code 7:0" in rows["pack"]
     assert "cancelled" in rows["text"]
-    assert "pack failed" in told.stderr
-    # Mended, it goes on with jobs of its own.
+    assert "pack failed" in shown.stderr
+    # With a repaired config it goes on with new jobs.
     broken["slurm"]["setup"] = ["sleep 600"]
     path.write_text(yaml.safe_dump(broken))
     assert dist_train(cluster, "submit", path).returncode == 0
@@ -134,9 +134,9 @@ def test_a_failed_stage_takes_the_rest_along_and_is_named(
     cluster.wait_until(after["pack"], "RUNNING", seconds=60)
     cluster.call("scancel", after["pack"])
     cluster.wait_for(lambda: not cluster.call("squeue", "-h"), 120, "end of all jobs")
-    told = dist_train(cluster, "status", out)
-    assert told.returncode == 1
-    assert "pack cancelled" in told.stderr
+    shown = dist_train(cluster, "status", out)
+    assert shown.returncode == 1
+    assert "pack cancelled" in shown.stderr
 
 
 def test_dry_run_asks_sbatch(cluster: Cluster, config: Path, folder: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_cancelled_training_stays_so_and_an_array_requeues_its_own_task(
 
 
 STAND_IN = """#!/usr/bin/env bash
-# Ends with 0 once OUT.end is there, and with 3 (stopped and resumable) when it is told to stop.
+# Ends with 0 once OUT.end is there, and with 3 (stopped and resumable) on SIGTERM.
 trap 'exit 3' TERM
 out="${!#}"
 echo begun >>"$out.begun"
@@ -212,8 +212,8 @@ def test_the_plain_form_needs_no_root(tmp_path: Path) -> None:
             "srun --label env | grep -o '.: SLURMD_NODENAME=.*'",
         )
         plain.wait_until(job, "COMPLETED", seconds=60)
-        told = sorted((tmp_path / "log").read_text().splitlines())
-        assert told == ["0: SLURMD_NODENAME=node1", "1: SLURMD_NODENAME=node2"]
+        shown = sorted((tmp_path / "log").read_text().splitlines())
+        assert shown == ["0: SLURMD_NODENAME=node1", "1: SLURMD_NODENAME=node2"]
     finally:
         plain.stop()
     assert plain.daemons() == []

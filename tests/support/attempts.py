@@ -1,4 +1,4 @@
-"""A training in several attempts: starts of the same command that are ended, or end by themselves."""
+"""A training in several attempts: starts of the same command that end or are ended early."""
 
 import json
 import subprocess
@@ -9,29 +9,29 @@ from tests.support.launching import CPU, command, environment
 
 
 @dataclass(frozen=True)
-class Life:
-    """One start: where its ranks write down what they are served, and how many there are."""
+class Attempt:
+    """One start: where its ranks log what they are served, and how many ranks there are."""
 
     log: Path
     world: int = 1
     launcher: str = CPU
     fate: str = "none"
-    """See tests.faults.dying_rank."""
+    """What happens to one rank: see tests.support.dying_rank."""
 
     def start(self, *verb: object) -> subprocess.Popen:
         """The verb, running."""
-        words = command(self.world, *verb, launcher=self.launcher)
-        at = words.index("dist_train")
-        words[at : at + 1] = ["tests.faults.dying_rank", str(self.log), self.fate]
+        arguments = command(self.world, *verb, launcher=self.launcher)
+        at = arguments.index("dist_train")
+        arguments[at : at + 1] = ["tests.support.dying_rank", str(self.log), self.fate]
         env = environment()
         if self.launcher != CPU:
             env |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
         return subprocess.Popen(
-            words, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            arguments, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
-    def live_out(self, *verb: object) -> "Life":
-        """The verb from start to end, which must be a good one."""
+    def finish(self, *verb: object) -> "Attempt":
+        """Run the verb to its end, which must be a success."""
         process = self.start(*verb)
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
@@ -65,8 +65,8 @@ class Life:
         ]
 
 
-def served(attempts: list[Life], steps: int, passes: int) -> list[list[str]]:
-    """Posting ids of every step that counts: those before the step that the next attempt began at."""
+def served(attempts: list[Attempt], steps: int, passes: int) -> list[list[str]]:
+    """Posting ids of every step that counts: those before the first step of the next attempt."""
     attempts = [attempt for attempt in attempts if attempt.begun()]
     ends = [attempt.first_step for attempt in attempts[1:]] + [steps]
     return [

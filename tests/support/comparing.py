@@ -37,3 +37,15 @@ def losses(run: Path) -> list[float]:
     """The training loss of every step."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row["train/loss"] for row in rows if "train/loss" in row]
+
+
+def metrics_written(run_folder: Path) -> int:
+    """Rows of metrics.jsonl so far."""
+    path = run_folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def write_times(run: Path) -> dict[str, int]:
+    """When each file of a run was last written, without TensorBoard's: each attempt has its own."""
+    files = [path for path in run.rglob("*") if "tensorboard" not in path.parts]
+    return {str(path): path.stat().st_mtime_ns for path in sorted(files)}

@@ -8,6 +8,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CPU = "cpu.yaml"
+LAUNCHERS = [CPU, *(f"deepspeed_zero{stage}.yaml" for stage in (1, 2, 3))]
+"""Files of launch/accelerate that test_strategies trains under."""
+DEFAULT = ROOT / "accelerate_config.yaml"
+ONE = ROOT / "launch/accelerate/one_gpu.yaml"
+MANY = ROOT / "launch/accelerate/many_nodes.yaml"
+STARTED = [DEFAULT, ONE, MANY]
+"""Files that test_launch_configs starts trainings with as they are."""
 
 
 def environment() -> dict[str, str]:
@@ -18,14 +25,14 @@ def environment() -> dict[str, str]:
 
 def command(world: int, *verb: object, launcher: str = CPU) -> list[str]:
     """The command line of a verb on `world` processes, under one of launch/accelerate's files."""
-    words = [str(word) for word in verb]
+    arguments = [str(word) for word in verb]
     if world == 1 and launcher == CPU:
-        return [sys.executable, "-m", "dist_train", *words]
+        return [sys.executable, "-m", "dist_train", *arguments]
     file = ROOT / "launch" / "accelerate" / launcher
     return [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file),
         "--num_processes", str(world), "--main_process_port", str(free_port()),
-        "--mixed_precision", "no", "-m", "dist_train", *words,
+        "--mixed_precision", "no", "-m", "dist_train", *arguments,
     ]  # fmt: skip
 
 

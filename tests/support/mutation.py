@@ -25,18 +25,19 @@ import cyclopts
 import pandas as pd
 
 AREAS, SWAPS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text()).values()
-NOT_MEANT = ast.Raise | ast.Assert | ast.Import | ast.ImportFrom | ast.JoinedStr
-Change = tuple[str, int, int, str]  # kind, beginning, end, what shall stand there
+NEVER_CHANGED = ast.Raise | ast.Assert | ast.Import | ast.ImportFrom | ast.JoinedStr
+Change = tuple[str, int, int, str]
+"""Kind, beginning, end, replacement."""
 
 
-def of_script(text: str) -> Iterator[Change]:
+def script_changes(text: str) -> Iterator[Change]:
     for word in re.finditer(r"-eq|-lt|&&|\|\||-[nz]\b|[=!]=|USR1|afterok", text):
         yield "operator", *word.span(), SWAPS[word[0]]
     for line in re.finditer(r"^ *(#SBATCH|[a-z])(?!.*(\bdo|then|[({]|\bin)$).*$", text, re.M):
         yield "dropped", *line.span(), ":"
 
 
-def of_python(text: str) -> Iterator[Change]:
+def python_changes(text: str) -> Iterator[Change]:
     """Operators, numbers, words, arguments, bounds, conditions, statements; nothing people read."""
     begins = [0, *(found.end() for found in re.finditer("\n", text))]
 
@@ -72,10 +73,10 @@ def of_python(text: str) -> Iterator[Change]:
     def visit(node: ast.AST) -> Iterator[Change]:
         yield from changes(node)
         for child in ast.iter_child_nodes(node):
-            said = isinstance(child, ast.Expr) and text[span(child)[0] :].startswith(
+            is_message = isinstance(child, ast.Expr) and text[span(child)[0] :].startswith(
                 ("log.", "pri")
             )
-            if not said and not isinstance(child, NOT_MEANT):
+            if not is_message and not isinstance(child, NEVER_CHANGED):
                 yield from visit(child)
 
     tree = ast.parse(text)
@@ -85,12 +86,14 @@ def of_python(text: str) -> Iterator[Change]:
     yield from (one for one in visit(tree) if text[one[1] : one[2]] != one[3])
 
 
-def drawn(area: str, count: int, seed: int) -> list[dict[str, Any]]:
+def draw_mutants(area: str, count: int, seed: int) -> list[dict[str, Any]]:
     """`count` mutants, as many of each kind."""
     every, kinds = [], Counter()
     for file in map(Path, files(AREAS[area][0])):
         text = file.read_text()
-        for kind, start, end, after in (of_python if file.suffix == ".py" else of_script)(text):
+        for kind, start, end, after in (python_changes if file.suffix == ".py" else script_changes)(
+            text
+        ):
             line = text.count("\n", 0, start) + 1
             every.append({"area": area, "file": str(file), "line": line, "kind": kind,
                           "start": start, "before": text[start:end], "after": after})  # fmt: skip
@@ -101,15 +104,18 @@ def drawn(area: str, count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def files(patterns: str, below: str = ".") -> list[str]:
-    return sorted({str(path) for one in patterns.split() for path in Path(below).glob(one)})
+    found = {one: [str(path) for path in Path(below).glob(one)] for one in patterns.split()}
+    unmatched = [one for one, paths in found.items() if not paths]
+    assert not unmatched, f"mutation.toml: nothing in {below} matches {unmatched}"
+    return sorted({path for paths in found.values() for path in paths})
 
 
-def pytest(tests: list[str], start: str = "", seconds: int = 1200) -> tuple[str, str]:
+def run_tests(tests: list[str], start: str = "", seconds: int = 1200) -> tuple[str, str]:
     """survived, killed or timeout, and the test that failed."""
     limits = f"--timeout {seconds // 10} --timeout-method thread"  # thread: nothing is tried again
-    words = f"timeout -sKILL {seconds} {sys.executable} {start} -m pytest -qx {limits}".split()
-    words += ["-m", "not full", *tests]
-    done = subprocess.run(words, text=True, capture_output=True)
+    command = f"timeout -sKILL {seconds} {sys.executable} {start} -m pytest -qx {limits}".split()
+    command += ["-m", "not full", *tests]
+    done = subprocess.run(command, text=True, capture_output=True)
     failed = re.search(r"^(?:FAILED|ERROR) ([\w/.]+(?:::\w+)?)", done.stdout, re.M)
     ends = {0: "survived", 1: "killed", 2: "killed", 137: "timeout", -9: "timeout"}
     return ends.get(done.returncode, "error"), failed[1] if failed else ""
@@ -121,7 +127,7 @@ def tests_of(mutant: dict[str, Any], recorded: Path) -> list[str]:
     if not recorded.exists():
         os.environ["COVERAGE_FILE"] = str(recorded)
         Path(".coveragerc").write_text("[run]\ndynamic_context = test_function\n")
-        pytest(unit, "-m coverage run", 6000)
+        run_tests(unit, "-m coverage run", 6000)
     data = coverage.CoverageData(str(recorded))
     data.read()
     contexts = data.contexts_by_lineno(str(Path(mutant["file"]).absolute()))
@@ -135,13 +141,13 @@ def main(folder: Path, *, area: tuple[str, ...] = tuple(AREAS), count: int = 34,
          wider: bool = False) -> None:  # fmt: skip
     """Try `count` mutants of each area."""
     results, tree = folder.absolute() / "results.jsonl", folder.absolute() / "tree"
-    copy = f"mkdir -p {tree} && git ls-files -z | xargs -0 cp -pt {tree} --parents"
-    subprocess.run(f"{copy} && ln -sfn $(realpath .venv) {tree}/.venv", shell=True, check=True)
+    copying = f"mkdir -p {tree} && git ls-files -z | xargs -0 cp -pt {tree} --parents"
+    subprocess.run(f"{copying} && ln -sfn $(realpath .venv) {tree}/.venv", shell=True, check=True)
     os.chdir(tree)
     os.environ["PYTHONPATH"], os.environ["PYTHONDONTWRITEBYTECODE"] = str(tree), "1"
     results.touch()
     known = {(r["file"], r["start"], r["after"]): r for r in map(json.loads, results.open())}
-    for one in [one for name in area for one in drawn(name, count, seed)]:
+    for one in [one for name in area for one in draw_mutants(name, count, seed)]:
         key, area_tests = (one["file"], one["start"], one["after"]), AREAS[one["area"]][1:]
         if (last := known.get(key)) and (
             last["outcome"] != "survived" or last["wider"] or not wider
@@ -149,14 +155,17 @@ def main(folder: Path, *, area: tuple[str, ...] = tuple(AREAS), count: int = 34,
             continue
         all_tests = [test for patterns in area_tests for test in files(patterns, "tests")]
         tests = all_tests if wider else tests_of(one, results.with_name(one["area"]))
-        file, whole = Path(one["file"]), Path(one["file"]).read_text()
-        before, rest = whole[: one["start"]], whole[one["start"] :].removeprefix(one["before"])
+        file, original = Path(one["file"]), Path(one["file"]).read_text()
+        before, rest = (
+            original[: one["start"]],
+            original[one["start"] :].removeprefix(one["before"]),
+        )
         file.write_text(before + one["after"] + rest)
-        outcome, by = pytest(tests, seconds=6000 if wider else 1200)
+        outcome, by = run_tests(tests, seconds=6000 if wider else 1200)
         if outcome == "survived" and not wider:  # its line may run in a fixture that tests share
-            outcome, by = pytest(files(area_tests[0], "tests"))
-        file.write_text(whole)
-        if by and pytest([by])[0] != "survived":
+            outcome, by = run_tests(files(area_tests[0], "tests"))
+        file.write_text(original)
+        if by and run_tests([by])[0] != "survived":
             outcome = "unsound"  # the test fails without the mutant too
         known[key] = one | {"outcome": outcome, "by": by, "wider": wider}
         results.write_text("".join(json.dumps(row) + "\n" for row in known.values()))

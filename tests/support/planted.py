@@ -12,14 +12,14 @@ from shards.storage.files import write_parquet
 
 
 def planted(N: int, D: int, dtype: str = "float16", seed: int = 0) -> dict[str, np.ndarray]:
-    """Unit rows of both parts: groups of four, exact twins, ties, a fifth lacking a part."""
+    """Unit rows of both modalities: groups of four, copies, ties; a fifth lacks a modality."""
     rng = np.random.default_rng(seed)
     group = rng.permutation(np.arange(N) // 4)
     out = {}
     for name, lacking in (("image", 1), ("text", 2)):
         rows = rng.standard_normal((N // 4 + 1, D))[group] + 0.8 * rng.standard_normal((N, D))
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        rows[::50] = rows[0]  # twins of one another
+        rows[::50] = rows[0]  # copies of one another
         rows[1::40] = np.sign(rows[1::40]) / np.sqrt(D)  # scores on a grid: ties
         rows[np.arange(N) % 10 == lacking] = 0
         rows[5::200] = 0  # neither part
@@ -51,8 +51,8 @@ def write_set(
     stage_files.finish(out, {"items": N}, files)
 
 
-def true_pairs(vectors: dict[str, np.ndarray], floor: float, weight: float = 0.5):
-    """(i, j) arrays, i < j, of all pairs at the floor: float64 sums, rounded once."""
+def true_pairs(vectors: dict[str, np.ndarray], score_floor: float, weight: float = 0.5):
+    """(i, j) arrays, i < j, of all pairs that reach the score floor: float64 sums, rounded once."""
     weights = {"image": weight, "text": 1 - weight} if len(vectors) > 1 else {}
     total, shares = 0.0, 0.0
     for name, rows in vectors.items():
@@ -61,4 +61,6 @@ def true_pairs(vectors: dict[str, np.ndarray], floor: float, weight: float = 0.5
         total = total + weights.get(name, 1.0) * (wide @ wide.T) * both
         shares = shares + weights.get(name, 1.0) * both
     with np.errstate(invalid="ignore"):
-        return np.nonzero(np.triu((total / shares).astype(np.float32) >= np.float32(floor), 1))
+        return np.nonzero(
+            np.triu((total / shares).astype(np.float32) >= np.float32(score_floor), 1)
+        )

@@ -53,7 +53,7 @@ class Ranks:
 def as_launched(rank: int, world: int) -> None:
     """Have a stage that begins in this process find the group, as one that was launched does.
 
-    And hear of no stop that a stage before it was asked for.
+    A stop that was requested of an earlier stage is forgotten.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
@@ -68,8 +68,8 @@ def _answer(pipe: Any, rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     if world > 1:
         # By a file: a port found free may be taken again before rank 0 listens on it.
-        meeting = f"file://{folder}/meeting-{world}"
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+        rendezvous = f"file://{folder}/rendezvous-{world}"
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     while True:
         try:
             function, arguments = pipe.recv()

@@ -1,4 +1,4 @@
-"""Programs that write down what they are told, and a verb that runs in this process."""
+"""Programs that write down how they are called, and a verb that runs in this process."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from dist_train import cli
 
 HEAD = """#!/usr/bin/env bash
 here={folder}
-{{ printf '%s\\x1f' "${{0##*/}}" "$@"; printf '\\x1e'; }} >>"$here/told"
+{{ printf '%s\\x1f' "${{0##*/}}" "$@"; printf '\\x1e'; }} >>"$here/calls"
 """
 
 
@@ -25,16 +25,16 @@ class Programs:
         program.write_text(HEAD.format(folder=self.bin) + body)
         program.chmod(0o755)
 
-    def told(self, *names: str) -> list[list[str]]:
-        """The words of every call so far, of all programs or of these."""
-        path = self.bin / "told"
-        calls = path.read_text().split("\x1e") if path.exists() else []
-        words = [call.split("\x1f")[:-1] for call in calls if call]
-        return [call for call in words if not names or call[0] in names]
+    def calls(self, *names: str) -> list[list[str]]:
+        """Name and arguments of every call so far, of all programs or of these."""
+        path = self.bin / "calls"
+        texts = path.read_text().split("\x1e") if path.exists() else []
+        calls = [text.split("\x1f")[:-1] for text in texts if text]
+        return [call for call in calls if not names or call[0] in names]
 
     def forget(self) -> None:
-        """What was told so far."""
-        (self.bin / "told").unlink(missing_ok=True)
+        """Drop the calls so far."""
+        (self.bin / "calls").unlink(missing_ok=True)
 
     @property
     def path(self) -> str:
@@ -42,10 +42,10 @@ class Programs:
         return f"{self.bin}:{os.environ['PATH']}"
 
 
-def call_verb(monkeypatch, capfd, *words: object) -> tuple[int, str, str]:
-    """`dist-train WORDS` in this process: its exit code, its output and its errors."""
+def call_verb(monkeypatch, capfd, *arguments: object) -> tuple[int, str, str]:
+    """`dist-train ARGUMENTS` in this process: its exit code, its output and its errors."""
     config = cli.app.config
-    monkeypatch.setattr(sys, "argv", ["dist-train", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["dist-train", *map(str, arguments)])
     capfd.readouterr()
     code = 0
     try:

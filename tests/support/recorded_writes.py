@@ -114,7 +114,7 @@ def _of(events: list[Event], at: int, root: Path) -> Iterator[str]:
     if folder is None:
         yield "the folder that holds its name was never brought to the disk"
     elif mark is not None and folder > mark:
-        yield f"its name was not on the disk when {after[mark].path} said that all is whole"
+        yield f"its name was not on the disk when {after[mark].path} said that all is complete"
     for each in before:
         if each.renamed and each.is_folder and each.path in event.path.parents:
             yield f"is written into {each.path}, which has its name already"

@@ -1,4 +1,4 @@
-"""A small HTTP server of a folder that knows ranges, counts, and misbehaves when told to."""
+"""A small HTTP server of a folder that knows ranges, counts, and misbehaves on request."""
 
 import re
 import threading
@@ -22,8 +22,8 @@ class Serving:
     url: str = ""
     ranges: bool = True
     broken: Callable[[str], str] = lambda path: ""
-    """Of a path: "" (well), "503" or any code, "cut" (half of the bytes), "wrong" bytes, a "page"
-    of html."""
+    """The fault of a path: "" (none), "503" or any code, "cut" (half of the bytes), "wrong" (other
+    bytes) or "page" (HTML)."""
     faults: int = 1 << 30
     """So many answers are broken ones, the others are well."""
     delay: float = 0.0
@@ -83,11 +83,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._head(404, 0)
             return
         data = file.read_bytes()
-        asked = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        first, last = map(int, asked.groups()) if asked and serving.ranges else (0, len(data) - 1)
+        requested = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = (
+            map(int, requested.groups()) if requested and serving.ranges else (0, len(data) - 1)
+        )
         with serving.lock:
             (serving.resumed if first else serving.started)[path] += 1
-        self._answer(path, data[first : last + 1], 206 if asked and serving.ranges else 200)
+        self._answer(path, data[first : last + 1], 206 if requested and serving.ranges else 200)
 
     def _answer(self, path: str, data: bytes, code: int) -> None:
         fault = self.serving.fault(path)

@@ -72,9 +72,9 @@ def can_have_hosts() -> bool:
     if os.geteuid() != 0 or not shutil.which("ip", path=_path()):
         return False
     name = f"dt{os.getpid()}probe"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
+    added = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
     subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-    return made.returncode == 0
+    return added.returncode == 0
 
 
 class Cluster:
@@ -108,18 +108,18 @@ class Cluster:
         return {**os.environ, "SLURM_CONF": str(self.conf), "PATH": _path(),
                 "GLOO_SOCKET_IFNAME": gloo}  # fmt: skip
 
-    def call(self, *words: object, host: str = "ctl", check: bool = True, **more: str) -> str:
+    def call(self, *arguments: object, host: str = "ctl", check: bool = True, **more: str) -> str:
         """A command on a host; what it printed. Fails with that when it fails."""
         done = subprocess.run(
-            [*self.on(host), *map(str, words)], env=self.environment() | more, text=True,
+            [*self.on(host), *map(str, arguments)], env=self.environment() | more, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=180, check=False,
         )  # fmt: skip
-        assert done.returncode == 0 or not check, f"{words}: {done.stdout}"
+        assert done.returncode == 0 or not check, f"{arguments}: {done.stdout}"
         return done.stdout
 
-    def sbatch(self, *words: object, **more: str) -> str:
+    def sbatch(self, *arguments: object, **more: str) -> str:
         """Submit a job; its number."""
-        return self.call("sbatch", "--parsable", *words, **more).strip()
+        return self.call("sbatch", "--parsable", *arguments, **more).strip()
 
     def job(self, job: str) -> dict[str, str]:
         """What Slurm says of a job."""
@@ -158,14 +158,14 @@ class Cluster:
             _kill(pid, signal.SIGKILL)
 
     def link(self, name: str, up: bool) -> None:
-        """Cut the link of a node, or mend it (form hosts)."""
+        """Cut the link of a node, or restore it (form hosts)."""
         _ip("link", "set", f"{self.tag}v{name[4:]}", "up" if up else "down")
 
     def pids(self, name: str) -> list[int]:
         """The processes of a node, or of ctl (form hosts)."""
-        told = subprocess.run(["ip", "netns", "pids", f"{self.tag}-{name}"], env=_sbin(), text=True,
-                              capture_output=True, check=False)  # fmt: skip
-        return [int(pid) for pid in told.stdout.split()]
+        command = ["ip", "netns", "pids", f"{self.tag}-{name}"]
+        listed = subprocess.run(command, env=_sbin(), text=True, capture_output=True, check=False)
+        return [int(pid) for pid in listed.stdout.split()]
 
     def logs(self) -> str:
         """The end of every daemon's log."""
@@ -175,15 +175,15 @@ class Cluster:
         )
 
     def daemons(self) -> list[int]:
-        """The pids of those that wrote one and live."""
+        """The pids of the daemons that wrote one and are alive."""
         found = []
         for file in self.run.glob("*.pid"):
             with contextlib.suppress(OSError, ValueError):  # it goes with its daemon
                 found.append(int(file.read_text()))
-        return [pid for pid in found if _lives(pid)]
+        return [pid for pid in found if _is_alive(pid)]
 
     def stop(self) -> None:
-        """End all jobs and daemons, by pid; what was made of networks goes."""
+        """End all jobs and daemons, by pid; networks are removed."""
         with contextlib.suppress(Exception):
             jobs = self.call("squeue", "-h", "-o", "%A", check=False).split()
             for job in set(filter(str.isdigit, jobs)):
@@ -200,7 +200,7 @@ class Cluster:
         if self.hosts:
             self._remove_network()
 
-    # ── how it is made
+    # ── how it is started
 
     def _write_conf(self) -> None:
         text = CONF.format(run=self.run, user=getpass.getuser())
@@ -238,29 +238,29 @@ class Cluster:
             for pid in self.pids(name):  # what jobs have left
                 _kill(pid, signal.SIGKILL)
             octet = "254" if name == "ctl" else name[4:]
-            for words in (["link", "del", f"{self.tag}v{octet}"],
+            for arguments in (["link", "del", f"{self.tag}v{octet}"],
                           ["netns", "del", f"{self.tag}-{name}"]):  # fmt: skip
-                subprocess.run(["ip", *words], env=_sbin(), capture_output=True, check=False)
+                subprocess.run(["ip", *arguments], env=_sbin(), capture_output=True, check=False)
         subprocess.run(["ip", "link", "del", f"{self.tag}br"], env=_sbin(), capture_output=True,
                        check=False)  # fmt: skip
 
     def on(self, host: str) -> list[str]:
-        """The words that put a command on a host. `ip netns exec` would hide the cgroups."""
+        """The arguments that put a command on a host. `ip netns exec` would hide the cgroups."""
         if not self.hosts:
             return []
         inner = f'mount --bind {self.run}/hosts /etc/hosts && hostname {host} && exec "$@"'
         return ["nsenter", f"--net=/run/netns/{self.tag}-{host}", "unshare", "--uts", "--mount",
                 "sh", "-c", inner, "sh"]  # fmt: skip
 
-    def _daemon(self, host: str, name: str, *words: str) -> None:
+    def _daemon(self, host: str, name: str, *arguments: str) -> None:
         subprocess.run(
-            [*self.on(host), name, *words, "-f", str(self.conf)], env=self.environment(),
+            [*self.on(host), name, *arguments, "-f", str(self.conf)], env=self.environment(),
             check=True, timeout=60, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
     def _idle(self) -> int:
-        told = self.call("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N", check=False)
-        return len([line for line in told.split() if line in self.names])
+        listed = self.call("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N", check=False)
+        return len([line for line in listed.split() if line in self.names])
 
 
 def _path() -> str:
@@ -271,8 +271,8 @@ def _sbin() -> dict[str, str]:
     return {**os.environ, "PATH": _path()}
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], env=_sbin(), check=True, capture_output=True, timeout=20)
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], env=_sbin(), check=True, capture_output=True, timeout=20)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -288,7 +288,7 @@ def _kill(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     with contextlib.suppress(OSError):
         return stat.read_text().rpartition(")")[2].split()[0] != "Z"

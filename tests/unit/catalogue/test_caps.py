@@ -1,4 +1,4 @@
-"""Caps on pixels: the one that packing is told, Pillow's own, and that of every reader."""
+"""Caps on pixels: the option of packing, Pillow's own, and that of every reader."""
 
 import io
 
@@ -26,8 +26,8 @@ def test_our_cap_is_the_one_that_counts(kind: str, monkeypatch: pytest.MonkeyPat
     for cap in (5_000, 25_000, 100_000):
         with pytest.raises(PhotoRefused, match=r"^(400 x 300|120000) pixels, over max_pixels$"):
             prepare_photo(data, PackOptions(size=64, max_pixels=cap))
-    made = prepare_photo(data, PackOptions(size=64, max_pixels=200_000))
-    assert (made.width, made.height) == (85, 64)
+    photo = prepare_photo(data, PackOptions(size=64, max_pixels=200_000))
+    assert (photo.width, photo.height) == (85, 64)
     assert decode_photo(data, 32).size == (43, 32)
     assert Image.MAX_IMAGE_PIXELS == 10_000
 
@@ -43,6 +43,6 @@ def test_what_readers_would_refuse_is_never_kept(monkeypatch: pytest.MonkeyPatch
     options = PackOptions(size=64, keep=True, max_pixels=10**9)
     assert prepare_photo(data, options).jpeg == data
     monkeypatch.setattr(packing, "MAX_PIXELS", cap - 1)
-    made = prepare_photo(data, options)
-    assert (made.width, made.height) == (85, 64)
-    assert decode_photo(made.jpeg, 32, max_pixels=cap - 1).size == (42, 32)
+    photo = prepare_photo(data, options)
+    assert (photo.width, photo.height) == (85, 64)
+    assert decode_photo(photo.jpeg, 32, max_pixels=cap - 1).size == (42, 32)

@@ -1,9 +1,6 @@
 """Reading a catalogue: kinds of file, column names, checks that name file and row."""
 
 import json
-import sqlite3
-from contextlib import closing
-from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +12,9 @@ from hypothesis import strategies as st
 
 from shards.catalogue import rows as module
 from shards.catalogue.carried_columns import Carried
-from shards.catalogue.rows import CHUNK, COLUMNS, Catalogue, check_unique
+from shards.catalogue.rows import CHUNK, COLUMNS, Catalogue
 from shards.storage.errors import BadInput
+from tests.support.catalogues import read_catalogue, write_text
 
 ROWS = [
     {"posting_id": "a1", "image": "x/1.jpg", "title": "Teh, 'manis' \"50%\"", "label_group": "17"},
@@ -24,18 +22,6 @@ ROWS = [
     {"posting_id": "NA", "image": "2.jpg", "title": "", "label_group": "null"},
     {"posting_id": "1e5", "image": "3.jpg", "title": "kopi\tsusu ☕", "label_group": "17"},
 ]
-
-
-def read_catalogue(path: Path, columns: dict[str, str] | None = None) -> pd.DataFrame:
-    """All of a catalogue, checked and read as a pack does it."""
-    catalogue, carried, rows = Catalogue(path, columns), Carried(), count(1)
-    with closing(sqlite3.connect(":memory:")) as database:
-        database.execute("CREATE TABLE posting (row INTEGER PRIMARY KEY, posting_id TEXT)")
-        for chunk in catalogue.postings(carried):
-            ids = zip(chunk.posting_id, rows, strict=False)
-            database.executemany("INSERT INTO posting (posting_id, row) VALUES (?, ?)", ids)
-        check_unique(database, path)
-    return pd.concat(catalogue.frames(carried.schema()), ignore_index=True)
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -49,11 +35,6 @@ def write(path: Path, rows: list[dict]) -> Path:
             table.to_parquet(path)
         case ".jsonl":
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def text(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 
 
@@ -77,7 +58,7 @@ def test_numbers_are_read_as_text_without_a_decimal_point(tmp_path: Path, kind: 
     path = tmp_path / f"c.{kind}"
     if kind in ("csv", "tsv"):
         lines = ["posting_id,title,label_group", "1,a,17", "2,b,", "3,,18"]
-        text(path, "\n".join(lines).replace(",", "\t" if kind == "tsv" else ","))
+        write_text(path, "\n".join(lines).replace(",", "\t" if kind == "tsv" else ","))
     else:
         write(path, rows)
     table = read_catalogue(path)
@@ -102,17 +83,17 @@ def test_large_group_numbers_beside_a_missing_one_stay_apart_in_parquet(tmp_path
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
-    path = text(tmp_path / "c.csv", b"\xef\xbb\xbfposting_id,title\n1,a\n")
+    path = write_text(tmp_path / "c.csv", b"\xef\xbb\xbfposting_id,title\n1,a\n")
     assert read_catalogue(path).posting_id.tolist() == ["1"]
 
 
 def test_windows_line_ends_are_no_part_of_the_last_column(tmp_path: Path) -> None:
-    path = text(tmp_path / "c.csv", b"posting_id,title\r\n1,a\r\n2,b\r\n")
+    path = write_text(tmp_path / "c.csv", b"posting_id,title\r\n1,a\r\n2,b\r\n")
     assert read_catalogue(path).title.tolist() == ["a", "b"]
 
 
 def test_rows_longer_than_the_header_never_shift_the_columns(tmp_path: Path) -> None:
-    path = text(tmp_path / "c.csv", "posting_id,title\n1,a,\n2,b,\n")
+    path = write_text(tmp_path / "c.csv", "posting_id,title\n1,a,\n2,b,\n")
     try:
         table = read_catalogue(path)
     except BadInput:
@@ -125,7 +106,7 @@ def test_rows_longer_than_the_header_never_shift_the_columns(tmp_path: Path) -> 
 
 
 def test_missing_columns_are_empty_and_others_are_carried(tmp_path: Path) -> None:
-    path = text(tmp_path / "c.csv", "price,posting_id,title,shop\n9,1,a,s1\n8,2,b,s2\n")
+    path = write_text(tmp_path / "c.csv", "price,posting_id,title,shop\n9,1,a,s1\n8,2,b,s2\n")
     table = read_catalogue(path)
     assert list(table.columns) == [*COLUMNS, "price", "shop"]
     assert table.image.tolist() == table.label_group.tolist() == ["", ""]
@@ -133,7 +114,7 @@ def test_missing_columns_are_empty_and_others_are_carried(tmp_path: Path) -> Non
 
 
 def test_columns_map_other_names(tmp_path: Path) -> None:
-    path = text(tmp_path / "c.csv", "sku,name,pic,product\n1,a,x.jpg,g\n")
+    path = write_text(tmp_path / "c.csv", "sku,name,pic,product\n1,a,x.jpg,g\n")
     names = {"posting_id": "sku", "title": "name", "image": "pic", "label_group": "product"}
     assert read_catalogue(path, names).to_dict("records") == [
         {"posting_id": "1", "image": "x.jpg", "title": "a", "label_group": "g"}
@@ -141,13 +122,13 @@ def test_columns_map_other_names(tmp_path: Path) -> None:
 
 
 def test_names_may_be_exchanged(tmp_path: Path) -> None:
-    path = text(tmp_path / "c.csv", "posting_id,title,image\n1,x.jpg,a\n")
+    path = write_text(tmp_path / "c.csv", "posting_id,title,image\n1,x.jpg,a\n")
     table = read_catalogue(path, {"title": "image", "image": "title"})
     assert (table.title[0], table.image[0]) == ("a", "x.jpg")
 
 
 def test_a_column_that_gives_way_to_another_name_is_carried(tmp_path: Path) -> None:
-    path = text(tmp_path / "c.csv", "posting_id,title,name\n1,old,new\n")
+    path = write_text(tmp_path / "c.csv", "posting_id,title,name\n1,old,new\n")
     table = read_catalogue(path, {"title": "name"})
     assert table.title.tolist() == ["new"]
     assert any((table[column] == "old").all() for column in table.columns)
@@ -163,7 +144,7 @@ def test_dates_of_json_lines_are_carried_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("id,title\n1,a\n", r"no column posting_id \(found: id, title\).*--columns posting_id="),
         ("posting_id,price\n1,2\n", "neither a column image nor a column title"),
@@ -177,10 +158,10 @@ def test_dates_of_json_lines_are_carried_as_they_are(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(
-    tmp_path: Path, content: str | bytes, said: str
+    tmp_path: Path, content: str | bytes, message: str
 ) -> None:
-    path = text(tmp_path / "c.csv", content)
-    with pytest.raises(BadInput, match=said) as error:
+    path = write_text(tmp_path / "c.csv", content)
+    with pytest.raises(BadInput, match=message) as error:
         read_catalogue(path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
@@ -201,7 +182,7 @@ def test_what_is_wrong_is_named_in_one_line(
 def test_broken_files_of_other_kinds_are_refused_by_name(
     tmp_path: Path, name: str, content: str
 ) -> None:
-    path = text(tmp_path / name, content)
+    path = write_text(tmp_path / name, content)
     with pytest.raises(BadInput) as error:
         read_catalogue(path)
     assert str(path) in str(error.value)
@@ -222,18 +203,18 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "message"),
     [({"title": "nme"}, "no column nme"), ({"price": "cost"}, "price is not one of posting_id")],
 )
-def test_wrong_column_names_are_refused(tmp_path: Path, columns: dict, said: str) -> None:
-    path = text(tmp_path / "c.csv", "posting_id,name,cost\n1,a,2\n")
-    with pytest.raises(BadInput, match=said):
+def test_wrong_column_names_are_refused(tmp_path: Path, columns: dict, message: str) -> None:
+    path = write_text(tmp_path / "c.csv", "posting_id,name,cost\n1,a,2\n")
+    with pytest.raises(BadInput, match=message):
         read_catalogue(path, columns)
 
 
 def test_five_thousand_repeated_ids_are_counted(tmp_path: Path) -> None:
     rows = [f"{n % 10},t" for n in range(5010)]
-    path = text(tmp_path / "c.csv", "\n".join(["posting_id,title", *rows]))
+    path = write_text(tmp_path / "c.csv", "\n".join(["posting_id,title", *rows]))
     with pytest.raises(BadInput, match=r"row 11: .*row 1 \(5000 such rows\)"):
         read_catalogue(path)
 
@@ -256,12 +237,12 @@ def test_a_catalogue_of_several_chunks_reads_as_one(tmp_path: Path, kind: str) -
 def test_rows_of_later_chunks_are_named_as_they_stand(tmp_path: Path) -> None:
     ids = [f"p{n}" for n in range(3 * CHUNK)]
     ids[2 * CHUNK + 9] = ids[CHUNK + 3]
-    path = text(tmp_path / "c.csv", "\n".join(["posting_id,title", *(f"{i},t" for i in ids)]))
-    said = f"row {2 * CHUNK + 10}: posting_id 'p{CHUNK + 3}' stands already in row {CHUNK + 4} "
-    with pytest.raises(BadInput, match=said):
+    path = write_text(tmp_path / "c.csv", "\n".join(["posting_id,title", *(f"{i},t" for i in ids)]))
+    message = f"row {2 * CHUNK + 10}: posting_id 'p{CHUNK + 3}' stands already in row {CHUNK + 4} "
+    with pytest.raises(BadInput, match=message):
         read_catalogue(path)
     ids[2 * CHUNK + 9] = '""'
-    path = text(tmp_path / "d.csv", "\n".join(["posting_id,title", *(f"{i},t" for i in ids)]))
+    path = write_text(tmp_path / "d.csv", "\n".join(["posting_id,title", *(f"{i},t" for i in ids)]))
     with pytest.raises(BadInput, match=f"row {2 * CHUNK + 10}: posting_id is empty"):
         read_catalogue(path)
 

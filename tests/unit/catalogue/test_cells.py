@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.storage.errors import BadInput
-from tests.unit.catalogue.test_catalogue import read_catalogue, text
+from tests.support.catalogues import read_catalogue, write_text
 
 HEAD = "posting_id,image,title,label_group\n"
 
@@ -18,7 +18,7 @@ HEAD = "posting_id,image,title,label_group\n"
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         ("a,,hello,g\nb,,wor", r"c\.csv: row 2 \(line 3\): 3 cells where the first line names 4"),
         ("a\nb,,x,g\n", r"row 1 \(line 2\): 1 cells"),
@@ -26,18 +26,18 @@ HEAD = "posting_id,image,title,label_group\n"
     ],
 )
 def test_a_row_with_too_few_cells_is_refused_by_its_number(
-    tmp_path: Path, rows: str, told: str
+    tmp_path: Path, rows: str, message: str
 ) -> None:
-    with pytest.raises(BadInput, match=told):
-        read_catalogue(text(tmp_path / "c.csv", "\ufeff" + HEAD + rows))
-    with pytest.raises(BadInput, match=told.replace("csv", "tsv")):
-        read_catalogue(text(tmp_path / "c.tsv", (HEAD + rows).replace(",", "\t")))
+    with pytest.raises(BadInput, match=message):
+        read_catalogue(write_text(tmp_path / "c.csv", "\ufeff" + HEAD + rows))
+    with pytest.raises(BadInput, match=message.replace("csv", "tsv")):
+        read_catalogue(write_text(tmp_path / "c.tsv", (HEAD + rows).replace(",", "\t")))
 
 
 def test_a_quote_that_swallows_rows_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = text(tmp_path / "c.csv", 'posting_id,title\nz,ok\na,"14 inch\nb,x\nc,y" z\nd,k\n')
+    path = write_text(tmp_path / "c.csv", 'posting_id,title\nz,ok\na,"14 inch\nb,x\nc,y" z\nd,k\n')
     with caplog.at_level(logging.WARNING, "shards"):
         assert read_catalogue(path).posting_id.tolist() == ["z", "a", "d"]
     assert [record.getMessage() for record in caplog.records] == [
@@ -51,7 +51,7 @@ def test_whole_rows_are_read_without_a_word(
 ) -> None:
     long = "x" * 200_000  # more than Python's own reader takes by default
     for end in ("\n", "\r\n", "\r"):
-        path = text(tmp_path / "c.csv", HEAD + end.join(["a,,t,", "", f'b,,"{long}",g', ""]))
+        path = write_text(tmp_path / "c.csv", HEAD + end.join(["a,,t,", "", f'b,,"{long}",g', ""]))
         with caplog.at_level(logging.WARNING, "shards"):
             assert read_catalogue(path).title.tolist() == ["t", long]
     assert caplog.records == []

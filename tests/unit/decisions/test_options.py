@@ -29,7 +29,7 @@ from shards.pack.pack import pack
 from shards.photos.options import PackOptions
 from shards.storage.errors import BadInput, Failed, NoGPU
 from shards.storage.files import read_json
-from tests.faults.test_unreadable import flip_photos
+from tests.support.damage import flip_photos
 from tests.unit.decisions.test_match import write_set
 
 FEW = 60

@@ -14,8 +14,8 @@ from dist_train.training import loop
 from dist_train.training.loop import train
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Failed, Stopped
-from tests.faults.test_two_lives import state_of
-from tests.unit.training.test_checkpoints import STEPS, checkpoint, image_config
+from tests.support.comparing import write_times
+from tests.support.short_training import STEPS, checkpoint, image_config
 
 
 @pytest.fixture(autouse=True)
@@ -61,13 +61,13 @@ def test_before_it_begins_only_a_later_restart_of_its_job_is_newer(
     if job:
         monkeypatch.setenv("DIST_TRAIN_JOB", job)
         monkeypatch.setenv("DIST_TRAIN_ATTEMPT", str(restart))
-    before = state_of(tmp_path)
+    before = write_times(tmp_path)
     runtime = Runtime("cpu")
     if late:
         with pytest.raises(BadInput, match="Slurm job 17 restart 2"):  # noqa: SIM117
             with runtime.stage(tmp_path, stage.RUN, {}, {}):
                 pytest.fail("must not begin")
-        assert state_of(tmp_path) == before
+        assert write_times(tmp_path) == before
         return
     with runtime.stage(tmp_path, stage.RUN, {}, {}):
         assert status(tmp_path).get("job") == job

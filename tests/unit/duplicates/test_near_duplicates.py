@@ -12,7 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.twins import COPIES, are_twins, jpeg, looks_of, photo_groups
+from benchmarks.near_duplicates import (
+    COPIES,
+    are_near_duplicates,
+    jpeg,
+    photo_groups,
+    signatures_of,
+)
 from dist_train.evaluation.labelled import labelled_rows, near_duplicates_across_splits
 from shards.catalogue.split import split_of
 from shards.duplicates import hamming as near_module
@@ -88,7 +94,7 @@ def compared(one, other) -> bool:
 
 
 def components(photos: list) -> list[int]:
-    """The first row of each row's component, by joining every two twins."""
+    """The first row of each row's component, by joining every two near-duplicates."""
     group = list(range(len(photos)))
     for a in range(len(photos)):
         for b in range(a):
@@ -239,10 +245,10 @@ def test_many_photos_are_grouped_as_they_were_made(photos, monkeypatch):
     assert np.array_equal(groups, [*range(photos - copies), *source])
 
 
-def told_of(
+def counts_and_noise(
     folder: Path, groups: list[int], labels: list[str], splits: list[str]
 ) -> tuple[dict[str, int], pd.DataFrame]:
-    """Counts of twins and label_noise.parquet of items named p0, p1, ..."""
+    """Counts of near-duplicates and label_noise.parquet of items named p0, p1, ..."""
     with scratch(folder / "items") as database:
         create_items(database)
         rows = [(f"p{n}", *row) for n, row in enumerate(zip(labels, splits, groups, strict=True))]
@@ -255,7 +261,7 @@ def told_of(
 
 
 def test_noise_is_a_photo_of_two_known_products(tmp_path):
-    counts, noise = told_of(
+    counts, noise = counts_and_noise(
         tmp_path,
         [0, 1, 0, 1, 4, 4, -1, -1, 0],
         ["a", "b", "c", "b", "", "d", "e", "f", "c"],
@@ -276,10 +282,12 @@ GROUPED = st.lists(
 
 @given(GROUPED)
 @settings(max_examples=60, deadline=None)
-def test_the_twins_told_are_those_that_scores_leave_out(tmp_path_factory, rows):
-    """The counts beside those of dist_train's own look at items.parquet."""
+def test_the_near_duplicates_counted_are_those_that_scores_leave_out(tmp_path_factory, rows):
+    """The counts beside those of dist_train's count from items.parquet."""
     table = pd.DataFrame(rows, columns=["photo_group", "label_group", "split"])
-    counts, noise = told_of(tmp_path_factory.mktemp("t"), *(table[c].tolist() for c in table))
+    counts, noise = counts_and_noise(
+        tmp_path_factory.mktemp("t"), *(table[c].tolist() for c in table)
+    )
     assert counts["across_splits"] == near_duplicates_across_splits(table).sum()
     labels = table[(table.photo_group >= 0) & (table.label_group != "")].groupby("photo_group")
     noisy = labels.label_group.transform("nunique") > 1
@@ -289,21 +297,21 @@ def test_the_twins_told_are_those_that_scores_leave_out(tmp_path_factory, rows):
     assert counts["postings"] == sizes[sizes > 1].sum()
 
 
-def test_nothing_shared_is_told_as_such(tmp_path):
-    counts, noise = told_of(tmp_path, [0, -1], ["a", "b"], ["train", "val"])
+def test_nothing_shared_is_counted_as_such(tmp_path):
+    counts, noise = counts_and_noise(tmp_path, [0, -1], ["a", "b"], ["train", "val"])
     assert noise.empty
     assert describe_near_duplicates(counts, tmp_path / "noise.parquet") == "no photo stands twice"
 
 
 def picture(seed: int) -> Image.Image:
-    """A smooth picture of its own: no two seeds are alike."""
+    """A smooth picture; no two seeds give similar ones."""
     rng = np.random.default_rng(seed)
     small = rng.integers(80, 208, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((420, 420), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize("change", ["quality 60", "resized 0.6", "5 % brighter"])
-def test_copies_of_a_picture_are_twins_and_other_pictures_are_not(change):
+def test_copies_of_a_picture_are_near_duplicates_and_other_pictures_are_not(change):
     pictures = [picture(seed) for seed in range(8)]
     photos = [prepare_photo(jpeg(p), PackOptions()) for p in pictures]
     photos += [prepare_photo(COPIES[change](p), PackOptions()) for p in pictures]
@@ -319,15 +327,15 @@ FOUND = {"quality 60": 0.98, "resized 0.6": 0.98, "5 % brighter": 0.97,
 
 
 @pytest.mark.skipif("DIST_TRAIN_DATA" not in os.environ, reason="no DIST_TRAIN_DATA")
-def test_copies_of_real_photos_are_found_and_other_products_are_no_twins():
+def test_copies_of_real_photos_are_found_and_other_products_are_no_near_duplicates():
     grocery = Path(os.environ["DIST_TRAIN_DATA"]) / "grocery"
     table = pd.read_csv(grocery / "catalogue.csv").sample(160, random_state=0)
     images = [Image.open(grocery / "images" / name).convert("RGB") for name in table.image]
     packed = [prepare_photo(jpeg(image, 95), PackOptions()) for image in images]
-    photos = looks_of(packed)
+    photos = signatures_of(packed)
     for name, least in FOUND.items():
-        copies = looks_of([prepare_photo(COPIES[name](i), PackOptions()) for i in images])
-        assert are_twins(photos, copies).mean() >= least, name
+        copies = signatures_of([prepare_photo(COPIES[name](i), PackOptions()) for i in images])
+        assert are_near_duplicates(photos, copies).mean() >= least, name
     labels = pd.Series(table.label_group.to_numpy())
     groups = photo_groups((photo.sha256, photo.phash, photo.colours) for photo in packed)
     assert (labels.groupby(groups).nunique() == 1).all()
@@ -344,7 +352,7 @@ def group_in(split: str, skip: int = 0) -> str:
     return [name for name in names if split_of(name) == split][skip:][0]
 
 
-def test_a_copied_photo_is_told_as_noise_and_left_out_of_scores(tmp_path: Path):
+def test_a_copied_photo_is_listed_as_noise_and_left_out_of_scores(tmp_path: Path):
     images = tmp_path / "images"
     images.mkdir()
     train, test, other = group_in("train"), group_in("test"), group_in("test", 1)

@@ -43,7 +43,7 @@ needs_real = [
 
 
 @dataclass(frozen=True)
-class Made:
+class Exported:
     """A finished run and the shards that it was trained on."""
 
     modality: Modality
@@ -56,13 +56,13 @@ class Made:
 
     def items(self) -> list[Item]:
         """Some items that have the part, titles of many lengths among them."""
-        here = np.flatnonzero(ShardSet(self.shards).packed[f"has_{self.view}"])
+        here = np.flatnonzero(ShardSet(self.shards).packed[f"has_{self.modality}"])
         reader = ShardSet(self.shards).reader()
         return [reader[int(n)] for n in here[np.linspace(0, len(here) - 1, ITEMS).astype(int)]]
 
     def vectors(self, items: list[Item]) -> tuple[tuple[torch.Tensor, ...], np.ndarray]:
         """What our encoder takes and gives: its inputs, and unit vectors (b, D)."""
-        encoder = load_encoder(self.folder, self.view)
+        encoder = load_encoder(self.folder, self.modality)
         inputs = encoder.inputs()(items, [0] * len(items))
         with torch.inference_mode():
             return inputs, torch.nn.functional.normalize(encoder(*inputs), dim=1).numpy()
@@ -78,11 +78,11 @@ CASES = [
 
 
 @pytest.fixture(scope="module", params=CASES)
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     modality, size = request.param
     if size == "tiny":
         run = request.getfixturevalue(f"{modality}_run")
-        return Made(modality, run, request.getfixturevalue("shard_set"))
+        return Exported(modality, run, request.getfixturevalue("shard_set"))
     torch.set_num_threads(1)
     return {"image": trained_on_photos, "text": trained_on_titles}[modality](
         tmp_path_factory.mktemp(modality)
@@ -93,7 +93,7 @@ COMMON = {"batch_size": 16, "workers": 0, "device": "cpu", "validate_every": 0, 
 """Few steps: the weights have left where they began, the neck has statistics."""
 
 
-def trained_on_photos(folder: Path) -> Made:
+def trained_on_photos(folder: Path) -> Exported:
     grocery = Path(os.environ["DIST_TRAIN_DATA"]) / "grocery"
     table = pd.read_csv(grocery / "catalogue.csv", dtype=str).iloc[::20]
     table.to_csv(folder / "few.csv", index=False)
@@ -101,17 +101,17 @@ def trained_on_photos(folder: Path) -> Made:
     model = "$DIST_TRAIN_WEIGHTS/mobilenetv2_100"
     encoder = ImageEncoderOptions(model=model, image_size=128)
     train("image", folder / "s", folder / "r", ImageTraining(encoder=encoder, epochs=0.5, **COMMON))
-    return Made("image", folder / "r", folder / "s")
+    return Exported("image", folder / "r", folder / "s")
 
 
-def trained_on_titles(folder: Path) -> Made:
+def trained_on_titles(folder: Path) -> Exported:
     offers = Path(os.environ["DIST_TRAIN_DATA"]) / "offers" / "abt_buy.csv"
     pd.read_csv(offers, dtype=str).iloc[:300].to_csv(folder / "few.csv", index=False)
     pack(folder / "few.csv", None, folder / "s", PackOptions(workers=1))
     model = "$DIST_TRAIN_WEIGHTS/all-minilm-l6-v2"
     encoder = TextEncoderOptions(model=model, max_length=48)
     train("text", folder / "s", folder / "r", TextTraining(encoder=encoder, epochs=0.5, **COMMON))
-    return Made("text", folder / "r", folder / "s")
+    return Exported("text", folder / "r", folder / "s")
 
 
 def least_cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -121,20 +121,31 @@ def least_cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def test_onnx_gives_the_same_vectors(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exported: Exported,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["dist-train", "export", str(made.run), "--onnx", str(tmp_path / "encoder.onnx")]
-    monkeypatch.setattr(sys, "argv", words)
+    arguments = [
+        "dist-train",
+        "export",
+        str(exported.run),
+        "--onnx",
+        str(tmp_path / "encoder.onnx"),
+    ]
+    monkeypatch.setattr(sys, "argv", arguments)
     cli.main()
     assert f"{tmp_path / 'encoder.onnx'}: written" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(tmp_path / "encoder.onnx"))
-    items = made.items()
+    items = exported.items()
     for batch in (items[:1], items[1:]):  # another size, and titles of other lengths
-        inputs, ours = made.vectors(batch)
+        inputs, ours = exported.vectors(batch)
         names = [one.name for one in session.get_inputs()]
         feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
         (theirs,) = session.run(None, feed)
-        print(f"{made.view}: least cosine of ONNX to torch {least_cosine(ours, theirs):.7f}")
+        print(
+            f"{exported.modality}: least cosine of ONNX to torch {least_cosine(ours, theirs):.7f}"
+        )
         assert least_cosine(ours, theirs) >= 0.9999
 
 
@@ -144,7 +155,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 folder, modality, given, out = sys.argv[1:]
-told = json.load(open(folder + "/preprocessing.json"))
+settings = json.load(open(folder + "/preprocessing.json"))
 pooling = json.load(open(folder + "/dist_train.json"))["options"]["pooling"]
 with torch.inference_mode():
     if modality == "image":
@@ -154,8 +165,8 @@ with torch.inference_mode():
     else:
         from transformers import AutoModel, AutoTokenizer
         tokens = AutoTokenizer.from_pretrained(folder)(
-            json.load(open(given)), truncation=True, max_length=told["max_length"], padding=True,
-            return_tensors="pt",
+            json.load(open(given)), truncation=True, max_length=settings["max_length"],
+            padding=True, return_tensors="pt",
         )
         states = AutoModel.from_pretrained(folder).eval()(**tokens).last_hidden_state
         mask = tokens["attention_mask"][..., None].float()
@@ -169,28 +180,28 @@ assert not ours, ours
 """What somebody who has timm or transformers and no line of ours writes."""
 
 
-def test_plain_libraries_give_the_same_vectors(made: Made, tmp_path: Path) -> None:
-    items = made.items()
-    inputs, ours = made.vectors(items)
-    if made.view == "image":
+def test_plain_libraries_give_the_same_vectors(exported: Exported, tmp_path: Path) -> None:
+    items = exported.items()
+    inputs, ours = exported.vectors(items)
+    if exported.modality == "image":
         save_file({"pixels": inputs[0].contiguous()}, tmp_path / "given")
     else:
         (tmp_path / "given").write_text(json.dumps([item.title for item in items]))
-    words = [made.folder, made.view, tmp_path / "given", tmp_path / "out"]
+    arguments = [exported.folder, exported.modality, tmp_path / "given", tmp_path / "out"]
     done = subprocess.run(
-        [sys.executable, "-I", "-c", PLAIN, *map(str, words)], cwd=tmp_path, text=True,
+        [sys.executable, "-I", "-c", PLAIN, *map(str, arguments)], cwd=tmp_path, text=True,
         timeout=280, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     theirs = load_file(tmp_path / "out")["vectors"].numpy()
-    print(f"{made.view}: least cosine of plain libraries {least_cosine(ours, theirs):.7f}")
+    print(f"{exported.modality}: least cosine of plain libraries {least_cosine(ours, theirs):.7f}")
     assert least_cosine(ours, theirs) >= 0.99999
 
 
-def test_the_card_tells_data_recipe_scores_and_floors(made: Made) -> None:
-    card = (made.folder / "README.md").read_text()
-    stage = json.loads((made.run / "stage.json").read_text())
-    counts = json.loads((made.run / "manifest.json").read_text())["counts"]
+def test_the_card_names_data_recipe_scores_and_baselines(exported: Exported) -> None:
+    card = (exported.folder / "README.md").read_text()
+    stage = json.loads((exported.run / "stage.json").read_text())
+    counts = json.loads((exported.run / "manifest.json").read_text())["counts"]
     assert f"{counts['items']} postings of {counts['classes']} products" in card
     assert stage["parents"]["shards"]["fingerprint"][:12] in card
     for option in ("batch_size", "lr", "epochs", "seed"):
@@ -202,7 +213,7 @@ def test_the_card_tells_data_recipe_scores_and_floors(made: Made) -> None:
         assert f"{score:.4f}" in card
     assert "baseline: each posting matched only with itself" in card
     assert "floor: the encoder before training" in card
-    assert {"config.json", "model.safetensors"} <= {path.name for path in made.folder.iterdir()}
+    assert {"config.json", "model.safetensors"} <= {path.name for path in exported.folder.iterdir()}
 
 
 def test_without_the_packages_it_says_what_to_install(image_run, tmp_path, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""What a head is said to take against what it takes: allocated bytes, and those of the process."""
+"""The estimate of a head beside what it takes: allocated bytes, and those of the process."""
 
 import gc
 
@@ -58,20 +58,20 @@ def peak_of_a_step(rank: int, world: int, case: dict) -> tuple[int, int]:
 
 
 def _peak(watched: profile) -> int:
-    live = most = 0
+    allocated = most = 0
     for event in watched.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            live += event.nbytes()
-            most = max(most, live)
+            allocated += event.nbytes()
+            most = max(most, allocated)
     return most
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_estimate_is_within_one_percent_of_what_is_allocated(case):
-    said = HeadEstimate(world=1, **case)
+    estimate = HeadEstimate(world=1, **case)
     held, peak = peak_of_a_step(0, 1, case)
-    assert held == said.weights + said.moments
-    assert held + peak == pytest.approx(said.total, rel=0.01)
+    assert held == estimate.weights + estimate.moments
+    assert held + peak == pytest.approx(estimate.total, rel=0.01)
 
 
 def test_on_two_ranks_too(tmp_path):
@@ -84,10 +84,10 @@ def test_on_two_ranks_too(tmp_path):
 
 
 def test_it_says_so_for_people():
-    said = HeadEstimate(classes=1_000_000, width=512, batch=2_048, world=8)
-    assert said.weights == 125_000 * 512 * 4
-    assert said.collectives == 4
-    assert str(said).startswith(
+    estimate = HeadEstimate(classes=1_000_000, width=512, batch=2_048, world=8)
+    assert estimate.weights == 125_000 * 512 * 4
+    assert estimate.collectives == 4
+    assert str(estimate).startswith(
         "head: 1000000 classes, 125000 centres x 512 a rank: weights 256.0 MB"
     )
 

@@ -29,8 +29,8 @@ def plain_loss(embeddings, weight, labels, loss: str, scale: float, margin: floa
         moved = torch.where(
             theta < math.pi - margin, torch.cos(theta + margin), own - margin * math.sin(margin)
         )
-    onto = torch.zeros_like(cosine).index_put((rows, labels), moved - own)
-    return F.cross_entropy(scale * (cosine + onto), labels)
+    shift = torch.zeros_like(cosine).index_put((rows, labels), moved - own)
+    return F.cross_entropy(scale * (cosine + shift), labels)
 
 
 def ours(head: MarginHead, embeddings, labels, margin: float):

@@ -73,7 +73,7 @@ def test_growing_leaves_the_old_rows_bit_for_bit(tmp_path, world):
         assert torch.equal(rows[7:], fresh[name][7:])
 
 
-def test_a_missing_part_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     for rank in range(2):
         save_head(tmp_path, *new_head(rank, 2))
     (tmp_path / "head-0-4.safetensors").unlink()
@@ -95,7 +95,7 @@ def save_parts(folder, ranges: list[tuple[int, int]]) -> None:
     [(0, 4), (4, 7), (3, 6)], [(0, 7), (2, 5)], [(0, 4), (0, 7)], [(0, 4), (1, 4)],
     [(0, 3), (0, 4)], [(3, 6), (3, 7)], [(0, 4), (5, 7)], [(0, 4), (2, 5)], [(1, 7)], [(0, 6)], [],
 ], ids=str)  # fmt: skip
-def test_files_that_overlap_or_leave_a_gap_are_told(tmp_path, ranges):
+def test_files_that_overlap_or_leave_a_gap_are_reported(tmp_path, ranges):
     """Also where as many classes stand twice as are missing."""
     save_parts(tmp_path, ranges)
     with pytest.raises(Corrupt, match="of the classes 0 to 7 found, where each is wanted once"):
@@ -111,7 +111,7 @@ def test_files_that_hold_each_class_once_are_loaded(tmp_path, ranges):
         assert head.weight[:, 0].tolist() == list(range(head.first, head.last))
 
 
-def test_another_shape_is_told(tmp_path):
+def test_another_shape_is_reported(tmp_path):
     save_head(tmp_path, *new_head(0, 1, centres=2))
     with pytest.raises(BadInput, match="2 centres a class of width 4, this head has 1 of 4"):
         load_head(tmp_path, *new_head(0, 1))

@@ -13,8 +13,7 @@ from accelerate.utils import DistributedType
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.distributed.test_launch_configs import STARTED
-from tests.distributed.test_strategies import LAUNCHERS
+from tests.support.launching import LAUNCHERS, STARTED
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = [ROOT / "accelerate_config.yaml", *sorted((ROOT / "launch/accelerate").glob("*.yaml"))]

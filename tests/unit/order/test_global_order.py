@@ -1,6 +1,5 @@
 """The order of items: a permutation an epoch, a function of (N, seed, position) alone."""
 
-import hashlib
 import json
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy.special import gammaln
 from shards.order.global_order import Order, StoredOrder, WindowOrder
 from shards.order.state import OrderState, check_equal
 from shards.storage.errors import BadInput
+from tests.support.digests import digest
 
 SIZES = [1, 2, 3, 4, 5, 8, 13, 64, 127, 128, 129, 1000, 4096, 10007]
 FROZEN = [5, 1, 9, 3, 6, 0, 8, 7, 2, 4]
@@ -101,7 +101,7 @@ def test_order_is_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "positions", "told"),
+    ("order", "positions", "wanted"),
     [
         (Order(1000, 7), range(5000), "fe4bcfdd21e450d6"),
         (Order(5, 2), range(25), "4a59e96267474318"),
@@ -114,15 +114,10 @@ def test_order_is_frozen() -> None:
     ids=str,
 )
 def test_orders_of_other_seeds_epochs_and_sizes_are_frozen(
-    order: Order, positions: range, told: str
+    order: Order, positions: range, wanted: str
 ) -> None:
     """What runs that stand in the middle of an order go on with; as version 0.1 has them."""
-    assert digest(order.at(np.arange(positions.start, positions.stop))) == told
-
-
-def digest(taken: np.ndarray) -> str:
-    """The first 16 hex digits of the sha256 of items as little-endian int64."""
-    return hashlib.sha256(taken.astype("<i8").tobytes()).hexdigest()[:16]
+    assert digest(order.at(np.arange(positions.start, positions.stop))) == wanted
 
 
 # Windows
@@ -234,7 +229,7 @@ def test_the_state_is_small_and_comes_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "wanted"),
     [
         ({"fingerprint": "e" * 64}, "fingerprint ffff"),
         ({"seed": 4}, "seed 3 there, 4 now"),
@@ -242,8 +237,8 @@ def test_the_state_is_small_and_comes_back() -> None:
         ({"mode": Order(10, 3).mode}, "mode .*1000000000000.* there"),
     ],
 )
-def test_another_order_is_refused_with_the_difference(other: dict, told: str) -> None:
-    with pytest.raises(BadInput, match=f"run/step-7: stands in another order: {told}"):
+def test_another_order_is_refused_with_the_difference(other: dict, wanted: str) -> None:
+    with pytest.raises(BadInput, match=f"run/step-7: stands in another order: {wanted}"):
         state(**other).check_goes_on(state().to_json(), "run/step-7")
 
 
@@ -267,7 +262,7 @@ def test_ranks_that_differ_are_named() -> None:
     ours, other = state().to_json(), state(position=8).to_json()
     check_equal([ours])
     check_equal([ours, ours, ours])
-    for states, told in (
+    for states, wanted in (
         ([ours, ours, other], "rank 2 .* position 8 there, 0 on rank 0"),
         ([ours, other, ours], "rank 1 .* position 8 there, 0 on rank 0"),
         ([other, ours, ours], "rank 1 .* position 0 there, 8 on rank 0"),
@@ -275,5 +270,5 @@ def test_ranks_that_differ_are_named() -> None:
         ([ours, ours | {"more": 1}], "rank 1 .* more 1 there, None on rank 0"),
         ([ours | {"more": 1}, ours], "rank 1 .* more None there, 1 on rank 0"),
     ):
-        with pytest.raises(BadInput, match=told):
+        with pytest.raises(BadInput, match=wanted):
             check_equal(states)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shards.order.product_order import ProductOrder
 from shards.order.state import OrderState
-from tests.unit.order.test_global_order import digest
+from tests.support.digests import digest
 
 FROZEN = [8, 7, 0, 2, 4, 3, 5, 5, 9, 10, 1, 0, 6, 8, 1, 2, 9, 8, 3, 4, 5, 5, 10, 6, 7, 9, 0, 1]
 EPOCHS = 4
@@ -173,13 +173,15 @@ def test_order_is_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("P", "K", "seed", "told"),
+    ("P", "K", "seed", "wanted"),
     [(7, 3, 5, "b378aab5a3cb5b43"), (16, 2, 1, "49f1a2fcf32567b3"), (60, 1, 2, "676e816b758c9145")],
 )
-def test_orders_of_other_shapes_and_seeds_are_frozen(P: int, K: int, seed: int, told: str) -> None:
+def test_orders_of_other_shapes_and_seeds_are_frozen(
+    P: int, K: int, seed: int, wanted: str
+) -> None:
     """Four epochs over products of 1 to 30 items; as version 0.1 has them."""
     order = ProductOrder(catalogue([1, 2, 3, 4, 5, 9, 12, 30] * 5), seed, P, K)
-    assert digest(order.at(np.arange(4 * order.positions))) == told
+    assert digest(order.at(np.arange(4 * order.positions))) == wanted
 
 
 @pytest.mark.full

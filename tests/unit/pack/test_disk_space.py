@@ -1,4 +1,4 @@
-"""Room on the disk, and photos that are not there: what is told, and from which byte on."""
+"""Free space on the disk and missing photos: what is reported, and from which byte on."""
 
 import errno
 import math
@@ -32,7 +32,7 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A set of which 3 000 bytes stand, on a disk with 7 000 free ones."""
+    """A set of which 3 000 bytes are complete, on a disk with 7 000 free ones."""
     for name, size in (("train/000000.tar", 2_000), ("train/000000.idx", 600),
                        ("val/000000.tar", 400), ("val/.000001.tar.tmp-host-1", 5_000),
                        (".pack/plan.sqlite", 9_000)):  # fmt: skip
@@ -42,7 +42,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_stands_already_needs_no_room(shards: Path) -> None:
+def test_what_is_complete_needs_no_space(shards: Path) -> None:
     assert written(shards) == 3_000
     check_room(shards, 10_000)
     with pytest.raises(Failed, match=r"no room: about 0\.0 MB needed, 0\.0 MB free"):
@@ -51,8 +51,8 @@ def test_what_stands_already_needs_no_room(shards: Path) -> None:
 
 def test_sizes_format_bytes() -> None:
     sizes = (0, 50_000, 999_900_000, 10**9, 12_340_000_000)
-    words = ["0.0 MB", "0.1 MB", "999.9 MB", "1.0 GB", "12.3 GB"]
-    assert [format_bytes(size) for size in sizes] == words
+    texts = ["0.0 MB", "0.1 MB", "999.9 MB", "1.0 GB", "12.3 GB"]
+    assert [format_bytes(size) for size in sizes] == texts
 
 
 def sqlite_error(code: int) -> sqlite3.Error:
@@ -67,9 +67,9 @@ def sqlite_error(code: int) -> sqlite3.Error:
      sqlite_error(sqlite3.SQLITE_FULL), sqlite_error(sqlite3.SQLITE_IOERR_WRITE)],
     ids=repr,
 )  # fmt: skip
-def test_a_full_disk_is_told_with_what_stands(shards: Path, error: Exception) -> None:
-    told = r"no room left .*0\.0 MB of shards are complete.*goes on"
-    with pytest.raises(Failed, match=told), full_disk_fails(shards):
+def test_a_full_disk_is_reported_with_what_is_complete(shards: Path, error: Exception) -> None:
+    message = r"no room left .*0\.0 MB of shards are complete.*goes on"
+    with pytest.raises(Failed, match=message), full_disk_fails(shards):
         raise error
 
 
@@ -113,15 +113,15 @@ def test_the_estimate_is_the_mean_of_a_sample_and_two_standard_errors(
     taken = []
     for row in sample:
         facts: list[dict] = []
-        made = samples([row._replace(slot=0)], None, PackOptions(), facts)
-        write_shard(tmp_path / "000000.tar", made, lambda: None)
+        packed = samples([row._replace(slot=0)], None, PackOptions(), facts)
+        write_shard(tmp_path / "000000.tar", packed, lambda: None)
         found = list(members(tmp_path / "000000.tar"))
         taken.append(sum(512 + math.ceil(member.size / 512) * 512 for member in found))
     error = np.std(taken, ddof=1) / math.sqrt(len(taken)) if len(taken) > 1 else 0
     expected = (np.mean(taken) + 2 * error + 300) * items + 2 * catalogue.stat().st_size
-    told = survey(plan, catalogue, None, PackOptions())
-    assert told["photos"] == []
-    assert told["bytes"] == pytest.approx(expected, abs=1)
+    found = survey(plan, catalogue, None, PackOptions())
+    assert found["photos"] == []
+    assert found["bytes"] == pytest.approx(expected, abs=1)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tars that others made, as a shard set: what items.parquet says, what is refused, what is left."""
+"""Tars of other programs as a shard set: its items.parquet, what is refused, what is left."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def about(**facts: object) -> bytes:
     return json.dumps(facts).encode()
 
 
-# ── what is made
+# ── the result
 
 
 def test_every_item_is_read_back_equal(tars: Path) -> None:
@@ -129,8 +129,8 @@ def test_json_tells_what_it_can(tmp_path: Path) -> None:
     assert items.title.tolist() == ["json", "caption", "text", "half ? of a pair"]
     assert items.label_group.tolist() == ["g", "3", "5", ""]
     reader = ShardSet(tmp_path).reader()
-    told = {reader[p].posting_id: (reader[p].title, reader[p].photo) for p in range(4)}
-    assert told == {i: (t, None) for i, t in zip(items.posting_id, items.title, strict=True)}
+    items_read = {reader[p].posting_id: (reader[p].title, reader[p].photo) for p in range(4)}
+    assert items_read == {i: (t, None) for i, t in zip(items.posting_id, items.title, strict=True)}
 
 
 def test_columns_name_other_keys_of_json(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_columns_name_other_keys_of_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "columns", "told"),
+    ("facts", "columns", "message"),
     [
         ({"title": ["one", "two"]}, {}, "title of its json is no text"),
         ({"label_group": {"a": 1}}, {}, "label_group of its json is no text"),
@@ -153,11 +153,11 @@ def test_columns_name_other_keys_of_json(tmp_path: Path) -> None:
     ],
 )
 def test_json_that_does_not_tell_is_refused(
-    tmp_path: Path, facts: dict, columns: dict, told: str
+    tmp_path: Path, facts: dict, columns: dict, message: str
 ) -> None:
     whole = about(sku=1, title="t")
     write_tar(tmp_path / "0.tar", [("a.json", whole), ("b.json", about(**facts)), ("b.txt", b"t")])
-    with pytest.raises(BadInput, match=rf"0\.tar: byte 1024: item 'b': {told}"):
+    with pytest.raises(BadInput, match=rf"0\.tar: byte 1024: item 'b': {message}"):
         index_tars(tmp_path, columns)
     assert [path.name for path in tmp_path.iterdir()] == ["0.tar"]
 
@@ -175,7 +175,7 @@ def test_photos_of_every_kind_stay_as_they_are(tmp_path: Path) -> None:
     assert shards.items.phash.nunique() == len(photos)
 
 
-def test_broken_photos_and_empty_items_are_told_and_counted(tmp_path: Path) -> None:
+def test_broken_photos_and_empty_items_are_reported_and_counted(tmp_path: Path) -> None:
     whole = photo(1)
     write_tar(
         tmp_path / "0.tar",
@@ -215,7 +215,7 @@ def test_double_posting_ids_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         ([("a.txt", b"1"), ("b.txt", b"2"), ("a.cls", b"3")], "'a.cls' stands apart .*--sort=name"),
         ([("a.txt", b"1"), ("a.txt", b"2")], "'a.txt' beside 'a.txt'"),
@@ -229,12 +229,12 @@ def test_double_posting_ids_are_refused(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_members_that_make_no_items_are_refused(
-    tmp_path: Path, files: list[tuple[str, bytes]], told: str
+    tmp_path: Path, files: list[tuple[str, bytes]], message: str
 ) -> None:
     write_tar(tmp_path / "0.tar", [("0.txt", b"whole")] * bool(files) + files)
     write_tar(tmp_path / "1.tar", samples(0, 1))
     before = listing(tmp_path)
-    with pytest.raises(Corrupt, match=rf"0\.tar: .*{told}"):
+    with pytest.raises(Corrupt, match=rf"0\.tar: .*{message}"):
         index_tars(tmp_path)
     assert listing(tmp_path) == before
 
@@ -308,11 +308,11 @@ def test_again_on_other_tars_says_what_changed(tars: Path) -> None:
     write_tar(tars / "00000.tar", samples(0, 19))
     with pytest.raises(BadInput) as refused:
         index_tars(tars)
-    told = str(refused.value)
-    assert f"{tars / 'new.tar'}: new" in told
-    assert f"{tars / '00000.tar'}: " in told
-    assert "00001.tar" not in told
-    assert "to index it anew remove" in told
+    message = str(refused.value)
+    assert f"{tars / 'new.tar'}: new" in message
+    assert f"{tars / '00000.tar'}: " in message
+    assert "00001.tar" not in message
+    assert "to index it anew remove" in message
     for name in ("stage.json", "manifest.json", "items.parquet"):
         (tars / name).unlink()
     assert index_tars(tars)["packed"] == 40

@@ -1,4 +1,4 @@
-"""Tars that others made with what is easily overlooked, and disks too small for an index."""
+"""Tars of other programs with rare members, and disks too small for an index."""
 
 import resource
 import shutil
@@ -47,7 +47,7 @@ def test_a_linked_folder_is_refused_by_name(tmp_path: Path) -> None:
     assert index_tars(tmp_path / "set")["packed"] == 4  # a linked tar is read
 
 
-def test_a_disk_that_fills_up_is_told_and_the_command_goes_on(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_is_reported_and_the_command_goes_on(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(0, 30))
 
     def limited() -> None:
@@ -61,17 +61,19 @@ def test_a_disk_that_fills_up_is_told_and_the_command_goes_on(tmp_path: Path) ->
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True,
         preexec_fn=limited, timeout=100,
     )  # fmt: skip
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith(f"shards.storage.errors.Failed: {tmp_path}: no room left ("), done.stderr
-    assert "the same command goes on" in told
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith(f"shards.storage.errors.Failed: {tmp_path}: no room left ("), (
+        done.stderr
+    )
+    assert "the same command goes on" in message
     assert index_tars(tmp_path)["packed"] == 30
     assert verify(tmp_path) == []
 
 
 def test_a_label_of_blanks_is_none(tmp_path: Path) -> None:
-    told = [("a.txt", b"a"), ("a.json", b'{"label_group": " "}'), ("b.txt", b"b"),
+    files = [("a.txt", b"a"), ("a.json", b'{"label_group": " "}'), ("b.txt", b"b"),
             ("b.json", b'{"label_group": "\\t"}'), ("b.cls", b"7")]  # fmt: skip
-    write_tar(tmp_path / "a.tar", told)
+    write_tar(tmp_path / "a.tar", files)
     index_tars(tmp_path)
     items = ShardSet(tmp_path).items
     assert items.label_group.tolist() == ["", "7"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# Photos are made records: no pixels are painted, all that follows them is the pack itself.
+# Photos are invented records: no pixels are painted, all that follows them is the pack itself.
 CHILD = """
 import hashlib, json, sys
 from pathlib import Path
@@ -23,18 +23,18 @@ from shards.pack import seal
 from shards.photos.options import PackOptions
 from shards.photos.photo import Photo
 
-def made(root, name, options):
+def invented_photo(root, name, options):
     number = int(name.removesuffix(".jpg"))
     # One of four is a copy of another, a few bits and levels apart.
     source = number - number % 4 // 3
-    told = hashlib.blake2b(b"%d" % source, digest_size=35).digest()
-    phash = int.from_bytes(told[:8], "big") ^ (number != source) << number % 64
-    colours = bytes(8 + level * 15 // 16 for level in told[8:])
+    digest = hashlib.blake2b(b"%d" % source, digest_size=35).digest()
+    phash = int.from_bytes(digest[:8], "big") ^ (number != source) << number % 64
+    colours = bytes(8 + level * 15 // 16 for level in digest[8:])
     sha256 = hashlib.sha256(b"%d" % number).hexdigest()
-    return Photo(told, 1, 1, sha256, f"{phash:016x}", colours.hex())
+    return Photo(digest, 1, 1, sha256, f"{phash:016x}", colours.hex())
 
 if len(sys.argv) > 4:
-    build.load_photo, pack.check_photos = made, lambda images, names: None
+    build.load_photo, pack.check_photos = invented_photo, lambda images, names: None
 found = json.loads(sys.argv[3])
 if found:
     scratch.CACHE, seal.ROW_GROUP, hamming.ROWS = found
@@ -111,8 +111,8 @@ print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mode", ["RGB", pytest.param("RGBA", marks=pytest.mark.full)])
 def test_a_png_of_as_many_pixels_as_are_taken_stays_small(tmp_path: Path, mode: str) -> None:
-    tile = np.random.default_rng(0).integers(0, 255, (64, 64, len(mode)), np.uint8)
-    image = Image.fromarray(np.tile(tile, (125, 125, 1)))
+    pattern = np.random.default_rng(0).integers(0, 255, (64, 64, len(mode)), np.uint8)
+    image = Image.fromarray(np.tile(pattern, (125, 125, 1)))
     assert image.width * image.height == 64_000_000
     out = io.BytesIO()
     image.save(out, "PNG", compress_level=1)

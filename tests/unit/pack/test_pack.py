@@ -40,12 +40,12 @@ def write_catalogue(folder: Path, rows: list[dict], photos: dict[str, bytes] | N
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Of everything but what tells when and where it was made."""
-    told = {"stage.json", "status.json", "manifest.json"}
+    """sha256 of every file that does not depend on time and place."""
+    changing = {"stage.json", "status.json", "manifest.json"}
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in told
+        if path.is_file() and path.name not in changing
     }
 
 
@@ -272,18 +272,18 @@ def test_the_same_catalogue_by_another_spelling_of_its_path_is_no_difference(
 
 
 def test_a_set_and_its_catalogue_may_move_together(mixed: Path, tmp_path: Path) -> None:
-    house = mixed / "house"
-    house.mkdir()
-    shutil.copy(mixed / "c.csv", house)
-    shutil.copytree(mixed / "images", house / "images")
-    first = pack(house / "c.csv", house / "images", house / "s", SMALL)
-    house.rename(tmp_path / "moved")
+    folder = mixed / "apart"
+    folder.mkdir()
+    shutil.copy(mixed / "c.csv", folder)
+    shutil.copytree(mixed / "images", folder / "images")
+    first = pack(folder / "c.csv", folder / "images", folder / "s", SMALL)
+    folder.rename(tmp_path / "moved")
     moved = tmp_path / "moved"
     assert pack(moved / "c.csv", moved / "images", moved / "s", SMALL) == first
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (PackOptions(size=33), "size 32 there, 33 requested"),
         (PackOptions(size=32, quality=50), "quality 92 there, 50 requested"),
@@ -293,13 +293,13 @@ def test_a_set_and_its_catalogue_may_move_together(mixed: Path, tmp_path: Path) 
 )
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_options_into_the_same_folder_are_refused(
-    mixed: Path, options: PackOptions, said: str, finished: bool
+    mixed: Path, options: PackOptions, message: str, finished: bool
 ) -> None:
     pack(mixed / "c.csv", mixed / "images", mixed / "s", SMALL)
     if not finished:
         (mixed / "s" / "manifest.json").unlink()
     before = hashes(mixed / "s")
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=message):
         pack(mixed / "c.csv", mixed / "images", mixed / "s", options)
     assert hashes(mixed / "s") == before
 
@@ -421,7 +421,7 @@ def test_an_empty_folder_is_taken(mixed: Path) -> None:
     assert pack(mixed / "c.csv", mixed / "images", mixed / "s", SMALL)["packed"] == 5
 
 
-def test_a_folder_of_photos_is_asked_for(mixed: Path) -> None:
+def test_a_missing_folder_of_photos_is_named(mixed: Path) -> None:
     with pytest.raises(BadInput, match="--images"):
         pack(mixed / "c.csv", None, mixed / "s", SMALL)
     with pytest.raises(BadInput, match="none: no such folder"):

@@ -50,7 +50,7 @@ def plan_of(table: pd.DataFrame, options: PackOptions) -> pd.DataFrame:
 
 
 def plan_in_memory(table: pd.DataFrame, options: PackOptions) -> pd.DataFrame:
-    """What the plan says, said with dictionaries: the words of make_plan taken literally."""
+    """The plan as the docstring of make_plan defines it, with dictionaries."""
     split = [split_of(group) for group in table.label_group]
     trained = [g for g, s in zip(table.label_group, split, strict=True) if s == "train"]
     class_of = {group: number for number, group in enumerate(dict.fromkeys(trained))}

@@ -66,7 +66,7 @@ def test_balanced_is_close_to_exact_for_small_stored_photos_too(
 @pytest.mark.parametrize("size", [(300, 200), (48, 48), (1000, 37), (37, 1000), (20, 30), (1, 1)])
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_the_short_side_is_as_asked(size: tuple[int, int], recipe: str, kind: str) -> None:
+def test_the_short_side_is_as_requested(size: tuple[int, int], recipe: str, kind: str) -> None:
     image = decode_photo(encoded(Image.new("RGB", size, "red"), kind), 32, recipe)
     assert (min(image.size), image.mode) == (32, "RGB")
     assert abs(image.width / image.height / (size[0] / size[1]) - 1) < 0.03
@@ -198,12 +198,13 @@ from shards.photos.decode import decode_photo
 from shards.photos.options import PackOptions
 from shards.photos.photo import prepare_photo
 from benchmarks.pictures import originals
-told = hashlib.sha256()
+digest = hashlib.sha256()
 for side in (1000, 777):
     for photo in originals(2, side):
-        told.update(repr(prepare_photo(photo, PackOptions())).encode())
-        told.update(decode_photo(photo, 224).tobytes() + decode_photo(photo, 224, "fast").tobytes())
-print(told.hexdigest())
+        digest.update(repr(prepare_photo(photo, PackOptions())).encode())
+        digest.update(decode_photo(photo, 224).tobytes())
+        digest.update(decode_photo(photo, 224, "fast").tobytes())
+print(digest.hexdigest())
 """
 
 

@@ -137,7 +137,7 @@ def declared(path: Path, size: bytes, kind: bytes = b"0") -> Path:
 
 
 HUGE = {"8 GiB": b"77777777777\0", "2^94": b"\x80" + b"\x3f" + b"\xff" * 10,
-        "negative": b"\xff" * 12, "no number": b"9" * 11 + b"\0"}  # fmt: skip
+        "negative": b"\xff" * 12, "not octal": b"9" * 11 + b"\0"}  # fmt: skip
 
 
 @pytest.mark.parametrize("size", HUGE.values(), ids=HUGE)
@@ -146,8 +146,8 @@ def test_gigantic_sizes_are_refused_without_the_memory(
     tmp_path: Path, size: bytes, kind: bytes
 ) -> None:
     tar = declared(tmp_path / "0.tar", size, kind)
-    told = limited(f"index_tars(Path({str(tmp_path)!r}))")
-    assert f"Corrupt: {tar}: byte 0: " in told
+    output = limited(f"index_tars(Path({str(tmp_path)!r}))")
+    assert f"Corrupt: {tar}: byte 0: " in output
     assert listing(tmp_path) == {tar}
 
 
@@ -169,8 +169,8 @@ def test_members_too_large_for_their_kind_are_refused(
         info.size = bytes_
         tar.fileobj.write(info.tobuf())
         tar.fileobj.truncate(512 + -(-bytes_ // 512) * 512 + 1024)
-    told = limited(f"index_tars(Path({str(tmp_path)!r}))")
-    assert f"0.tar: byte 0: 'a.{suffix}' has {bytes_} bytes, over" in told
+    output = limited(f"index_tars(Path({str(tmp_path)!r}))")
+    assert f"0.tar: byte 0: 'a.{suffix}' has {bytes_} bytes, over" in output
 
 
 def bomb(side: int, rows: int = 0) -> bytes:
@@ -192,31 +192,31 @@ def test_a_bomb_of_pixels_is_refused_before_it_is_decoded(tmp_path: Path, side: 
     data = bomb(side)
     assert len(data) < side * side // 100
     write_tar(tmp_path / "0.tar", [("a.png", data), ("a.txt", b"title"), *samples(0, 1)])
-    told = limited(f"""
+    output = limited(f"""
     index_tars(Path({str(tmp_path)!r}))
     row = ShardSet(Path({str(tmp_path)!r})).items.iloc[0]
     assert (row.status, row.has_image) == ("packed", False)
     print(row.reason)""")
     # Over Pillow's own cap its word comes first, which is of the number of pixels alone.
     size = f"({side} x {side}|{side * side}) pixels, over max_pixels"
-    assert re.search(rf"^photo a\.png: {size}$", told, re.MULTILINE)
+    assert re.search(rf"^photo a\.png: {size}$", output, re.MULTILINE)
     (tmp_path / "bomb.png").write_bytes(data)
-    told = limited(f"decode_photo(Path({str(tmp_path / 'bomb.png')!r}).read_bytes(), 224)")
-    assert re.search(rf"^PhotoRefused: {size}$", told, re.MULTILINE)
+    output = limited(f"decode_photo(Path({str(tmp_path / 'bomb.png')!r}).read_bytes(), 224)")
+    assert re.search(rf"^PhotoRefused: {size}$", output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
-    ("side", "told"), [(9_000, "9000 x 9000"), (13_000, "13000 x 13000"), (30_000, "900000000")]
+    ("side", "pixels"), [(9_000, "9000 x 9000"), (13_000, "13000 x 13000"), (30_000, "900000000")]
 )
-def test_too_many_pixels_are_told_below_and_above_the_cap_of_pillow(side: int, told: str) -> None:
-    with pytest.raises(PhotoRefused, match=f"^{told} pixels, over max_pixels$"):
+def test_too_many_pixels_are_reported_below_and_above_pillows_cap(side: int, pixels: str) -> None:
+    with pytest.raises(PhotoRefused, match=f"^{pixels} pixels, over max_pixels$"):
         decode_photo(bomb(side, rows=1), 224)
-    with pytest.raises(PhotoRefused, match=f"^{told} pixels, over max_pixels$"):
+    with pytest.raises(PhotoRefused, match=f"^{pixels} pixels, over max_pixels$"):
         prepare_photo(bomb(side, rows=1), PackOptions())
 
 
 def limited(code: str) -> str:
-    """What `code` prints and raises in a process that may have MEMORY bytes of its own."""
+    """What `code` prints and raises in a process that may allocate MEMORY bytes."""
     lines = "\n".join(line.strip() for line in code.strip().splitlines())
     body = (
         "import resource; from pathlib import Path; from shards.pack.index_tars import index_tars\n"

@@ -62,13 +62,13 @@ def test_titles_alone_some_photos_and_a_few_lost_ones_are_packed(
     assert (counts["packed"], counts["photos"]) == (rows, photos)
 
 
-def test_products_of_which_nothing_was_packed_are_not_told_as_trained_on(
+def test_products_of_which_nothing_was_packed_are_not_listed_as_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     rows = "".join(f"p{n},{'' if n % 3 else 'a title'},g{n}\n" for n in range(60))
     (tmp_path / "c.csv").write_text("posting_id,title,label_group\n" + rows)
-    words = ["dist-train", "pack", str(tmp_path / "c.csv"), "--out", str(tmp_path / "s")]
-    monkeypatch.setattr(sys, "argv", words)
+    arguments = ["dist-train", "pack", str(tmp_path / "c.csv"), "--out", str(tmp_path / "s")]
+    monkeypatch.setattr(sys, "argv", arguments)
     cli.main()
     packed = ShardSet(tmp_path / "s").packed
     products = packed.label_group[packed.split == "train"].nunique()

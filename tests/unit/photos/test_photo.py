@@ -10,56 +10,30 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image
 
 from benchmarks.pictures import originals, psnr
-from shards.photos import srgb
 from shards.photos.options import PackOptions
 from shards.photos.photo import Photo, load_photo, prepare_photo
 from shards.photos.srgb import PhotoRefused
-
-SMALL = PackOptions(size=48)
-KEEP = PackOptions(size=48, keep=True)
-ORIENTATION = 0x0112
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def opened(photo: Photo) -> Image.Image:
-    image = Image.open(io.BytesIO(photo.jpeg))
-    image.load()
-    assert (image.format, image.mode) == ("JPEG", "RGB")
-    assert image.size == (photo.width, photo.height)
-    return image
-
-
-def colour(photo: Photo, x: float = 0.5, y: float = 0.5) -> np.ndarray:
-    """Mean colour of the 4 x 4 pixels at a place given as shares of width and height."""
-    pixels = np.asarray(opened(photo), np.float64)
-    row, column = int(y * (photo.height - 4)), int(x * (photo.width - 4))
-    return pixels[row : row + 4, column : column + 4].mean((0, 1))
-
-
-def quarters(width: int, height: int) -> Image.Image:
-    """Red top left, green top right, blue bottom left, white bottom right."""
-    image = Image.new("RGB", (width, height), "white")
-    image.paste("red", (0, 0, width // 2, height // 2))
-    image.paste("lime", (width // 2, 0, width, height // 2))
-    image.paste("blue", (0, height // 2, width // 2, height))
-    return image
-
-
-RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def assert_quarters(photo: Photo) -> None:
-    for place, wanted in {(0.1, 0.1): RED, (0.9, 0.1): LIME, (0.1, 0.9): BLUE}.items():
-        assert np.abs(colour(photo, *place) - wanted).max() < 12
-
+from tests.support.photos import (
+    BLUE,
+    KEEP,
+    LIME,
+    ORIENTATION,
+    RED,
+    SMALL,
+    TURNS,
+    WHITE,
+    assert_quarters,
+    colour,
+    encoded,
+    opened,
+    quarters,
+    refusal,
+    swapped_profile,
+    through_pillow,
+)
 
 # ── size
 
@@ -88,13 +62,6 @@ def test_a_strip_longer_than_jpeg_can_hold_is_refused(tmp_path: Path) -> None:
 
 
 # ── orientation
-
-
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("orientation", TURNS)
@@ -216,18 +183,6 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
 # ── colour profiles
 
 
-def swapped_profile() -> bytes:
-    """An RGB profile whose red and green primaries are exchanged against sRGB's."""
-    srgb = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    entries = {
-        bytes(srgb[at : at + 4]): at for at in range(132, 132 + 12 * int(srgb[131]), 12)
-    }  # fmt: skip
-    red, green = entries[b"rXYZ"], entries[b"gXYZ"]
-    one, other = srgb[red + 4 : red + 12], srgb[green + 4 : green + 12]
-    srgb[red + 4 : red + 12], srgb[green + 4 : green + 12] = other, one
-    return bytes(srgb)
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("options", [SMALL, KEEP])
 def test_a_profile_is_converted_to_srgb_and_dropped(kind: str, options: PackOptions) -> None:
@@ -255,13 +210,6 @@ def test_a_broken_profile_is_passed_over(profile: bytes, mode: str) -> None:
 
 
 # ── refusals
-
-
-def refusal(data: bytes, options: PackOptions = SMALL) -> str:
-    with pytest.raises(PhotoRefused) as refused:
-        prepare_photo(data, options)
-    assert str(refused.value)
-    return str(refused.value)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
@@ -429,16 +377,6 @@ def test_reduced_decoding_is_close_to_full_decoding() -> None:
 
 
 # ── the fast way
-
-
-def failing(data: bytes, least: int) -> np.ndarray:
-    raise ValueError("not for the fast decoder")
-
-
-def through_pillow(data: bytes, monkeypatch: pytest.MonkeyPatch) -> Photo:
-    with monkeypatch.context() as patched:
-        patched.setattr(srgb, "decode_jpeg", failing)
-        return prepare_photo(data, PackOptions())
 
 
 def test_the_fast_way_stores_photos_as_good_as_pillows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from shards.photos.options import PackOptions
 from shards.photos.photo import prepare_photo
 from shards.photos.png import in_strips
 from shards.photos.srgb import PhotoRefused
-from tests.unit.photos.test_photo import (
+from tests.support.photos import (
     ORIENTATION,
     SMALL,
     TURNS,
@@ -144,7 +144,7 @@ def test_a_small_jpeg_keeps_its_coded_picture(options: dict) -> None:
     assert prepare_photo(photo.jpeg, SMALL).jpeg == photo.jpeg
 
 
-def test_what_is_told_beside_a_small_jpeg_is_left_out() -> None:
+def test_metadata_beside_a_small_jpeg_is_left_out() -> None:
     exif = Image.Exif()
     exif[0x8825], exif[0x010F] = {1: "N"}, "maker of the camera"
     data = jpeg_of(exif=exif, comment=b"a comment", icc_profile=ImageCms.ImageCmsProfile(
@@ -152,9 +152,17 @@ def test_what_is_told_beside_a_small_jpeg_is_left_out() -> None:
     data = beside(beside(data, 0xED, b"Photoshop 3.0"), 0xE0, b"JFXX\0\x10preview") + b"trailer"
     photo = prepare_photo(data, SMALL)
     assert np.array_equal(pixels_of(photo.jpeg), pixels_of(data))
-    for told in (b"Exif", b"maker", b"comment", b"ICC_PROFILE", b"Photoshop", b"JFXX", b"trailer"):
-        assert told in data
-        assert told not in photo.jpeg
+    for segment in (
+        b"Exif",
+        b"maker",
+        b"comment",
+        b"ICC_PROFILE",
+        b"Photoshop",
+        b"JFXX",
+        b"trailer",
+    ):
+        assert segment in data
+        assert segment not in photo.jpeg
 
 
 @pytest.mark.parametrize("change", ["turned", "profile", "progressive", "grey", "RGB", "large"])
@@ -175,9 +183,9 @@ def test_a_jpeg_that_needs_something_is_encoded_anew(change: str) -> None:
 @pytest.mark.parametrize("exif", [False, True])
 def test_a_small_jpeg_of_more_than_max_pixels_is_refused(keep: bool, exif: bool) -> None:
     """Also one that could be stored as it is, of which nothing would be decoded."""
-    told = Image.Exif()
-    told[0x010F] = "maker of the camera"
-    data = jpeg_of((48, 60), **({"exif": told} if exif else {}))
+    metadata = Image.Exif()
+    metadata[0x010F] = "maker of the camera"
+    data = jpeg_of((48, 60), **({"exif": metadata} if exif else {}))
     least = PackOptions(size=60, max_pixels=48 * 60, keep=keep)
     photo = prepare_photo(data, least)
     assert (photo.width, photo.height, photo.jpeg[-200:]) == (48, 60, data[-200:])
@@ -204,13 +212,13 @@ def test_a_small_jpeg_whose_coded_data_is_cut_is_refused(side: int, end: bytes) 
             before = through_pillow(cut, pytest.MonkeyPatch())
         if before is None:
             assert refusal(cut, options)
-        else:  # Pillow takes it for whole: it is encoded anew, as any it looks past
+        else:  # Pillow reads it as complete, so that it is encoded anew
             assert not prepare_photo(cut, options).jpeg.endswith(cut[-100:])
 
 
 @pytest.mark.parametrize("trials", [300, pytest.param(20_000, marks=pytest.mark.full)])
 def test_a_stored_coded_picture_always_decodes(trials: int) -> None:
-    """Of damaged bytes too: what is stored decodes to the end, or the photo is another's word."""
+    """What is stored decodes to the end, of damaged bytes too, or the photo is refused."""
     draw, whole = random.Random(trials), jpeg_of((40, 40), restart_marker_blocks=3)
     for _ in range(trials):
         data = bytearray(whole)

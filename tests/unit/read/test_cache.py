@@ -15,7 +15,7 @@ from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput, CacheFull
 from shards.storage.files import sha256_file
 from tests.support.serving import Serving
-from tests.unit.read.test_remote import all_of, copies, tars
+from tests.support.shard_sets import all_items, cached_files, tar_files
 
 READ_ALL = """
 import json, sys
@@ -32,7 +32,7 @@ print(json.dumps([reader[n].posting_id for n in range(len(reader))]))
 def test_four_processes_download_each_file_once(sets: Path, server: Serving) -> None:
     server.delay = 0.05
     found = _read_in_processes(4, f"{server.url}/a")
-    assert found == [[item.posting_id for item in all_of(sets / "a")]] * 4
+    assert found == [[item.posting_id for item in all_items(sets / "a")]] * 4
     data = {path: count for path, count in server.started.items() if not path.endswith(".json")}
     assert len(data) > 10
     assert set(data.values()) == {1}
@@ -50,22 +50,22 @@ def _read_in_processes(count: int, url: str) -> list[list[str]]:
 
 
 def test_a_copy_that_rotted_is_downloaded_again(sets: Path, server: Serving, cache: Path) -> None:
-    whole = all_of(f"{server.url}/a")
-    for path in copies(cache):
+    whole = all_items(f"{server.url}/a")
+    for path in cached_files(cache):
         data = bytearray(path.read_bytes())
         data[700:] = bytes(byte ^ 8 for byte in data[700:])
         path.write_bytes(data)
-    assert all_of(f"{server.url}/a") == whole
-    assert all(sha256_file(path) == path.name for path in copies(cache))
-    for path in copies(cache):
+    assert all_items(f"{server.url}/a") == whole
+    assert all(sha256_file(path) == path.name for path in cached_files(cache))
+    for path in cached_files(cache):
         os.truncate(path, path.stat().st_size // 2)
-    assert all_of(f"{server.url}/a") == whole
+    assert all_items(f"{server.url}/a") == whole
 
 
 def test_a_copy_that_rots_under_an_open_reader(sets: Path, server: Serving, cache: Path) -> None:
     reader = ShardSet(f"{server.url}/a").reader()
     whole = [reader[position] for position in range(len(reader))]
-    for tar in tars(sets / "a"):
+    for tar in tar_files(sets / "a"):
         copy = next(cache.rglob(sha256_file(tar)))
         copy.write_bytes(bytes(copy.stat().st_size))
     assert [reader[position] for position in range(len(reader))] == whole
@@ -74,17 +74,17 @@ def test_a_copy_that_rots_under_an_open_reader(sets: Path, server: Serving, cach
 def test_the_cache_keeps_to_its_limit(
     sets: Path, server: Serving, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = all_of(sets / "a")
+    whole = all_items(sets / "a")
     size = sum(path.stat().st_size for path in sets.glob("a/*/*"))
     for limit in (size // 2, size // 3):
         monkeypatch.setenv(LIMIT, str(limit))
         reader = ShardSet(f"{server.url}/a").reader()
         for position in range(len(reader)):
             assert reader[position] == whole[position]
-            assert sum(path.stat().st_size for path in copies(cache)) <= limit
+            assert sum(path.stat().st_size for path in cached_files(cache)) <= limit
     monkeypatch.setenv(LIMIT, "20000")
     with pytest.raises(CacheFull, match="raise DIST_TRAIN_CACHE_BYTES"):
-        all_of(f"{server.url}/a")
+        all_items(f"{server.url}/a")
     monkeypatch.setenv(LIMIT, "20 GB")
     with pytest.raises(BadInput, match="write a number of bytes"):
         ShardSet(f"{server.url}/a")
@@ -95,23 +95,23 @@ def test_what_was_not_used_for_longest_goes_first_and_what_is_open_stays(
 ) -> None:
     held = ShardSet(f"{server.url}/a").reader()
     first = held[0]
-    all_of(f"{server.url}/a")
-    for age, tar in enumerate(tars(sets / "a")):
+    all_items(f"{server.url}/a")
+    for age, tar in enumerate(tar_files(sets / "a")):
         os.utime(next(cache.rglob(sha256_file(tar))), (age, age))
     open_tar = sets / "a" / held.tars[0]
-    used = sum(path.stat().st_size for path in copies(cache))
+    used = sum(path.stat().st_size for path in cached_files(cache))
     monkeypatch.setenv(LIMIT, str(used + 100))
-    all_of(f"{server.url}/b", ("test",))
-    left = [tar for tar in tars(sets / "a") if list(cache.rglob(sha256_file(tar)))]
+    all_items(f"{server.url}/b", ("test",))
+    left = [tar for tar in tar_files(sets / "a") if list(cache.rglob(sha256_file(tar)))]
     assert open_tar in left
-    others = [tar for tar in tars(sets / "a") if tar != open_tar]
+    others = [tar for tar in tar_files(sets / "a") if tar != open_tar]
     gone = [tar for tar in others if tar not in left]
     assert gone
     assert gone == others[: len(gone)]
     assert held[0] == first
 
 
-def test_a_full_disk_is_told_and_old_copies_make_room(
+def test_a_full_disk_is_reported_and_old_copies_make_room(
     sets: Path, server: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = tmp_path / "disk"
@@ -119,14 +119,14 @@ def test_a_full_disk_is_told_and_old_copies_make_room(
     size = sum(path.stat().st_size for path in sets.glob("a/*/*"))
     monkeypatch.setenv(FOLDER, str(disk))
     with _small_disk(disk, size * 2 // 3):
-        assert all_of(f"{server.url}/a") == all_of(sets / "a")  # old ones go
-        for path in copies(disk):
+        assert all_items(f"{server.url}/a") == all_items(sets / "a")  # old ones go
+        for path in cached_files(disk):
             path.unlink()
         (disk / "other").write_bytes(bytes(size * 2 // 3 - 8192))
         with pytest.raises(CacheFull, match=r"disk has no room for its \d+ bytes .*free some"):
-            all_of(f"{server.url}/a")
+            all_items(f"{server.url}/a")
         (disk / "other").unlink()
-        assert all_of(f"{server.url}/b") == all_of(sets / "b")
+        assert all_items(f"{server.url}/b") == all_items(sets / "b")
 
 
 @contextlib.contextmanager
@@ -146,4 +146,4 @@ def test_a_cache_that_cannot_be_written_is_named(
     (tmp_path / "file").touch()
     monkeypatch.setenv(FOLDER, str(tmp_path / "file"))
     with pytest.raises(BadInput, match=r"file: cannot be written .*DIST_TRAIN_CACHE"):
-        all_of(f"{server.url}/a")
+        all_items(f"{server.url}/a")

@@ -236,8 +236,8 @@ def test_flipped_bits_in_members_are_all_caught_by_reading(copied: Path, trials:
         at = int(record[f"{member}_at"]) + draw.randrange(int(record[f"{member}_size"]))
         bit = 1 << draw.randrange(8)
         change(tar, at, lambda data, bit=bit: bytes([data[0] ^ bit]), 1)
-        told = rf"{tar.stem}\.tar: slot {record['slot']}, member {member}: bytes differ"
-        with pytest.raises(Corrupt, match=told):
+        message = rf"{tar.stem}\.tar: slot {record['slot']}, member {member}: bytes differ"
+        with pytest.raises(Corrupt, match=message):
             every_item(copied)
         change(tar, at, lambda data, bit=bit: bytes([data[0] ^ bit]), 1)
     assert every_item(copied)

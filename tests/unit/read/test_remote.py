@@ -21,6 +21,7 @@ from shards.storage.errors import BadInput, Corrupt, Unreachable
 from shards.storage.files import sha256_file
 from shards.storage.stage_files import MANIFEST, STAGE, fingerprint_of, finish
 from tests.support.serving import Serving, serve
+from tests.support.shard_sets import all_items, cached_files, tar_files
 
 pytestmark = [
     pytest.mark.usefixtures("cache"),
@@ -58,21 +59,7 @@ def bucket(sets: Path) -> Iterator[str]:
 
 
 def everything_of(location: object) -> tuple[list[Item], list[str]]:
-    return all_of(location), ShardSet(location).items.posting_id.tolist()
-
-
-def all_of(location: object, splits: tuple[str, ...] | None = None) -> list[Item]:
-    shards = ShardSet(location)
-    reader = shards.reader(splits) if splits else shards.reader()
-    return [reader[position] for position in range(len(reader))]
-
-
-def copies(cache: Path) -> list[Path]:
-    return [path for path in cache.rglob("*") if path.is_file()]
-
-
-def tars(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*/*.tar"))
+    return all_items(location), ShardSet(location).items.posting_id.tolist()
 
 
 def _as_is(batch: list[Item]) -> list[Item]:
@@ -112,17 +99,17 @@ def test_the_forked_worker_asks_the_server_itself(sets: Path, server: Serving) -
     reader = ShardSet(f"{server.url}/a").reader()
     assert not any(path.endswith(".tar") for path in server.started)  # tars when first read
     in_global_order(reader, 2)
-    asked = {path for path in server.started if path.endswith(".tar")}
-    assert asked == {str(tar.relative_to(sets)) for tar in tars(sets / "a")}
+    requested = {path for path in server.started if path.endswith(".tar")}
+    assert requested == {str(tar.relative_to(sets)) for tar in tar_files(sets / "a")}
     assert reader._open == {}
 
 
 def test_other_file_systems(sets: Path, tmp_path: Path) -> None:
     fsspec.filesystem("memory").put(str(sets / "a"), "/memory-set", recursive=True)
-    assert all_of("memory://memory-set") == all_of(sets / "a")
-    assert all_of(f"file://{sets}/a") == all_of(str(sets / "a"))
+    assert all_items("memory://memory-set") == all_items(sets / "a")
+    assert all_items(f"file://{sets}/a") == all_items(str(sets / "a"))
     archive = shutil.make_archive(str(tmp_path / "a"), "zip", sets)
-    assert all_of(f"zip://a::{archive}") == all_of(sets / "a")
+    assert all_items(f"zip://a::{archive}") == all_items(sets / "a")
 
 
 def test_a_server_without_ranges(
@@ -130,32 +117,32 @@ def test_a_server_without_ranges(
 ) -> None:
     monkeypatch.setattr(remote, "CHUNK", 10_000)
     server.ranges = False
-    assert all_of(f"{server.url}/a") == all_of(sets / "a")
+    assert all_items(f"{server.url}/a") == all_items(sets / "a")
 
 
 # ── names
 
 
 def test_sets_and_splits_that_share_names_are_never_mixed(sets: Path, server: Serving) -> None:
-    shared = {str(tar.relative_to(sets / "a")) for tar in tars(sets / "a")}
-    assert shared & {str(tar.relative_to(sets / "b")) for tar in tars(sets / "b")}
-    hashes = [sha256_file(tar) for name in "ab" for tar in tars(sets / name)]
+    shared = {str(tar.relative_to(sets / "a")) for tar in tar_files(sets / "a")}
+    assert shared & {str(tar.relative_to(sets / "b")) for tar in tar_files(sets / "b")}
+    hashes = [sha256_file(tar) for name in "ab" for tar in tar_files(sets / name)]
     assert len(set(hashes)) == len(hashes)
     for _ in range(2):  # downloaded, then from the cache
         for split in ("train", "val"):
             for name in "ba":
-                found = all_of(f"{server.url}/{name}", (split,))
-                assert found == all_of(sets / name, (split,))
+                found = all_items(f"{server.url}/{name}", (split,))
+                assert found == all_items(sets / name, (split,))
     assert max(server.started[path] for path in server.started if path.endswith("tar")) == 1
 
 
 def test_what_has_the_same_bytes_is_downloaded_once(own: Serving, cache: Path) -> None:
-    shutil.copytree(own.folder / "a", own.folder / "twin")
-    all_of(f"{own.url}/a")
-    names = {path.name for path in copies(cache)}
-    assert all_of(f"{own.url}/twin") == all_of(own.folder / "a")
-    assert {path.name for path in copies(cache)} == names
-    assert all(sha256_file(path) == path.name for path in copies(cache))
+    shutil.copytree(own.folder / "a", own.folder / "copy")
+    all_items(f"{own.url}/a")
+    names = {path.name for path in cached_files(cache)}
+    assert all_items(f"{own.url}/copy") == all_items(own.folder / "a")
+    assert {path.name for path in cached_files(cache)} == names
+    assert all(sha256_file(path) == path.name for path in cached_files(cache))
 
 
 # ── a bad connection
@@ -163,18 +150,18 @@ def test_what_has_the_same_bytes_is_downloaded_once(own: Serving, cache: Path) -
 
 @pytest.mark.parametrize("fault", ["500", "cut"])
 @pytest.mark.parametrize("times", [1, 4])
-def test_what_is_cut_off_is_asked_for_again(
+def test_what_is_cut_off_is_requested_again(
     fault: str, times: int, sets: Path, server: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
     server.broken, server.faults = lambda path: fault, times
-    assert all_of(f"{server.url}/a", ("train",)) == all_of(sets / "a", ("train",))
+    assert all_items(f"{server.url}/a", ("train",)) == all_items(sets / "a", ("train",))
     assert server.faults == 0
-    told = [record.message for record in caplog.records if "try" in record.message]
-    assert len(told) == times
-    assert f"try {times + 1} of 5" in told[-1]
+    warned = [record.message for record in caplog.records if "try" in record.message]
+    assert len(warned) == times
+    assert f"try {times + 1} of 5" in warned[-1]
 
 
-def test_an_answer_that_may_be_another_in_a_moment_is_asked_for_again(
+def test_an_answer_that_may_be_another_in_a_moment_is_requested_again(
     sets: Path, server: Serving
 ) -> None:
     """Too early, too many requests (RFC 6585), a server that is overloaded or starts anew."""
@@ -193,18 +180,18 @@ def test_an_answer_that_stays_the_same_is_taken_at_once(server: Serving) -> None
         assert server.started["a/stage.json"] == tries
 
 
-def test_a_part_that_came_is_not_asked_for_again(
+def test_a_part_that_came_is_not_requested_again(
     sets: Path, server: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "CHUNK", 4096)
-    biggest = max(tars(sets / "a"), key=lambda tar: tar.stat().st_size)
+    biggest = max(tar_files(sets / "a"), key=lambda tar: tar.stat().st_size)
     path = str(biggest.relative_to(sets))
     left = iter([""] * 5 + ["cut"] * 5)
-    server.broken = lambda asked: next(left, "") if asked == path else ""
+    server.broken = lambda requested: next(left, "") if requested == path else ""
     with pytest.raises(Unreachable, match="gave up after 5 tries"):
-        all_of(f"{server.url}/a")
+        all_items(f"{server.url}/a")
     assert (server.started[path], server.resumed[path]) == (1, 4 + 5)
-    assert all_of(f"{server.url}/a") == all_of(sets / "a")
+    assert all_items(f"{server.url}/a") == all_items(sets / "a")
     pieces = -(-biggest.stat().st_size // 4096)
     assert (server.started[path], server.resumed[path]) == (1, 5 + pieces - 1)
 
@@ -212,7 +199,7 @@ def test_a_part_that_came_is_not_asked_for_again(
 def test_a_server_that_never_answers_well_is_given_up(server: Serving) -> None:
     server.broken = lambda path: "500" if path.endswith(".idx") else ""
     with pytest.raises(Unreachable, match=r"a/train/000000\.idx: .*500.* gave up after 5 tries"):
-        all_of(f"{server.url}/a")
+        all_items(f"{server.url}/a")
     assert max(server.started.values()) == 5
     port = server.url.rpartition(":")[2]
     with pytest.raises(Unreachable, match=rf"127\.0\.0\.1:{int(port) + 1}/a/stage.json: .*5 tries"):
@@ -229,48 +216,50 @@ def test_wrong_bytes_are_refused_with_both_hashes_and_not_kept(
     server.broken = lambda path: "wrong" if path.endswith(end) else ""
     with pytest.raises(
         Corrupt, match=rf"{server.url}/a/.*{end}: sha256 \w{{64}}, in its manifest"
-    ) as told:
+    ) as raised:
         everything_of(f"{server.url}/a")
     bad = next(path for path, count in server.started.items() if count == 3)
-    assert sha256_file(sets / bad) in str(told.value)
-    kept = {path.name for path in copies(cache)}
-    assert all(sha256_file(path) == path.name for path in copies(cache))
+    assert sha256_file(sets / bad) in str(raised.value)
+    kept = {path.name for path in cached_files(cache)}
+    assert all(sha256_file(path) == path.name for path in cached_files(cache))
     assert sha256_file(sets / bad) not in kept
     server.broken = lambda path: ""
-    assert all_of(f"{server.url}/a") == all_of(sets / "a")
+    assert all_items(f"{server.url}/a") == all_items(sets / "a")
 
 
 def test_one_wrong_answer_is_downloaded_again(sets: Path, server: Serving) -> None:
     server.broken, server.faults = lambda path: "wrong" if path.endswith(".tar") else "", 2
-    assert all_of(f"{server.url}/a") == all_of(sets / "a")
+    assert all_items(f"{server.url}/a") == all_items(sets / "a")
 
 
 @pytest.mark.parametrize("end", ["stage.json", "manifest.json", ".idx", ".tar"])
 def test_an_error_page_with_200_is_refused(end: str, server: Serving, cache: Path) -> None:
     server.broken = lambda path: "page" if path.endswith(end) else ""
-    with pytest.raises((Corrupt, Unreachable), match=rf"{server.url}/a/\S*{end}: ") as told:
-        all_of(f"{server.url}/a")
-    assert "not JSON" in str(told.value) or "starting b'<html>" in str(told.value)
-    assert all(path.stat().st_size == 0 for path in copies(cache) if path.suffix == ".part")
-    assert all(sha256_file(path) == path.name for path in copies(cache) if path.suffix != ".part")
+    with pytest.raises((Corrupt, Unreachable), match=rf"{server.url}/a/\S*{end}: ") as raised:
+        all_items(f"{server.url}/a")
+    assert "not JSON" in str(raised.value) or "starting b'<html>" in str(raised.value)
+    assert all(path.stat().st_size == 0 for path in cached_files(cache) if path.suffix == ".part")
+    assert all(
+        sha256_file(path) == path.name for path in cached_files(cache) if path.suffix != ".part"
+    )
 
 
 def test_a_tar_cut_changed_or_gone_at_the_server(own: Serving) -> None:
-    tar = tars(own.folder / "a")[0]
+    tar = tar_files(own.folder / "a")[0]
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-512])
     with pytest.raises(Unreachable, match=f"{tar.name}: .* bytes came where {len(whole)}"):
-        all_of(f"{own.url}/a")
+        all_items(f"{own.url}/a")
     assert any("bytes, packed with" in fault for fault in verify(f"{own.url}/a"))
     tar.write_bytes(whole[:700] + bytes([whole[700] ^ 4]) + whole[701:])
     with pytest.raises(Corrupt, match="sha256"):
-        all_of(f"{own.url}/a")
+        all_items(f"{own.url}/a")
     name = str(tar.relative_to(own.folder))
     assert verify(f"{own.url}/a") == [f"{own.url}/{name}: content differs from what was packed"]
     tar.unlink()
     assert verify(f"{own.url}/a") == [f"{own.url}/{name}: missing; restore it there"]
     with pytest.raises(Corrupt, match=f"{name}: missing"):
-        all_of(f"{own.url}/a")
+        all_items(f"{own.url}/a")
     tar.write_bytes(whole)
     assert verify(f"{own.url}/a") == []
 
@@ -280,14 +269,14 @@ def test_a_manifest_whose_counts_were_changed_is_refused(own: Serving) -> None:
     manifest = json.loads(path.read_text())
     manifest["counts"]["classes"] += 1
     path.write_text(json.dumps(manifest))
-    told = rf"{own.url}/a/manifest\.json: differs from its own sha256"
-    with pytest.raises(Corrupt, match=told):
+    message = rf"{own.url}/a/manifest\.json: differs from its own sha256"
+    with pytest.raises(Corrupt, match=message):
         ShardSet(f"{own.url}/a")
-    assert [re.match(told, fault) is not None for fault in verify(f"{own.url}/a")] == [True]
+    assert [re.match(message, fault) is not None for fault in verify(f"{own.url}/a")] == [True]
 
 
 @pytest.mark.parametrize(
-    ("name", "was", "now", "told"),
+    ("name", "was", "now", "message"),
     [
         (STAGE, '"started": "2', '"started": "3', "content differs from what was written; restore"),
         ("status.json", '"done"', '"gone"', "is 'gone' although the stage is finished"),
@@ -295,13 +284,13 @@ def test_a_manifest_whose_counts_were_changed_is_refused(own: Serving) -> None:
     ],
 )
 def test_verify_finds_at_a_url_what_it_finds_in_the_folder(
-    own: Serving, name: str, was: str, now: str, told: str
+    own: Serving, name: str, was: str, now: str, message: str
 ) -> None:
     path = own.folder / "a" / name
     assert was in path.read_text()
     path.write_text(path.read_text().replace(was, now, 1))
     (fault,) = verify(f"{own.url}/a")
-    assert fault.startswith(f"{own.url}/a/{name}: {told}")
+    assert fault.startswith(f"{own.url}/a/{name}: {message}")
     path.unlink()
     if name != STAGE:
         fault = f"{own.url}/a/{name}: is '' although the stage is finished"
@@ -310,7 +299,7 @@ def test_verify_finds_at_a_url_what_it_finds_in_the_folder(
 
 def test_a_tar_changed_before_its_seal_is_reported_at_a_url_too(own: Serving) -> None:
     folder = own.folder / "a"
-    tar = tars(folder)[0]
+    tar = tar_files(folder)[0]
     flipped = bytearray(tar.read_bytes())
     flipped[600] ^= 4
     tar.write_bytes(flipped)
@@ -337,12 +326,14 @@ def test_a_hostile_manifest_leads_nowhere(own: Serving, cache: Path, tmp_path: P
     with pytest.raises(Corrupt, match="has no path below it"):
         ShardSet(f"{own.url}/a")
     assert not list(tmp_path.rglob("escaped*"))
-    assert not copies(cache)
+    assert not cached_files(cache)
 
 
 def _sign(path: Path) -> None:
-    manifest, told = (json.loads((path.parent / name).read_text()) for name in (MANIFEST, STAGE))
-    manifest["fingerprint"] = fingerprint_of(told, manifest["files"])
+    manifest, recorded = (
+        json.loads((path.parent / name).read_text()) for name in (MANIFEST, STAGE)
+    )
+    manifest["fingerprint"] = fingerprint_of(recorded, manifest["files"])
     path.write_text(json.dumps(manifest))
 
 
@@ -350,15 +341,15 @@ def _sign(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("nonsense://x/y", "Protocol not known.*install the fsspec file system for nonsense"),
         ("memory://nothing/here", r"not a shard set directory \(no stage.json\)"),
         ("pipe:cat /etc/passwd", "not a shard set directory"),
     ],
 )
-def test_what_is_no_set_is_refused(url: str, told: str) -> None:
-    with pytest.raises(BadInput, match=told):
+def test_what_is_no_set_is_refused(url: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         ShardSet(url)
 
 
@@ -372,9 +363,9 @@ def test_users_and_queries_are_never_shown_nor_recorded(
     server: Serving, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = server.url.replace("//", "//user:hush@") + "/a?signature=hush"
-    assert all_of(url) == all_of(f"{server.url}/a")
+    assert all_items(url) == all_items(f"{server.url}/a")
     assert "hush" not in json.dumps(stage.parents_for(tmp_path, shards=url))
     server.broken = lambda path: "500"
-    with pytest.raises(Unreachable, match="gave up") as told:
+    with pytest.raises(Unreachable, match="gave up") as raised:
         ShardSet(url)
-    assert "hush" not in str(told.value) + caplog.text
+    assert "hush" not in str(raised.value) + caplog.text

@@ -1,4 +1,4 @@
-"""Reading a shard set by position, and what is said of one that is damaged."""
+"""Reading a shard set by position, and the errors of one that is damaged."""
 
 import copy
 import errno
@@ -101,10 +101,10 @@ def read_some(reader: ItemReader) -> list[Item]:
 def test_a_pickled_copy_reads_the_same_and_carries_no_descriptor(shard_set: Path) -> None:
     reader = ShardSet(shard_set).reader()
     before = read_some(reader)
-    for twin in (pickle.loads(pickle.dumps(reader)), copy.copy(reader)):
-        assert twin._open == {}
-        assert read_some(twin) == before
-        del twin
+    for other in (pickle.loads(pickle.dumps(reader)), copy.copy(reader)):
+        assert other._open == {}
+        assert read_some(other) == before
+        del other
     assert read_some(reader) == before
 
 
@@ -232,8 +232,8 @@ def test_a_disk_that_does_not_give_the_bytes_is_named_with_tar_and_slot(
 
     reader = ShardSet(shard_set).reader(["train"])
     monkeypatch.setattr(os, "pread", broken)
-    told = r"train/000000\.tar: slot 0, member \w+: cannot be read \(Input/output error\)"
-    with pytest.raises(Failed, match=told):
+    message = r"train/000000\.tar: slot 0, member \w+: cannot be read \(Input/output error\)"
+    with pytest.raises(Failed, match=message):
         reader[0]
 
 

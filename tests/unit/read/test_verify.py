@@ -129,8 +129,8 @@ def test_a_tar_that_had_changed_before_the_seal_is_reported(copied: Path) -> Non
     flipped[600] ^= 4
     tar.write_bytes(flipped)
     seal_anew(copied)
-    told = "had changed before the set was sealed (its index differs); pack again"
-    assert verify(copied) == [f"{tar}: {told}"]
+    message = "had changed before the set was sealed (its index differs); pack again"
+    assert verify(copied) == [f"{tar}: {message}"]
 
 
 def seal_anew(shards: Path) -> None:

@@ -94,11 +94,11 @@ class Job(Programs):
 
     def requeued(self) -> list[list[str]]:
         """What Slurm was told to requeue."""
-        return [words[2:] for words in self.told("scontrol") if words[1] == "requeue"]
+        return [words[2:] for words in self.calls("scontrol") if words[1] == "requeue"]
 
     def stage(self) -> list[list[str]]:
         """The words of each process that was started."""
-        return [words[1:] for words in self.told("python")]
+        return [words[1:] for words in self.calls("python")]
 
     def environment(self) -> dict[str, str]:
         """Of the process that was started last."""
@@ -114,7 +114,7 @@ class Job(Programs):
         end = time.monotonic() + 30
         while not condition():
             assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < end, self.told()
+            assert time.monotonic() < end, self.calls()
             time.sleep(0.01)
 
 
@@ -160,7 +160,7 @@ def test_one_launcher_a_node_over_all_processes(job: Job) -> None:
     job.ends(0, "done")
     code, output = job.run(*TRAIN, nodes=2, gpus=4)
     assert code == 0, output
-    (srun,) = (words for words in job.told("srun") if words[-1] != "true")
+    (srun,) = (words for words in job.calls("srun") if words[-1] != "true")
     assert srun[1 : srun.index("bash")] == ["--export=ALL", "--label", "--kill-on-bad-exit=1"]
     port = str(port_of(job.stage()[0]))
     for node, words in enumerate(job.stage()):
@@ -181,7 +181,7 @@ def test_one_launcher_a_node_over_all_processes(job: Job) -> None:
 def test_one_process_by_itself_is_started_plainly_and_hears_signals(job: Job) -> None:
     job.ends(0)
     assert job.run("pack", "my catalogue.csv", "--out", "run", gpus=4)[0] == 0
-    (srun,) = job.told("srun")
+    (srun,) = job.calls("srun")
     assert srun[1 : srun.index("bash")] == ["--export=ALL", "--ntasks=1"]
     assert job.stage() == [["-m", "dist_train", "pack", "my catalogue.csv", "--out", "run"]]
     assert not job.ignores(signal.SIGTERM)
@@ -201,9 +201,9 @@ def test_what_the_environment_says_reaches_the_stage(job: Job, nodes: int) -> No
         SRUN_OPTIONS="--mpi=none --cpu-bind=none", OMP_NUM_THREADS="7",
     )  # fmt: skip
     assert code == 0, output
-    (srun,) = (words for words in job.told("srun") if words[-1] != "true")
+    (srun,) = (words for words in job.calls("srun") if words[-1] != "true")
     assert srun[1:4] == ["--mpi=none", "--cpu-bind=none", "--export=ALL"]
-    started = job.told("container")
+    started = job.calls("container")
     assert len(started) == len(job.stage()) == nodes
     assert [words[:3] for words in started] == [["container", "image.sif", "python"]] * nodes
     environment = job.environment()
@@ -247,7 +247,7 @@ def test_a_task_of_an_array_has_its_number_everywhere(job: Job) -> None:
     environment = job.environment()
     assert (environment["DIST_TRAIN_JOB"], environment["DIST_TRAIN_ATTEMPT"]) == ("69_5", "2")
     assert job.requeued() == [["69_5"]]
-    asked = [words for words in job.told("scontrol") if words[2:4] == ["show", "job"]]
+    asked = [words for words in job.calls("scontrol") if words[2:4] == ["show", "job"]]
     assert asked == [["scontrol", "--oneliner", "show", "job", "69_5"]]
 
 
@@ -313,11 +313,11 @@ def test_what_cannot_work_is_refused_before_anything_starts(job: Job) -> None:
     for words, more, said in cases:
         code, output = job.run(*words, **more)
         assert (code, said in output) == (1, True), output
-        assert not job.told("srun")
+        assert not job.calls("srun")
     (job.bin / "nowhere").touch()
     code, output = job.run(*TRAIN, nodes=2)
     assert (code, "scontrol does not know the first node's address" in output) == (1, True)
-    assert not job.told("srun")
+    assert not job.calls("srun")
 
 
 # ── how it ends
@@ -361,7 +361,7 @@ def test_what_fails_for_a_lost_node_goes_back_into_the_queue(
     assert code == 1
     assert bool(job.requeued()) == again
     assert ("a node is lost" in output) == again
-    asked = [words for words in job.told("srun") if words[-1] == "true"]
+    asked = [words for words in job.calls("srun") if words[-1] == "true"]
     assert asked == ([["srun", "--overlap", "--ntasks-per-node=1", "true"]] if nodes > 1 else [])
 
 
@@ -369,7 +369,7 @@ def test_what_fails_for_a_lost_node_goes_back_into_the_queue(
 def test_nodes_are_asked_only_when_something_failed(job: Job, status: str) -> None:
     job.ends(1, status)
     job.run(*TRAIN, nodes=2)
-    assert not [words for words in job.told("srun") if words[-1] == "true"]
+    assert not [words for words in job.calls("srun") if words[-1] == "true"]
 
 
 @pytest.mark.parametrize(
@@ -418,11 +418,11 @@ def test_it_waits_for_slurm_to_take_the_job_away(job: Job) -> None:
     """Ended sooner, the job would be taken for finished; where Slurm refuses, it ends at once."""
     job.ends(3)
     job.run("report", "run")
-    assert ["sleep", "120"] in job.told("sleep")
+    assert ["sleep", "120"] in job.calls("sleep")
     (job.bin / "held").touch()
     assert job.run("report", "run")[0] == 3
     assert job.requeued() == [["70"]]
-    assert ["sleep", "120"] not in job.told("sleep")
+    assert ["sleep", "120"] not in job.calls("sleep")
 
 
 # ── what it is told while the stage runs
@@ -443,26 +443,26 @@ def runs(job: Job, status: str) -> None:
 
 
 def started(job: Job) -> bool:
-    return bool(job.told("python")) and (job.bin / "ignored").exists()
+    return bool(job.calls("python")) and (job.bin / "ignored").exists()
 
 
 def test_near_the_limit_launched_processes_are_asked_until_they_hear(job: Job) -> None:
     runs(job, "running")
     array = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_JOB_ID": "69"}
     process = job.start(*TRAIN, gpus=2, **array)
-    job.wait_for(lambda: started(job) and len(job.told("sleep")) > 2, process)
-    assert not job.told("scancel")
+    job.wait_for(lambda: started(job) and len(job.calls("sleep")) > 2, process)
+    assert not job.calls("scancel")
     process.send_signal(signal.SIGUSR1)
-    job.wait_for(lambda: len(job.told("scancel")) > 1, process)
+    job.wait_for(lambda: len(job.calls("scancel")) > 1, process)
     # It has heard: what it writes now is not to be disturbed.
     (job.folder / "run/status.json").write_text('{"status": "preempted"}')
     time.sleep(0.2)
-    asked, slept = len(job.told("scancel")), len(job.told("sleep"))
-    job.wait_for(lambda: len(job.told("sleep")) > slept + 3, process)
-    assert len(job.told("scancel")) == asked
+    asked, slept = len(job.calls("scancel")), len(job.calls("sleep"))
+    job.wait_for(lambda: len(job.calls("sleep")) > slept + 3, process)
+    assert len(job.calls("scancel")) == asked
     (job.bin / "end").touch()
     output, _ = process.communicate(timeout=60)
-    assert {tuple(words) for words in job.told("scancel")} == {
+    assert {tuple(words) for words in job.calls("scancel")} == {
         ("scancel", "--signal=USR1", "69_5.0")
     }
     assert "the time limit is near, asking for a stop" in output
@@ -472,15 +472,15 @@ def test_near_the_limit_launched_processes_are_asked_until_they_hear(job: Job) -
 def test_near_the_limit_a_process_by_itself_is_told_once(job: Job) -> None:
     runs(job, "running")
     process = job.start("join", "e", "--out", "run")
-    job.wait_for(lambda: started(job) and len(job.told("sleep")) > 2, process)
-    assert not job.told("scancel")
+    job.wait_for(lambda: started(job) and len(job.calls("sleep")) > 2, process)
+    assert not job.calls("scancel")
     process.send_signal(signal.SIGUSR1)
-    job.wait_for(lambda: bool(job.told("scancel")), process)
-    slept = len(job.told("sleep"))
-    job.wait_for(lambda: len(job.told("sleep")) > slept + 3, process)
+    job.wait_for(lambda: bool(job.calls("scancel")), process)
+    slept = len(job.calls("sleep"))
+    job.wait_for(lambda: len(job.calls("sleep")) > slept + 3, process)
     (job.bin / "end").touch()
     process.communicate(timeout=60)
-    assert job.told("scancel") == [["scancel", "--signal=TERM", "70.0"]]
+    assert job.calls("scancel") == [["scancel", "--signal=TERM", "70.0"]]
 
 
 def test_asked_to_end_it_waits_for_the_stage_which_is_asked_too(job: Job) -> None:
@@ -488,13 +488,13 @@ def test_asked_to_end_it_waits_for_the_stage_which_is_asked_too(job: Job) -> Non
     process = job.start("join", "e", "--out", "run")
     job.wait_for(lambda: started(job), process)
     process.send_signal(signal.SIGTERM)
-    slept = len(job.told("sleep"))
-    job.wait_for(lambda: len(job.told("sleep")) > slept + 3, process)
+    slept = len(job.calls("sleep"))
+    job.wait_for(lambda: len(job.calls("sleep")) > slept + 3, process)
     (job.bin / "code").write_text("3")
     (job.bin / "end").touch()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert not job.told("scancel")
+    assert not job.calls("scancel")
     assert output.index("asked to end") < output.index("join is preempted (exit code 3)")
     assert job.requeued() == [["70"]]
 
@@ -533,4 +533,4 @@ def test_what_a_script_asks_slurm_for_and_starts(verb: str, tmp_path: Path) -> N
     done = subprocess.run(["bash", str(SLURM / f"{verb}.sbatch"), *words], cwd=tmp_path, timeout=20)
     assert done.returncode == 7
     task = ["--task", "%a"] if verb == "pack" else []
-    assert programs.told() == [["stage.sh", verb, *task, *words]]
+    assert programs.calls() == [["stage.sh", verb, *task, *words]]

@@ -208,7 +208,7 @@ JOB = ("JobId=4 JobName=x Restarts={restarts} JobState={state} Reason={reason} E
 def test_how_a_job_stands(tasks: list, state: str, why: str) -> None:
     names = ("state", "reason", "code", "restarts")
     text = "\n".join(JOB.format(**dict(zip(names, task, strict=True))) for task in tasks)
-    assert commands.told(text) == commands.Seen(state, why)
+    assert commands.shown(text) == commands.Seen(state, why)
 
 
 # ── attempts

@@ -58,7 +58,7 @@ class Scheduler(Programs):
 
     def submitted(self) -> dict[str, tuple[str, ...]]:
         """Name of the stage to the options it was submitted with, in order."""
-        calls = [words[1:] for words in self.told("sbatch") if "--test-only" not in words]
+        calls = [words[1:] for words in self.calls("sbatch") if "--test-only" not in words]
         assert all(words[0] == "--parsable" for words in calls)
         return {Path(words[-1]).stem[3:]: tuple(words[1:-1]) for words in calls}
 
@@ -118,10 +118,10 @@ def test_every_job_waits_for_the_good_end_of_what_it_reads(scheduler: Scheduler)
     steps = json.loads((OUT / "slurm/jobs.json").read_text())["steps"]
     assert steps["embedding"]["made"] == "embedding/manifest.json"
     assert steps["embedding"]["after"] == ["image", "text"]
-    scripts = [Path(words[-1]).name for words in scheduler.told("sbatch")]
+    scripts = [Path(words[-1]).name for words in scheduler.calls("sbatch")]
     assert scripts[0] == "01-pack.sbatch"
     assert scripts[-1] == "09-report.sbatch"
-    assert not scheduler.told("scancel")
+    assert not scheduler.calls("scancel")
 
 
 def test_other_encoders_are_compared_by_jobs_of_their_own(scheduler: Scheduler) -> None:
@@ -143,7 +143,7 @@ def test_a_job_that_is_alive_is_not_doubled(scheduler: Scheduler, state: str) ->
     scheduler.forget()
     assert [p.job for p in submit(ROAD)] == list(before.values())
     assert scheduler.submitted() == {}
-    assert not scheduler.told("scancel")
+    assert not scheduler.calls("scancel")
     assert jobs() == before
 
 
@@ -163,11 +163,11 @@ def test_what_waits_for_a_renewed_job_is_renewed(scheduler: Scheduler, is_alive:
         "image": after(1), "embedding": after(10, 3), "index": after(11), "join": after(12),
         "match": after(13), "evaluate": after(14), "report": after(14, 15),
     }  # fmt: skip
-    gone = [words[1:] for words in scheduler.told("scancel")]
+    gone = [words[1:] for words in scheduler.calls("scancel")]
     assert gone == ([["4"], ["5"], ["6"], ["7"], ["8"], ["9"]] if is_alive else [])
     assert list(jobs().values()) == ["1", "10", "3", "11", "12", "13", "14", "15", "16"]
     if is_alive:  # an old one must be gone before the new one, which writes the same folder
-        told = scheduler.told("scancel", "sbatch")
+        told = scheduler.calls("scancel", "sbatch")
         at = told.index(["scancel", "4"])
         assert told[at + 1][-1].endswith("04-embedding.sbatch")
 
@@ -228,10 +228,10 @@ def test_two_submits_wait_for_each_other(scheduler: Scheduler) -> None:
 
 def test_a_dry_run_only_has_the_scripts_tested(scheduler: Scheduler) -> None:
     planned = submit(ROAD, dry_run=True)
-    assert [words[1:2] for words in scheduler.told("sbatch")] == [["--test-only"]] * 9
-    assert [words[2] for words in scheduler.told("sbatch")] == [str(p.script) for p in planned]
+    assert [words[1:2] for words in scheduler.calls("sbatch")] == [["--test-only"]] * 9
+    assert [words[2] for words in scheduler.calls("sbatch")] == [str(p.script) for p in planned]
     assert {p.script.parent for p in planned} == {OUT / "slurm" / "dry-run"}
-    assert not scheduler.told("scancel")
+    assert not scheduler.calls("scancel")
     assert not list(OUT.rglob("jobs.json"))
     assert [p.waits_for for p in planned[3:5]] == ["image, text", "embedding"]
     (scheduler.bin / "refuse").write_text("image")
@@ -243,17 +243,17 @@ def test_a_controller_that_is_down_gets_nothing(scheduler: Scheduler) -> None:
     (scheduler.bin / "down").touch()
     with pytest.raises(BadInput, match=r"scontrol ping\); the scripts alone: --dry-run"):
         submit(ROAD)
-    assert not scheduler.told("sbatch")
+    assert not scheduler.calls("sbatch")
     assert not OUT.exists()
     submit(ROAD, dry_run=True)
-    assert not scheduler.told("sbatch")
+    assert not scheduler.calls("sbatch")
 
 
 def test_other_options_than_what_is_done_are_refused_before_anything(scheduler: Scheduler) -> None:
     finish("embedding", stage.EMBEDDING, ROAD.embed)
     with pytest.raises(BadInput, match="dtype 'float16' there, 'float32' requested"):
         submit(replace(ROAD, embed=EmbedConfig(dtype="float32")))
-    assert not scheduler.told("sbatch")
+    assert not scheduler.calls("sbatch")
     assert not (OUT / "slurm").exists()
 
 
@@ -277,7 +277,7 @@ def test_a_job_that_the_controller_forgot_is_asked_of_the_accounts(
 ) -> None:
     (scheduler.bin / "accounts").write_text(accounts)
     assert tuple(commands.seen("31")) == found
-    assert scheduler.told() == [
+    assert scheduler.calls() == [
         ["scontrol", "--oneliner", "show", "job", "31"],
         ["sacct", "-n", "-P", "-X", "-j", "31", "-o", "State,ExitCode,Reason"],
     ]
@@ -288,7 +288,7 @@ def test_a_controller_that_does_not_answer_is_no_lost_job(scheduler: Scheduler) 
     said = r"scontrol show job 31: Unable to contact slurm controller; is Slurm's controller up\?"
     with pytest.raises(Failed, match=said):
         commands.seen("31")
-    assert not scheduler.told("sacct")
+    assert not scheduler.calls("sacct")
 
 
 def test_a_job_is_forgotten_where_there_are_no_accounts(
@@ -468,7 +468,7 @@ def test_what_is_done_is_done_whatever_slurm_says(scheduler: Scheduler, told) ->
     scheduler.has("2", "FAILED")
     finish("image", stage.RUN)
     assert told(OUT)[0] == 0
-    assert not scheduler.told()
+    assert not scheduler.calls()
 
 
 def test_evaluate_and_report_are_done_by_what_they_write(scheduler: Scheduler, told) -> None:

@@ -153,7 +153,7 @@ def test_a_process_of_another_user_is_alive(
     assert path.exists()
 
 
-def test_an_error_of_the_disk_is_told_and_no_descriptor_stays(
+def test_an_error_of_the_disk_is_reported_and_no_descriptor_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = 0

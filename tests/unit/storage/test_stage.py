@@ -29,13 +29,13 @@ def chain(tmp_path):
 
 def test_parents_are_relative_paths_with_fingerprints(chain):
     shards, run = chain
-    told = json.loads((run / "stage.json").read_text())["parents"]
+    recorded = json.loads((run / "stage.json").read_text())["parents"]
     fingerprint = json.loads((shards / "manifest.json").read_text())["fingerprint"]
-    assert told == {"shards": {"path": "../../a/shards", "fingerprint": fingerprint}}
+    assert recorded == {"shards": {"path": "../../a/shards", "fingerprint": fingerprint}}
     assert stage.parent(run, "shards") == shards.resolve()
 
 
-def test_a_parent_not_given_is_not_told(chain):
+def test_a_parent_not_given_is_not_recorded(chain):
     shards, run = chain
     assert set(stage.parents_for(run, shards=shards, image=None)) == {"shards"}
 
@@ -104,17 +104,17 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
 
 def test_another_stage_config_or_parent_in_a_folder_is_refused_and_named(chain):
     _, run = chain
-    told = json.loads((run / "stage.json").read_text())
+    recorded = json.loads((run / "stage.json").read_text())
     before = {path: path.read_bytes() for path in run.iterdir()}
     with pytest.raises(BadInput, match="already holds run"):
-        stage_files.begin(run, stage.INDEX, told["config"], told["parents"])
+        stage_files.begin(run, stage.INDEX, recorded["config"], recorded["parents"])
     with pytest.raises(BadInput, match="content 'x' there, 'z' requested"):
-        stage_files.begin(run, stage.RUN, {"content": "z"}, told["parents"])
-    other = {"shards": told["parents"]["shards"] | {"fingerprint": "0"}}
+        stage_files.begin(run, stage.RUN, {"content": "z"}, recorded["parents"])
+    other = {"shards": recorded["parents"]["shards"] | {"fingerprint": "0"}}
     with pytest.raises(BadInput, match=r"shards\.fingerprint"):
-        stage_files.begin(run, stage.RUN, told["config"], other)
+        stage_files.begin(run, stage.RUN, recorded["config"], other)
     assert {path: path.read_bytes() for path in run.iterdir()} == before
-    assert stage_files.begin(run, stage.RUN, told["config"], told["parents"]) is True
+    assert stage_files.begin(run, stage.RUN, recorded["config"], recorded["parents"]) is True
 
 
 def test_an_unfinished_stage_goes_on(tmp_path):
@@ -123,21 +123,23 @@ def test_an_unfinished_stage_goes_on(tmp_path):
         assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "running"
 
 
-def test_a_finish_that_was_killed_before_its_status_is_told_as_done(chain):
+def test_a_finish_that_was_killed_before_its_status_counts_as_done(chain):
     _, run = chain
-    told = json.loads((run / "stage.json").read_text())
+    recorded = json.loads((run / "stage.json").read_text())
     for left in ("running", "preempted", "failed"):
         stage_files.write_status(run, left)
-        assert stage_files.begin(run, stage.RUN, told["config"], told["parents"]) is True
+        assert stage_files.begin(run, stage.RUN, recorded["config"], recorded["parents"]) is True
         assert stage_files.status_of(run) == "done"
         assert stage_files.faults_of(run) == []
 
 
 def test_a_finished_stage_says_so_and_what_it_holds(tmp_path):
     out = make(tmp_path / "run", stage.RUN)
-    told, status = (json.loads((out / name).read_text()) for name in ("stage.json", "status.json"))
+    recorded, status = (
+        json.loads((out / name).read_text()) for name in ("stage.json", "status.json")
+    )
     manifest = stage_files.open_finished(out, stage.RUN)
-    assert (told["format"], manifest["format"], told["kind"]) == (1, 1, "run")
+    assert (recorded["format"], manifest["format"], recorded["kind"]) == (1, 1, "run")
     assert (status["status"], status["reason"]) == ("done", "")
     x = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"  # sha256 of "x"
     assert manifest["files"] == {"file.txt": {"bytes": 1, "sha256": x}}
@@ -147,7 +149,7 @@ def test_a_finished_stage_says_so_and_what_it_holds(tmp_path):
 
 def test_what_was_changed_since_is_a_fault(tmp_path):
     out = make(tmp_path / "run", stage.RUN)
-    manifest, told = (
+    manifest, recorded = (
         json.loads((out / name).read_text()) for name in ("manifest.json", "stage.json")
     )
 
@@ -165,7 +167,7 @@ def test_what_was_changed_since_is_a_fault(tmp_path):
         body = {key: each for key, each in value.items() if key != "sha256"}
         return body | {"sha256": stage_files.sha256_json(body)}
 
-    (fault,) = faults_with("stage.json", told | {"started": "1999"})
+    (fault,) = faults_with("stage.json", recorded | {"started": "1999"})
     assert "stage.json: content differs from what was written; restore it" in fault
     (fault,) = faults_with("status.json", {"status": "failed"})
     assert "status.json: is 'failed' although the stage is finished" in fault
@@ -198,12 +200,12 @@ def test_a_file_that_changed_before_the_end_is_not_vouched_for(tmp_path):
 
 def test_another_format_is_refused(tmp_path):
     out = make(tmp_path / "run", stage.RUN)
-    told = json.loads((out / "stage.json").read_text())
-    (out / "stage.json").write_text(json.dumps(told | {"format": 2}))
+    recorded = json.loads((out / "stage.json").read_text())
+    (out / "stage.json").write_text(json.dumps(recorded | {"format": 2}))
     with pytest.raises(BadInput, match="run: format 2, this version reads 1"):
         stage_files.open_finished(out, stage.RUN)
     with pytest.raises(BadInput, match="run: format 2, this version writes 1"):
-        stage_files.begin(out, stage.RUN, told["config"], told["parents"])
+        stage_files.begin(out, stage.RUN, recorded["config"], recorded["parents"])
 
 
 def test_a_folder_in_which_nothing_was_made_is_free_again(tmp_path):

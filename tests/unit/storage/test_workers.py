@@ -17,14 +17,14 @@ def killed_at(number: int, last: int) -> int:
 
 
 @pytest.mark.parametrize("last", [0, 5, 30])
-def test_a_killed_worker_is_told_with_its_work_and_the_remedy(last: int) -> None:
+def test_a_killed_worker_is_reported_with_its_work_and_the_remedy(last: int) -> None:
     def jobs() -> Iterator[tuple[int, int]]:
         yield from ((number, last) for number in range(31))
 
-    told = (
+    message = (
         r"^packing: one of 2 processes was killed, .* memory .* same command goes on, .*--workers"
     )
-    with pytest.raises(Failed, match=told):
+    with pytest.raises(Failed, match=message):
         list(each(killed_at, jobs(), 2, "packing"))
 
 

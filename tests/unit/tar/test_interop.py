@@ -85,7 +85,7 @@ def test_hugging_face_datasets_reads_the_same_bytes(
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_hugging_face_datasets_reads_rows_with_other_members_when_told_them(
+def test_hugging_face_datasets_reads_rows_with_other_members_when_given_their_types(
     tmp_path: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

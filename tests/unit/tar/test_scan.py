@@ -19,7 +19,7 @@ def found(tar: Path) -> list[tuple[str, int, int]]:
     return [(member.name, member.at, member.size) for member in members(tar)]
 
 
-def told_by_tarfile(tar: Path) -> list[tuple[str, int, int]]:
+def found_by_tarfile(tar: Path) -> list[tuple[str, int, int]]:
     with tarfile.open(tar) as opened:
         return [(info.name, info.offset_data, info.size) for info in opened if info.isreg()]
 
@@ -35,7 +35,7 @@ def test_the_scan_finds_what_tarfile_finds(tmp_path: Path, form: int) -> None:
     if form != tarfile.USTAR_FORMAT:
         names += ["é–中.txt", "n" * 300 + ".txt", "deep/" * 60 + "c.txt"]
     tar = write_tar(tmp_path / "a.tar", [(n, n.encode() * k) for k, n in enumerate(names)], form)
-    assert found(tar) == told_by_tarfile(tar)
+    assert found(tar) == found_by_tarfile(tar)
     assert [name for name, _, _ in found(tar)] == names
 
 
@@ -141,15 +141,15 @@ def test_sizes_that_are_none_are_refused(tmp_path: Path) -> None:
 def test_a_member_may_fill_the_file_and_no_block_more(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", [("a.txt", b"x")])
     length = tar.stat().st_size
-    for size, told in (
+    for size, message in (
         (length - 512, "ends without the two zero blocks"),
         (length - 511, f"'a.txt' declares {length - 511} bytes, more than is there"),
     ):
-        with pytest.raises(Corrupt, match=told):
+        with pytest.raises(Corrupt, match=message):
             found(in_header(tar, 0, 124, b"%011o\0" % size))
 
 
-def test_data_behind_the_end_is_told_to_the_byte(tmp_path: Path) -> None:
+def test_data_behind_the_end_is_named_to_the_byte(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", [("a.txt", b"x")])
     for place in (1536, 2047, 5000, 10_239):
         data = bytearray(tar.read_bytes())
@@ -186,7 +186,7 @@ def test_any_flipped_bit_in_a_header_is_refused(tar: Path, trials: int) -> None:
             continue
         with pytest.raises(Corrupt, match=rf"a\.tar: byte {at}: "):
             found(tar)
-        silent += at > 0 and len(told_by_tarfile(tar)) < 18
+        silent += at > 0 and len(found_by_tarfile(tar)) < 18
     assert silent  # tarfile ends there without a word
     assert harmless < trials / 50
 
@@ -238,7 +238,7 @@ def test_joined_tars_are_refused(tar: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "an empty file"),
         (b"<html>" + b"not found " * 300, "no tar header"),
@@ -248,8 +248,8 @@ def test_joined_tars_are_refused(tar: Path) -> None:
         (b"\xfd7zXZ\0" + b"x" * 2000, "compressed with xz"),
     ],
 )
-def test_what_is_no_tar_is_refused(tmp_path: Path, data: bytes, told: str) -> None:
-    with pytest.raises(Corrupt, match=f"a.tar: byte 0: {told}"):
+def test_what_is_no_tar_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    with pytest.raises(Corrupt, match=f"a.tar: byte 0: {message}"):
         found(written(tmp_path / "a.tar", data))
 
 

@@ -79,8 +79,8 @@ def test_headers_are_plain_ustar_and_tell_nothing_of_the_machine(shard_set: Path
                 assert header[257:265] == b"ustar\x0000"
                 assert header[156:157] == b"0"
                 assert info.offset_data == info.offset + 512  # no extended header
-                told = (info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode)
-                assert told == (0, 0, 0, "", "", 0o644)
+                owner = (info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode)
+                assert owner == (0, 0, 0, "", "", 0o644)
         assert len(data) % 10_240 == 0
         assert data[-1024:] == bytes(1024)
 

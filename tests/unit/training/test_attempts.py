@@ -11,32 +11,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dist_train.config.options import HeadOptions
 from dist_train.encoders.folder import load_encoder
-from dist_train.training import loop, validation
-from dist_train.training.data import training_items
+from dist_train.training import validation
 from dist_train.training.loop import train
-from shards.read.shard_set import ShardSet
 from shards.storage.errors import Stopped
-from tests.unit.training.test_checkpoints import (
+from tests.support.damage import spoil_batch
+from tests.support.short_training import (
+    EVERY_OPTION,
+    IMAGE_OPTIONS,
     STEPS,
     assert_same_end,
-    back_to,
     checkpoint,
+    equal_tensors,
     image_config,
-    same,
+    remove_checkpoints_after,
+    text_config,
     without_rate,
-)  # fmt: skip
-from tests.unit.training.test_step import text_config
-
-EVERY = {
-    "ema": 0.7, "layer_decay": 0.7, "freeze": 0.2, "schedule": "one-cycle", "keep_best": True,
-    "warmup": 0.3, "head": HeadOptions(warmup=0.1, lr=1e-2), "gradient_checkpointing": True,
-}  # fmt: skip
-IMAGES = {
-    "erase": 0.5, "rand_augment": "rand-m7-mstd0.5-inc1", "jitter": 0.4, "mixup": 0.4,
-    "cutmix": 1.0,
-}  # fmt: skip
+)
 
 
 def begin_again(run: Path, step: int, name: str) -> Path:
@@ -45,7 +36,7 @@ def begin_again(run: Path, step: int, name: str) -> Path:
     shutil.copytree(run, out)
     shutil.rmtree(out / "encoder")
     (out / "manifest.json").unlink()
-    back_to(out, step)
+    remove_checkpoints_after(out, step)
     return out
 
 
@@ -62,10 +53,10 @@ def test_with_every_option_a_resumed_run_ends_bit_equal(
     shard_set, tiny_vit, tiny_bert, tmp_path, modality
 ):
     if modality == "image":
-        config = image_config(tiny_vit, **EVERY | IMAGES)
+        config = image_config(tiny_vit, **EVERY_OPTION | IMAGE_OPTIONS)
     else:
         config = text_config(
-            tiny_bert, **EVERY | {"epochs": 0.6, "checkpoint_every": 2, "keep": 9}
+            tiny_bert, **EVERY_OPTION | {"epochs": 0.6, "checkpoint_every": 2, "keep": 9}
         )  # fmt: skip
         config = replace(config, encoder=replace(config.encoder, pooling="cls", dropout=0.1))
     train(modality, shard_set, tmp_path / "run", config)
@@ -75,28 +66,14 @@ def test_with_every_option_a_resumed_run_ends_bit_equal(
     assert without_rate(again) == without_rate(tmp_path / "run")
     newest = checkpoint(again, STEPS)
     weights, average = (load_file(newest / f"{n}.safetensors") for n in ("encoder", "average"))
-    assert not same(weights, average)
-
-
-def spoil(monkeypatch, shard_set, config, step: int) -> None:
-    """Put not-a-number into the first batch of `step`, in whatever attempt."""
-    items = training_items(ShardSet(shard_set), "image", config, 1)
-    spoilt, real_load = items.plans(step, step + 1, 0, 1)[0].items, loop.load
-
-    def load(*arguments, **options):
-        for batch in real_load(*arguments, **options):
-            if (batch.items == spoilt).all():
-                batch.inputs[0][0] = float("nan")
-            yield batch
-
-    monkeypatch.setattr(loop, "load", load)
+    assert not equal_tensors(weights, average)
 
 
 def test_a_step_left_out_is_left_out_of_the_count_that_a_resumed_run_goes_on_with(
     shard_set, tiny_vit, tmp_path, monkeypatch
 ):
     config = image_config(tiny_vit)
-    spoil(monkeypatch, shard_set, config, 2)
+    spoil_batch(monkeypatch, shard_set, config, 2)
     train("image", shard_set, tmp_path / "run", config)
     assert counts(tmp_path / "run")["skipped"] == 1
     again = begin_again(tmp_path / "run", 4, "again")
@@ -137,7 +114,7 @@ def test_the_best_encoder_since_the_first_step_is_exported(
     train("image", shard_set, tmp_path / "run", every_step(tiny_vit))
     assert "val F1 0.6000 after training is below the 0.9000 before" in caplog.text
     wanted = load_file(checkpoint(tmp_path / "run", 2) / "encoder.safetensors")
-    assert same(exported(tmp_path / "run"), wanted)
+    assert equal_tensors(exported(tmp_path / "run"), wanted)
     assert counts(tmp_path / "run")["exported_step"] == 2
     assert counts(tmp_path / "run")["val"]["f1"] == 0.6
     card = (tmp_path / "run/encoder/README.md").read_text()
@@ -166,7 +143,7 @@ def test_training_ends_when_it_is_no_better_for_long(
     again = begin_again(tmp_path / "run", 4, "again")  # killed before it was exported
     scored([])
     train("image", shard_set, again, config)
-    assert same(exported(again), exported(tmp_path / "run"))
+    assert equal_tensors(exported(again), exported(tmp_path / "run"))
     assert counts(again)["val"]["f1"] == 0.6
 
 
@@ -193,4 +170,4 @@ def test_a_signal_in_a_validation_is_heard(shard_set, tiny_vit, tmp_path, monkey
         signal.signal(number, signal.SIG_DFL)  # as in a new process
     train("image", shard_set, tmp_path / "run", config)
     assert without_rate(tmp_path / "run") == without_rate(tmp_path / "whole")
-    assert same(exported(tmp_path / "run"), exported(tmp_path / "whole"))
+    assert equal_tensors(exported(tmp_path / "run"), exported(tmp_path / "whole"))

@@ -11,19 +11,19 @@ from dist_train.training import checkpoint as checkpoint_module
 from dist_train.training.checkpoint import FORMAT, Checkpoints, _fault
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json, sha256_file, write_json
-from tests.unit.training.test_checkpoints import checkpoint, fresh, image_config
+from tests.support.short_training import checkpoint, image_config, new_training
 
 
 @pytest.fixture
 def two(shard_set, tiny_vit, tmp_path) -> Path:
     """A run with the checkpoints of steps 6 and 7."""
-    training = fresh(shard_set, image_config(tiny_vit))
+    training = new_training(shard_set, image_config(tiny_vit))
     for step in (6, 7):
         Checkpoints(tmp_path, 9, Runtime("cpu")).save(training, step)
     return tmp_path
 
 
-def test_one_flipped_bit_anywhere_in_a_manifest_is_told(two):
+def test_one_flipped_bit_anywhere_in_a_manifest_is_found(two):
     folder = checkpoint(two, 7)
     manifest = folder / "manifest.json"
     raw = manifest.read_bytes()
@@ -48,7 +48,7 @@ def test_one_flipped_bit_anywhere_in_a_manifest_is_told(two):
 )  # fmt: skip
 def test_a_manifest_that_is_none_is_passed_over(two, tiny_vit, shard_set, wrong):
     (checkpoint(two, 7) / "manifest.json").write_text(json.dumps(wrong))
-    training = fresh(shard_set, image_config(tiny_vit))
+    training = new_training(shard_set, image_config(tiny_vit))
     assert Checkpoints(two, 9, Runtime("cpu")).load_newest(training) == 6
 
 
@@ -59,7 +59,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_stays(two, tiny_vit, shar
     size, digest = (folder / "state.json").stat().st_size, sha256_file(folder / "state.json")
     manifest["files"]["state.json"] = {"bytes": size, "sha256": digest}
     write_json(folder / "manifest.json", manifest | {"format": FORMAT - 1})
-    training = fresh(shard_set, image_config(tiny_vit))
+    training = new_training(shard_set, image_config(tiny_vit))
     with pytest.raises(BadInput, match="of another format"):
         Checkpoints(two, 9, Runtime("cpu")).load_newest(training)
     assert folder.exists()
@@ -68,7 +68,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_stays(two, tiny_vit, shar
 def test_what_a_killed_save_left_makes_room_before_the_next_one(
     tiny_vit, shard_set, tmp_path, monkeypatch
 ):
-    training, runtime = fresh(shard_set, image_config(tiny_vit)), Runtime("cpu")
+    training, runtime = new_training(shard_set, image_config(tiny_vit)), Runtime("cpu")
     left = tmp_path / "checkpoints/.step-00000008.tmp-other"
     left.mkdir(parents=True)
     (left / "encoder.safetensors").write_bytes(b"half")
@@ -109,7 +109,7 @@ def test_a_checkpoint_has_its_name_only_when_all_of_it_is_on_the_disk(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)
-    training = fresh(shard_set, image_config(tiny_vit, ema=0.5))
+    training = new_training(shard_set, image_config(tiny_vit, ema=0.5))
     Checkpoints(tmp_path, 2, Runtime("cpu")).save(training, 9)
     final = checkpoint(tmp_path, 9)
     at = calls.index(("rename", final))

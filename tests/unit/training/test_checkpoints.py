@@ -1,4 +1,4 @@
-"""Real short trainings: checkpoints that are whole or passed over, attempts that go on bit-equal."""
+"""Short real trainings: complete and damaged checkpoints, attempts that go on bit-equal."""
 
 import json
 import logging
@@ -18,8 +18,6 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dist_train.config.options import (
-    ImageEncoderOptions,
-    ImageTraining,
     TextEncoderOptions,
     TextTraining,
 )
@@ -27,24 +25,21 @@ from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.folder import load_encoder
 from dist_train.monitor.metrics import read_metrics
 from dist_train.training.checkpoint import Checkpoints, _fault
-from dist_train.training.data import training_items
 from dist_train.training.loop import train
-from dist_train.training.setup import set_up
-from dist_train.training.sharded_state import moments
-from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput, Failed, Stopped
 from shards.storage.files import sha256_file
-
-STEPS = 7
-COMMON = {"batch_size": 16, "workers": 0, "device": "cpu", "precision": "fp32", "log_every": 1}
-
-
-def image_config(tiny_vit: Path, **options) -> ImageTraining:
-    """Seven steps, a checkpoint after every second and the last."""
-    encoder = ImageEncoderOptions(model=str(tiny_vit), image_size=32)
-    full = {"epochs": 0.6, "checkpoint_every": 2, "keep": 9, "lr": 1e-3, "validate_every": 0.25}
-    full |= {"keep_best": False}
-    return ImageTraining(encoder=encoder, **COMMON | full | options)
+from tests.support.short_training import (
+    COMMON,
+    STEPS,
+    assert_same_end,
+    checkpoint,
+    equal_tensors,
+    image_config,
+    new_training,
+    remove_checkpoints_after,
+    state_of,
+    without_rate,
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,51 +58,6 @@ def cut_off(finished) -> Path:
     shutil.rmtree(out / "encoder")
     (out / "manifest.json").unlink()
     return out
-
-
-def checkpoint(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:08d}"
-
-
-def back_to(run: Path, step: int) -> None:
-    """Take the checkpoints after `step` away."""
-    for folder in (run / "checkpoints").iterdir():
-        if folder > checkpoint(run, step):
-            shutil.rmtree(folder)
-
-
-def fresh(shard_set: Path, config):
-    """A training before its first step."""
-    runtime = Runtime("cpu")
-    return set_up("image", config, training_items(ShardSet(shard_set), "image", config, 1), runtime)
-
-
-def state_of(training) -> dict[str, torch.Tensor]:
-    """Everything that a step depends on."""
-    out = {f"encoder/{k}": v for k, v in training.encoder.state_dict().items()}
-    out |= {f"moments/{k}": v for k, v in moments(training.prepared, training.optimizer).items()}
-    of_head = training.head_optimizer.state[training.head.weight]
-    return out | {"head": training.head.weight} | {f"head/{k}": v for k, v in of_head.items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-def assert_same_end(one: Path, other: Path) -> None:
-    """The encoders and the last checkpoints are equal to the byte."""
-    files = [p.relative_to(one) for p in (one / "encoder").rglob("*") if p.is_file()]
-    files += [p.relative_to(one) for p in checkpoint(one, STEPS).iterdir()]
-    assert len(files) > 8
-    for file in files:
-        assert (one / file).read_bytes() == (other / file).read_bytes(), file
-
-
-def without_rate(run: Path) -> list[dict[str, float]]:
-    """metrics.jsonl without what depends on the clock and on what ran before in the process."""
-    clock = {"samples_per_second", "step_seconds", "data_wait", "memory_gb"}
-    rows = [row for row in read_metrics(run) if "save/seconds" not in row]
-    return [{k: v for k, v in row.items() if k[6:] not in clock} for row in rows]
 
 
 def damage(folder: Path, how: str) -> None:
@@ -149,7 +99,7 @@ def test_a_run_leaves_its_checkpoints_and_says_what_is_in_them(finished):
 
 
 def test_training_moves_every_weight_and_both_moments(finished, tiny_vit, shard_set):
-    before = fresh(shard_set, image_config(tiny_vit))
+    before = new_training(shard_set, image_config(tiny_vit))
     first, last = (load_file(checkpoint(finished, s) / "encoder.safetensors") for s in (2, STEPS))
     for name, parameter in before.encoder.named_parameters():
         assert torch.equal(parameter, last[name]) != parameter.requires_grad, name
@@ -164,19 +114,19 @@ def test_training_moves_every_weight_and_both_moments(finished, tiny_vit, shard_
 
 def test_saved_and_loaded_is_bit_equal(finished, tiny_vit, shard_set, tmp_path):
     config, runtime = image_config(tiny_vit), Runtime("cpu")
-    one, other = fresh(shard_set, config), fresh(shard_set, config)
+    one, other = new_training(shard_set, config), new_training(shard_set, config)
     assert Checkpoints(finished, 9, runtime).load_newest(one) == STEPS
     Checkpoints(tmp_path, 9, runtime).save(one, STEPS)
     assert Checkpoints(tmp_path, 9, runtime).load_newest(other) == STEPS
-    assert same(state_of(one), state_of(other))
+    assert equal_tensors(state_of(one), state_of(other))
     steps = {float(state["step"]) for state in other.optimizer.state.values()}
     assert steps == {float(STEPS)}
     for file in checkpoint(finished, STEPS).glob("*.safetensors"):
         assert file.read_bytes() == (checkpoint(tmp_path, STEPS) / file.name).read_bytes()
 
 
-def test_no_more_checkpoints_than_asked_stay(finished, tiny_vit, shard_set, tmp_path):
-    training, runtime = fresh(shard_set, image_config(tiny_vit)), Runtime("cpu")
+def test_no_more_checkpoints_than_keep_stay(finished, tiny_vit, shard_set, tmp_path):
+    training, runtime = new_training(shard_set, image_config(tiny_vit)), Runtime("cpu")
     Checkpoints(finished, 9, runtime).load_newest(training)
     keeper = Checkpoints(tmp_path, 2, runtime)
     for step in (10, 20, 30, 100_000_00):
@@ -188,7 +138,7 @@ def test_no_more_checkpoints_than_asked_stay(finished, tiny_vit, shard_set, tmp_
 
 
 def test_what_a_killed_save_left_is_no_checkpoint(finished, tiny_vit, shard_set, tmp_path):
-    training, runtime = fresh(shard_set, image_config(tiny_vit)), Runtime("cpu")
+    training, runtime = new_training(shard_set, image_config(tiny_vit)), Runtime("cpu")
     Checkpoints(finished, 9, runtime).load_newest(training)
     half = tmp_path / "checkpoints/.step-00000009.tmp"
     half.mkdir(parents=True)
@@ -202,14 +152,14 @@ def test_what_a_killed_save_left_is_no_checkpoint(finished, tiny_vit, shard_set,
 
 
 def test_another_number_of_classes_is_refused(finished, tiny_vit, shard_set):
-    training = fresh(shard_set, image_config(tiny_vit))
+    training = new_training(shard_set, image_config(tiny_vit))
     training.head.classes += 1
     with pytest.raises(BadInput, match="number of classes"):
         Checkpoints(finished, 9, Runtime("cpu")).load_newest(training)
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         ({"fingerprint": "0" * 64}, "another order: fingerprint"),
         ({"seed": 9}, "another order: seed 0 there, 9 now"),
@@ -217,10 +167,10 @@ def test_another_number_of_classes_is_refused(finished, tiny_vit, shard_set):
         ({"batch": 8}, "with another batch_size"),
     ],
 )
-def test_a_checkpoint_of_another_order_is_refused(finished, tiny_vit, shard_set, other, told):
-    training = fresh(shard_set, image_config(tiny_vit))
+def test_a_checkpoint_of_another_order_is_refused(finished, tiny_vit, shard_set, other, message):
+    training = new_training(shard_set, image_config(tiny_vit))
     training = replace(training, order=replace(training.order, **other))
-    with pytest.raises(BadInput, match=rf"step-{STEPS:08d}: .*{told}"):
+    with pytest.raises(BadInput, match=rf"step-{STEPS:08d}: .*{message}"):
         Checkpoints(finished, 9, Runtime("cpu")).load_newest(training)
 
 
@@ -232,29 +182,29 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     cut_off, tiny_vit, shard_set, caplog, how
 ):
     damage(checkpoint(cut_off, STEPS), how)
-    training = fresh(shard_set, image_config(tiny_vit))
+    training = new_training(shard_set, image_config(tiny_vit))
     with caplog.at_level(logging.WARNING, "dist_train"):
         assert Checkpoints(cut_off, 9, Runtime("cpu")).load_newest(training) == 6
     assert f"step-{STEPS:08d}" in caplog.text
     assert "going back to the one before" in caplog.text
     wanted = load_file(checkpoint(cut_off, 6) / "encoder.safetensors")
-    assert same(dict(training.encoder.state_dict()), wanted)
+    assert equal_tensors(dict(training.encoder.state_dict()), wanted)
 
 
 def test_with_all_checkpoints_damaged_it_starts_at_the_beginning(cut_off, tiny_vit, shard_set):
     for folder, how in zip(sorted((cut_off / "checkpoints").iterdir()), HOW, strict=False):
         damage(folder, how)
-    training = fresh(shard_set, image_config(tiny_vit))
+    training = new_training(shard_set, image_config(tiny_vit))
     before = {k: v.clone() for k, v in training.encoder.state_dict().items()}
     assert Checkpoints(cut_off, 9, Runtime("cpu")).load_newest(training) == 0
-    assert same(before, dict(training.encoder.state_dict()))
+    assert equal_tensors(before, dict(training.encoder.state_dict()))
     assert not training.optimizer.state
 
 
 @pytest.mark.parametrize("how", ["flipped", "no manifest"])
 def test_a_damaged_checkpoint_is_written_again(cut_off, finished, tiny_vit, shard_set, how):
     damage(checkpoint(cut_off, 6), how)
-    back_to(cut_off, 6)
+    remove_checkpoints_after(cut_off, 6)
     train("image", shard_set, cut_off, image_config(tiny_vit))
     for folder in (cut_off / "checkpoints").iterdir():
         assert _fault(folder) == ""
@@ -266,7 +216,7 @@ def test_a_damaged_checkpoint_is_written_again(cut_off, finished, tiny_vit, shar
 
 @pytest.mark.parametrize("step", [2, 6, STEPS])
 def test_a_resumed_run_ends_bit_equal(cut_off, finished, tiny_vit, shard_set, caplog, step):
-    back_to(cut_off, step)
+    remove_checkpoints_after(cut_off, step)
     with caplog.at_level(logging.INFO, "dist_train"):
         train("image", shard_set, cut_off, image_config(tiny_vit))
     assert f"going on from step {step}" in caplog.text
@@ -275,7 +225,7 @@ def test_a_resumed_run_ends_bit_equal(cut_off, finished, tiny_vit, shard_set, ca
 
 @pytest.mark.parametrize("step", [2, 6, STEPS])
 def test_the_curves_of_a_resumed_run_do_not_fork(cut_off, finished, tiny_vit, shard_set, step):
-    back_to(cut_off, step)
+    remove_checkpoints_after(cut_off, step)
     train("image", shard_set, cut_off, image_config(tiny_vit))
     assert without_rate(cut_off) == without_rate(finished)
 
@@ -306,7 +256,7 @@ def stopped(shard_set, tiny_bert, tmp_path_factory) -> dict[str, Path]:
     assert _fault(newest) == ""
     assert 2 <= int(newest.name[5:]) < 23
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)  # as in a new process, which was not asked to stop
+        signal.signal(number, signal.SIG_DFL)  # as in a new process, of which no stop was requested
     train("text", shard_set, out / "stopped", config)
     return {"whole": out / "whole", "stopped": out / "stopped"}
 
@@ -326,17 +276,17 @@ def test_a_stopped_process_leaves_every_row_on_disk(shard_set, tiny_vit, tmp_pat
         "--encoder.image-size": 32, "--epochs": 100, "--batch-size": 16, "--device": "cpu",
         "--precision": "fp32", "--log-every": 1, "--checkpoint-every": 5, "--validate-every": 0,
     }  # fmt: skip
-    words = [str(word) for pair in options.items() for word in pair]
-    command = [sys.executable, "-m", "dist_train", "train", "image", *words]
+    arguments = [str(word) for pair in options.items() for word in pair]
+    command = [sys.executable, "-m", "dist_train", "train", "image", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         while not checkpoint(run, 5).exists() and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=120)
+        _, output = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 3, said
+    assert process.returncode == 3, output
     assert json.loads((run / "status.json").read_text())["status"] == "preempted"
     step = int(max((run / "checkpoints").glob("step-*")).name[5:])
     written = [row["step"] for row in read_metrics(run) if "train/loss" in row]
@@ -367,20 +317,20 @@ def test_workers_change_no_weight(finished, tiny_vit, shard_set):
 
 def test_the_exported_encoder_is_the_last_checkpoint(finished):
     saved = load_file(checkpoint(finished, STEPS) / "encoder.safetensors")
-    assert same(dict(load_encoder(finished / "encoder", "image").state_dict()), saved)
+    assert equal_tensors(dict(load_encoder(finished / "encoder", "image").state_dict()), saved)
 
 
 def test_an_untrained_run_exports_the_start(shard_set, tiny_vit, tmp_path):
     config = image_config(tiny_vit, epochs=0)
     train("image", shard_set, tmp_path / "run", config)
-    start = fresh(shard_set, config).encoder.state_dict()
-    assert same(
+    start = new_training(shard_set, config).encoder.state_dict()
+    assert equal_tensors(
         dict(load_encoder(tmp_path / "run/encoder", "image").state_dict()), dict(start)
     )  # fmt: skip
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_a_loss_that_is_no_number_is_told_with_its_step(shard_set, tiny_vit, tmp_path):
+def test_a_loss_that_is_nan_is_reported_with_its_step(shard_set, tiny_vit, tmp_path):
     config = image_config(tiny_vit, lr=1e30, warmup=0.0, validate_every=0)
     with pytest.raises(Failed, match=r"step 5: 5 steps in a row had a .* \(loss nan.*lower lr"):
         train("image", shard_set, tmp_path / "run", config)

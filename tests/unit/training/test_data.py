@@ -170,26 +170,26 @@ def test_windows_of_products_are_refused():
 
 
 class _Counting:
-    """An order that notes what it is asked for."""
+    """An order that notes the positions requested."""
 
     def __init__(self, order):
-        self.order, self.asked = order, []
+        self.order, self.requested = order, []
 
     def at(self, positions):
-        self.asked.append(positions.copy())
+        self.requested.append(positions.copy())
         return self.order.at(positions)
 
 
 @pytest.mark.parametrize("order", ["global", "window", "none"])
 def test_the_first_batch_asks_for_as_many_positions_wherever_it_is(order):
-    N, asked = 10_000_000, []
+    N, requested = 10_000_000, []
     for step in (0, int(0.99 * N) // 256):
         items = items_of(N, 256, order=order)
         counting = _Counting(items.order)
         items.__dict__["order"] = counting
         items.plans(step, step + 1, 1, 2)
-        asked.append(counting.asked)
-    first, late = asked
+        requested.append(counting.requested)
+    first, late = requested
     assert (
         [len(positions) for positions in first] == [len(positions) for positions in late] == [128]
     )
@@ -220,8 +220,8 @@ def test_a_batch_that_does_not_divide_is_refused(shard_set):
     for world, accumulation, batch in ((3, 1, 16), (4, 2, 12)):
         config = ImageTraining(batch_size=batch, accumulation=accumulation)
         unit = world * accumulation
-        told = f"batch_size {batch} does not divide .* multiple of {unit}, the nearest is "
-        with pytest.raises(BadInput, match=told + str(16 if batch == 12 else 15)):
+        message = f"batch_size {batch} does not divide .* multiple of {unit}, the nearest is "
+        with pytest.raises(BadInput, match=message + str(16 if batch == 12 else 15)):
             training_items(shards, "image", config, world)
     with pytest.raises(BadInput, match="no multiple of accumulation"):
         ImageTraining(batch_size=10, accumulation=4)

@@ -9,8 +9,7 @@ from dist_train.training.data import mix_of_step
 from dist_train.training.loop import train
 from shards.storage.errors import BadInput
 from tests.support.margin_reference import reference_loss
-from tests.unit.training.test_checkpoints import image_config
-from tests.unit.training.test_step import stepper_of
+from tests.support.short_training import image_config, stepper_of
 
 SIDE = 32
 
@@ -24,7 +23,7 @@ def photos(count: int = 8) -> torch.Tensor:
     return torch.arange(float(count))[:, None, None, None].expand(count, 3, SIDE, SIDE)
 
 
-def test_nothing_is_mixed_unless_asked_for():
+def test_nothing_is_mixed_by_default():
     assert mixes(5) == [None] * 5
     assert mix_of_step(TextTraining(), SIDE, 0) is None
 
@@ -69,7 +68,7 @@ def test_shares_of_mixup_are_betas():
     assert shares.var() == pytest.approx(0.25 / (2 * 0.4 + 1), rel=0.1)
 
 
-def test_the_head_is_asked_twice_a_pass():
+def test_the_head_is_called_twice_a_pass():
     assert ImageTraining(accumulation=2, mixup=0.1).head_passes == 4
     assert ImageTraining(accumulation=2).head_passes == 2
 
@@ -114,7 +113,7 @@ def share_of(own: torch.Tensor, other: torch.Tensor, mixed: torch.Tensor) -> flo
 def test_the_loss_of_a_mixed_photo_is_each_products_by_what_is_seen_of_it(
     shard_set, tiny_vit, options, passes
 ):
-    """Whatever is said of shares and partners: read off the pixels that the encoder gets."""
+    """Shares and partners as read off the pixels that the encoder gets."""
     apart = []
     for seed in range(4):
         head = HeadOptions(ramp=0.0)

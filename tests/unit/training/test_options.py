@@ -27,14 +27,14 @@ from dist_train import cli
 from dist_train.monitor.metrics import read_metrics
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
-from tests.faults.test_unreadable import flip_photos
+from tests.support.damage import flip_photos
 
 Tell = Callable[["Outcome"], Any]
 
 
 @dataclass
 class Outcome:
-    """What a short run is told apart by."""
+    """What two short runs are compared by."""
 
     run: Path
     code: object
@@ -119,7 +119,7 @@ def ended(outcome: Outcome) -> str:
     return f"code {outcome.code}, {outcome.log.count('left out on all ranks')} steps left out"
 
 
-# ── the tables: option → words of one run, words of the other, what tells them apart
+# ── the tables: option → arguments of one run, arguments of the other, what tells them apart
 
 STILL = ["--lr", 1e-12, "--head.lr", 1e-12, "--validate-every", 0.001, "--encoder.no-neck"]
 """Every validation of the run finds the same score."""
@@ -198,7 +198,7 @@ ELSEWHERE = {
         "test_yaml_fills_options_and_the_command_line_goes_before_it",
     "--device": "test_a_device_that_is_not_there_is_refused",
     "--compare-every":
-        "tests/distributed/test_training_truth.py::test_replicas_are_compared_as_often_as_asked",
+        "tests/distributed/test_training_truth.py::test_replicas_are_compared_as_often_as_configured",
 }  # fmt: skip
 TITLES_ELSEWHERE = {"--max-unreadable": "the table of images: the code is one"}
 
@@ -222,7 +222,7 @@ os.register_at_fork(before=lambda: _forks.update(["here"]))
 
 @pytest.fixture(scope="module")
 def places(tiny_vit, tiny_bert, shard_set, catalogue, tmp_path_factory) -> dict[str, dict]:
-    """By kind of encoder: what the words in capitals stand for."""
+    """By kind of encoder: what the arguments in capitals stand for."""
     folder = tmp_path_factory.mktemp("options")
     head = (catalogue / "catalogue.csv").read_text().splitlines()[:91]
     (folder / "few.csv").write_text("\n".join(head))
@@ -243,46 +243,47 @@ def places(tiny_vit, tiny_bert, shard_set, catalogue, tmp_path_factory) -> dict[
 
 @pytest.fixture(scope="module")
 def outcome(places, tmp_path_factory) -> Callable[..., Outcome]:
-    """Trains by the verb, in this process; the same words once."""
+    """Trains by the verb, in this process; the same arguments once."""
     known: dict[tuple, Outcome] = {}
 
-    def of(modality: str, words: list[object], count: bool = False) -> Outcome:
-        key = (modality, count, *words)
+    def of(modality: str, arguments: list[object], count: bool = False) -> Outcome:
+        key = (modality, count, *arguments)
         if key not in known:
             out = tmp_path_factory.mktemp(modality) / "run"
-            if not words and not count:
+            if not arguments and not count:
                 out = places[modality]["EARLIER"]
             known[key] = _train(
-                modality, [places[modality].get(word, word) for word in words], out, count
+                modality, [places[modality].get(word, word) for word in arguments], out, count
             )
         return known[key]
 
-    def _train(modality: str, words: list[object], out: Path, count: bool) -> Outcome:
+    def _train(modality: str, arguments: list[object], out: Path, count: bool) -> Outcome:
         base = {
-            "--shards": places[modality]["FEW"], "--out": out, "--encoder.model": places[modality]["MODEL"],
-            "--epochs": 0.35, "--batch-size": 8, "--lr": 1e-3, "--precision": "fp32",
-            "--workers": 0, "--log-every": 1, "--checkpoint-every": 9, "--keep": 9,
+            "--shards": places[modality]["FEW"], "--out": out,
+            "--encoder.model": places[modality]["MODEL"], "--epochs": 0.35, "--batch-size": 8,
+            "--lr": 1e-3, "--precision": "fp32", "--workers": 0, "--log-every": 1,
+            "--checkpoint-every": 9, "--keep": 9,
             "--validate-every": 0, "--device": "cpu",
         }  # fmt: skip
         base |= (
             {"--encoder.image-size": 32} if modality == "image" else {"--encoder.max-length": 24}
         )
-        for option in words:
+        for option in arguments:
             base.pop(option, None)
         options = [word for pair in base.items() for word in pair]
-        return _run(out, count, "train", modality, *options, *words)
+        return _run(out, count, "train", modality, *options, *arguments)
 
     return of
 
 
-def _run(out: Path, count: bool, *words: object) -> Outcome:
-    said, counting, compiled = _Said(), _Counting(), []
+def _run(out: Path, count: bool, *arguments: object) -> Outcome:
+    recorder, counting, compiled = _LogLines(), _Counting(), []
     root, before = logging.getLogger(), _forks["here"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["dist-train", *map(str, words)])
+        patch.setattr(sys, "argv", ["dist-train", *map(str, arguments)])
         patch.setattr(torch, "compile", lambda function, **_: compiled.append(1) or function)
         config = cli.app.config
-        root.addHandler(said)
+        root.addHandler(recorder)
         code: object = 0
         try:
             with counting if count else nullcontext():
@@ -290,15 +291,15 @@ def _run(out: Path, count: bool, *words: object) -> Outcome:
         except SystemExit as ended:
             code = ended.code
         finally:
-            root.removeHandler(said)
+            root.removeHandler(recorder)
             cli.app.config = config
     products = sum(counting.calls[f"aten::{name}"] for name in ("mm", "addmm", "bmm"))
-    log, forks = "\n".join(said.lines), _forks["here"] - before
+    log, forks = "\n".join(recorder.lines), _forks["here"] - before
     rows = read_metrics(out)
     return Outcome(out, code, log, forks, products, len(compiled), rows)
 
 
-class _Said(logging.Handler):
+class _LogLines(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
@@ -345,7 +346,7 @@ CASES = [
 def test_an_option_does_something(modality: str, option: str, outcome, places) -> None:
     one, other, tell = TABLES[modality][option]
     outcome(modality, [])  # the run that others grow from
-    first, second = (outcome(modality, words, tell is products) for words in (one, other))
+    first, second = (outcome(modality, arguments, tell is products) for arguments in (one, other))
     if tell is not ended:
         assert (first.code, second.code) == (0, 0)
     seen, also = tell(first), tell(second)

@@ -9,39 +9,24 @@ import pytest
 import torch
 from transformers import AlbertConfig, AlbertModel
 
-from dist_train.config.options import HeadOptions, ImageTraining, TextEncoderOptions, TextTraining
-from dist_train.distributed.runtime import Runtime
-from dist_train.encoders.batches import load
+from dist_train.config.options import HeadOptions
 from dist_train.encoders.folder import load_encoder
 from dist_train.training import setup
 from dist_train.training.data import training_items
 from dist_train.training.loop import train
 from dist_train.training.optimisation import encoder_optimizer
-from dist_train.training.setup import set_up
 from dist_train.training.sharded_state import checksum
 from dist_train.training.step import Stepper
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput, Failed
-from tests.faults.faulty_rank import spoil_centres
-from tests.unit.training.test_checkpoints import COMMON, image_config, same, state_of
-
-
-def text_config(tiny_bert, **options) -> TextTraining:
-    encoder = TextEncoderOptions(model=str(tiny_bert), max_length=24)
-    return TextTraining(encoder=encoder, **COMMON | {"epochs": 1, "lr": 1e-3} | options)
-
-
-def stepper_of(shard_set, config, steps: int = 4, spoilt: tuple[int, ...] = ()) -> Stepper:
-    """A training before its first step; batches number `spoilt` hold not-a-number."""
-    modality = "image" if isinstance(config, ImageTraining) else "text"
-    runtime = Runtime("cpu")
-    items = training_items(ShardSet(shard_set), modality, config, 1)
-    training = set_up(modality, config, items, runtime)
-    inputs = training.encoder.training_inputs(config)
-    batches = list(load(items.reader, inputs, items.plans(0, steps, 0, 1), 0))
-    for number in spoilt:
-        batches[number].inputs[0][2] = float("nan")
-    return Stepper(training, config, iter(batches), runtime)
+from tests.support.faulty_rank import spoil_centres
+from tests.support.short_training import (
+    equal_tensors,
+    image_config,
+    state_of,
+    stepper_of,
+    text_config,
+)
 
 
 def everything(training) -> dict[str, torch.Tensor]:
@@ -52,13 +37,11 @@ def everything(training) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in state.items()}
 
 
-# A loss or gradient that is no number
+# A loss or gradient that is NaN or Inf
 
 
 @pytest.mark.parametrize(("accumulation", "spoilt"), [(1, 1), (2, 2), (2, 3)])
-def test_a_batch_that_is_no_number_changes_nothing(
-    shard_set, tiny_vit, caplog, accumulation, spoilt
-):
+def test_a_batch_with_nan_changes_nothing(shard_set, tiny_vit, caplog, accumulation, spoilt):
     config = image_config(tiny_vit, accumulation=accumulation, ema=0.9)
     stepper = stepper_of(shard_set, config, spoilt=(spoilt,))
     training = stepper.training
@@ -70,7 +53,7 @@ def test_a_batch_that_is_no_number_changes_nothing(
         values = stepper.run_step(1).values
     assert values["skipped"] == training.progress.skipped == 1
     assert training.progress.updates == 1
-    assert same(everything(training), before)
+    assert equal_tensors(everything(training), before)
     assert "step 1: left out on all ranks" in caplog.text
     assert all(one in caplog.text for one in ids)
     assert len(ids) == 16
@@ -78,19 +61,19 @@ def test_a_batch_that_is_no_number_changes_nothing(
     assert training.progress.skipped_in_a_row == 0
     after = everything(training)
     assert all(torch.isfinite(value).all() for value in after.values())
-    assert not same(after, before)
+    assert not equal_tensors(after, before)
 
 
-def test_centres_whose_gradient_is_no_number_leave_the_step_out_too(shard_set, tiny_vit):
+def test_centres_whose_gradient_is_infinite_leave_the_step_out_too(shard_set, tiny_vit):
     stepper = stepper_of(shard_set, image_config(tiny_vit))
     stepper.run_step(0)
     before = everything(stepper.training)
     spoil_centres()
     values = stepper.run_step(1).values
     assert values["loss"] < 100
-    # What the encoder's norm says is all that DeepSpeed looks at.
+    # DeepSpeed reads nothing but the encoder's norm.
     assert not values["grad_norm"] < float("inf")
-    assert same(everything(stepper.training), before)
+    assert equal_tensors(everything(stepper.training), before)
 
 
 def test_so_many_in_a_row_end_the_training(shard_set, tiny_vit):
@@ -118,7 +101,9 @@ def test_the_average_is_that_of_the_formula(shard_set, tiny_vit):
         )
     for name, value in training.average.module.state_dict().items():
         torch.testing.assert_close(value.double(), wanted[name], rtol=1e-5, atol=1e-7)
-    assert not same(dict(training.average.module.state_dict()), dict(training.encoder.state_dict()))
+    assert not equal_tensors(
+        dict(training.average.module.state_dict()), dict(training.encoder.state_dict())
+    )
     assert training.encoder_to_validate() is training.average.module
 
 
@@ -130,7 +115,7 @@ def test_a_frozen_encoder_keeps_every_bit_and_then_moves(shard_set, tiny_vit):
     centres = training.head.weight.detach().clone()
     for step in range(2):
         stepper.run_step(step)
-    assert same(dict(training.encoder.named_parameters()), start)
+    assert equal_tensors(dict(training.encoder.named_parameters()), start)
     assert not torch.equal(training.head.weight, centres)
     stepper.run_step(2)
     trained = {k: v for k, v in training.encoder.named_parameters() if v.requires_grad}
@@ -156,8 +141,8 @@ def test_lower_layers_learn_more_slowly(shard_set, tiny_vit, tiny_bert):
         for part, scale in ((low, 0.25), (middle, 0.5), (top, 1.0), ("neck", 1.0)):
             assert {value for name, value in scales.items() if part in name} == {scale}, part
         stepper = stepper_of(shard_set, config, 1)
-        told, groups = stepper.run_step(0).values, stepper.training.optimizer.param_groups
-        assert told["lr"] == max(group["lr"] for group in groups) > groups[0]["lr"]
+        values, groups = stepper.run_step(0).values, stepper.training.optimizer.param_groups
+        assert values["lr"] == max(group["lr"] for group in groups) > groups[0]["lr"]
 
 
 def test_layer_decay_is_refused_where_all_layers_are_one(shard_set, tiny_bert, tmp_path):
@@ -192,7 +177,7 @@ def test_recomputed_activations_change_no_bit(shard_set, tiny_vit, tiny_bert, mo
         for step in range(2):
             stepper.run_step(step)
         states.append(everything(stepper.training))
-    assert same(*states)
+    assert equal_tensors(*states)
 
 
 def test_one_bit_of_any_weight_changes_the_checksum(shard_set, tiny_vit):
@@ -226,7 +211,7 @@ def test_compiled_it_learns_the_same_and_its_names_stay(
     assert max((plain[k] - other[k]).abs().max().item() for k in plain) < 1e-4
 
 
-# What a launcher may say otherwise
+# What a launcher may set otherwise
 
 
 def test_accumulation_is_the_options_whatever_a_launcher_exports(shard_set, tiny_vit, monkeypatch):
@@ -243,8 +228,10 @@ def test_accumulation_is_the_options_whatever_a_launcher_exports(shard_set, tiny
 def test_deepspeed_with_bfloat16_weights_is_refused(shard_set, tiny_vit, monkeypatch, name):
     class Launched:
         def __init__(self, **options):
-            said = {name: {"enabled": True}}
-            self.state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=said))
+            settings = {name: {"enabled": True}}
+            self.state = SimpleNamespace(
+                deepspeed_plugin=SimpleNamespace(deepspeed_config=settings)
+            )
 
     monkeypatch.setattr(setup, "Accelerator", Launched)
     with pytest.raises(BadInput, match=r"JSON enables bf16.*give --precision bf16"):

@@ -106,23 +106,25 @@ def test_nearest_items_are_those_of_all_whoever_has_a_pair(monkeypatch, at_once)
     assert nearest_items(vectors[:1], nothing).tolist() == [-1]
 
 
-def test_items_with_a_twin_in_another_split_are_not_asked(catalogue, shard_set, tmp_path, caplog):
+def test_items_with_a_near_duplicate_in_another_split_are_not_scored(
+    catalogue, shard_set, tmp_path, caplog
+):
     table = pd.read_csv(catalogue / "catalogue.csv", dtype=str)
     packed = ShardSet(shard_set).packed.set_index("posting_id")
     photos = table.set_index("posting_id").image
     learned = packed.index[(packed.split == "train") & packed.has_image]
-    asked = packed.index[(packed.split == "val") & packed.has_image]
-    for one, other in zip(asked[::2], learned, strict=False):
+    val_items = packed.index[(packed.split == "val") & packed.has_image]
+    for one, other in zip(val_items[::2], learned, strict=False):
         table.loc[table.posting_id == one, "image"] = photos[other]
-    table.to_csv(tmp_path / "twins.csv", index=False)
-    pack(tmp_path / "twins.csv", catalogue / "images", tmp_path / "s", PackOptions(size=48))
+    table.to_csv(tmp_path / "copies.csv", index=False)
+    pack(tmp_path / "copies.csv", catalogue / "images", tmp_path / "s", PackOptions(size=48))
     shards = ShardSet(tmp_path / "s")
     crossing = near_duplicates_across_splits(shards.packed)
     for modality in ("image", "text"):
         val = shards.packed[(shards.packed.split == "val") & shards.packed[f"has_{modality}"]]
         with caplog.at_level("INFO", "dist_train"):
             items = validation_items(shards, modality)
-        assert crossing[val.index].sum() >= len(asked) // 2
+        assert crossing[val.index].sum() >= len(val_items) // 2
         assert items.numbers.tolist() == val.index[~crossing[val.index]].tolist()
         assert f"of {len(val)} items have a near-duplicate in another split" in caplog.text
 

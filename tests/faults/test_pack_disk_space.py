@@ -35,7 +35,7 @@ def undisturbed(all_of_it: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def run(all_of_it: Path, out: Path, limit: int | None = None, *more: str) -> tuple[int, str]:
-    """Exit code and words of a pack whose files may not pass `limit` bytes."""
+    """Exit code and output of a pack whose files may not pass `limit` bytes."""
 
     def limited() -> None:
         if limit is not None:
@@ -63,10 +63,10 @@ def test_a_tar_that_cannot_be_written_whole_leaves_none(
     all_of_it: Path, undisturbed: dict[str, str], tmp_path: Path, workers: str
 ) -> None:
     out = tmp_path / "s"
-    code, said = run(all_of_it, out, 130_000, "--workers", workers)
-    assert code == 1, said
+    code, output = run(all_of_it, out, 130_000, "--workers", workers)
+    assert code == 1, output
     assert re.search(
-        r"s: no room left \(.*File too large.*\); .* free .*same command goes on", said
+        r"s: no room left \(.*File too large.*\); .* free .*same command goes on", output
     )
     assert json.loads((out / "status.json").read_text())["status"] == "failed"
     assert not (out / "manifest.json").exists()
@@ -78,9 +78,9 @@ def test_a_plan_that_cannot_be_written_whole_leaves_none(
     all_of_it: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "s"
-    code, said = run(all_of_it, out, 16_000)
-    assert code == 1, said
-    assert "s: no room left" in said
+    code, output = run(all_of_it, out, 16_000)
+    assert code == 1, output
+    assert "s: no room left" in output
     assert not (out / ".pack" / "plan.sqlite").exists()
     check_went_on(all_of_it, out, undisturbed)
 
@@ -104,19 +104,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path, leave: int) -> Path:
-    """A file that takes all room of a disk but `leave` bytes."""
+    """A file that fills a disk up to `leave` bytes."""
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     with (folder / "filler").open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, free - leave)
     return folder / "filler"
 
 
-def test_too_little_room_is_told_before_a_tar_is_begun(
+def test_too_little_space_is_reported_before_a_tar_is_begun(
     all_of_it: Path, undisturbed: dict[str, str], small_disk: Path
 ) -> None:
     filler, out = fill(small_disk, 900_000), small_disk / "s"
-    said = r"s: no room: about [\d.]+ MB needed, 0\.\d MB free on its file system; make room"
-    with pytest.raises(Failed, match=said):
+    message = r"s: no room: about [\d.]+ MB needed, 0\.\d MB free on its file system; make room"
+    with pytest.raises(Failed, match=message):
         pack(all_of_it, all_of_it.parent / "images", out, OPTIONS)
     assert list(out.glob("*/*.tar")) == []
     filler.unlink()
@@ -133,12 +133,12 @@ def test_a_disk_that_fills_up_while_packing(
     deadline = time.monotonic() + 100
     while not list(out.glob("*/.*.tar.tmp-*")) and time.monotonic() < deadline:
         time.sleep(0.001)
-    process.send_signal(signal.SIGSTOP)  # so that nobody else takes the room meanwhile
+    process.send_signal(signal.SIGSTOP)  # so that the space stays free meanwhile
     filler = fill(small_disk, 8_192)
     process.send_signal(signal.SIGCONT)
-    said = process.communicate(timeout=100)[1]
-    assert process.returncode == 1, said
-    assert re.search(r"s: no room left \(.*No space left.*same command goes on", said)
+    output = process.communicate(timeout=100)[1]
+    assert process.returncode == 1, output
+    assert re.search(r"s: no room left \(.*No space left.*same command goes on", output)
     assert not (out / "manifest.json").exists()
     filler.unlink()
     check_went_on(all_of_it, out, undisturbed)

@@ -1,9 +1,9 @@
-"""dist-train, but something happens to one rank in one of its training steps.
+"""dist-train with a fault of one rank in one of its training steps.
 
-`-m tests.faults.faulty_rank WHAT RANK STEP VERB …` (accumulation 1): WHAT is `raise`, `kill`, `nan`
-(not-a-number in the batch), `flip` (a bit of a weight), `head` (the gradient of a class centre is
-infinite). STEP counts this attempt's batches from 0; `3-7` is a range of them. FAULT_AT, a file, is
-made at that moment.
+Started as `-m tests.support.faulty_rank WHAT RANK STEP VERB …`, with accumulation 1. WHAT is
+`raise`, `kill`, `nan` (NaN in the batch), `flip` (a bit of a weight) or `head` (the gradient of a
+class centre is infinite). STEP counts this attempt's batches from 0; `3-7` is a range of them. The
+file that the variable FAULT_AT names is created at that moment.
 """
 
 import os
@@ -23,14 +23,14 @@ from dist_train.training.step import Stepper
 
 
 class Fault:
-    """What happens to this rank."""
+    """A fault of this rank."""
 
     def __init__(self, what: str, steps: str) -> None:
         first, _, last = steps.partition("-")
         self.what, self.steps = what, range(int(first), int(last or first) + 1)
 
-    def lie_in_wait(self) -> None:
-        """From now on it may."""
+    def arm(self) -> None:
+        """Wrap the loading of batches and the step."""
         load, run_step = loop.load, Stepper.run_step
 
         def faulty_load(*arguments: Any, **options: Any) -> Iterator[Batch]:
@@ -66,9 +66,9 @@ def spoil_centres() -> None:
 
     def spoilt(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         Exponentials.gradients = gradients
-        d_everyone, d_rows = gradients(*arguments)
+        d_embeddings, d_rows = gradients(*arguments)
         d_rows[0, 0] = torch.inf
-        return d_everyone, d_rows
+        return d_embeddings, d_rows
 
     Exponentials.gradients = spoilt
 
@@ -76,5 +76,5 @@ def spoil_centres() -> None:
 if __name__ == "__main__":
     what, rank, steps = (sys.argv.pop(1) for _ in range(3))
     if os.environ.get("RANK", "0") == rank:
-        Fault(what, steps).lie_in_wait()
+        Fault(what, steps).arm()
     main()

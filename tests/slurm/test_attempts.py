@@ -12,8 +12,7 @@ import psutil
 import pytest
 
 from shards.storage.stage_files import status_of
-from tests.faults.test_two_lives import state_of
-from tests.support.comparing import losses, weights
+from tests.support.comparing import losses, weights, write_times
 from tests.support.launching import ROOT, run
 from tests.support.slurm_cluster import Cluster
 
@@ -35,7 +34,7 @@ class Training:
         )  # fmt: skip
 
     def held(self, restarts: int) -> psutil.Process:
-        """One of its processes, stopped (SIGSTOP) some steps into a attempt: all wait for it."""
+        """One of its processes, stopped (SIGSTOP) some steps into an attempt: all wait for it."""
         self.wait("RUNNING", restarts)
         begun = f"restart {restarts}, "
         self.cluster.wait_for(lambda: begun in self.text(), 120, begun)
@@ -52,8 +51,8 @@ class Training:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                words = process.cmdline()
-                if str(self.run) in words and "-u" in words[:2]:
+                arguments = process.cmdline()
+                if str(self.run) in arguments and "-u" in arguments[:2]:
                     found.append(process)
         return found
 
@@ -139,11 +138,11 @@ def test_one_process_with_loader_workers_near_its_limit(
         (stages / "embed.sbatch", embedding, "--shards", shards, "--image", run_folder,
          "--batch-size", 1, "--workers", 2),
     ]  # fmt: skip
-    for script, out, *words in verbs:
+    for script, out, *arguments in verbs:
         log = tmp_path / f"{out.name}.log"
         job = cluster.sbatch(
             "--nodes=1", "--cpus-per-task=2", "--time=30", "--signal=B:USR1@180", "--chdir", ROOT,
-            "--output", log, script, *words, "--out", out, GPUS="1", ACCELERATE_USE_CPU="true",
+            "--output", log, script, *arguments, "--out", out, GPUS="1", ACCELERATE_USE_CPU="true",
         )  # fmt: skip
         cluster.wait_for(lambda out=out: status_of(out) == "running", 120, f"beginning: {log}")
         cluster.call("scancel", "--batch", "--signal=USR1", job)  # as --signal does near the limit
@@ -179,7 +178,7 @@ def reach_limit(training: Training, held: psutil.Process) -> None:
 def test_the_link_of_the_first_node_is_cut(
     cluster: Cluster, folder: Path, options: list[object], undisturbed: Path
 ) -> None:
-    """Rank 0 attempts on while the job is started again elsewhere, and changes nothing."""
+    """Rank 0 stays alive while the job is started again elsewhere, and changes nothing."""
     if not cluster.hosts:
         pytest.skip("cutting a link takes nodes that are hosts: root and ip")
     training = Training(cluster, folder / "cut", options)
@@ -193,14 +192,14 @@ def test_the_link_of_the_first_node_is_cut(
     assert cut not in cluster.call("squeue", "-h", "-o", "%N", "-j", training.job)
     assert all(p.is_running() for p in older), "the cut node is to go on, as real ones do"
     training.wait("COMPLETED", restarts=1)
-    before = state_of(training.run)
+    before = write_times(training.run)
     cluster.link(cut, up=True)
-    cluster.wait_for(lambda: not any(map(attempts, older)), 200, "end of the older attempt")
-    assert state_of(training.run) == before
+    cluster.wait_for(lambda: not any(map(is_alive, older)), 200, "end of the older attempt")
+    assert write_times(training.run) == before
     same(training.run, undisturbed)
 
 
-def attempts(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
     """It is there, and no zombie."""
     with contextlib.suppress(psutil.Error):
         return process.status() != psutil.STATUS_ZOMBIE

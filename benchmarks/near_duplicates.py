@@ -1,11 +1,11 @@
 """Which bounds find copies of a photo and leave other photos alone: docs/design/near-duplicates.md.
 
-    python -m benchmarks.twins CATALOGUE.csv IMAGES [--copies 800]
+    python -m benchmarks.near_duplicates CATALOGUE.csv IMAGES [--copies 800]
 
 Every photo of the catalogue goes through the packer; copies of some are made, changed and packed
-too. Prints, for each radius with and without the colours, the part of the copies that are found,
-the pairs across label groups that are taken for twins, and how many test items scores would leave
-out. The last line is JSON.
+too. Prints, for each radius with and without the colours, the share of the copies that are found,
+the pairs across label groups that count as near-duplicates, and how many test items scores would
+leave out. The last line is JSON.
 """
 
 import argparse
@@ -72,14 +72,14 @@ COPIES: dict[str, Callable[[Image.Image], bytes]] = {
 }
 
 
-def looks_of(photos: list[Photo]) -> np.ndarray:
+def signatures_of(photos: list[Photo]) -> np.ndarray:
     """(n,) LOOKS of packed photos."""
     phash, colours = zip(*((photo.phash, photo.colours) for photo in photos), strict=True)
     return near_duplicates.looks(range(len(photos)), phash, colours)
 
 
-def are_twins(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether photos one by one are twins under the bounds as they are set."""
+def are_near_duplicates(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether photos one by one are near-duplicates under the bounds as they are set."""
     near = np.bitwise_count(one["hash"] ^ other["hash"]) <= near_duplicates.RADIUS
     return near & near_duplicates.alike(one["colours"], other["colours"])
 
@@ -108,7 +108,7 @@ def main() -> None:
     some = np.random.default_rng(0).permutation(len(files))[: args.copies]
     images = [Image.open(io.BytesIO(files[k])).convert("RGB") for k in some]
     copies = {
-        name: looks_of([prepare_photo(change(image), options) for image in images])
+        name: signatures_of([prepare_photo(change(image), options) for image in images])
         for name, change in COPIES.items()
     }
     rows = [
@@ -127,14 +127,15 @@ def _row(
     near_duplicates.RADIUS, near_duplicates.COLOURS = radius, colours
     near_duplicates.BRIGHTNESS = NO_BOUND if colours == NO_BOUND else 16
     labels = codes(table.label_group)
-    prints = looks_of(photos)
+    prints = signatures_of(photos)
     across = sum(_across(labels, prints, i, j) for i, j in near_pairs(prints["hash"], radius))
     splits = pd.Series([split_of(group) for group in table.label_group])
     groups = photo_groups((photo.sha256, photo.phash, photo.colours) for photo in photos)
     test = (splits == "test").to_numpy()
     left_out = test & differs_within(groups, codes(splits, UNLEARNED))
     found = {
-        name: round(float(are_twins(looks_of(some), c).mean()), 3) for name, c in copies.items()
+        name: round(float(are_near_duplicates(signatures_of(some), c).mean()), 3)
+        for name, c in copies.items()
     }
     return {
         "radius": radius, "colours": colours, **found, "pairs across groups": int(across),
@@ -145,7 +146,7 @@ def _row(
 
 def _across(labels: np.ndarray, prints: np.ndarray, i: np.ndarray, j: np.ndarray) -> int:
     apart = labels[i] != labels[j]
-    return int(are_twins(prints[i[apart]], prints[j[apart]]).sum())
+    return int(are_near_duplicates(prints[i[apart]], prints[j[apart]]).sum())
 
 
 if __name__ == "__main__":

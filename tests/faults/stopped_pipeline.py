@@ -1,7 +1,8 @@
-"""`dist-train run CONFIG` told to stop in every stage, one after the other, then to its end.
+"""`dist-train run CONFIG` stopped by a signal in every stage, one after the other, then to its end.
 
-`-m tests.faults.stopped_road CONFIG`: each attempt is a fork that sends itself a signal as it comes to
-a place of PLACES for the first time. The last line printed lists places and exit codes.
+Started as `-m tests.faults.stopped_pipeline CONFIG`. Each attempt is a fork that sends itself a
+signal when it reaches a place of PLACES for the first time. The last line printed lists places and
+exit codes.
 """
 
 import importlib
@@ -32,7 +33,7 @@ PLACES = [
     "dist_train.report.html:gather",
     "dist_train.report.html:write_atomic",
 ]
-"""Between the looks at the flag, and after the last of them: in whatever a stage ends with."""
+"""Functions between two checks for a signal, and after the last check of a stage."""
 
 
 def signal_at(place: str, number: signal.Signals) -> None:
@@ -53,7 +54,7 @@ def signal_at(place: str, number: signal.Signals) -> None:
 
 
 def attempt(config: str, place: str | None, number: signal.Signals) -> int:
-    """The road in a process of its own; how it ended."""
+    """Run the pipeline in a forked process; its exit code."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,7 +1,7 @@
-"""dist-train, and every rank writes down which items its steps take.
+"""dist-train whose ranks log the items of every step.
 
-Started as `-m tests.faults.logging_rank LOG VERB …`: LOG-<rank>.jsonl gets the step that the
-process begins with, then the item numbers of every batch, each before the step that takes it.
+Started as `-m tests.support.logging_rank LOG VERB …`: LOG-<rank>.jsonl gets the step that the
+process begins with, then the item numbers of every batch, each before its step.
 """
 
 import json
@@ -16,11 +16,11 @@ from dist_train.training import loop
 from dist_train.training.checkpoint import Checkpoints
 
 
-def _write_down(path: str) -> None:
+def _log_batches(path: str) -> None:
     load, load_newest = loop.load, Checkpoints.load_newest
 
     def write(value: object) -> None:
-        # Handed to the system at once: what a killed process wrote stays.
+        # Written without a buffer: what a killed process wrote stays.
         with open(path, "a") as file:
             file.write(json.dumps(value) + "\n")
 
@@ -38,5 +38,5 @@ def _write_down(path: str) -> None:
 
 
 if __name__ == "__main__":
-    _write_down(f"{sys.argv.pop(1)}-{os.environ.get('RANK', '0')}.jsonl")
+    _log_batches(f"{sys.argv.pop(1)}-{os.environ.get('RANK', '0')}.jsonl")
     main()

@@ -1,4 +1,4 @@
-"""The whole road, as a user starts it."""
+"""The complete pipeline, as a user starts it."""
 
 import json
 import os
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.timeout(600)
 STAGES = ("shards", "image", "text", "embedding", "index", "pairs", "matches")
 
 
-def dist_train(*words: object, timeout: float = 250) -> subprocess.CompletedProcess[str]:
+def dist_train(*arguments: object, timeout: float = 250) -> subprocess.CompletedProcess[str]:
     """A verb on one process."""
-    command = [sys.executable, "-m", "dist_train", *map(str, words)]
+    command = [sys.executable, "-m", "dist_train", *map(str, arguments)]
     return subprocess.run(command, env=environment(), text=True, capture_output=True,
                           timeout=timeout)  # fmt: skip
 
@@ -123,8 +123,8 @@ def test_a_second_run_finds_all_done(
 ) -> None:
     out, done = shopee
     before = {p: p.stat().st_mtime_ns for p in out.glob("*/manifest.json")}
-    words = done.args[3:]
-    again = dist_train(*words)
+    arguments = done.args[3:]
+    again = dist_train(*arguments)
     assert again.returncode == 0, again.stderr[-3000:]
     assert {p: p.stat().st_mtime_ns for p in out.glob("*/manifest.json")} == before
 
@@ -144,8 +144,8 @@ def test_without_labels_a_threshold_must_be_given(
         ("index", emb, "--out", index),
         ("join", emb, "--index", index, "--out", pairs),
     ]  # fmt: skip
-    for words in steps:
-        done = dist_train(*words)
+    for arguments in steps:
+        done = dist_train(*arguments)
         assert done.returncode == 0, done.stderr[-3000:]
     refused = dist_train("match", pairs, "--out", tmp_path / "m1")
     assert refused.returncode == 2
@@ -153,8 +153,8 @@ def test_without_labels_a_threshold_must_be_given(
     known = out / "matches" / "threshold.json"
     done = dist_train("match", pairs, "--out", tmp_path / "m2", "--threshold-from", known)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads((tmp_path / "m2" / "threshold.json").read_text())
-    assert told["threshold"] == json.loads(known.read_text())["threshold"]
+    chosen = json.loads((tmp_path / "m2" / "threshold.json").read_text())
+    assert chosen["threshold"] == json.loads(known.read_text())["threshold"]
     assert dist_train("report", tmp_path / "m2").returncode == 0
     assert dist_train("evaluate", tmp_path / "m2").returncode == 2
 

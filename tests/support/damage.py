@@ -1,0 +1,37 @@
+"""Damage done to shard sets and batches."""
+
+from pathlib import Path
+
+from dist_train.training import loop
+from dist_train.training.data import training_items
+from shards.read.shard_set import ShardSet
+
+
+def flip_photos(shards: Path, splits: tuple[str, ...], every: int) -> list[int]:
+    """Flip one bit in every `every`th photo of some splits; the items' numbers."""
+    reader = ShardSet(shards).reader()
+    photos = [n for n in range(len(reader)) if reader.read(n).photo]
+    split_of = [reader.tars[reader.tar_of[n]].partition("/")[0] for n in photos]
+    broken = [n for n, split in zip(photos, split_of, strict=True) if split in splits][::every]
+    for number in broken:
+        at = int(reader.records["jpg_at"][number]) + 100
+        with (shards / reader.tars[reader.tar_of[number]]).open("r+b") as tar:
+            tar.seek(at)
+            byte = tar.read(1)[0]
+            tar.seek(at)
+            tar.write(bytes([byte ^ 16]))
+    return broken
+
+
+def spoil_batch(monkeypatch, shard_set, config, step: int) -> None:
+    """Put NaN into the batch of `step`, whichever attempt trains it."""
+    items = training_items(ShardSet(shard_set), "image", config, 1)
+    spoilt, real_load = items.plans(step, step + 1, 0, 1)[0].items, loop.load
+
+    def load(*arguments, **options):
+        for batch in real_load(*arguments, **options):
+            if (batch.items == spoilt).all():
+                batch.inputs[0][0] = float("nan")
+            yield batch
+
+    monkeypatch.setattr(loop, "load", load)
