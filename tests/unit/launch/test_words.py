@@ -123,7 +123,7 @@ def faults_of_text(text: str) -> Iterator[tuple[int, str]]:
 def comments_of(source: str) -> list[tuple[int, str]]:
     """First line and text of each comment; one of several lines is one text."""
     comments: list[tuple[int, str]] = []
-    end = 0
+    end = -1
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             start, text = comments.pop() if token.start[0] == end + 1 else (token.start[0], "")
