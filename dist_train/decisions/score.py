@@ -17,7 +17,7 @@ from dist_train.evaluation.fusion import choose_fusion, union_of_pairs
 from dist_train.evaluation.metrics import per_item_f1
 from dist_train.evaluation.strata import by_group_size
 from dist_train.matching.pairs import PairSet
-from dist_train.matching.vectors import ItemVectors, open_views, subset
+from dist_train.matching.vectors import ItemVectors, open_vectors, subset
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json, write_json
@@ -96,7 +96,7 @@ def _branches(
     if kind == "branch" and len(choices) == 1:
         return
     for names in choices:
-        views = open_views(embeddings, names, image_weight)
+        views = open_vectors(embeddings, names, image_weight)
         found = [bench.pairs(subset(views, bench.rows[split])) for split in ("val", "test")]
         val, test = ((pairs.i, pairs.j, pairs.score) for pairs in found)
         yield bench.calibrated(f"{prefix}{_name_of(names)}", kind, val, test)
@@ -106,7 +106,7 @@ def _with_words(bench: Bench, embeddings: EmbeddingSet) -> Iterator[dict[str, An
     """The text encoder's cosine and that of TF-IDF as one score, weight and threshold of val."""
     if "text" not in embeddings.views or WORDS not in bench.f1:
         return
-    views = open_views(embeddings, ["text"], 0.5)
+    views = open_vectors(embeddings, ["text"], 0.5)
     val, test = (_both_scores(bench, views, split) for split in ("val", "test"))
     fusion = choose_fusion(bench.groups["val"], *val)
     i, j, *parts = test

@@ -30,24 +30,17 @@ def concatenated(old: ItemVectors, new: ItemVectors) -> ItemVectors:
 
     Raises BadInput when they differ in modalities, widths or weights.
     """
-    before, after = (
-        {name: one.rows.width for name, one in vectors.modalities.items()} for vectors in (old, new)
+    old_form, new_form = (
+        " and ".join(
+            f"{n} of {v.rows.width} columns and weight {v.weight}" for n, v in both.items()
+        )
+        for both in (old.modalities, new.modalities)
     )
-    if before != after:
-        old_ones, new_ones = (
-            " and ".join(f"{name} of {width} columns" for name, width in widths.items())
-            for widths in (before, after)
-        )
-        raise BadInput(
-            f"new rows have {new_ones}, old ones {old_ones}: embed them with the encoders of the "
-            "old ones"
-        )
+    if old_form != new_form:
+        raise BadInput(f"new rows have {new_form}, old ones {old_form}: embed and index them alike")
     modalities = {}
     for name, one in old.modalities.items():
         added = new.modalities[name]
-        if one.weight != added.weight:
-            weights = f"{added.weight} for the new rows, {one.weight} for the old ones"
-            raise BadInput(f"weight of {name} is {weights}")
         rows = Rows([*one.rows.parts, *added.rows.parts])
         present = np.concatenate([one.present, added.present])
         modalities[name] = ModalityVectors(rows, present, one.weight)

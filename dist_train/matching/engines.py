@@ -6,7 +6,7 @@ An engine finds candidate pairs: some too many, never too few. Exact scores deci
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from dist_train.matching.blocks import (
     disjoint_area,
 )
 from dist_train.matching.coarse_pass import Candidates, Chunk, CoarsePassStats, candidates_of
-from dist_train.matching.kernels import Kernel, use_threads
+from dist_train.matching.kernels import Form, Kernel, use_threads
 from dist_train.matching.nearest import Nearest
 from dist_train.matching.vectors import ItemVectors, check_finite, read_rows, weighted_rows
 
@@ -45,6 +45,8 @@ class Engine(Protocol):
     first_new: int
     """Pairs of rows that both lie before it are left out."""
     stats: CoarsePassStats
+    loaded: OrderedDict[int, Any]
+    """What is in memory, by number of block or shard; it may be cleared between block pairs."""
     block_pairs: list[BlockPair]
     disjoint_area: int
     """Unordered pairs that no block pair holds because the items have no common modality."""
@@ -65,10 +67,6 @@ class Engine(Protocol):
 
     def stored_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Stored rows of a modality, float64 (n, D), at least for the last candidates' items."""
-        ...
-
-    def release(self) -> None:
-        """Free what is held in memory; it is read again when it is needed again."""
         ...
 
 
@@ -102,7 +100,7 @@ class GemmEngine:
         self.first_new, self.block_pairs = first_new, block_pairs_of(blocks, first_new)
         self.stats, self.disjoint_area = CoarsePassStats(), disjoint_area(vectors, first_new)
         self._held, self._current = held, set[int]()
-        self._loaded: OrderedDict[int, _LoadedBlock] = OrderedDict()
+        self.loaded: OrderedDict[int, _LoadedBlock] = OrderedDict()
 
     def items_of(self, block_pair: BlockPair) -> np.ndarray:
         ids = [self.blocks[n].ids() for n in {block_pair.query, block_pair.database}]
@@ -153,7 +151,7 @@ class GemmEngine:
         # All of them lie in the blocks of the current block pair.
         out = np.empty((len(rows), self.vectors.modalities[name].rows.width), np.float64)
         for number in self._current:
-            ids, loaded = self.blocks[number].rows, self._loaded[number]
+            ids, loaded = self.blocks[number].rows, self.loaded[number]
             if isinstance(ids, range):
                 mine = (rows >= ids.start) & (rows < ids.stop)
                 place = rows[mine] - ids.start
@@ -165,37 +163,31 @@ class GemmEngine:
                 out[mine] = loaded.stored[name][place]
         return out
 
-    def release(self) -> None:
-        self._loaded.clear()
-
-    def _chunks(
-        self, number: int, common: tuple[str, ...], form: Literal["query", "database"], keep: int
-    ) -> list[Chunk]:
+    def _chunks(self, number: int, common: tuple[str, ...], form: Form, keep: int) -> list[Chunk]:
         """The chunks of a block over the `common` modalities, prepared in one form.
 
         A block that is not in memory is read; of the others in memory the block `keep` stays.
         """
         block, vectors, kernel = self.blocks[number], self.vectors.modalities, self.kernel
-        if number not in self._loaded:
-            drop = [n for n in self._loaded if n != keep]
-            while len(self._loaded) >= self._held and drop:
-                del self._loaded[drop.pop(0)]
+        if number not in self.loaded:
+            drop = [n for n in self.loaded if n != keep]
+            while len(self.loaded) >= self._held and drop:
+                del self.loaded[drop.pop(0)]
             stored = {}
             for name in block.modalities:
                 rows = vectors[name].rows
                 # torch widens ten times as fast as NumPy.
                 values = torch.from_numpy(read_rows(rows, block.rows)).float().numpy()
                 stored[name] = check_finite(rows, block.rows, values)
-            self._loaded[number] = _LoadedBlock(stored)
-        self._loaded.move_to_end(number)
-        loaded, key = self._loaded[number], (common, "any" if kernel.one_form else form)
+            self.loaded[number] = _LoadedBlock(stored)
+        self.loaded.move_to_end(number)
+        loaded, key = self.loaded[number], (common, "any" if kernel.one_form else form)
         if key not in loaded.chunks:
-            prepare = kernel.prepare_queries if form == "query" else kernel.prepare_database
             total = sum(vectors[name].weight for name in common)
             chunks = loaded.chunks[key] = []
             for start in range(0, len(block), CHUNK):
                 stored = {name: loaded.stored[name][start : start + CHUNK] for name in common}
                 weighted = [(vectors[name].weight / total, stored[name]) for name in common]
-                prepared = prepare(weighted_rows(self.vectors, common, stored))
+                prepared = kernel.prepare(weighted_rows(self.vectors, common, stored), form)
                 chunks.append(Chunk(block.ids(start, start + CHUNK), prepared, weighted))
         return loaded.chunks[key]

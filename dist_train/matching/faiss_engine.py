@@ -49,10 +49,11 @@ class FaissEngine:
     ) -> None:
         """`shards` with the rows they hold; query `blocks` of rows; `about` is index.json."""
         use_threads()
-        self.vectors, self.shards, self.blocks = vectors, list(shards), list(blocks)
+        self.vectors, self.stored_rows = vectors, vectors.stored_rows
+        self.shards, self.blocks = list(shards), list(blocks)
         self.device, self.nprobe = device, about["recall"].get("nprobe", 0)
         self.kind, self.exact = about["kind"], about["kind"] in EXACT
-        self._loaded: OrderedDict[int, Any] = OrderedDict()
+        self.loaded: OrderedDict[int, Any] = OrderedDict()
         self.margin = rounding_margin(vectors, about["kind"])
         if not self.exact:
             self.margin += about["recall"].get("margin", 0.0)
@@ -71,12 +72,6 @@ class FaissEngine:
 
     def items_of(self, block_pair: BlockPair) -> np.ndarray:
         return np.asarray(self.blocks[block_pair.query], np.int64)
-
-    def stored_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
-        return self.vectors.stored_rows(name, rows)
-
-    def release(self) -> None:
-        self._loaded.clear()
 
     def candidates(
         self, block_pair: BlockPair, score_floor: float, nearest: Nearest | None = None
@@ -117,8 +112,8 @@ class FaissEngine:
 
         On a GPU FAISS silently ignores the selector of rows, so all rows must be wanted.
         """
-        if number not in self._loaded:
-            self._loaded.clear()
+        if number not in self.loaded:
+            self.loaded.clear()
             path, held = self.shards[number]
             index = faiss.read_index(str(path))
             set_nprobe(index, self.nprobe)  # before it is copied: on a GPU it is set differently
@@ -126,8 +121,8 @@ class FaissEngine:
             all_wanted = all(mask.all() or not mask.any() for mask in masks)
             if gpus() > 0 and self.device == "cuda" and (all_wanted or not self.exact):
                 index = on_gpu(index)
-            self._loaded[number] = index
-        return self._loaded[number]
+            self.loaded[number] = index
+        return self.loaded[number]
 
 
 class ShardSearch:

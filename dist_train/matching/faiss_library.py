@@ -9,7 +9,6 @@ must not be forked (the library's threads hang in the child): workers are spawne
 import importlib
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,18 +33,12 @@ TRAIN_PER_LIST = 48
 log = logging.getLogger(__name__)
 
 
-def kernel_for_faiss() -> str | None:
-    """The OpenBLAS kernel to name; None leaves the choice to the library or to the user."""
-    if CHOICE in os.environ:
-        return None
+def _load() -> Any:
+    """Import FAISS with the OpenBLAS kernel named; a choice of the user's stays."""
     np.ones((2, 2)) @ np.ones((2, 2))
     ours = [lib.get("architecture") for lib in threadpool_info() if lib["user_api"] == "blas"]
-    return KNOWN.get(str(ours[0])) if ours else None
-
-
-def _load() -> Any:
-    kernel = kernel_for_faiss()
-    if kernel is None:
+    kernel = KNOWN.get(str(ours[0])) if ours else None
+    if kernel is None or CHOICE in os.environ:
         return importlib.import_module("faiss")
     os.environ[CHOICE] = kernel
     try:
@@ -97,7 +90,7 @@ def choose_kind(wanted: str, items: int, width: int, memory: int) -> Kind:
     `auto` is the most exact kind of which `memory` bytes hold all shards at once. Raises BadInput
     for a factory string that FAISS does not know.
     """
-    lists, codes = number_of_lists(items), bytes_of_codes(width)
+    lists = number_of_lists(items)
     if wanted != "auto":
         factory = {"IVF": f"IVF{lists},SQfp16"}.get(wanted, wanted)
         try:
@@ -114,6 +107,8 @@ def choose_kind(wanted: str, items: int, width: int, memory: int) -> Kind:
         (width, Kind("IVF", f"IVF{lists},SQ8", "approximate, numbers as bytes")),
     ]
     if items >= PQ_ROWS:
+        # A quarter of the columns, or the next lower number that divides them.
+        codes = next((m for m in range(width // 4, 0, -1) if width % m == 0), 1)
         reason = f"approximate, rows as codes of {codes} bytes"
         choices.append((codes, Kind("IVF", f"IVF{lists},PQ{codes}x8", reason)))
     sizes = [int(items * row_bytes * OVERHEAD) for row_bytes, _ in choices]
@@ -125,25 +120,9 @@ def choose_kind(wanted: str, items: int, width: int, memory: int) -> Kind:
     return Kind(kind.name, kind.factory, reason)
 
 
-def bytes_of_codes(width: int) -> int:
-    """Bytes of a row in product quantisation: a quarter of its columns, or what divides them."""
-    return max(1, next((m for m in range(width // 4, 0, -1) if width % m == 0), 1))
-
-
 def number_of_lists(items: int) -> int:
     """About 4 sqrt(N), as FAISS's guidelines recommend, with enough items to train each list."""
     return max(1, min(int(4 * items**0.5), items // TRAIN_PER_LIST))
-
-
-def empty_index(kind: Kind, width: int, sample: Callable[[], np.ndarray]) -> Any:
-    """An index without rows, trained on a `sample` float32 (n, D) if the kind needs training."""
-    index = faiss.index_factory(width, kind.factory, faiss.METRIC_INNER_PRODUCT)
-    if not index.is_trained:
-        # Only inverted lists are trained as a copy on a GPU that comes back as the same kind.
-        copy = on_gpu(index) if gpus() and has_lists(index) else index
-        copy.train(sample())
-        index = on_cpu(copy) if copy is not index else index
-    return index
 
 
 def has_lists(index: Any) -> bool:

@@ -16,7 +16,6 @@ from dist_train.matching.faiss_library import (
     TRAIN_PER_LIST,
     Kind,
     choose_kind,
-    empty_index,
     faiss,
     gpus,
     has_lists,
@@ -122,18 +121,19 @@ def _build_shards(
 ) -> None:
     use_threads()
     remove_abandoned(out)
-    N = len(vectors)
-
-    def training_rows() -> np.ndarray:
-        wanted = min(N, max(TRAIN_PER_LIST * number_of_lists(N), 20_000))
-        sample = subset(vectors, np.unique(np.linspace(0, N - 1, wanted).astype(np.int64)))
-        return sample.database(range(len(sample)))
-
     # The empty index is trained once: all shards share its quantiser, and so does a restart.
     with locked(out / WORK / "lock"):
         if not (out / TRAINED).exists():
+            index = faiss.index_factory(vectors.width, kind.factory, faiss.METRIC_INNER_PRODUCT)
+            if not index.is_trained:
+                N = len(vectors)
+                wanted = min(N, max(TRAIN_PER_LIST * number_of_lists(N), 20_000))
+                sample = subset(vectors, np.unique(np.linspace(0, N - 1, wanted).astype(np.int64)))
+                # Only inverted lists are trained as a copy on a GPU that comes back unchanged.
+                copy = on_gpu(index) if gpus() and has_lists(index) else index
+                copy.train(sample.database(range(len(sample))))
+                index = on_cpu(copy) if copy is not index else index
             with atomic_path(out / TRAINED) as temporary:
-                index = empty_index(kind, vectors.width, training_rows)
                 faiss.write_index(index, str(temporary))
     quiet = None if runtime.is_main else True
     mine = runtime.share(list(enumerate(shards)))
@@ -173,6 +173,22 @@ def _finish(
     if runtime.is_main:
         weights = {name: one.weight for name, one in vectors.modalities.items()}
         shards = [out / SHARD.format(number) for number in range(len(bounds))]
+        recall: dict[str, Any] = {"nprobe": 0}
+        if config.recall_rows:
+            inverted = faiss.try_extract_index_ivf(faiss.read_index(str(out / TRAINED)))
+            lists = inverted.nlist if inverted else 0
+            index = ShardedIndex(shards, kind.name, memory=bytes_of(config.memory) // 2)
+            recall = measured_recall(vectors, index, config.recall_rows, lists)
+        for name in {"recall_at_50", "range_recall"} & recall.keys():
+            share, low, high = (recall[name][key] for key in ("share", "low", "high"))
+            message = "%s of %s: %.4f (95 %%: %.4f to %.4f), nprobe %d"
+            log.info(message, name, kind.factory, share, low, high, recall["nprobe"])
+            if name == "recall_at_50" and low < TARGET and lists:
+                log.warning(
+                    "%s finds too little even when all of its %d lists are searched: recall@50 "
+                    "%.3f, wanted %.2f; use a kind with larger codes, or an exact one",
+                    *(kind.factory, lists, share, TARGET),
+                )
         about = {
             "format": FORMAT,
             "kind": kind.name,
@@ -184,7 +200,7 @@ def _finish(
             "items": len(vectors),
             "width": vectors.width,
             "rows": [[rows.start, rows.stop] for rows in bounds],
-            "recall": _recall(vectors, kind, shards, out / TRAINED, config),
+            "recall": recall,
         }
         write_json(out / "index.json", about)
         counts = {"items": len(vectors), "shards": len(shards)}
@@ -193,27 +209,3 @@ def _finish(
         names = " and ".join(weights)
         log.info("%s: %d items in %d shards over %s", out, len(vectors), len(shards), names)
     runtime.barrier()
-
-
-def _recall(
-    vectors: ItemVectors, kind: Kind, shards: list[Path], trained: Path, config: IndexConfig
-) -> dict[str, Any]:
-    """The measured recall of the index, of exact kinds too; nprobe is 0 if it has no lists."""
-    if not config.recall_rows:
-        return {"nprobe": 0}
-    inverted = faiss.try_extract_index_ivf(faiss.read_index(str(trained)))
-    lists = inverted.nlist if inverted else 0
-    index = ShardedIndex(shards, kind.name, memory=bytes_of(config.memory) // 2)
-    found = measured_recall(vectors, index, config.recall_rows, lists)
-    for name, label in (("recall_at_50", "recall@50"), ("range_recall", "range recall")):
-        if name in found:
-            share, low, high = (found[name][key] for key in ("share", "low", "high"))
-            message = "%s of %s: %.4f (95 %%: %.4f to %.4f), nprobe %d"
-            log.info(message, label, kind.factory, share, low, high, found["nprobe"])
-    if lists and "recall_at_50" in found and found["recall_at_50"]["low"] < TARGET:
-        log.warning(
-            "%s finds too little even when all of its %d lists are searched: recall@50 %.3f, "
-            "wanted %.2f; use a kind with larger codes, or an exact one",
-            *(kind.factory, lists, found["recall_at_50"]["share"], TARGET),
-        )
-    return found

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dist_train.distributed.runtime import Clock, Runtime, trim_allocators
+from dist_train.distributed.runtime import Runtime, trim_allocators
 from dist_train.matching.blocks import PAIRS_IN_MEMORY, BlockPair, block_size, blocks_of
 from dist_train.matching.engines import Engine, GemmEngine
 from dist_train.matching.kernels import kernels_for
@@ -64,7 +64,7 @@ def join(engine: Engine, limits: JoinLimits, out: Path, runtime: Runtime) -> Non
     total = len(engine.block_pairs)
     begin = total * runtime.rank // runtime.world
     mine = engine.block_pairs[begin:] + engine.block_pairs[:begin]
-    idle = Clock()
+    idle_since = time.monotonic()
     with progress_bar("join", "block pair", total, quiet=not runtime.is_main) as bar:
         while missing := [pair for pair in mine if not work.is_done(pair.number)]:
             # Finished by another worker, which has removed the records: no block pair is missing.
@@ -86,11 +86,12 @@ def join(engine: Engine, limits: JoinLimits, out: Path, runtime: Runtime) -> Non
                         score_block_pair(engine, now, pair, work, known)
                         bar.update(1)
             if any_free:
-                idle = Clock()
+                idle_since = time.monotonic()
             else:
-                time.sleep(min(max(idle.seconds() / 8, POLL[0]), POLL[1]))
+                idle = time.monotonic() - idle_since
+                time.sleep(min(max(idle / 8, POLL[0]), POLL[1]))
         bar.update(total - bar.n)
-    engine.release()
+    engine.loaded.clear()
     trim_allocators()
 
 

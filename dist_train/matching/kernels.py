@@ -8,14 +8,15 @@ n u / (1 - n u) |x^| |y^|, u = 2^-24 (Higham, Accuracy and Stability of Numerica
 import os
 import sys
 import warnings
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
 U = 2.0**-24
+Form = Literal["query", "database"]
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 3}
 """Bytes of a number of a row as each kernel multiplies it; for int8 the query form, the database
 form and what the allocator loses between so many arrays of their size (measured)."""
@@ -25,61 +26,33 @@ form and what the allocator loses between so many arrays of their size (measured
 class Prepared:
     """Rows (n, D) as a kernel multiplies them; the largest length and rounding error of a row."""
 
-    values: torch.Tensor | torch.ScriptObject
+    values: Any
+    """A tensor; of the integer kernel's database rows torch's packed weights."""
     rows: int
     width: int
     length: float
     error: float
 
 
-class Kernel(ABC):
-    """Multiplies prepared rows. Its products are in a unit of its own; a margin bounds their error.
+class Kernel:
+    """Multiplies rows in a floating-point type.
 
-    `name` is one of BYTES; `one_form` says that query and database rows are prepared alike.
+    float32 on a CPU goes through NumPy's BLAS; bfloat16 is for CPUs that have it, float16 for GPUs.
     """
 
     one_form = True
-
-    def __init__(self, name: str, device: torch.device) -> None:
-        self.name, self.device = name, device
-
-    @abstractmethod
-    def prepare_queries(self, rows: np.ndarray) -> Prepared:
-        """Query rows, float32 (n, D)."""
-
-    @abstractmethod
-    def prepare_database(self, rows: np.ndarray) -> Prepared:
-        """Database rows, float32 (m, D)."""
-
-    @abstractmethod
-    def product(self, queries: Prepared, database: Prepared) -> torch.Tensor:
-        """Products (n, m), for `to_scores` and `to_products`; valid until the next product."""
-
-    @abstractmethod
-    def margin(self, queries: Prepared, database: Prepared) -> float:
-        """The most by which the score of a product of these rows may differ from the true one."""
-
-    @abstractmethod
-    def to_products(self, scores: np.ndarray) -> np.ndarray:
-        """The lowest products that stand for `scores` or more."""
-
-    @abstractmethod
-    def to_scores(self, products: np.ndarray) -> np.ndarray:
-        """The scores that products stand for; -inf where a product is only an upper bound."""
-
-
-class FloatKernel(Kernel):
-    """float32 on a CPU through NumPy's BLAS; bfloat16 where the CPU has it; float16 on a GPU."""
+    """Query and database rows are prepared alike."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(str(dtype).removeprefix("torch."), device)
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
+        self.name = str(dtype).removeprefix("torch.")
         self._memory = np.empty(0, np.float32)
         # Off by default only in the newest versions; when on, sums are rounded to float16.
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_tf32 = False
 
-    def prepare_queries(self, rows: np.ndarray) -> Prepared:
+    def prepare(self, rows: np.ndarray, form: Form) -> Prepared:
+        """Rows float32 (n, D) in the form in which they are multiplied."""
         exact = torch.from_numpy(rows)
         values = exact.to(self.dtype)
         error = 0.0
@@ -87,37 +60,36 @@ class FloatKernel(Kernel):
             error = float((exact.double() - values.double()).norm(dim=1).max())
         return Prepared(values.to(self.device), len(rows), rows.shape[1], _longest(rows), error)
 
-    prepare_database = prepare_queries
-
     def product(self, queries: Prepared, database: Prepared) -> torch.Tensor:
+        """Products (n, m), for `to_scores` and `to_products`; valid until the next product."""
         left, right = queries.values, database.values
-        assert isinstance(left, torch.Tensor)
-        assert isinstance(right, torch.Tensor)
         if self.device.type == "cuda":
             return torch.mm(left, right.T, out_dtype=torch.float32)
-        if self.dtype == torch.float32:
-            # The same memory for every product: fresh pages would cost as much as reading them.
-            if self._memory.size < queries.rows * database.rows:
-                self._memory = np.empty(queries.rows * database.rows, np.float32)
-            out = self._memory[: queries.rows * database.rows]
-            out = out.reshape(queries.rows, database.rows)
-            # NumPy's BLAS: torch's takes three times as long on some processors.
-            np.matmul(left.numpy(), right.numpy().T, out=out)
-            return torch.from_numpy(out)
-        return torch.mm(left, right.T).float()
+        if self.dtype != torch.float32:
+            return torch.mm(left, right.T).float()
+        # The same memory for every product: fresh pages would cost as much as reading them.
+        if self._memory.size < queries.rows * database.rows:
+            self._memory = np.empty(queries.rows * database.rows, np.float32)
+        out = self._memory[: queries.rows * database.rows].reshape(queries.rows, database.rows)
+        # NumPy's BLAS: torch's takes three times as long on some processors.
+        np.matmul(left.numpy(), right.numpy().T, out=out)
+        return torch.from_numpy(out)
 
     def margin(self, queries: Prepared, database: Prepared) -> float:
-        # 16 more roundings than products: of weights, of the rows, of the score.
+        """The most by which the score of a product of these rows may differ from the true one."""
         lengths, rounded = _error_bounds(queries, database)
+        # 16 more roundings than products: of weights, of the rows, of the score.
         share = sum_error(queries.width + 16)
         if self.dtype == torch.bfloat16 and self.device.type == "cpu":
             share += 2.0**-8  # the product itself is rounded to bfloat16
         return share * lengths + rounded
 
     def to_products(self, scores: np.ndarray) -> np.ndarray:
+        """The lowest products that stand for `scores` or more."""
         return np.asarray(scores, np.float32)
 
     def to_scores(self, products: np.ndarray) -> np.ndarray:
+        """The scores that products stand for; -inf where a product is only an upper bound."""
         return products
 
 
@@ -133,32 +105,17 @@ class Int8Kernel(Kernel):
     one_form = False
 
     def __init__(self) -> None:
-        super().__init__("int8", torch.device("cpu"))
+        super().__init__(torch.int8, torch.device("cpu"))
 
-    def prepare_queries(self, rows: np.ndarray) -> Prepared:
-        values = self._quantized(rows, 63, 64, torch.quint8)
-        return self._prepared(values, values, rows)
-
-    def prepare_database(self, rows: np.ndarray) -> Prepared:
-        values = self._quantized(rows, 127, 0, torch.qint8)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            packed = torch.ops.quantized.linear_prepack(values, None)
-        return self._prepared(packed, values, rows)
-
-    def _quantized(
-        self, rows: np.ndarray, most: int, zero: int, dtype: torch.dtype
-    ) -> torch.Tensor:
+    def prepare(self, rows: np.ndarray, form: Form) -> Prepared:
+        most, zero, dtype = (63, 64, torch.quint8) if form == "query" else (127, 0, torch.qint8)
         scale = max(float(np.abs(rows).max()), 1e-6) / most
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.quantize_per_tensor(torch.from_numpy(rows), scale, zero, dtype)
-
-    def _prepared(
-        self, packed: torch.Tensor | torch.ScriptObject, values: torch.Tensor, rows: np.ndarray
-    ) -> Prepared:
-        error = values.dequantize().numpy() - rows
-        return Prepared(packed, len(rows), rows.shape[1], _longest(rows), _longest(error))
+            values = torch.quantize_per_tensor(torch.from_numpy(rows), scale, zero, dtype)
+            packed = values if form == "query" else torch.ops.quantized.linear_prepack(values, None)
+        error = _longest(values.dequantize().numpy() - rows)
+        return Prepared(packed, len(rows), rows.shape[1], _longest(rows), error)
 
     def product(self, queries: Prepared, database: Prepared) -> torch.Tensor:
         out = torch.ops.quantized.linear(queries.values, database.values, self.STEP, self.ZERO)
@@ -203,16 +160,16 @@ def kernels_for(device: torch.device, bf16: bool) -> list[Kernel]:
     come near saturation its products must lie within its margin.
     """
     if device.type == "cuda":
-        return [FloatKernel(torch.float16, device)]
-    found: list[Kernel] = [FloatKernel(torch.float32, device)]
-    found += [FloatKernel(torch.bfloat16, device)] if bf16 else []
+        return [Kernel(torch.float16, device)]
+    found: list[Kernel] = [Kernel(torch.float32, device)]
+    found += [Kernel(torch.bfloat16, device)] if bf16 else []
     rng, kernel = np.random.default_rng(0), Int8Kernel()
     unit = rng.standard_normal((96, 136)).astype(np.float32)
     signs = np.where(rng.random((96, 136)) < 0.95, 1, -1).astype(np.float32)
     for rows in (unit, signs):
         rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         try:
-            queries, database = kernel.prepare_queries(rows[:32]), kernel.prepare_database(rows)
+            queries, database = kernel.prepare(rows[:32], "query"), kernel.prepare(rows, "database")
             products = kernel.product(queries, database).numpy()
         except (RuntimeError, AttributeError, NotImplementedError):
             return found
@@ -237,12 +194,3 @@ def use_threads() -> None:
     if "faiss" in sys.modules:
         sys.modules["faiss"].omp_set_num_threads(threads)
     threadpool_limits(threads)
-
-
-def use_huge_pages() -> None:
-    """Let torch request pages of 2 MB, where Linux gives them on request.
-
-    A product of the join is 4 MB that torch allocates anew: with pages of 4 kB the page faults took
-    nearly as long as the product. To be called before the process allocates its first tensor.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -63,21 +63,11 @@ class PairSet:
         """Open `path`; raises BadInput when it is not a finished pairs directory."""
         self.path = path
         self.counts: dict[str, int] = stage_files.open_finished(path, stage.PAIRS)["counts"]
-
-    @cached_property
-    def proof(self) -> Proof:
-        """proof.json."""
-        return read_json(self.path / "proof.json")
-
-    @property
-    def score_floor(self) -> float:
+        self.proof: Proof = read_json(path / "proof.json")
+        self.score_floor = self.proof["score_floor"]
         """The lowest kept score: nothing is known of pairs below it."""
-        return self.proof["score_floor"]
-
-    @property
-    def weights(self) -> dict[str, float]:
+        self.weights = self.proof["weights"]
         """The weight of each modality in the score."""
-        return self.proof["weights"]
 
     @cached_property
     def embedding(self) -> Path:

@@ -41,18 +41,15 @@ def prove(engine: Engine, out: Path, score_floor: float, audit_rows: int, pairs:
     margin = max((record["margin"] for record in records), default=0.0)
     checked = sum(record["checked"] for record in records)
     found = audit(vectors, out, score_floor, audit_rows, first_new)
-    formula = f"N_new N_old + N_new (N_new + 1) / 2, N_old = {first_new}," if first_new else ""
-    log.info(
-        "proof: %d block pairs cover %d pairs, all of %s for the %d items",
-        *(len(records), covered, formula or "N (N + 1) / 2", len(vectors)),
+    formula = "N_new N_old + N_new (N_new + 1) / 2" if first_new else "N (N + 1) / 2"
+    lines = (
+        f"{len(records)} block pairs cover {covered} pairs, all of {formula}",
+        f"coarse pass off by at most {error:.1e} in {checked} checked, margin {margin:.1e}",
+        f"audit of {found['rows']} rows in float64: {found['missed']} of {found['true']} pairs "
+        f"missed, {found['wrong']} wrong; recall at least {found['recall_low']:.4f} (95 %)",
     )
-    message = "proof: coarse pass off by at most %.1e in %d checked, margin %.1e"
-    log.info(message, error, checked, margin)
-    log.info(
-        "proof: audit of %(rows)d rows in float64: %(missed)d of %(true)d pairs missed, %(wrong)d "
-        "wrong; recall at least %(recall_low).4f (95 %%)",
-        found,
-    )
+    for line in lines:
+        log.info("proof: %s", line)
     again = "join again into a new folder; if it happens again, report it"
     if found["wrong"]:
         raise Failed(f"{found['wrong']} pairs below the score floor were kept: {again}")
@@ -116,7 +113,7 @@ def _true_pairs(
     those within 1e-7 of it."""
     above: set[int] = set()
     edge: set[int] = set()
-    mine = {name: one.rows.take(some) for name, one in vectors.modalities.items()}
+    mine = {name: vectors.stored_rows(name, some) for name in vectors.modalities}
     for start in range(0, len(vectors), STEP):
         block = range(start, min(start + STEP, len(vectors)))
         total = np.zeros((len(some), len(block)))

@@ -106,8 +106,8 @@ def time_kernels(
     some, others = rows[:TIMED_QUERIES], rows[TIMED_QUERIES : TIMED_QUERIES + TIMED_ROWS]
     ids, chunks = np.arange(len(rows)), []
     for kernel in kernels:
-        queries = Chunk(ids[: len(some)], kernel.prepare_queries(some), [(1.0, some)])
-        database = Chunk(ids[: len(others)], kernel.prepare_database(others), [(1.0, others)])
+        queries = Chunk(ids[: len(some)], kernel.prepare(some, "query"), [(1.0, some)])
+        database = Chunk(ids[: len(others)], kernel.prepare(others, "database"), [(1.0, others)])
         chunks.append((queries, database))
     best = [float("inf")] * len(kernels)
     for _ in range(TRIES):

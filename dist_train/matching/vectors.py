@@ -12,7 +12,6 @@ one modality it is that modality alone, divided by sqrt(w).
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -45,20 +44,15 @@ class ItemVectors:
         present = [vectors.present for vectors in modalities.values()]
         self.complete = np.logical_and.reduce(present)
         self.any_modality = np.logical_or.reduce(present)
+        self.width = sum(vectors.rows.width for vectors in modalities.values())
+        """D of the rows that an index holds."""
+        masks = {name: v.present & ~self.complete for name, v in modalities.items()}
+        masks = {name: mask for name, mask in masks.items() if mask.any()}
+        self.kinds: dict[str, np.ndarray] = {"complete": self.complete} | masks
+        """Masks (N,) of the kinds of items: complete and, if there are any, with one modality."""
 
     def __len__(self) -> int:
         return len(self.complete)
-
-    @property
-    def width(self) -> int:
-        """D of the rows that an index holds."""
-        return sum(vectors.rows.width for vectors in self.modalities.values())
-
-    @cached_property
-    def kinds(self) -> dict[str, np.ndarray]:
-        """Masks (N,) of the kinds of items: complete and, if there are any, with one modality."""
-        masks = {name: v.present & ~self.complete for name, v in self.modalities.items()}
-        return {"complete": self.complete} | {name: m for name, m in masks.items() if m.any()}
 
     def database(self, rows: range) -> np.ndarray:
         """Index rows, float32 (n, D). Raises Corrupt where a row holds NaN or Inf."""

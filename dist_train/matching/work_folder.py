@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
@@ -46,20 +46,16 @@ class WorkFolder:
     """The folder of a join: `pairs/`, and `.work/` until it is finished."""
 
     def __init__(self, out: Path) -> None:
-        self.hidden = out / ".work"
+        self.hidden, self.lock = out / ".work", out / ".work" / "lock"
         self.pairs, self.committed = out / "pairs", self.hidden / "block_pairs"
         self.nearest = self.hidden / "nearest"
         self._records: dict[int, Record] = {}
         self._counts = np.zeros(len(EDGES), np.int64)
         self._next_reading = 0.0
 
-    def locked(self) -> AbstractContextManager[None]:
-        """While this is held, no other worker sets up or clears the folder."""
-        return locked(self.hidden / "lock")
-
     def clear(self) -> None:
         """Remove `.work/`, after any worker that is setting up just now."""
-        with self.locked():
+        with locked(self.lock):
             shutil.rmtree(self.hidden, ignore_errors=True)
 
     def pairs_path(self, block_pair: int, file: int) -> Path:

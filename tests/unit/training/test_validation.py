@@ -15,7 +15,7 @@ from dist_train.evaluation.budget import LEAST, MOST, pairs_per_item
 from dist_train.evaluation.f1_curve import f1_curve
 from dist_train.evaluation.leaks import twins
 from dist_train.evaluation.metrics import recall_at_1
-from dist_train.matching.vectors import views_of_array
+from dist_train.matching.vectors import vectors_of_array
 from dist_train.training import validation
 from dist_train.training.validation import ValidationItems, nearest_items, validation_items
 from shards.pack.pack import pack
@@ -74,7 +74,7 @@ def test_a_bench_sees_all_true_pairs_of_large_products():
     bench = Bench(items)
     for part in ("val", "test"):
         few = vectors[bench.rows[part]]
-        pairs = bench.pairs(views_of_array(few))
+        pairs = bench.pairs(vectors_of_array(few))
         found = f1_curve(bench.groups[part], pairs.i, pairs.j, pairs.score).best()[1]
         assert found == pytest.approx(exact(bench.groups[part], few).f1, abs=1e-4)
 
