@@ -164,30 +164,30 @@ def _plan(
     kernels: list[Kernel],
 ) -> JoinPlan:
     """Choose the score floor, the engine and the kernel."""
-    floor, limit = score_floor, config.max_score_floor
-    if floor is None:
-        floor = sampled_score_floor(vectors, config.pairs_per_item)
-    if limit is not None and limit < floor:
+    limit = config.max_score_floor
+    if score_floor is None:
+        score_floor = sampled_score_floor(vectors, config.pairs_per_item)
+    if limit is not None and limit < score_floor:
         log.warning(
-            "--max-score-floor %.3f is below the floor %.3f of the pair budget: more pairs than "
+            "--max-score-floor %.3f is below the score floor %.3f of the pair budget: more pairs than "
             "--pairs-per-item are kept",
-            *(limit, floor),
+            *(limit, score_floor),
         )
-        floor = limit
-    if floor >= NEAR_COPIES and limit is None:
+        score_floor = limit
+    if score_floor >= NEAR_COPIES and limit is None:
         log.warning(
             "so many items are all but copies of one another that the pair budget leaves only "
             "scores from %.3f on: look for one photo under many products, or allow more with "
             "--pairs-per-item",
-            floor,
+            score_floor,
         )
-    times = time_kernels(vectors, floor, config.neighbours, kernels)
+    times = time_kernels(vectors, score_floor, config.neighbours, kernels)
     engine, reason = config.engine, "requested"
     if engine == "auto":
         kind = read_index_json(index)["kind"] if index else None
-        engine, reason = _faster_engine(vectors, kind, times[0], floor, runtime)
+        engine, reason = _faster_engine(vectors, kind, times[0], score_floor, runtime)
     return {
-        "score_floor": floor,
+        "score_floor": score_floor,
         "engine": engine,
         "reason": reason,
         "memory": bytes_of(config.memory),

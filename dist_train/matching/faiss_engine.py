@@ -24,7 +24,7 @@ MORE = 8
 """Neighbours requested beyond k: FAISS ranks by scores that are rounded differently."""
 GPU_MOST = 2_048
 """The largest k of FAISS's search on a GPU."""
-HALF = 2.0**-11
+FLOAT16_ERROR = 2.0**-11
 """Largest relative error of rounding to float16."""
 QUERIES = 4_096
 CHECKED = 8
@@ -200,7 +200,7 @@ class ShardSearch:
 def rounding_margin(vectors: ItemVectors, kind: str = "Flat") -> float:
     """The most by which an exact kind's score may differ from the true one."""
     # Where a GPU searches, the query is in float16 too: the half-precision error counts twice.
-    relative = (vectors.width + 16) * U + (2 * HALF if kind == "SQfp16" else 0.0)
+    relative = (vectors.width + 16) * U + (2 * FLOAT16_ERROR if kind == "SQfp16" else 0.0)
     # The longest query is of an item with one modality: divided by the root of its weight.
     longest = 1 / np.sqrt(min(one.weight for one in vectors.modalities.values()))
     return float(1.01 * relative * longest + 2.0**-24)

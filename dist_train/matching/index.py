@@ -173,21 +173,21 @@ def _finish(
     if runtime.is_main:
         weights = {name: one.weight for name, one in vectors.modalities.items()}
         shards = [out / SHARD.format(number) for number in range(len(bounds))]
-        recall: dict[str, Any] = {"nprobe": 0}
+        lists, recall = 0, dict[str, Any](nprobe=0)
         if config.recall_rows:
             inverted = faiss.try_extract_index_ivf(faiss.read_index(str(out / TRAINED)))
             lists = inverted.nlist if inverted else 0
             index = ShardedIndex(shards, kind.name, memory=bytes_of(config.memory) // 2)
             recall = measured_recall(vectors, index, config.recall_rows, lists)
-        for name in {"recall_at_50", "range_recall"} & recall.keys():
-            share, low, high = (recall[name][key] for key in ("share", "low", "high"))
-            message = "%s of %s: %.4f (95 %%: %.4f to %.4f), nprobe %d"
-            log.info(message, name, kind.factory, share, low, high, recall["nprobe"])
-            if name == "recall_at_50" and low < TARGET and lists:
+        if at_50 := recall.get("recall_at_50"):
+            message = "recall@50 of %s: %.4f (95 %%: %.4f to %.4f), range recall %.4f, nprobe %d"
+            interval, share = (at_50["low"], at_50["high"]), recall["range_recall"]["share"]
+            log.info(message, kind.factory, at_50["share"], *interval, share, recall["nprobe"])
+            if lists and at_50["low"] < TARGET:
                 log.warning(
                     "%s finds too little even when all of its %d lists are searched: recall@50 "
                     "%.3f, wanted %.2f; use a kind with larger codes, or an exact one",
-                    *(kind.factory, lists, share, TARGET),
+                    *(kind.factory, lists, at_50["share"], TARGET),
                 )
         about = {
             "format": FORMAT,

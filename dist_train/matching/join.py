@@ -28,8 +28,8 @@ from shards.storage.files import remove_abandoned, write_parquet
 from shards.storage.stage_files import MANIFEST
 
 POLL = 0.02, 2.0
-"""Least and most seconds between looks at block pairs that others hold; between these an eighth of
-the time waited so far."""
+"""Least and most seconds until block pairs that others hold are checked again; between these an
+eighth of the time waited so far."""
 
 
 @dataclass(frozen=True)
