@@ -169,7 +169,7 @@ def _plan(
         score_floor = sampled_score_floor(vectors, config.pairs_per_item)
     if limit is not None and limit < score_floor:
         log.warning(
-            "--max-score-floor %.3f is below the score floor %.3f of the pair budget: more pairs than "
+            "--max-score-floor %.3f is below the budget's score floor of %.3f: more pairs than "
             "--pairs-per-item are kept",
             *(limit, score_floor),
         )
