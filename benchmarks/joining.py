@@ -64,30 +64,30 @@ def ours(rows: np.ndarray, parts: int) -> Slices:
     from dist_train.embedding.store import Rows
     from dist_train.matching.blocks import block_size, blocks_of
     from dist_train.matching.engines import GemmEngine
-    from dist_train.matching.join import scored
-    from dist_train.matching.kernel_choice import choose_kernel
+    from dist_train.matching.join import score_candidates
     from dist_train.matching.kernels import kernels_for
-    from dist_train.matching.threads import use_huge_pages
+    from dist_train.matching.sampling import time_kernels
     from dist_train.matching.vectors import ItemVectors, ModalityVectors
 
-    use_huge_pages()
     items = len(rows)
     names, here = ("image", "text")[:parts], np.ones(items, bool)
     halves = np.split(rows.astype(np.float32), parts, axis=1)
     units = [half / np.linalg.norm(half, axis=1, keepdims=True) for half in halves]
-    views = ItemVectors({
+    item_vectors = ItemVectors({
         name: ModalityVectors(Rows([unit.astype(np.float16)]), here, 1 / parts)
         for name, unit in zip(names, units, strict=True)
     })  # fmt: skip
     threshold = THRESHOLD if parts == 1 else BOTH_THRESHOLD
     yield {"wait": True}
     kernels = kernels_for(torch.device("cpu"), supports_bf16(torch.device("cpu")))
-    best, pairs = choose_kernel(views, threshold, 0, kernels)[0], 0
-    engine = GemmEngine(views, blocks_of(views, block_size(items)), best.kernel, held=99)
+    best, pairs = time_kernels(item_vectors, threshold, 0, kernels)[0], 0
+    engine = GemmEngine(
+        item_vectors, blocks_of(item_vectors, block_size(items)), best.kernel, held=99
+    )
     yield {"how": str(best)}
-    for block_pair in engine.tiles:
-        for query, found in engine.candidates(block_pair, threshold):
-            table = scored(views, engine, query, found)
+    for pair in engine.block_pairs:
+        for query, database in engine.candidates(pair, threshold):
+            table = score_candidates(engine, query, database)
             pairs += int((table.score >= np.float32(threshold)).sum())
         yield {"pairs": pairs}
 
@@ -102,11 +102,13 @@ def peer(rows: np.ndarray, parts: int) -> Slices:
     index.add(wide)
     yield {"wait": True}
     for start in range(0, FAISS_SLICES * FAISS_ROWS, FAISS_ROWS):
-        query = wide[start : start + FAISS_ROWS]
-        if len(query):
-            limits, _, _ = index.range_search(query, float(np.nextafter(np.float32(THRESHOLD), 0)))
-            found += int(limits[-1]) - len(query)
-        yield {"pairs": found, "share": min(1.0, (start + len(query)) / len(rows))}
+        queries = wide[start : start + FAISS_ROWS]
+        if len(queries):
+            limits, _, _ = index.range_search(
+                queries, float(np.nextafter(np.float32(THRESHOLD), 0))
+            )
+            found += int(limits[-1]) - len(queries)
+        yield {"pairs": found, "share": min(1.0, (start + len(queries)) / len(rows))}
 
 
 CONTENDERS = {
@@ -165,6 +167,7 @@ class Child:
 def start(args: argparse.Namespace, name: str, **variables: str) -> Child:
     """Start a contender with these variables and one thread."""
     env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"} | variables
+    env["THP_MEM_ALLOC_ENABLE"] = "1"  # as build_pairs sets it
     env["OMP_NUM_THREADS"] = env["OPENBLAS_NUM_THREADS"] = "1"
     arguments = ["--items", str(args.items), "--width", str(args.width), "--contender", name]
     arguments += ["--vectors", args.vectors] if args.vectors else []

@@ -27,7 +27,7 @@ from dist_train.decisions.comparison import Comparison
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.evaluation.f1_curve import f1_curve
 from dist_train.evaluation.metrics import paired_difference, per_item_f1
-from dist_train.matching.vectors import open_views, subset
+from dist_train.matching.vectors import open_vectors, subset
 from shards.storage.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -137,7 +137,7 @@ def unseen_gain(out: Path) -> dict[str, float]:
 def _cross_fitted(embedding: Path) -> tuple[np.ndarray, np.ndarray]:
     """F1 of the val and then the test items (n,), and their label groups."""
     embeddings = EmbeddingSet(embedding)
-    comparison, views = Comparison(embeddings.items), open_views(embeddings, ["image"], 0.5)
+    comparison, views = Comparison(embeddings.items), open_vectors(embeddings, ["image"], 0.5)
     pairs = {
         split: comparison.pairs(subset(views, rows)) for split, rows in comparison.rows.items()
     }

@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.joining import THRESHOLD, vectors
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+ENVIRONMENT["THP_MEM_ALLOC_ENABLE"] = "1"  # as build_pairs sets it
 PRODUCTS = 150
 """Products of 2048 x 768 with its transpose, in all, however many processes share them."""
 
@@ -37,28 +38,29 @@ def multiply(share: float) -> None:
 
 
 def work(items: int, folder: Path, number: int, workers: int) -> None:
-    """Wait for a line, do block pairs until none is left, report."""
+    """Wait for a line, score block pairs until all are done, report."""
     import torch
 
     torch.set_num_threads(1)
     from dist_train.distributed.runtime import Runtime
     from dist_train.matching.blocks import block_size, blocks_of
     from dist_train.matching.engines import GemmEngine
-    from dist_train.matching.join import Wanted, join
-    from dist_train.matching.kernel_choice import choose_kernel
+    from dist_train.matching.join import JoinLimits, join
     from dist_train.matching.kernels import kernels_for
-    from dist_train.matching.threads import use_huge_pages
-    from dist_train.matching.vectors import views_of_array
+    from dist_train.matching.sampling import time_kernels
+    from dist_train.matching.vectors import vectors_of_array
 
-    use_huge_pages()
-    views, kernels = views_of_array(vectors(items, 768)), kernels_for(torch.device("cpu"), False)
-    kernel = choose_kernel(views, THRESHOLD, 0, kernels)[0].kernel
-    engine = GemmEngine(views, blocks_of(views, block_size(items)), kernel, 99)
+    item_vectors, kernels = (
+        vectors_of_array(vectors(items, 768)),
+        kernels_for(torch.device("cpu"), False),
+    )
+    kernel = time_kernels(item_vectors, THRESHOLD, 0, kernels)[0].kernel
+    engine = GemmEngine(item_vectors, blocks_of(item_vectors, block_size(items)), kernel, 99)
     runtime = Runtime("cpu")
     runtime.rank, runtime.world = number, workers
     print("ready", flush=True)
     sys.stdin.readline()
-    join(views, engine, Wanted(THRESHOLD), folder, runtime)
+    join(engine, JoinLimits(THRESHOLD), folder, runtime)
     print(time.time(), flush=True)
 
 

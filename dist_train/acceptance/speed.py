@@ -80,8 +80,10 @@ def join(device: torch.device, rows: int, width: int) -> Rate:
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     took = float("inf")
     for kernel in kernels_for(device, supports_bf16(device)):
-        product = partial(kernel.product, kernel.left(values), kernel.right(values))
-        floor = kernel.steps(np.array(0.5)).item()
+        product = partial(
+            kernel.product, kernel.prepare(values, "query"), kernel.prepare(values, "database")
+        )
+        floor = kernel.to_products(np.array(0.5)).item()
         took = min(took, seconds(lambda p=product, f=floor: (p() >= f).any(1), device))
     return Rate(2 * rows**2 * width / took / 1e12, "TFLOP/s", peaks(_name(device))[0])
 

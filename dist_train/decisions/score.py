@@ -14,7 +14,7 @@ from dist_train.evaluation.fusion import choose_fusion, union_of_pairs
 from dist_train.evaluation.metrics import by_group_size, per_item_f1
 from dist_train.evaluation.scores import Difference, MatcherScore, Scores
 from dist_train.matching.pairs import PairSet
-from dist_train.matching.vectors import open_views, subset
+from dist_train.matching.vectors import open_vectors, subset
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json, write_json
@@ -108,7 +108,7 @@ def _encoders(
     if other is not None and len(embeddings.modalities) > 1:
         choices.append(embeddings.modalities)
     for names in choices:
-        vectors = open_views(embeddings, names, image_weight)
+        vectors = open_vectors(embeddings, names, image_weight)
         found = [
             comparison.pairs(subset(vectors, comparison.rows[split])) for split in ("val", "test")
         ]
@@ -122,7 +122,7 @@ def _encoders(
 
 def _text_with_tfidf(comparison: Comparison, embeddings: EmbeddingSet) -> MatcherScore:
     """The text encoder's cosine and that of TF-IDF as one score, weight and threshold of val."""
-    vectors = open_views(embeddings, ["text"], 0.5)
+    vectors = open_vectors(embeddings, ["text"], 0.5)
     scored: dict[str, tuple[np.ndarray, ...]] = {}
     for split, rows in comparison.rows.items():
         # The pairs that either of the two finds, with both scores.

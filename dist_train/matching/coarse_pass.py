@@ -1,9 +1,9 @@
-"""The candidates of a block product: the pairs whose score may be wanted.
+"""The coarse pass: candidates of a block product, the pairs whose score may be high enough.
 
-The products of a kernel are cheap and have a wide margin. What comes within that margin is
-multiplied again over the float32 rows, pair by pair, without laying them side by side (FAISS's
-indexed inner product). What that leaves is within rounding of wanted, and goes to the scores that
-decide.
+The products of a kernel are cheap and have a wide margin. A pair that reaches its score floor
+within that margin is multiplied again over the float32 rows, without copying them side by side
+(FAISS's indexed inner product). What remains is within rounding of the floor and goes on to the
+exact scores.
 """
 
 from collections.abc import Sequence
@@ -12,29 +12,29 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dist_train.matching.kernels import Kernel, Prepared, rounding
+from dist_train.matching.kernels import Kernel, Prepared, sum_error
 from dist_train.matching.nearest import Nearest
 
 WIDE = 1e-3
-"""Margins above this are worth a second look; what is left at less is nearly all wanted."""
+"""With margins above this candidates are re-computed; below, nearly all of them are wanted."""
 STRIP = 256
 """Rows of a product that are compared at a time."""
 Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Places (P,) in the one side and in the other, and the products (P,) found there."""
+"""Positions (P,) among the query rows and among the database rows, and coarse scores (P,)."""
 
 
 @dataclass
-class FirstPass:
-    """What the first pass was seen to do: proof that its margin holds."""
+class CoarsePassStats:
+    """Observed errors of the coarse pass: evidence that its margin holds."""
 
     error: float = 0.0
-    """Largest difference from the true product among those looked at."""
+    """Largest difference from the true score among the products that were checked."""
     margin: float = 0.0
-    """Largest that was allowed for."""
+    """Largest margin that was allowed for."""
     checked: int = 0
 
-    def note(self, truth: np.ndarray, values: np.ndarray) -> None:
-        """Compare products (P,) with the truth."""
+    def add(self, truth: np.ndarray, values: np.ndarray) -> None:
+        """Compare coarse scores (P,) with true ones; those that are not finite do not count."""
         difference = np.abs(truth.astype(np.float64) - values)
         difference = difference[np.isfinite(difference)]
         self.checked += len(difference)
@@ -42,79 +42,71 @@ class FirstPass:
 
 
 @dataclass(frozen=True)
-class Side:
-    """Some rows of a tile: as the kernel multiplies them, and as they are."""
+class Chunk:
+    """Some rows of a block, as a kernel multiplies them and as they are stored."""
 
     ids: np.ndarray
     """Row numbers int64 (n,)."""
     prepared: Prepared
-    parts: Sequence[tuple[float, np.ndarray]]
-    """Weight and stored rows float32 (n, D) of each part; the weights sum to one."""
+    modalities: Sequence[tuple[float, np.ndarray]]
+    """Weight and stored rows float32 (n, D) of each modality; the weights sum to one."""
 
 
 def candidates_of(
     kernel: Kernel,
-    one: Side,
-    other: Side,
+    queries: Chunk,
+    database: Chunk,
     same: bool,
-    floor: float,
-    near: Nearest | None,
-    seen: FirstPass,
+    score_floor: float,
+    nearest: Nearest | None,
+    stats: CoarsePassStats,
 ) -> Candidates:
-    """All places whose score may reach `floor`, or be among the best of an item in `near`.
+    """All pairs whose score may reach `score_floor` or be among the best of an item in `nearest`.
 
-    `same`: the sides are the same rows, each pair is given once and none of a row with itself.
+    `same`: both chunks are the same rows; each pair is then given once, self-matches are left out.
     """
-    products = kernel.product(one.prepared, other.prepared)
-    margin = kernel.margin(one.prepared, other.prepared)
-    seen.margin = max(seen.margin, margin)
-    rows = columns = np.asarray(floor, np.float64)
-    if near is not None:
+    products = kernel.product(queries.prepared, database.prepared)
+    margin = kernel.margin(queries.prepared, database.prepared)
+    stats.margin = max(stats.margin, margin)
+    # The score that a pair must reach for its query item (n,), and for its database item (m,).
+    rows = columns = np.asarray(score_floor, np.float64)
+    if nearest is not None:
         if same:
             products.fill_diagonal_(0 if products.dtype == torch.uint8 else -torch.inf)
-        rows = np.minimum(floor, _floors(products, one.ids, 1, near, kernel, margin))
-        columns = np.minimum(floor, _floors(products, other.ids, 0, near, kernel, margin))
-    at, by = _at_least(products, kernel.steps(rows - margin), kernel.steps(columns - margin))
+        bounds = []
+        for chunk, axis in ((queries, 1), (database, 0)):
+            kth_best = nearest.kth_best_of(chunk.ids).astype(np.float64)
+            # For items without k neighbours yet, the k-th best of these products is a bound.
+            missing = np.flatnonzero(np.isneginf(kth_best))
+            if len(missing) and products.shape[axis] > nearest.k:
+                places = torch.from_numpy(missing).to(products.device)
+                some = products.index_select(1 - axis, places)
+                best = torch.topk(some, nearest.k, dim=axis).values.select(axis, nearest.k - 1)
+                kth_best[missing] = kernel.to_scores(best.cpu().numpy()) - margin
+            bounds.append(np.minimum(score_floor, kth_best))
+        rows, columns = bounds
+    lowest = kernel.to_products(rows - margin), kernel.to_products(columns - margin)
+    at, by = _at_least(products, *lowest)
     if same:
         at, by = at[at < by], by[at < by]
-    values = kernel.value(products[torch.from_numpy(at), torch.from_numpy(by)].cpu().numpy())
+    values = products[torch.from_numpy(at), torch.from_numpy(by)].cpu().numpy()
+    values = kernel.to_scores(values)
     if kernel.device.type == "cpu" and margin > WIDE:
-        scores, off = _second_look(one, other, at, by)
-        seen.note(scores, values)
-        least = np.broadcast_to(rows, len(one.ids))[at]
-        least = np.minimum(least, np.broadcast_to(columns, len(other.ids))[by])
+        scores, off = _recomputed(queries, database, at, by)
+        stats.add(scores, values)
+        least = np.broadcast_to(rows, len(queries.ids))[at]
+        least = np.minimum(least, np.broadcast_to(columns, len(database.ids))[by])
         keep = scores >= least - off
         at, by, values = at[keep], by[keep], values[keep]
     return at, by, values
 
 
-def _floors(
-    products: torch.Tensor,
-    ids: np.ndarray,
-    axis: int,
-    near: Nearest,
-    kernel: Kernel,
-    margin: float,
-) -> np.ndarray:
-    """The score (n,) that a neighbour of each item `ids` must reach; `axis` runs over neighbours.
-
-    Of an item of which nothing is known yet it is bounded by the k-th best of these products.
-    """
-    floors = near.of(ids).astype(np.float64)
-    missing = np.flatnonzero(np.isneginf(floors))
-    if len(missing) and products.shape[axis] > near.k:
-        some = products.index_select(1 - axis, torch.from_numpy(missing).to(products.device))
-        best = torch.topk(some, near.k, dim=axis).values.select(axis, near.k - 1)
-        floors[missing] = kernel.value(best.cpu().numpy()) - margin
-    return floors
-
-
 def _at_least(
     products: torch.Tensor, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places (P,), (P,) of products at the floor of their row or of their column.
+    """Positions (P,), (P,) of products that reach the bound of their row or of their column.
 
-    Of two floors () that are the same for all only the first is looked at.
+    `rows` (n,) and `columns` (m,) are the bounds; if they are scalars, one bound holds for all.
     """
     if products.device.type != "cpu":
         reached = products >= torch.from_numpy(rows).to(products.device)[..., None]
@@ -123,11 +115,11 @@ def _at_least(
         at, by = reached.nonzero().cpu().numpy().T
         return at, by
     values, found = products.numpy(), []
-    # In strips, so that what is compared stays near the processor.
-    room = np.empty((2, STRIP, values.shape[1]), bool)
+    # In strips, so that the masks stay in the cache.
+    masks = np.empty((2, STRIP, values.shape[1]), bool)
     for start in range(0, len(values), STRIP):
         strip = values[start : start + STRIP]
-        reached, more = room[:, : len(strip)]
+        reached, more = masks[:, : len(strip)]
         if rows.ndim:
             np.greater_equal(strip, rows[start : start + STRIP, None], out=reached)
             np.greater_equal(strip, columns[None], out=more)
@@ -138,20 +130,21 @@ def _at_least(
     return np.divmod(np.concatenate(found), values.shape[1])
 
 
-def _second_look(
-    one: Side, other: Side, at: np.ndarray, by: np.ndarray
+def _recomputed(
+    queries: Chunk, database: Chunk, at: np.ndarray, by: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Scores float64 (P,) from float32 products of the rows, and how far off they may be."""
-    # Not before it is needed: a training's validation never is here, and its loaders fork.
+    """Scores float64 (P,) from float32 products of the stored rows, and their largest error."""
+    # Imported only here: a training's validation never comes here, and its loaders fork.
     from dist_train.matching.faiss_library import faiss
 
-    assert not len(at) or (at.max() < len(one.ids) and by.max() < len(other.ids))
+    assert not len(at) or (at.max() < len(queries.ids) and by.max() < len(database.ids))
     where = [np.ascontiguousarray(places, np.int64) for places in (at, by)]
     scores, dots, width = np.zeros(len(at)), np.empty(len(at), np.float32), 0
-    for (weight, rows), (_, others) in zip(one.parts, other.parts, strict=True):
+    both = zip(queries.modalities, database.modalities, strict=True)
+    for (weight, rows), (_, others) in both:
         assert all(side.dtype == np.float32 and side.flags.c_contiguous for side in (rows, others))
         pointers = [faiss.swig_ptr(x) for x in (rows, where[0], others, where[1], dots)]
         faiss.pairwise_indexed_inner_product(rows.shape[1], len(at), *pointers)
         scores += weight * dots
         width += rows.shape[1]
-    return scores, rounding(width + 16) * one.prepared.length * other.prepared.length
+    return scores, sum_error(width + 16) * queries.prepared.length * database.prepared.length

@@ -1,31 +1,36 @@
-"""What an engine is, and the one that multiplies blocks of the stored rows.
+"""The interface of an engine, and the engine that multiplies blocks of the stored rows.
 
-An engine may propose too much, never too little; the scores of ItemVectors decide afterwards.
+An engine finds candidate pairs: some too many, never too few. Exact scores decide afterwards.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from dist_train.distributed.runtime import trim_allocators
-from dist_train.matching.blocks import CHUNK, Block, Tile, area_apart, common_parts, tiles_of
-from dist_train.matching.coarse_pass import Candidates, FirstPass, Side, candidates_of
-from dist_train.matching.kernels import Kernel
+from dist_train.matching.blocks import (
+    CHUNK,
+    Block,
+    BlockPair,
+    block_pairs_of,
+    common_modalities,
+    disjoint_area,
+)
+from dist_train.matching.coarse_pass import Candidates, Chunk, CoarsePassStats, candidates_of
+from dist_train.matching.kernels import Form, Kernel, use_threads
 from dist_train.matching.nearest import Nearest
-from dist_train.matching.rows import finite, read_rows
-from dist_train.matching.threads import use_threads
-from dist_train.matching.vectors import ItemVectors, weighted_rows
+from dist_train.matching.vectors import ItemVectors, check_finite, read_rows, weighted_rows
 
-LOOKED_AT = 64
-"""Candidates of a batch whose first score is compared with the one that decides."""
-TOGETHER, MOST_TOGETHER = 16_384, 262_144
-"""Candidates in a batch: to score a few takes as long as many, and many take room."""
-Parts = tuple[str, ...]
-Found = tuple[np.ndarray, np.ndarray]
+CHECKED = 64
+"""Candidates of a batch whose coarse score is compared with the exact one."""
+BATCH, LARGEST_BATCH = 16_384, 262_144
+"""Candidates in a batch: few take as long to score as many, and too many take memory."""
+RowPairs = tuple[np.ndarray, np.ndarray]
+"""Row numbers (P,) of query items and of the database items found for them."""
 
 
 class Engine(Protocol):
@@ -33,51 +38,54 @@ class Engine(Protocol):
 
     name: str
     exact: bool
-    """Every pair at the floor is proposed, by construction."""
-    both_ways: bool
-    """A found pair tells of both its items; else only the asking ones learn their neighbours."""
-    seen: FirstPass
-    tiles: list[Tile]
-    apart: int
-    """Unordered pairs that no tile holds because the two have no part in common."""
+    """Every pair that reaches the score floor is among the candidates, by construction."""
+    symmetric: bool
+    """A candidate counts for both its items; else only query items learn their neighbours."""
+    vectors: ItemVectors
+    first_new: int
+    """Pairs of rows that both lie before it are left out."""
+    stats: CoarsePassStats
+    loaded: OrderedDict[int, Any]
+    """What is in memory, by number of block or shard; it may be cleared between block pairs."""
+    block_pairs: list[BlockPair]
+    disjoint_area: int
+    """Unordered pairs that no block pair holds because the items have no common modality."""
 
-    def rows(self, tile: Tile) -> np.ndarray:
-        """Ascending row numbers of the items whose neighbours the tile finds."""
+    def items_of(self, block_pair: BlockPair) -> np.ndarray:
+        """Ascending row numbers (n,) of the items whose neighbours the block pair finds."""
         ...
 
-    def candidates(self, tile: Tile, floor: float, near: Nearest | None = None) -> Iterator[Found]:
-        """Batches of (asking, found) row numbers (P,): all that score `floor` or more.
+    def candidates(
+        self, block_pair: BlockPair, score_floor: float, nearest: Nearest | None = None
+    ) -> Iterator[RowPairs]:
+        """Batches of (query, database) row numbers (P,): all that score `score_floor` or more.
 
-        With `near` also all that may be among the best of its items. What the caller adds to it
-        between two batches raises its floors.
+        With `nearest` also all that may be among the best k of its items. What the caller adds to
+        it between two batches raises the scores that the next candidates must reach.
         """
         ...
 
-    def take(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Stored rows of a part, float64: those of the last candidates at the least."""
-        ...
-
-    def release(self) -> None:
-        """Let go of what is in memory: all tiles are done."""
+    def stored_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Stored rows of a modality, float64 (n, D), at least for the last candidates' items."""
         ...
 
 
 @dataclass
-class _Loaded:
-    """A block in memory: its rows float32, and its chunks as they are multiplied."""
+class _LoadedBlock:
+    """A block in memory: its rows (n, D) float32 by modality, and its chunks by their form."""
 
     stored: dict[str, np.ndarray]
-    sides: dict[tuple[Parts, str], list[Side]] = field(default_factory=dict)
+    chunks: dict[tuple[tuple[str, ...], str], list[Chunk]] = field(default_factory=dict)
 
 
 class GemmEngine:
     """Multiplies blocks of the stored rows with each other, every unordered pair of them once."""
 
-    name, exact, both_ways = "gemm", True, True
+    name, exact, symmetric = "gemm", True, True
 
     def __init__(
         self,
-        views: ItemVectors,
+        vectors: ItemVectors,
         blocks: list[Block],
         kernel: Kernel,
         held: int = 2,
@@ -88,60 +96,62 @@ class GemmEngine:
         Pairs of rows that both lie before `first_new` are left out.
         """
         use_threads()
-        self.views, self.blocks, self.kernel = views, blocks, kernel
-        self.tiles = tiles_of(blocks, first_new)
-        self.seen, self.apart = FirstPass(), area_apart(views, first_new)
-        self._held, self._at = held, set[int]()
-        self._loaded: OrderedDict[int, _Loaded] = OrderedDict()
+        self.vectors, self.blocks, self.kernel = vectors, blocks, kernel
+        self.first_new, self.block_pairs = first_new, block_pairs_of(blocks, first_new)
+        self.stats, self.disjoint_area = CoarsePassStats(), disjoint_area(vectors, first_new)
+        self._held, self._current = held, set[int]()
+        self.loaded: OrderedDict[int, _LoadedBlock] = OrderedDict()
 
-    def rows(self, tile: Tile) -> np.ndarray:
-        """See Engine."""
-        ids = [self.blocks[n].ids() for n in {tile.asking, tile.asked}]
+    def items_of(self, block_pair: BlockPair) -> np.ndarray:
+        ids = [self.blocks[n].ids() for n in {block_pair.query, block_pair.database}]
         return np.sort(np.concatenate(ids))
 
-    def candidates(self, tile: Tile, floor: float, near: Nearest | None = None) -> Iterator[Found]:
-        """See Engine."""
-        one, other = self.blocks[tile.asking], self.blocks[tile.asked]
-        self._at, parts = {tile.asking, tile.asked}, common_parts(one, other)
-        left = self._sides(one, parts, "left", keep=tile.asked)
-        right = self._sides(other, parts, "right", keep=tile.asking)
+    def candidates(
+        self, block_pair: BlockPair, score_floor: float, nearest: Nearest | None = None
+    ) -> Iterator[RowPairs]:
+        query, database = block_pair.query, block_pair.database
+        self._current = {query, database}
+        common = common_modalities(self.blocks[query], self.blocks[database])
+        queries = self._chunks(query, common, "query", keep=database)
+        others = self._chunks(database, common, "database", keep=query)
         waiting: list[Candidates] = []
         count = 0
-        for m, a in enumerate(left):
-            for n, b in enumerate(right):
-                if tile.asking == tile.asked and n < m:
+        for m, one in enumerate(queries):
+            for n, other in enumerate(others):
+                if query == database and n < m:
                     continue
-                same = tile.asking == tile.asked and n == m
-                at, by, values = candidates_of(self.kernel, a, b, same, floor, near, self.seen)
-                waiting.append((a.ids[at], b.ids[by], values))
+                same = query == database and n == m
+                at, by, values = candidates_of(
+                    self.kernel, one, other, same, score_floor, nearest, self.stats
+                )
+                waiting.append((one.ids[at], other.ids[by], values))
                 count += len(at)
-                # Neighbours that are scored at once raise the floors of the next product.
-                if count >= (TOGETHER if near is None else 1):
-                    yield from self._checked(waiting)
+                # Neighbours that are scored at once raise the bounds of the next product.
+                if count >= (BATCH if nearest is None else 1):
+                    yield from self._batches(waiting)
                     waiting, count = [], 0
-            if near is not None:  # then the first products of a row leave much, of changing size
+            if nearest is not None:  # the first products of a row have many candidates, then few
                 trim_allocators()
         if count:
-            yield from self._checked(waiting)
+            yield from self._batches(waiting)
 
-    def _checked(self, waiting: list[Candidates]) -> Iterator[Found]:
-        """The candidates of some products together, some of their products beside the truth."""
-        # A single product may leave as much as it holds: no copy of it.
-        i, j, values = (
-            waiting[0]
-            if len(waiting) == 1
-            else (np.concatenate(side) for side in zip(*waiting, strict=True))
-        )
-        some = np.linspace(0, len(i) - 1, min(LOOKED_AT, len(i))).astype(np.int64)
-        self.seen.note(self.views.scores(i[some], j[some], self.take)["score"], values[some])
-        for start in range(0, len(i), MOST_TOGETHER):
-            yield i[start : start + MOST_TOGETHER], j[start : start + MOST_TOGETHER]
+    def _batches(self, waiting: list[Candidates]) -> Iterator[RowPairs]:
+        """The candidates of some products together; some of their scores are checked."""
+        if len(waiting) == 1:  # of a single product, which may be large, no copy is made
+            i, j, values = waiting[0]
+        else:
+            i, j, values = (np.concatenate(side) for side in zip(*waiting, strict=True))
+        some = np.linspace(0, len(i) - 1, min(CHECKED, len(i))).astype(np.int64)
+        truth = self.vectors.scores(i[some], j[some], self.stored_rows)["score"]
+        self.stats.add(truth, values[some])
+        for start in range(0, len(i), LARGEST_BATCH):
+            yield i[start : start + LARGEST_BATCH], j[start : start + LARGEST_BATCH]
 
-    def take(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """See Engine: from the blocks of the tile that is worked on."""
-        out = np.empty((len(rows), self.views.parts[name].rows.width), np.float64)
-        for number in self._at:
-            ids, loaded = self.blocks[number].rows, self._loaded[number]
+    def stored_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        # All of them lie in the blocks of the current block pair.
+        out = np.empty((len(rows), self.vectors.modalities[name].rows.width), np.float64)
+        for number in self._current:
+            ids, loaded = self.blocks[number].rows, self.loaded[number]
             if isinstance(ids, range):
                 mine = (rows >= ids.start) & (rows < ids.stop)
                 place = rows[mine] - ids.start
@@ -153,38 +163,31 @@ class GemmEngine:
                 out[mine] = loaded.stored[name][place]
         return out
 
-    def release(self) -> None:
-        """See Engine."""
-        self._loaded.clear()
+    def _chunks(self, number: int, common: tuple[str, ...], form: Form, keep: int) -> list[Chunk]:
+        """The chunks of a block over the `common` modalities, prepared in one form.
 
-    def _sides(self, block: Block, parts: Parts, side: str, keep: int) -> list[Side]:
-        """The chunks of a block as the kernel multiplies them on the `side` left or right."""
-        loaded = self._load(block, keep)
-        if (parts, side) not in loaded.sides:
-            prepare = self.kernel.left if side == "left" else self.kernel.right
-            total = sum(self.views.parts[name].weight for name in parts)
-            sides = loaded.sides[parts, side] = []
-            for start in range(0, len(block), CHUNK):
-                stored = {name: loaded.stored[name][start : start + CHUNK] for name in parts}
-                weighted = [(self.views.parts[name].weight / total, stored[name]) for name in parts]
-                prepared = prepare(weighted_rows(self.views, parts, stored))
-                sides.append(Side(block.ids(start, start + CHUNK), prepared, weighted))
-            if self.kernel.one_form:
-                loaded.sides[parts, "right" if side == "left" else "left"] = sides
-        return loaded.sides[parts, side]
-
-    def _load(self, block: Block, keep: int) -> _Loaded:
-        """The block from memory or from its files; of the others in memory `keep` stays."""
-        if block.number not in self._loaded:
-            drop = [n for n in self._loaded if n != keep]
-            while len(self._loaded) >= self._held and drop:
-                del self._loaded[drop.pop(0)]
+        A block that is not in memory is read; of the others in memory the block `keep` stays.
+        """
+        block, vectors, kernel = self.blocks[number], self.vectors.modalities, self.kernel
+        if number not in self.loaded:
+            drop = [n for n in self.loaded if n != keep]
+            while len(self.loaded) >= self._held and drop:
+                del self.loaded[drop.pop(0)]
             stored = {}
-            for name in block.parts:
-                rows = self.views.parts[name].rows
-                # By torch, which widens ten times as fast as NumPy.
+            for name in block.modalities:
+                rows = vectors[name].rows
+                # torch widens ten times as fast as NumPy.
                 values = torch.from_numpy(read_rows(rows, block.rows)).float().numpy()
-                stored[name] = finite(rows, block.rows, values)
-            self._loaded[block.number] = _Loaded(stored)
-        self._loaded.move_to_end(block.number)
-        return self._loaded[block.number]
+                stored[name] = check_finite(rows, block.rows, values)
+            self.loaded[number] = _LoadedBlock(stored)
+        self.loaded.move_to_end(number)
+        loaded, key = self.loaded[number], (common, "any" if kernel.one_form else form)
+        if key not in loaded.chunks:
+            total = sum(vectors[name].weight for name in common)
+            chunks = loaded.chunks[key] = []
+            for start in range(0, len(block), CHUNK):
+                stored = {name: loaded.stored[name][start : start + CHUNK] for name in common}
+                weighted = [(vectors[name].weight / total, stored[name]) for name in common]
+                prepared = kernel.prepare(weighted_rows(self.vectors, common, stored), form)
+                chunks.append(Chunk(block.ids(start, start + CHUNK), prepared, weighted))
+        return loaded.chunks[key]

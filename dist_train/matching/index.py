@@ -2,8 +2,6 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,20 @@ from dist_train.config.options import IndexConfig, Modality, bytes_of, result_op
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime, row_blocks
 from dist_train.embedding.store import EmbeddingSet
-from dist_train.matching.faiss_library import faiss, gpus, on_cpu, on_gpu
-from dist_train.matching.index_kinds import (
+from dist_train.matching.faiss_library import (
     TRAIN_PER_LIST,
     Kind,
     choose_kind,
-    empty_index,
+    faiss,
+    gpus,
     has_lists,
     number_of_lists,
+    on_cpu,
+    on_gpu,
 )
+from dist_train.matching.kernels import use_threads
 from dist_train.matching.recall import TARGET, ShardedIndex, measured_recall
-from dist_train.matching.threads import use_threads
-from dist_train.matching.vectors import ItemVectors, open_views, subset
+from dist_train.matching.vectors import ItemVectors, open_vectors, subset
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt
 from shards.storage.files import (
@@ -37,54 +37,54 @@ from shards.storage.files import (
 )
 from shards.storage.lock import locked
 
-FORMAT = 2
+FORMAT = 3
 SHARD_ROWS = 1_000_000
 SHARD_COPIES = 4
-"""Of a shard's vectors in memory while it is built: FAISS's arrays double when they grow."""
+"""Copies of a shard's vectors in memory while it is built: FAISS's arrays double as they grow."""
 ADDED = 65_536
 """Rows in memory at one time."""
 WORK = ".work"
-TRAINED = f"{WORK}/trained.faiss"
+TRAINED, SHARD = f"{WORK}/trained.faiss", "shard-{:05d}.faiss"
 log = logging.getLogger(__name__)
 
 
 def build_index(embeddings: Path, out: Path, config: IndexConfig) -> dict[str, Any]:
-    """Build a sharded index over an embedding set; what index.json says of it.
+    """Build a sharded index over an embedding set and return its index.json.
 
-    The bounds of the shards are a function of the number of items alone. Raises BadInput when
-    the set lacks a part that the modality needs, or `out` holds something else.
+    The bounds of the shards are a function of the items, the width and the memory given. Raises
+    BadInput when the set lacks a modality that is required, FAISS refuses the kind, or `out` holds
+    something else, and Stopped after a signal: the same call continues.
     """
     runtime = Runtime("cpu")
     embedding_set = EmbeddingSet(embeddings)
-    names = _names(embedding_set, config)
+    names: list[Modality] = ["image", "text"]
+    if config.modality != "both":
+        names = embedding_set.modalities if config.modality == "auto" else [config.modality]
+    if missing := set(names) - set(embedding_set.modalities):
+        raise BadInput(f"{embeddings}: holds no {' and no '.join(sorted(missing))} vectors")
     parents = stage.parents_for(out, embedding=embeddings)
     with runtime.stage(out, stage.INDEX, result_options(config), parents) as done:
         if not done:
-            views = open_views(embedding_set, names, config.image_weight)
-            kind = choose_kind(config.kind, len(views), views.width, bytes_of(config.memory))
+            vectors = open_vectors(embedding_set, names, config.image_weight)
+            memory = bytes_of(config.memory)
+            kind = choose_kind(config.kind, len(vectors), vectors.width, memory)
             log.info("index kind %s: %s", kind.factory, kind.reason)
-            shards = shard_rows(len(views), views.width, bytes_of(config.memory))
-            with _faiss_told(kind, len(views)):
-                _build_shards(views, kind, shards, out, runtime)
-                _finish(views, names, kind, shards, config, out, runtime)
+            shards = shard_rows(len(vectors), vectors.width, memory)
+            try:
+                _build_shards(vectors, kind, shards, out, runtime)
+                _finish(vectors, kind, shards, config, out, runtime)
+            except RuntimeError as error:  # a factory string that FAISS accepts and cannot build
+                if "faiss" not in str(error):
+                    raise
+                raise BadInput(
+                    f"--kind {kind.name}: FAISS cannot build {kind.factory} over {len(vectors)} "
+                    f"items ({str(error).splitlines()[-1]}); use auto, Flat, SQfp16 or IVF"
+                ) from None
     return read_json(out / "index.json")
 
 
-@contextmanager
-def _faiss_told(kind: Kind, items: int) -> Iterator[None]:
-    """What FAISS makes of a string and refuses to train, to fill or to search, as bad input."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "faiss" not in str(error):
-            raise
-        told = str(error).splitlines()[-1]
-        raise BadInput(f"--kind {kind.name}: FAISS cannot build {kind.factory} over {items} items "
-                       f"({told}); take auto, Flat, SQfp16 or IVF") from None  # fmt: skip
-
-
 def index_shards(path: Path) -> list[Path]:
-    """The FAISS files of a finished index; Corrupt names one that is not as it was written."""
+    """The FAISS files of a finished index. Raises Corrupt when one is not as it was written."""
     files = stage_files.open_finished(path, stage.INDEX)["files"]
     shards = sorted(name for name in files if name.endswith(".faiss"))
     for name in shards:
@@ -93,83 +93,61 @@ def index_shards(path: Path) -> list[Path]:
     return [path / name for name in shards]
 
 
-def index_about(path: Path) -> dict[str, Any]:
-    """What index.json says; BadInput for another version's."""
+def read_index_json(path: Path) -> dict[str, Any]:
+    """index.json of an index. Raises BadInput for another version's."""
     about = read_json(path / "index.json")
-    told = about.get("format") if isinstance(about, dict) else None
-    if told != FORMAT:
-        raise BadInput(f"{path}: index format {told}, this version reads {FORMAT}; "
-                       "build the index again")  # fmt: skip
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != FORMAT:
+        raise BadInput(
+            f"{path}: index format {found}, this version reads {FORMAT}; build the index again"
+        )
     return about
 
 
-def indexed_views(path: Path, embeddings: EmbeddingSet) -> ItemVectors:
-    """The views of an embedding set that an index was built over."""
-    about = index_about(path)
-    return open_views(embeddings, about["views"], about["image_weight"])
-
-
-def _names(embeddings: EmbeddingSet, config: IndexConfig) -> list[Modality]:
-    choices: dict[str, list[Modality]] = {
-        "auto": embeddings.modalities,
-        "both": ["image", "text"],
-        "image": ["image"],
-        "text": ["text"],
-    }
-    names = choices[config.modality]
-    missing = set(names) - set(embeddings.modalities)
-    if missing:
-        raise BadInput(f"{embeddings.path}: holds no {' and no '.join(sorted(missing))} vectors")
-    return names
+def indexed_vectors(path: Path, embeddings: EmbeddingSet) -> ItemVectors:
+    """The vectors of an embedding set that an index was built over."""
+    about = read_index_json(path)
+    return open_vectors(embeddings, about["modalities"], about["image_weight"])
 
 
 def shard_rows(items: int, width: int, memory: int) -> list[range]:
-    """Row numbers of every shard, so that `memory` bytes hold one with room while it grows."""
+    """Row numbers of every shard: each fits in `memory` bytes while it is built."""
     fit = memory // (SHARD_COPIES * 4 * width)
     return row_blocks(items, smallest=1024, largest=max(1024, min(SHARD_ROWS, fit)))
 
 
-def shard_path(out: Path, number: int) -> Path:
-    """Where a shard lies."""
-    return out / f"shard-{number:05d}.faiss"
-
-
 def _build_shards(
-    views: ItemVectors, kind: Kind, shards: list[range], out: Path, runtime: Runtime
+    vectors: ItemVectors, kind: Kind, shards: list[range], out: Path, runtime: Runtime
 ) -> None:
     use_threads()
     remove_abandoned(out)
-    trained = _trained(views, kind, out)
+    # The empty index is trained once: all shards share its quantiser, and so does a restart.
+    with locked(out / WORK / "lock"):
+        if not (out / TRAINED).exists():
+            index = faiss.index_factory(vectors.width, kind.factory, faiss.METRIC_INNER_PRODUCT)
+            if not index.is_trained:
+                N = len(vectors)
+                wanted = min(N, max(TRAIN_PER_LIST * number_of_lists(N), 20_000))
+                sample = subset(vectors, np.unique(np.linspace(0, N - 1, wanted).astype(np.int64)))
+                # Only inverted lists are trained as a copy on a GPU that comes back unchanged.
+                copy = on_gpu(index) if gpus() and has_lists(index) else index
+                copy.train(sample.database(range(len(sample))))
+                index = on_cpu(copy) if copy is not index else index
+            with atomic_path(out / TRAINED) as temporary:
+                faiss.write_index(index, str(temporary))
     quiet = None if runtime.is_main else True
     mine = runtime.share(list(enumerate(shards)))
     for number, rows in tqdm(mine, desc="index", unit="shard", disable=quiet):
         if runtime.stop_requested():
             break
-        path = shard_path(out, number)
+        path = out / SHARD.format(number)
         if not path.exists():
-            build_shard(views, rows, trained, path)
+            build_shard(vectors, rows, out / TRAINED, path)
     runtime.stop_together(out)
 
 
-def _trained(views: ItemVectors, kind: Kind, out: Path) -> Path:
-    """The empty index, made once: all shards share its quantiser, and a restart does too."""
-    path = out / TRAINED
-    with locked(out / WORK / "lock"):
-        if not path.exists():
-            with atomic_path(path) as temporary:
-                index = empty_index(kind, views.width, lambda: _sample(views))
-                faiss.write_index(index, str(temporary))
-    return path
-
-
-def _sample(views: ItemVectors) -> np.ndarray:
-    wanted = max(TRAIN_PER_LIST * number_of_lists(len(views)), 20_000)
-    rows = np.linspace(0, len(views) - 1, min(len(views), wanted)).astype(np.int64)
-    sample = subset(views, np.unique(rows))
-    return sample.database(range(len(sample)))
-
-
-def build_shard(views: ItemVectors, rows: range, trained: Path, path: Path) -> None:
+def build_shard(vectors: ItemVectors, rows: range, trained: Path, path: Path) -> None:
+    """Write the FAISS file of consecutive rows, from the empty index at `trained`."""
     index = faiss.read_index(str(trained))
     if not has_lists(index):
         index = faiss.IndexIDMap2(index)
@@ -177,51 +155,57 @@ def build_shard(views: ItemVectors, rows: range, trained: Path, path: Path) -> N
         index = on_gpu(index)
     for start in range(rows.start, rows.stop, ADDED):
         some = range(start, min(start + ADDED, rows.stop))
-        index.add_with_ids(views.database(some), np.asarray(some, np.int64))
+        index.add_with_ids(vectors.database(some), np.asarray(some, np.int64))
     with atomic_path(path) as temporary:
         faiss.write_index(on_cpu(index), str(temporary))
 
 
 def _finish(
-    views: ItemVectors, names: list[Modality], kind: Kind, bounds: list[range], config: IndexConfig,
-    out: Path, runtime: Runtime,
-) -> None:  # fmt: skip
+    vectors: ItemVectors,
+    kind: Kind,
+    bounds: list[range],
+    config: IndexConfig,
+    out: Path,
+    runtime: Runtime,
+) -> None:
+    """Measure the index's recall, write index.json and the manifest, remove `.work`."""
     runtime.barrier()
     if runtime.is_main:
-        weights = {name: part.weight for name, part in views.parts.items()}
-        shards = [shard_path(out, number) for number in range(len(bounds))]
+        weights = {name: one.weight for name, one in vectors.modalities.items()}
+        shards = [out / SHARD.format(number) for number in range(len(bounds))]
+        lists, recall = 0, dict[str, Any](nprobe=0)
+        if config.recall_rows:
+            inverted = faiss.try_extract_index_ivf(faiss.read_index(str(out / TRAINED)))
+            lists = inverted.nlist if inverted else 0
+            index = ShardedIndex(shards, kind.name, memory=bytes_of(config.memory) // 2)
+            recall = measured_recall(vectors, index, config.recall_rows, lists)
+        if at_50 := recall.get("recall_at_50"):
+            message = "recall@50 of %s: %.4f (95 %%: %.4f to %.4f), range recall %.4f, nprobe %d"
+            interval, share = (at_50["low"], at_50["high"]), recall["range_recall"]["share"]
+            log.info(message, kind.factory, at_50["share"], *interval, share, recall["nprobe"])
+            if lists and at_50["low"] < TARGET:
+                log.warning(
+                    "%s finds too little even when all of its %d lists are searched: recall@50 "
+                    "%.3f, wanted %.2f; use a kind with larger codes, or an exact one",
+                    *(kind.factory, lists, at_50["share"], TARGET),
+                )
         about = {
-            "format": FORMAT, "kind": kind.name, "factory": kind.factory, "reason": kind.reason,
-            "metric": "inner product", "views": names,
-            "image_weight": weights.get("image", 0.0), "items": len(views), "width": views.width,
+            "format": FORMAT,
+            "kind": kind.name,
+            "factory": kind.factory,
+            "reason": kind.reason,
+            "metric": "inner product",
+            "modalities": list(weights),
+            "image_weight": weights.get("image", 0.0),
+            "items": len(vectors),
+            "width": vectors.width,
             "rows": [[rows.start, rows.stop] for rows in bounds],
-            "recall": _recall(views, kind, shards, out / TRAINED, config),
-        }  # fmt: skip
+            "recall": recall,
+        }
         write_json(out / "index.json", about)
-        counts = {"items": len(views), "shards": len(shards)}
+        counts = {"items": len(vectors), "shards": len(shards)}
         stage_files.finish(out, counts, [*shards, out / "index.json"])
         shutil.rmtree(out / WORK, ignore_errors=True)
-        log.info("%s: %d items in %d shards, views %s", out, len(views), len(shards), names)
+        names = " and ".join(weights)
+        log.info("%s: %d items in %d shards over %s", out, len(vectors), len(shards), names)
     runtime.barrier()
-
-
-def _recall(
-    views: ItemVectors, kind: Kind, shards: list[Path], trained: Path, config: IndexConfig
-) -> dict[str, Any]:  # fmt: skip
-    """What is found of the truth, measured whatever the kind; nprobe 0 where it has no lists."""
-    if not config.recall_rows:
-        return {"nprobe": 0}
-    inverted = faiss.try_extract_index_ivf(faiss.read_index(str(trained)))
-    lists = inverted.nlist if inverted else 0
-    index = ShardedIndex(shards, kind.name, memory=bytes_of(config.memory) // 2)
-    found = measured_recall(views, index, config.recall_rows, lists)
-    for name, told in (("recall_at_50", "recall@50"), ("range_recall", "range recall")):
-        if name in found:
-            log.info("%s of %s: %.4f (95 %%: %.4f to %.4f), nprobe %d", told, kind.factory,
-                     *(found[name][key] for key in ("share", "low", "high")),
-                     found["nprobe"])  # fmt: skip
-    if lists and "recall_at_50" in found and found["recall_at_50"]["low"] < TARGET:
-        log.warning("%s finds too little even in all of its %d lists: recall@50 %.3f, wanted %.2f; "
-                    "take a kind with larger codes, or an exact one", kind.factory, lists,
-                    found["recall_at_50"]["share"], TARGET)  # fmt: skip
-    return found

@@ -1,36 +1,35 @@
-"""Every unordered pair of items at a floor, each once, and the nearest k of every item.
+"""Every unordered pair of items that reaches a score floor, once, and each item's nearest k.
 
-A tile is the unit of work, commit and resume. Any number of workers, under one launcher or each by
-itself (the tasks of a Slurm array), take the tiles of one fixed list; they may die and join.
+A block pair is the unit of work, commit and resume. Any number of workers, under one launcher or
+started separately (the tasks of a Slurm array), score the block pairs of one fixed list; they may
+die and be started again.
 """
 
-import logging
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from dist_train.distributed.runtime import Clock, Runtime
-from dist_train.matching.blocks import Tile, block_size, blocks_of
+from dist_train.distributed.runtime import Runtime, trim_allocators
+from dist_train.matching.blocks import PAIRS_IN_MEMORY, BlockPair, block_size, blocks_of
 from dist_train.matching.engines import Engine, GemmEngine
 from dist_train.matching.kernels import kernels_for
-from dist_train.matching.nearest import KnownFloors, Nearest
-from dist_train.matching.pairs import SCORES
-from dist_train.matching.sampling import floor_of_sample
+from dist_train.matching.nearest import KthBestScores, Nearest
+from dist_train.matching.pairs import SCORES, no_pairs
+from dist_train.matching.sampling import sampled_score_floor
 from dist_train.matching.vectors import ItemVectors
-from dist_train.matching.work_folder import Work, histogram, read_table
+from dist_train.matching.work_folder import Record, WorkFolder, histogram, read_table
 from dist_train.monitor.progress import progress_bar
 from shards.storage.errors import Stopped
 from shards.storage.files import remove_abandoned, write_parquet
+from shards.storage.stage_files import MANIFEST
 
-SPILL = 2_000_000
-"""Pairs of a tile in memory; then they are written as a part of it."""
-LOOK_AGAIN = 0.02, 2.0
-"""Seconds between looks at the tiles that others are at: an eighth of what was waited, within."""
-log = logging.getLogger(__name__)
+POLL = 0.02, 2.0
+"""Least and most seconds until block pairs that others hold are checked again; between these an
+eighth of the time waited so far."""
 
 
 @dataclass(frozen=True)
@@ -43,173 +42,162 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is looked for: pairs from `floor` on, `k` neighbours an item, within a budget."""
+class JoinLimits:
+    """What is kept: pairs that reach `score_floor`, and `k` neighbours of every item."""
 
-    floor: float
+    score_floor: float
     k: int = 0
     budget: float = float("inf")
-    """Pairs in all; above it the floor is raised, up to `highest`."""
-    highest: float = 1.0
+    """Pairs in all; with more of them the score floor is raised, up to `highest_floor`."""
+    highest_floor: float = 1.0
 
 
-@dataclass
-class _Kept:
-    """The pairs of a tile: at most SPILL of them in memory, the rest in its parts."""
+def join(engine: Engine, limits: JoinLimits, out: Path, runtime: Runtime) -> None:
+    """Score block pairs below `out` until all are committed, by this worker or by others.
 
-    work: Work
-    tile: int
-    tables: list[pd.DataFrame] = field(default_factory=list)
-    counts: dict[int, int] = field(default_factory=dict)
-    parts: int = 0
-    pairs: int = 0
-
-    def add(self, table: pd.DataFrame) -> None:
-        self.tables.append(table)
-        self.pairs += len(table)
-        for step, count in histogram(table.score.to_numpy()):
-            self.counts[step] = self.counts.get(step, 0) + count
-        if sum(map(len, self.tables)) > SPILL:
-            self.write()
-
-    def write(self) -> None:
-        table = in_order(self.tables)
-        write_parquet(self.work.pairs_path(self.tile, self.parts), table)
-        self.parts, self.tables = self.parts + 1, []
-
-
-def join(views: ItemVectors, engine: Engine, wanted: Wanted, out: Path, runtime: Runtime) -> None:
-    """Work on the tiles below `out` until all are committed, by this worker or by others.
-
-    Raises Stopped after a signal; what is committed stays, and the same call goes on.
+    Raises Stopped after a signal; committed work stays, and the same call continues it.
     """
-    work = Work(out)
+    work, finished = WorkFolder(out), out / MANIFEST
     remove_abandoned(out)
-    known = KnownFloors(work.hidden / "floors.f32", len(views)) if wanted.k else None
-    begin = len(engine.tiles) * runtime.rank // runtime.world
-    mine = engine.tiles[begin:] + engine.tiles[:begin]
-    idle = Clock()
-    with progress_bar("join", "block pair", len(mine), quiet=not runtime.is_main) as bar:
-        while left := [tile for tile in mine if not work.is_done(tile.number)]:
-            if work.is_finished():
-                return
-            finished = len(mine) - len(left)
+    kth_best = work.hidden / "kth_best.f32"
+    known = KthBestScores(kth_best, len(engine.vectors)) if limits.k else None
+    total = len(engine.block_pairs)
+    begin = total * runtime.rank // runtime.world
+    mine = engine.block_pairs[begin:] + engine.block_pairs[:begin]
+    idle_since = time.monotonic()
+    with progress_bar("join", "block pair", total, quiet=not runtime.is_main) as bar:
+        while missing := [pair for pair in mine if not work.is_done(pair.number)]:
+            # Finished by another worker, which has removed the records: no block pair is missing.
+            if finished.exists():
+                break
+            done = total - len(missing)
             if not bar.disable:  # what others did does not count as this worker's pace
-                bar.initial += finished - bar.n
-            bar.n = finished
+                bar.initial += done - bar.n
+            bar.n = done
             any_free = False
-            for tile in left:
+            for pair in missing:
                 if runtime.stop_requested():
                     raise Stopped(f"{out}: stopped by a signal; the same command goes on")
-                with work.claim(tile.number) as ours:
-                    if ours and not work.is_done(tile.number) and not work.is_finished():
+                with work.claim(pair.number) as ours:
+                    if ours and not work.is_done(pair.number) and not finished.exists():
                         any_free = True
-                        floor = work.floor(wanted.floor, wanted.budget, wanted.highest)
-                        do_tile(views, engine, replace(wanted, floor=floor), tile, work, known)
+                        floor = work.score_floor(
+                            limits.score_floor, limits.budget, limits.highest_floor
+                        )
+                        now = replace(limits, score_floor=floor)
+                        score_block_pair(engine, now, pair, work, known)
                         bar.update(1)
             if any_free:
-                idle = Clock()
+                idle_since = time.monotonic()
             else:
-                time.sleep(min(max(idle.seconds() / 8, LOOK_AGAIN[0]), LOOK_AGAIN[1]))
-        bar.update(len(mine) - bar.n)
+                idle = time.monotonic() - idle_since
+                time.sleep(min(max(idle / 8, POLL[0]), POLL[1]))
+        bar.update(total - bar.n)
+    engine.loaded.clear()
+    trim_allocators()
 
 
-def do_tile(
-    views: ItemVectors,
+def score_block_pair(
     engine: Engine,
-    wanted: Wanted,
-    tile: Tile,
-    work: Work,
-    known: KnownFloors | None,
+    limits: JoinLimits,
+    block_pair: BlockPair,
+    work: WorkFolder,
+    known: KthBestScores | None,
 ) -> None:
-    """Find, score and commit what one tile holds."""
-    clock, kept, checked = Clock(), _Kept(work, tile.number), engine.seen.checked
-    near = None
+    """Find, score and commit the pairs and neighbours of one block pair."""
+    number, checked = block_pair.number, engine.stats.checked
+    tables: list[pd.DataFrame] = []
+    counts: dict[int, int] = {}
+    files, nearest = 0, None
     if known is not None:
-        rows = engine.rows(tile)
-        near = Nearest(rows, wanted.k, known.of(rows))
-    for asking, found in engine.candidates(tile, wanted.floor, near):
-        table = scored(views, engine, asking, found)
+        rows = engine.items_of(block_pair)
+        nearest = Nearest(rows, limits.k, known.read(rows))
+    for query, database in engine.candidates(block_pair, limits.score_floor, nearest):
+        table = score_candidates(engine, query, database)
         i, j, score = (table[name].to_numpy() for name in ("i", "j", "score"))
-        elsewhere = table.asks.to_numpy() > 0
-        if near is not None and engine.both_ways:
-            near.add(np.concatenate([i, j]), np.concatenate([j, i]), np.tile(score, 2))
-        elif near is not None:
-            near.add(np.where(elsewhere, j, i), np.where(elsewhere, i, j), score)
-        keep = (score >= np.float32(wanted.floor)) & ~elsewhere
+        mirrored = table.mirrored.to_numpy() > 0
+        if nearest is not None and engine.symmetric:
+            nearest.add(np.concatenate([i, j]), np.concatenate([j, i]), np.tile(score, 2))
+        elif nearest is not None:
+            nearest.add(np.where(mirrored, j, i), np.where(mirrored, i, j), score)
+        keep = (score >= np.float32(limits.score_floor)) & ~mirrored
         if keep.any():
-            kept.add(table.loc[keep, ["i", "j", *SCORES]])
-    if kept.tables or not kept.parts:
-        kept.write()
-    record = {
-        "tile": tile.number, "asking": tile.asking, "asked": tile.asked, "area": tile.area,
-        "floor": wanted.floor, "pairs": kept.pairs, "parts": kept.parts,
-        "histogram": sorted(map(list, kept.counts.items())),
-        "seconds": clock.seconds(), "engine": engine.name, "error": engine.seen.error,
-        "margin": engine.seen.margin, "checked": engine.seen.checked - checked,
-    }  # fmt: skip
-    work.commit(tile.number, record, None if near is None else near.table())
-    if near is not None and known is not None:
-        known.raise_to(near.rows, near.scores[:, -1])
+            tables.append(table.loc[keep, ["i", "j", *SCORES]])
+            for step, count in histogram(score[keep]):
+                counts[step] = counts.get(step, 0) + count
+            if sum(map(len, tables)) > PAIRS_IN_MEMORY:
+                write_parquet(work.pairs_path(number, files), sorted_pairs(tables))
+                files, tables = files + 1, []
+    if tables or not files:
+        write_parquet(work.pairs_path(number, files), sorted_pairs(tables))
+        files += 1
+    record: Record = {
+        "area": block_pair.area,
+        "files": files,
+        "histogram": sorted(map(list, counts.items())),
+        "error": engine.stats.error,
+        "margin": engine.stats.margin,
+        "checked": engine.stats.checked - checked,
+    }
+    work.commit(number, record, None if nearest is None else nearest.table())
+    if nearest is not None and known is not None:
+        known.raise_to(nearest.rows, nearest.scores[:, -1])
 
 
-def scored(
-    views: ItemVectors, engine: Engine, asking: np.ndarray, found: np.ndarray
-) -> pd.DataFrame:
-    """i < j with the scores that decide; `asks` 1 where j asked: another tile gives that pair."""
-    scores = views.scores(asking, found, engine.take)
-    # Taken from arrays: with neighbours a table is made for each product, of few rows.
-    real = (asking != found) & ~np.isnan(scores["score"])
-    asking, found = asking[real], found[real]
-    asks = (asking > found) & (not engine.both_ways)
-    columns = {"i": np.minimum(asking, found), "j": np.maximum(asking, found),
-               "asks": asks.astype(np.int8)}  # fmt: skip
+def score_candidates(engine: Engine, query: np.ndarray, database: np.ndarray) -> pd.DataFrame:
+    """i, j, mirrored, score, score_image, score_text of candidates (P,), i < j, by exact scores.
+
+    `mirrored` is 1 where j was the query item of an engine that finds both sides: the pair itself
+    is reported by another block pair. Self-matches and pairs without a score are left out.
+    """
+    scores = engine.vectors.scores(query, database, engine.stored_rows)
+    # Filtered as arrays: when neighbours are wanted, every product gives a table of few rows.
+    real = (query != database) & ~np.isnan(scores["score"])
+    query, database = query[real], database[real]
+    columns = {
+        "i": np.minimum(query, database),
+        "j": np.maximum(query, database),
+        "mirrored": ((query > database) & (not engine.symmetric)).astype(np.int8),
+    }
     columns |= {name: score[real] for name, score in scores.items()}
     return pd.DataFrame(columns, copy=False)
 
 
-def in_order(tables: list[pd.DataFrame]) -> pd.DataFrame:
+def sorted_pairs(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Tables of pairs as one: i, j, score, score_image, score_text by i, then j."""
-    nothing = {name: np.zeros(0, np.int64) for name in ("i", "j")}
-    columns = nothing | {name: np.zeros(0, np.float32) for name in SCORES}
-    table = pd.concat([pd.DataFrame(columns), *tables], ignore_index=True)
+    table = pd.concat([no_pairs(), *tables], ignore_index=True)
     return table.sort_values(["i", "j"], ignore_index=True)
 
 
-def read_pairs(out: Path) -> pd.DataFrame:
-    """All pairs below `out`: i, j, score, score_image, score_text, by i, then j."""
-    return in_order([read_table(file) for file in sorted((out / "pairs").glob("*.parquet"))])
-
-
-def settle_pairs(out: Path, floor: float) -> int:
-    """Take out of pairs/ what lies below the floor that all tiles gave; how many pairs are left."""
-    work, kept = Work(out), 0
-    wanted = {
-        work.pairs_path(tile, part)
-        for tile, record in work.records().items()
-        for part in range(record["parts"])
+def apply_score_floor(out: Path, score_floor: float) -> int:
+    """Remove the pairs below the score floor of all block pairs; returns how many remain."""
+    work, kept = WorkFolder(out), 0
+    written = {
+        work.pairs_path(number, file)
+        for number, record in work.records().items()
+        for file in range(record["files"])
     }
     for path in work.pairs.glob("*.parquet"):
-        if path not in wanted:  # a killed worker's, of a tile that was done again in fewer parts
+        if path not in written:  # of a killed worker; the block pair was done again in fewer files
             path.unlink()
-    for path in sorted(wanted):
+    for path in sorted(written):
         table = read_table(path)
-        keep = table[table.score >= np.float32(floor)]
+        keep = table[table.score >= np.float32(score_floor)]
         if len(keep) < len(table):
             write_parquet(path, keep)
         kept += len(keep)
     return kept
 
 
-def pairs_in_memory(views: ItemVectors, device: torch.device, pairs_per_item: float) -> Pairs:
+def pairs_in_memory(vectors: ItemVectors, device: torch.device, pairs_per_item: float) -> Pairs:
     """The best-scored pairs of a few items on one process, about `pairs_per_item` an item."""
-    floor = floor_of_sample(views, pairs_per_item)
+    floor = sampled_score_floor(vectors, pairs_per_item)
     kernel = kernels_for(device, bf16=False)[0]
-    engine = GemmEngine(views, blocks_of(views, block_size(len(views))), kernel)
+    engine = GemmEngine(vectors, blocks_of(vectors, block_size(len(vectors))), kernel)
     tables = []
-    for tile in engine.tiles:
-        for asking, found in engine.candidates(tile, floor):
-            table = scored(views, engine, asking, found)
+    for block_pair in engine.block_pairs:
+        for query, database in engine.candidates(block_pair, floor):
+            table = score_candidates(engine, query, database)
             tables.append(table[table.score >= np.float32(floor)][["i", "j", *SCORES]])
-    table = in_order(tables)
+    table = sorted_pairs(tables)
     return Pairs(table.i.to_numpy(), table.j.to_numpy(), table.score.to_numpy())

@@ -1,228 +1,196 @@
-"""First passes over a tile: low precision, each with a margin that is proven, not guessed.
+"""Matrix products of the coarse pass in low precision, each with a proven error margin.
 
 With x^ the rounded form of a row x and d_x = |x - x^| measured row by row, Cauchy-Schwarz gives
 |x.y - x^.y^| <= d_x |y| + |x^| d_y. The sum itself, in float32 and in any order, is off by at most
 n u / (1 - n u) |x^| |y^|, u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
 """
 
+import os
+import sys
 import warnings
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 U = 2.0**-24
+Form = Literal["query", "database"]
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 3}
-"""Of a value of a row in all forms together, by kernel; of integers the two forms, and what the
-allocator loses between so many blocks of their size (measured)."""
+"""Bytes of a number of a row as each kernel multiplies it; for int8 the query form, the database
+form and what the allocator loses between so many arrays of their size (measured)."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Some rows as a kernel multiplies them; largest length and rounding error among them."""
+    """Rows (n, D) as a kernel multiplies them; the largest length and rounding error of a row."""
 
     values: Any
+    """A tensor; of the integer kernel's database rows torch's packed weights."""
     rows: int
     width: int
     length: float
     error: float
 
 
-class Kernel(ABC):
-    """Multiplies prepared rows; its products, in steps of its own, bound the true ones."""
+class Kernel:
+    """Multiplies rows in a floating-point type.
 
-    def __init__(self, name: str, device: torch.device) -> None:
-        """`name` is one of BYTES."""
-        self.name, self.device = name, device
+    float32 on a CPU goes through NumPy's BLAS; bfloat16 is for CPUs that have it, float16 for GPUs.
+    """
 
-    @property
-    def one_form(self) -> bool:
-        """Asking and asked rows are prepared alike."""
-        return True
-
-    @abstractmethod
-    def left(self, rows: np.ndarray) -> Prepared:
-        """Asking rows, float32 (n, d)."""
-
-    @abstractmethod
-    def right(self, rows: np.ndarray) -> Prepared:
-        """Asked rows, float32 (m, d)."""
-
-    @abstractmethod
-    def product(self, left: Prepared, right: Prepared) -> torch.Tensor:
-        """(n, m), to be read through `steps` and `value`; good until the next product."""
-
-    @abstractmethod
-    def margin(self, left: Prepared, right: Prepared) -> float:
-        """By how much a product of these rows may differ from the true one."""
-
-    @abstractmethod
-    def steps(self, scores: np.ndarray) -> np.ndarray:
-        """Products below these stand for scores below `scores`."""
-
-    @abstractmethod
-    def value(self, products: np.ndarray) -> np.ndarray:
-        """The score that a product stands for; -inf where it is only an upper bound."""
-
-
-class FloatKernel(Kernel):
-    """float32 on a CPU through NumPy's BLAS; bfloat16 where the CPU has it; float16 on a GPU."""
+    one_form = True
+    """Query and database rows are prepared alike."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(str(dtype).removeprefix("torch."), device)
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
+        self.name = str(dtype).removeprefix("torch.")
         self._memory = np.empty(0, np.float32)
-        # Off by default only on the newest versions; with it on, sums are rounded to float16.
+        # Off by default only in the newest versions; when on, sums are rounded to float16.
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_tf32 = False
 
-    def left(self, rows: np.ndarray) -> Prepared:
-        """See Kernel."""
-        whole = torch.from_numpy(rows)
-        values = whole.to(self.dtype)
+    def prepare(self, rows: np.ndarray, form: Form) -> Prepared:
+        """Rows float32 (n, D) in the form in which they are multiplied."""
+        exact = torch.from_numpy(rows)
+        values = exact.to(self.dtype)
         error = 0.0
         if self.dtype != torch.float32:
-            error = float((whole.double() - values.double()).norm(dim=1).max())
-        return Prepared(values.to(self.device), rows.shape[0], rows.shape[1], _length(rows), error)
+            error = float((exact.double() - values.double()).norm(dim=1).max())
+        return Prepared(values.to(self.device), len(rows), rows.shape[1], _longest(rows), error)
 
-    def right(self, rows: np.ndarray) -> Prepared:
-        """See Kernel: the same form."""
-        return self.left(rows)
-
-    def product(self, left: Prepared, right: Prepared) -> torch.Tensor:
-        """See Kernel."""
+    def product(self, queries: Prepared, database: Prepared) -> torch.Tensor:
+        """Products (n, m), for `to_scores` and `to_products`; valid until the next product."""
+        left, right = queries.values, database.values
         if self.device.type == "cuda":
-            return torch.mm(left.values, right.values.T, out_dtype=torch.float32)
-        if self.dtype == torch.float32:
-            # The same memory for every product: fresh pages would cost as much as reading them.
-            if self._memory.size < left.rows * right.rows:
-                self._memory = np.empty(left.rows * right.rows, np.float32)
-            out = self._memory[: left.rows * right.rows].reshape(left.rows, right.rows)
-            # NumPy's BLAS: torch's is a third as fast on some processors.
-            np.matmul(left.values.numpy(), right.values.numpy().T, out=out)
-            return torch.from_numpy(out)
-        return torch.mm(left.values, right.values.T).float()
+            return torch.mm(left, right.T, out_dtype=torch.float32)
+        if self.dtype != torch.float32:
+            return torch.mm(left, right.T).float()
+        # The same memory for every product: fresh pages would cost as much as reading them.
+        if self._memory.size < queries.rows * database.rows:
+            self._memory = np.empty(queries.rows * database.rows, np.float32)
+        out = self._memory[: queries.rows * database.rows].reshape(queries.rows, database.rows)
+        # NumPy's BLAS: torch's takes three times as long on some processors.
+        np.matmul(left.numpy(), right.numpy().T, out=out)
+        return torch.from_numpy(out)
 
-    def margin(self, left: Prepared, right: Prepared) -> float:
-        """See Kernel; 16 more roundings than products: of weights, of the rows, of the score."""
-        lengths = (left.length + left.error) * (right.length + right.error)
-        share = rounding(left.width + 16)
+    def margin(self, queries: Prepared, database: Prepared) -> float:
+        """The most by which the score of a product of these rows may differ from the true one."""
+        lengths, rounded = _error_bounds(queries, database)
+        # 16 more roundings than products: of weights, of the rows, of the score.
+        share = sum_error(queries.width + 16)
         if self.dtype == torch.bfloat16 and self.device.type == "cpu":
-            share += 2.0**-8  # the product itself comes in bfloat16
-        return share * lengths + _apart(left, right)
+            share += 2.0**-8  # the product itself is rounded to bfloat16
+        return share * lengths + rounded
 
-    def steps(self, scores: np.ndarray) -> np.ndarray:
-        """See Kernel."""
+    def to_products(self, scores: np.ndarray) -> np.ndarray:
+        """The lowest products that stand for `scores` or more."""
         return np.asarray(scores, np.float32)
 
-    def value(self, products: np.ndarray) -> np.ndarray:
-        """See Kernel."""
+    def to_scores(self, products: np.ndarray) -> np.ndarray:
+        """The scores that products stand for; -inf where a product is only an upper bound."""
         return products
 
 
 class Int8Kernel(Kernel):
     """Eight-bit integers through torch's quantised product (FBGEMM, oneDNN), CPU only.
 
-    Asking rows have 7 bits: with 8 the pairwise sums of processors without VNNI would saturate.
-    Products come as one byte, in STEPs from -ZERO STEP on; cut off below, so an upper bound there.
+    Query rows have 7 bits: with 8 the pairwise sums of processors without VNNI would saturate.
+    A product is one byte: steps of STEP from the score -ZERO STEP on, below which it is cut off
+    and so an upper bound.
     """
 
     STEP, ZERO = 1 / 200, 50
+    one_form = False
 
     def __init__(self) -> None:
-        super().__init__("int8", torch.device("cpu"))
+        super().__init__(torch.int8, torch.device("cpu"))
 
-    @property
-    def one_form(self) -> bool:
-        """See Kernel."""
-        return False
-
-    def left(self, rows: np.ndarray) -> Prepared:
-        """See Kernel."""
-        scale = max(float(np.abs(rows).max()), 1e-6) / 63
+    def prepare(self, rows: np.ndarray, form: Form) -> Prepared:
+        most, zero, dtype = (63, 64, torch.quint8) if form == "query" else (127, 0, torch.qint8)
+        scale = max(float(np.abs(rows).max()), 1e-6) / most
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            values = torch.quantize_per_tensor(torch.from_numpy(rows), scale, 64, torch.quint8)
-        return self._prepared(values, values, rows)
+            values = torch.quantize_per_tensor(torch.from_numpy(rows), scale, zero, dtype)
+            packed = values if form == "query" else torch.ops.quantized.linear_prepack(values, None)
+        error = _longest(values.dequantize().numpy() - rows)
+        return Prepared(packed, len(rows), rows.shape[1], _longest(rows), error)
 
-    def right(self, rows: np.ndarray) -> Prepared:
-        """See Kernel."""
-        scale = max(float(np.abs(rows).max()), 1e-6) / 127
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            values = torch.quantize_per_tensor(torch.from_numpy(rows), scale, 0, torch.qint8)
-            packed = torch.ops.quantized.linear_prepack(values, None)
-        return self._prepared(packed, values, rows)
-
-    def _prepared(self, packed: Any, values: torch.Tensor, rows: np.ndarray) -> Prepared:
-        error = values.dequantize().numpy() - rows
-        return Prepared(packed, rows.shape[0], rows.shape[1], _length(rows), _length(error))
-
-    def product(self, left: Prepared, right: Prepared) -> torch.Tensor:
-        """See Kernel."""
-        out = torch.ops.quantized.linear(left.values, right.values, self.STEP, self.ZERO)
+    def product(self, queries: Prepared, database: Prepared) -> torch.Tensor:
+        out = torch.ops.quantized.linear(queries.values, database.values, self.STEP, self.ZERO)
         # The bytes where they lie: int_repr would copy them into fresh pages.
         nothing = torch.empty(0, dtype=torch.uint8)
         return nothing.set_(out.untyped_storage(), 0, out.shape, out.stride())
 
-    def margin(self, left: Prepared, right: Prepared) -> float:
-        """See Kernel; the integer sum is exact, a step is lost where it becomes a byte."""
-        lengths = (left.length + left.error) * (right.length + right.error)
-        return _apart(left, right) + self.STEP + 16 * U * lengths
+    def margin(self, queries: Prepared, database: Prepared) -> float:
+        lengths, rounded = _error_bounds(queries, database)
+        # The integer sum is exact; one step is lost when it becomes a byte.
+        return rounded + self.STEP + 16 * U * lengths
 
-    def steps(self, scores: np.ndarray) -> np.ndarray:
-        """See Kernel."""
+    def to_products(self, scores: np.ndarray) -> np.ndarray:
         found = np.floor(np.asarray(scores, np.float64) / self.STEP) + self.ZERO
         return np.clip(np.nan_to_num(found, neginf=0), 0, 255).astype(np.uint8)
 
-    def value(self, products: np.ndarray) -> np.ndarray:
-        """See Kernel."""
+    def to_scores(self, products: np.ndarray) -> np.ndarray:
         scores = (products.astype(np.float32) - self.ZERO) * np.float32(self.STEP)
         return np.where(products == 0, -np.inf, scores)
 
 
-def rounding(n: int) -> float:
+def _error_bounds(one: Prepared, other: Prepared) -> tuple[float, float]:
+    """The largest |x^| |y^|, and the largest d_x |y| + |x^| d_y, of rows x and y of the two."""
+    rounded = one.error * other.length + (one.length + one.error) * other.error
+    return (one.length + one.error) * (other.length + other.error), rounded
+
+
+def _longest(rows: np.ndarray) -> float:
+    # Slightly more than the longest norm, which is itself computed in float32.
+    return float(np.sqrt(np.einsum("nd,nd->n", rows, rows).max(initial=0))) * (1 + 1e-5)
+
+
+def sum_error(n: int) -> float:
     """Largest relative error of a float32 sum of `n` products, in any order."""
     return n * U / (1 - n * U)
 
 
 def kernels_for(device: torch.device, bf16: bool) -> list[Kernel]:
-    """The kernels that work here, the plain one first; each is tried against float64."""
+    """The kernels that work on `device`, float32 first on a CPU.
+
+    The integer kernel is first checked against float64 here: on unit rows and on rows whose sums
+    come near saturation its products must lie within its margin.
+    """
     if device.type == "cuda":
-        return [FloatKernel(torch.float16, device)]
-    found: list[Kernel] = [FloatKernel(torch.float32, device)]
-    found += [FloatKernel(torch.bfloat16, device)] if bf16 else []
-    found += [Int8Kernel()] if _works(Int8Kernel()) else []
-    return found
-
-
-def _works(kernel: Kernel) -> bool:
-    """Its products lie within its margin: on unit rows, and on rows that would saturate."""
-    rng = np.random.default_rng(0)
+        return [Kernel(torch.float16, device)]
+    found: list[Kernel] = [Kernel(torch.float32, device)]
+    found += [Kernel(torch.bfloat16, device)] if bf16 else []
+    rng, kernel = np.random.default_rng(0), Int8Kernel()
     unit = rng.standard_normal((96, 136)).astype(np.float32)
     signs = np.where(rng.random((96, 136)) < 0.95, 1, -1).astype(np.float32)
     for rows in (unit, signs):
         rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         try:
-            left, right = kernel.left(rows[:32]), kernel.right(rows)
-            products = kernel.product(left, right).numpy()
+            queries, database = kernel.prepare(rows[:32], "query"), kernel.prepare(rows, "database")
+            products = kernel.product(queries, database).numpy()
         except (RuntimeError, AttributeError, NotImplementedError):
-            return False
+            return found
         truth = rows[:32].astype(np.float64) @ rows.astype(np.float64).T
-        truth, margin = np.minimum(truth, 1.02), kernel.margin(left, right)
-        if (products < kernel.steps(truth - margin)).any():
-            return False
-        if (kernel.value(products) > truth + margin).any():
-            return False
-    return True
+        truth, margin = np.minimum(truth, 1.02), kernel.margin(queries, database)
+        too_low = products < kernel.to_products(truth - margin)
+        if too_low.any() or (kernel.to_scores(products) > truth + margin).any():
+            return found
+    return [*found, kernel]
 
 
-def _apart(left: Prepared, right: Prepared) -> float:
-    return left.error * right.length + (left.length + left.error) * right.error
+def use_threads() -> None:
+    """Use OMP_NUM_THREADS threads, or this rank's share of the processors.
 
-
-def _length(rows: np.ndarray) -> float:
-    # A little up: the norm itself is computed in float32.
-    return float(np.sqrt(np.einsum("nd,nd->n", rows, rows).max(initial=0))) * (1 + 1e-5)
+    This holds for FAISS and for the BLAS and OpenMP of every library loaded so far. Ranks that were
+    started without a launcher would each use all processors. FAISS is not imported for this: a
+    process that has imported it must not fork.
+    """
+    cores = len(os.sched_getaffinity(0))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", "1")))
+    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, cores // ranks)))
+    if "faiss" in sys.modules:
+        sys.modules["faiss"].omp_set_num_threads(threads)
+    threadpool_limits(threads)

@@ -1,9 +1,9 @@
-"""A finished pairs directory: the scored pairs of a join, their score floor, what proves them."""
+"""A finished pairs directory: the scored pairs of a join, their score floor and their proof."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -20,46 +20,69 @@ BATCH = 500_000
 SCORES = ("score", "score_image", "score_text")
 
 
+class Audit(TypedDict):
+    """Audited rows; true pairs of theirs; missed and wrong ones; recall, its lower 95 % limit."""
+
+    rows: int
+    true: int
+    missed: int
+    wrong: int
+    recall: float
+    recall_low: float
+
+
+class Proof(TypedDict):
+    """proof.json."""
+
+    engine: str
+    exact: bool
+    items: int
+    score_floor: float
+    block_pairs: int
+    old: int
+    """Rows before this one were joined already; their pairs with one another are left out."""
+    pairs_covered: int
+    coarse_pass_error: float
+    coarse_pass_margin: float
+    coarse_pass_checked: int
+    audit: Audit
+    pairs: int
+    weights: dict[str, float]
+
+
 def no_pairs(columns: Sequence[str] = ("i", "j", *SCORES)) -> pd.DataFrame:
-    """A table of pairs without a row: what is put together of batches begins with it."""
+    """An empty table of pairs, to which batches are appended."""
     kinds = {name: "float32" if name in SCORES else "int64" for name in columns}
     return pd.DataFrame(columns=list(kinds)).astype(kinds)
 
 
 class PairSet:
-    """The pairs i < j of a join with their scores, from the score floor on."""
+    """The pairs i < j of a finished join that reach its score floor."""
 
     def __init__(self, path: Path) -> None:
         """Open `path`; raises BadInput when it is not a finished pairs directory."""
         self.path = path
         self.counts: dict[str, int] = stage_files.open_finished(path, stage.PAIRS)["counts"]
-
-    @cached_property
-    def proof(self) -> dict[str, Any]:
-        """What proof.json says."""
-        return read_json(self.path / "proof.json")
-
-    @property
-    def score_floor(self) -> float:
-        """The lowest kept score: of the pairs below it nothing is known."""
-        return self.proof["floor"]
-
-    @property
-    def weights(self) -> dict[str, float]:
+        self.proof: Proof = read_json(path / "proof.json")
+        self.score_floor = self.proof["score_floor"]
+        """The lowest kept score: nothing is known of pairs below it."""
+        self.weights = self.proof["weights"]
         """The weight of each modality in the score."""
-        return self.proof["weights"]
 
     @cached_property
     def embedding(self) -> Path:
-        """The embedding set whose rows were joined; refused when it has changed since."""
+        """The embedding set whose rows were joined. Raises BadInput when it has changed since."""
         return stage.parent(self.path, "embedding")
 
     def reaches(self, threshold: float) -> bool:
-        """Every pair that scores `threshold` or more is here. Scores are float32, so it is too."""
+        """Whether every pair of score `threshold` or more is here, compared as float32."""
         return bool(np.float32(threshold) >= np.float32(self.score_floor))
 
     def batches(self, columns: Sequence[str] = ("i", "j", "score")) -> Iterator[pd.DataFrame]:
-        """All pairs in the order of their files, at most BATCH at a time; Corrupt names a file."""
+        """All pairs in the order of their files, at most BATCH at a time.
+
+        Raises Corrupt for a file that cannot be read.
+        """
         for path in sorted((self.path / "pairs").glob("*.parquet")):
             try:
                 with pq.ParquetFile(path) as file:
@@ -73,9 +96,9 @@ class PairSet:
     def select(
         self, wanted: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     ) -> pd.DataFrame:
-        """i, j, score, score_image, score_text of the pairs that `wanted` says of i and j (P,).
+        """i, j, score, score_image, score_text of all pairs, which must fit in memory.
 
-        Without it of all pairs, which then must fit in memory.
+        Or only of those whose i and j (P,) the function `wanted` maps to True (P,).
         """
         found = [no_pairs()]
         for table in self.batches(("i", "j", *SCORES)):

@@ -1,4 +1,4 @@
-"""A sharded index searched as one, and how much of the truth it finds, with an interval."""
+"""A sharded index searched as one, and its recall against exact scores, with an interval."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -9,16 +9,17 @@ import numpy as np
 from scipy.stats import beta
 
 from dist_train.matching.blocks import CHUNK
-from dist_train.matching.faiss_engine import Hits, ShardSearch, rounding, search_of
-from dist_train.matching.faiss_library import faiss
-from dist_train.matching.index_kinds import EXACT, set_nprobe
-from dist_train.matching.sampling import floor_of_sample, scores_with
+from dist_train.matching.faiss_engine import Hits, ShardSearch, rounding_margin
+from dist_train.matching.faiss_library import EXACT, faiss, set_nprobe
+from dist_train.matching.nearest import ranks
+from dist_train.matching.sampling import coarse_scores, sampled_score_floor
 from dist_train.matching.vectors import ItemVectors, subset
 
 K = 50
 RANGE_PAIRS = 20.0
+"""Pairs for each item that reach the score floor of the range recall."""
 TARGET = 0.95
-"""Lower limit of recall@50 that more lists are looked into for."""
+"""Lower limit of recall@50; more lists are searched until it is reached."""
 
 
 class ShardedIndex:
@@ -27,20 +28,20 @@ class ShardedIndex:
     def __init__(
         self, shards: Sequence[Path], kind: str, nprobe: int = 0, memory: int | None = None
     ) -> None:
-        """Shards of a `kind`; what is beyond `memory` bytes is read again by every search."""
-        self.paths, self.kind, self.nprobe, self._held = list(shards), kind, nprobe, {}
-        self._room = sys.maxsize if memory is None else memory
+        """`nprobe` lists of every shard are searched, and can be changed at any time.
 
-    def probe(self, nprobe: int) -> None:
-        """Look into so many lists of every shard from now on."""
-        self.nprobe = nprobe
+        Shards beyond `memory` bytes are read again by every search.
+        """
+        self.paths, self.kind, self.nprobe = list(shards), kind, nprobe
+        self._held: dict[Path, Any] = {}
+        self._free = sys.maxsize if memory is None else memory
 
     def shards(self) -> Iterator[Any]:
         """The FAISS indexes, one after the other."""
         for path in self.paths:
             shard = self._held.get(path) or faiss.read_index(str(path))
-            if path not in self._held and path.stat().st_size <= self._room:
-                self._held[path], self._room = shard, self._room - path.stat().st_size
+            if path not in self._held and path.stat().st_size <= self._free:
+                self._held[path], self._free = shard, self._free - path.stat().st_size
             set_nprobe(shard, self.nprobe)
             yield shard
 
@@ -52,98 +53,110 @@ class ShardedIndex:
         order = np.lexsort((ids, -scores), axis=1)[:, :k]
         return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
 
-    def nearest(self, views: ItemVectors, rows: np.ndarray, k: int) -> np.ndarray:
-        """The k nearest (n, k) of items, ranked by the score that decides; -1 for none.
+    def nearest(self, vectors: ItemVectors, rows: np.ndarray, k: int) -> np.ndarray:
+        """The k nearest (n, k) of items, ranked by exact score; -1 for none.
 
-        More than k are asked for, and all ties, so that what FAISS rounds otherwise, or in which
-        shard a row lies, changes no rank.
+        More than k are searched for, with all ties, so that neither FAISS's rounding nor the shard
+        of a row changes a rank.
         """
-        margin = 2 * self.margin(views)
-        best = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
-        # After every shard, so that what is held does not grow with their number.
-        for found in self._found(views, rows, lambda shard, asking: shard.nearest(asking, 2 * k)):
-            item, ids, score = map(np.concatenate, zip(best, found, strict=True))
-            best = _best(item, ids, score, 2 * k, margin)
-        item, ids, _ = best
+        margin = 2 * self.margin(vectors)
+        item, ids, score = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+        # Cut down after every shard, so that memory does not grow with their number.
+        for found in self._found(vectors, rows, lambda shard, some: shard.nearest(some, 2 * k)):
+            both = zip((item, ids, score), found, strict=True)
+            item, ids, score = _by_rank(*map(np.concatenate, both))
+            rank = ranks(item)
+            last = np.full(int(item.max(initial=-1)) + 1, -np.inf)
+            last[item[rank == 2 * k]] = score[rank == 2 * k]
+            keep = score >= last[item] - margin
+            item, ids, score = item[keep], ids[keep], score[keep]
         item, ids = item[ids != rows[item]], ids[ids != rows[item]]
-        score = views.scores(rows[item], ids)["score"]
-        item, ids, score = (side[~np.isnan(score)] for side in (item, ids, score))
-        order = np.lexsort((ids, -score, item))
-        item, ids = item[order], ids[order]
-        rank = np.arange(len(item)) - np.searchsorted(item, item)
+        score = vectors.scores(rows[item], ids)["score"]
+        item, ids, score = _by_rank(*(side[~np.isnan(score)] for side in (item, ids, score)))
+        rank = ranks(item)
         out = np.full((len(rows), k), -1)
         out[item[rank < k], rank[rank < k]] = ids[rank < k]
         return out
 
-    def margin(self, views: ItemVectors) -> float:
-        """By how much an exact kind's scores may be off; of others nothing is promised."""
-        return rounding(views, self.kind) if self.kind in EXACT else 0.0
+    def margin(self, vectors: ItemVectors) -> float:
+        """The largest error of an exact kind's scores; 0 for others, which promise nothing."""
+        return rounding_margin(vectors, self.kind) if self.kind in EXACT else 0.0
 
-    def at_least(self, views: ItemVectors, rows: np.ndarray, least: float) -> np.ndarray:
-        """Codes n len(views) + id of what a search for `least` and above finds for each item n."""
+    def at_least(self, vectors: ItemVectors, rows: np.ndarray, least: float) -> np.ndarray:
+        """Codes n N + id of what a search for scores of `least` and above finds for each item n."""
         below = float(np.nextafter(np.float32(least), np.float32(-np.inf)))
-        found = self._found(views, rows, lambda shard, asking: shard.range(asking, below))
-        return np.concatenate([item * len(views) + ids for item, ids, _ in found])
+        found = self._found(vectors, rows, lambda shard, queries: shard.range(queries, below))
+        return np.concatenate([item * len(vectors) + ids for item, ids, _ in found])
 
     def _found(
-        self, views: ItemVectors, rows: np.ndarray, ask: Callable[[ShardSearch, np.ndarray], Hits]
+        self,
+        vectors: ItemVectors,
+        rows: np.ndarray,
+        search: Callable[[ShardSearch, np.ndarray], Hits],
     ) -> Iterator[Hits]:
-        """(item, id, score), each once, of what a shard answers, by its kinds of rows."""
-        sample = subset(views, rows)
+        """The hits of each shard, each once, with item numbers (P,) in place of queries."""
+        sample = subset(vectors, rows)
         for shard in self.shards():
             codes, scores = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
-            for kind, mask in views.kinds.items():
-                queries, asks = sample.queries(range(len(rows)), kind)
-                who = np.flatnonzero(asks)
+            for kind, mask in vectors.kinds.items():
+                queries, able = sample.queries(range(len(rows)), kind)
+                who = np.flatnonzero(able)
                 if len(who):
-                    search = search_of(shard, views, mask, self.kind)
-                    item, ids, score = ask(search, queries[who])
-                    codes.append((who[item] * len(views) + ids)[mask[ids]])
+                    one = ShardSearch(shard, mask, self.kind, self.margin(vectors))
+                    item, ids, score = search(one, queries[who])
+                    codes.append((who[item] * len(vectors) + ids)[mask[ids]])
                     scores.append(score[mask[ids]])
             code, first = np.unique(np.concatenate(codes), return_index=True)
-            yield *np.divmod(code, len(views)), np.concatenate(scores)[first]
+            item, ids = np.divmod(code, len(vectors))
+            yield item, ids, np.concatenate(scores)[first]
 
 
-def _best(item: np.ndarray, ids: np.ndarray, score: np.ndarray, k: int, margin: float) -> Hits:
-    """(item, id, score) of those that may be among the k best of their item beside itself."""
+def _by_rank(item: np.ndarray, ids: np.ndarray, score: np.ndarray) -> Hits:
+    """Hits (P,) by item, then by falling score, then by id."""
     order = np.lexsort((ids, -score, item))
-    item, ids, score = item[order], ids[order], score[order]
-    rank = np.arange(len(item)) - np.searchsorted(item, item)
-    last = np.full(int(item.max(initial=-1)) + 1, -np.inf)
-    last[item[rank == k]] = score[rank == k]
-    keep = score >= last[item] - margin
-    return item[keep], ids[keep], score[keep]
+    return item[order], ids[order], score[order]
 
 
 def measured_recall(
-    views: ItemVectors, index: ShardedIndex, rows: int, lists: int
+    vectors: ItemVectors, index: ShardedIndex, rows: int, lists: int
 ) -> dict[str, Any]:
-    """What index.json says of an index's answers, over evenly spread complete items.
+    """The entry `recall` of index.json, over `rows` evenly spread complete items.
 
-    With `lists`, twice as many of them are looked into until recall@50 is surely at TARGET.
+    If the index has `lists`, twice as many of them are searched until the lower limit of recall@50
+    reaches TARGET. The margin of an approximate kind is what the errors of 999 of 1000 scores stay
+    below.
     """
-    here = np.flatnonzero(views.complete)
+    here = np.flatnonzero(vectors.complete)
     some = np.unique(here[np.linspace(0, len(here) - 1, min(rows, len(here))).astype(np.int64)])
     if not len(some):
         return {"nprobe": min(lists, 1)}
-    floor = floor_of_sample(views, RANGE_PAIRS)
-    wanted, least, within = _truth(views, some, floor)
-    nprobe = min(lists, 1)
+    floor = sampled_score_floor(vectors, RANGE_PAIRS)
+    wanted, least, within = _exact_answers(vectors, some, floor)
+    index.nprobe = min(lists, 1)
     while True:
-        index.probe(nprobe)
-        found = index.nearest(views, some, K)
-        # By their scores: of many that tie for the last place any will do.
-        hits = np.minimum((_scores(views, some, found) >= least[:, None]).sum(1), wanted)
+        found = index.nearest(vectors, some, K)
+        # Compared by score: of several that tie for the last place any will do.
+        hits = np.minimum((_scores(vectors, some, found) >= least[:, None]).sum(1), wanted)
         at_k = interval(int(hits.sum()), int(wanted.sum()))
-        if nprobe >= lists or at_k["low"] >= TARGET:
+        if index.nprobe >= lists or at_k["low"] >= TARGET:
             break
-        nprobe = min(2 * nprobe, lists)
-    margin = index.margin(views) if index.kind in EXACT else _error(views, index, some)
+        index.nprobe = min(2 * index.nprobe, lists)
+    margin = index.margin(vectors)
+    if index.kind not in EXACT:
+        queries, _ = subset(vectors, some).queries(range(len(some)), "complete")
+        scores, ids = index.search(queries, K)
+        error = np.abs(_scores(vectors, some, ids)[ids >= 0] - scores[ids >= 0])
+        error = error[np.isfinite(error)]
+        margin = float(np.quantile(error, 0.999)) if len(error) else 0.0
+    codes = np.isin(within, index.at_least(vectors, some, floor - margin))
     return {
-        "rows": len(some), "nprobe": nprobe, "recall_at_50": at_k, "range_floor": floor,
-        "range_recall": _range_recall(views, index, some, within, floor - margin),
+        "rows": len(some),
+        "nprobe": index.nprobe,
+        "recall_at_50": at_k,
+        "range_floor": floor,
+        "range_recall": interval(int(codes.sum()), len(within)),
         "margin": margin,
-    }  # fmt: skip
+    }
 
 
 def interval(hits: int, of: int) -> dict[str, float]:
@@ -153,58 +166,37 @@ def interval(hits: int, of: int) -> dict[str, float]:
     return {"found": hits, "of": of, "share": hits / of if of else 1.0, "low": low, "high": high}
 
 
-def _truth(
-    views: ItemVectors, some: np.ndarray, floor: float
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """How many nearest of the items there are, at most K, the score (n,) of the last of them, and
-    all rows at the floor."""
-    sample, within = subset(views, some), []
+def _exact_answers(
+    vectors: ItemVectors, some: np.ndarray, floor: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The right answers for items `some` (n,), found by brute force.
+
+    How many neighbours (n,) each has, at most K; the score (n,) of the last of them; codes n N + id
+    (P,) of all rows that reach the floor.
+    """
+    sample, within = subset(vectors, some), []
     ids, known = np.full((len(some), 0), -1), np.zeros((len(some), 0), np.float32)
-    for start in range(0, len(views), CHUNK):
-        block = range(start, min(start + CHUNK, len(views)))
-        scores = scores_with(views, sample, block)
+    for start in range(0, len(vectors), CHUNK):
+        block = range(start, min(start + CHUNK, len(vectors)))
+        scores = coarse_scores(sample, vectors, block)
         own = np.flatnonzero((some >= block.start) & (some < block.stop))
         scores[own, some[own] - block.start] = -np.inf
         at, by = np.nonzero(scores >= floor)
-        within.append(np.stack([at, by + block.start]))
-        # Of the blocks so far, twice as many as are wanted: rounding may change places.
+        within.append(at * len(vectors) + by + block.start)
+        # Twice as many as are wanted of the blocks so far: rounding may change ranks.
         here = np.where(scores > -np.inf, np.arange(block.start, block.stop), -1)
         ids, known = np.hstack([ids, here]), np.hstack([known, scores])
         if ids.shape[1] > 2 * K:
             best = np.argpartition(-known, 2 * K - 1, axis=1)[:, : 2 * K]
             ids, known = (np.take_along_axis(side, best, 1) for side in (ids, known))
-    score = -np.sort(-_scores(views, some, ids), axis=1)[:, :K]
+    score = -np.sort(-_scores(vectors, some, ids), axis=1)[:, :K]
     wanted = (score > -np.inf).sum(1)
     last = np.take_along_axis(score, np.maximum(wanted, 1)[:, None] - 1, 1)[:, 0]
-    item, found = np.hstack(within)
-    return wanted, last, [found[item == n] for n in range(len(some))]
+    return wanted, last, np.concatenate(within)
 
 
-def _scores(views: ItemVectors, some: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """The scores that decide of items with rows (n, k); -inf for the row -1, or for no score."""
-    score = views.scores(np.repeat(some, ids.shape[1]), ids.ravel().clip(min=0))["score"]
+def _scores(vectors: ItemVectors, some: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Exact scores (n, k) of items with rows `ids` (n, k); -inf for the row -1, or for no score."""
+    score = vectors.scores(np.repeat(some, ids.shape[1]), ids.ravel().clip(min=0))["score"]
     score = score.reshape(ids.shape)
     return np.where((ids < 0) | np.isnan(score), np.float32(-np.inf), score)
-
-
-def _range_recall(
-    views: ItemVectors,
-    index: ShardedIndex,
-    some: np.ndarray,
-    within: list[np.ndarray],
-    least: float,
-) -> dict[str, float]:
-    """Of the rows that score at the floor, those that a search for `least` and above finds."""
-    wanted = np.concatenate([n * len(views) + rows for n, rows in enumerate(within)])
-    found = np.isin(wanted, index.at_least(views, some, least))
-    return interval(int(found.sum()), len(wanted))
-
-
-def _error(views: ItemVectors, index: ShardedIndex, some: np.ndarray) -> float:
-    """The difference from the true score that 999 of 1000 answers stay below."""
-    queries, _ = subset(views, some).queries(range(len(some)), "complete")
-    scores, ids = index.search(queries, K)
-    truth = views.scores(np.repeat(some, ids.shape[1]), ids.ravel().clip(min=0))["score"]
-    difference = np.abs(truth.reshape(ids.shape) - scores)[(ids >= 0)]
-    difference = difference[np.isfinite(difference)]
-    return float(np.quantile(difference, 0.999)) if len(difference) else 0.0

@@ -1,35 +1,34 @@
-"""The vectors that are searched, and the one score that decides.
+"""The vectors that are compared, and the exact score of two items.
 
-The score of two items is w_i cos_image + w_t cos_text over the parts that both have, the weights
-of these summing to one: two items that share only a title are scored by their titles alone.
+The score is w_i cos_image + w_t cos_text over the modalities that both items have, with the weights
+of these scaled to sum to one: two items that share only a title are scored by their titles alone.
 
-An index over both parts holds (sqrt(w_i) image, sqrt(w_t) text). So that every inner product is the
-score, an item asks with another scale for each kind of row: of the complete rows with the same
-row, or, where it has one part itself, with that part divided by sqrt(w); of the rows with one part
-with that part alone, divided by sqrt(w).
+An index over both modalities holds (sqrt(w_i) image, sqrt(w_t) text). To make every inner product
+the score, an item has one query vector for each kind of database row. For complete rows it is the
+item's own index row or, when the item lacks a modality, the other divided by sqrt(w). For rows with
+one modality it is that modality alone, divided by sqrt(w).
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from dist_train.config.options import Modality
-from dist_train.embedding.store import EmbeddingSet, Rows, corrupt_error
-from dist_train.matching.rows import finite, read_rows, take_rows
-from shards.storage.errors import BadInput
+from dist_train.embedding.store import EmbeddingSet, Rows
+from shards.storage.errors import BadInput, Corrupt
 
 EXACT_ROWS = 512
-"""Pairs whose rows are in memory at one time, in float64: few, so that they stay near."""
-Take = Callable[[str, np.ndarray], np.ndarray]
-Scores = dict[str, np.ndarray]
+"""Pairs whose float64 rows are in memory at one time: few enough for the processor's cache."""
+StoredRows = Callable[[str, np.ndarray], np.ndarray]
+"""Modality and row numbers (n,) to the stored rows, float64 (n, D)."""
 
 
 @dataclass(frozen=True)
 class ModalityVectors:
-    """One part of the vectors: its rows, which of them are there, its weight."""
+    """One modality: its unit rows (N, D), the mask (N,) of items that have it, its weight."""
 
     rows: Rows
     present: np.ndarray
@@ -37,147 +36,183 @@ class ModalityVectors:
 
 
 class ItemVectors:
-    """N items seen through one part or through both."""
+    """The vectors of N items in one modality or two."""
 
-    def __init__(self, parts: dict[str, ModalityVectors]) -> None:
-        """`parts` by name (image, text), their weights summing to one."""
-        self.parts = parts
-        self.complete = np.logical_and.reduce([part.present for part in parts.values()])
-        self.some = np.logical_or.reduce([part.present for part in parts.values()])
+    def __init__(self, modalities: dict[str, ModalityVectors]) -> None:
+        """`modalities` by name (image, text); their weights sum to one."""
+        self.modalities = modalities
+        present = [vectors.present for vectors in modalities.values()]
+        self.complete = np.logical_and.reduce(present)
+        self.any_modality = np.logical_or.reduce(present)
+        self.width = sum(vectors.rows.width for vectors in modalities.values())
+        """D of the rows that an index holds."""
+        masks = {name: v.present & ~self.complete for name, v in modalities.items()}
+        masks = {name: mask for name, mask in masks.items() if mask.any()}
+        self.kinds: dict[str, np.ndarray] = {"complete": self.complete} | masks
+        """Masks (N,) of the kinds of items: complete and, if there are any, with one modality."""
 
     def __len__(self) -> int:
         return len(self.complete)
 
-    @property
-    def width(self) -> int:
-        """D of the rows that an index holds."""
-        return sum(part.rows.width for part in self.parts.values())
-
     def database(self, rows: range) -> np.ndarray:
-        """Rows as an index holds them: float32 (n, D)."""
-        return np.hstack([
-            _block(part, rows) * np.float32(np.sqrt(part.weight))
-            for part in self.parts.values()
-        ])  # fmt: skip
-
-    @cached_property
-    def kinds(self) -> dict[str, np.ndarray]:
-        """Masks (N,) of the kinds of rows: complete, and with one part only if any."""
-        single = {name: part.present & ~self.complete for name, part in self.parts.items()}
-        return {"complete": self.complete} | {n: mask for n, mask in single.items() if mask.any()}
+        """Index rows, float32 (n, D). Raises Corrupt where a row holds NaN or Inf."""
+        return self._scaled(rows, {name: np.sqrt(v.weight) for name, v in self.modalities.items()})
 
     def queries(self, rows: range, kind: str) -> tuple[np.ndarray, np.ndarray]:
-        """How items ask for the rows of a kind: float32 (n, D), and who can ask (n,)."""
+        """Query vectors, float32 (n, D), for database rows of a kind; which items (n,) have one.
+
+        Raises Corrupt where a row holds NaN or Inf.
+        """
+        roots = {name: np.sqrt(v.weight) for name, v in self.modalities.items()}
         if kind != "complete":
-            asks = self.parts[kind].present[rows.start : rows.stop]
-            scales = {name: float(name == kind) for name in self.parts}
-            shares = {name: scale / np.sqrt(self.parts[name].weight)
-                      for name, scale in scales.items()}  # fmt: skip
-        else:
-            asks = self.some[rows.start : rows.stop]
-            whole = self.complete[rows.start : rows.stop, None]
-            shares = {name: np.where(whole, np.sqrt(p.weight), 1 / np.sqrt(p.weight))
-                      for name, p in self.parts.items()}  # fmt: skip
-        columns = [
-            _block(part, rows) * np.float32(shares[name]) for name, part in self.parts.items()
-        ]
-        return np.hstack(columns), asks
+            able = self.modalities[kind].present[rows.start : rows.stop]
+            scales = {name: float(name == kind) / root for name, root in roots.items()}
+            return self._scaled(rows, scales), able
+        complete = self.complete[rows.start : rows.stop, None]
+        scales = {name: np.where(complete, root, 1 / root) for name, root in roots.items()}
+        return self._scaled(rows, scales), self.any_modality[rows.start : rows.stop]
 
-    def take(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """The stored values of a part, float64 (n, D)."""
-        return take_rows(self.parts[name].rows, rows)
+    def _scaled(self, rows: range, scales: dict[str, np.ndarray | float]) -> np.ndarray:
+        """The modalities of consecutive items side by side, each times its scale: () or (n, 1)."""
+        columns = []
+        for name, vectors in self.modalities.items():
+            values = read_rows(vectors.rows, rows).astype(np.float32)
+            columns.append(check_finite(vectors.rows, rows, values) * np.float32(scales[name]))
+        return np.hstack(columns)
 
-    def scores(self, i: np.ndarray, j: np.ndarray, take: Take | None = None) -> Scores:
-        """The scores that decide, float32 (P,): `score`, `score_image`, `score_text`.
+    def stored_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Stored values of a modality, any rows (n,) in any order: float64 (n, D), exact."""
+        numbers, place = np.unique(rows, return_inverse=True)
+        return read_rows(self.modalities[name].rows, numbers)[place].astype(np.float64)
 
-        Dot products of the stored rows summed in float64 and rounded once; NaN for a part that
-        one of the two lacks, and for the score of a pair without a common part. `take` gives the
-        stored rows where they are at hand already.
+    def scores(
+        self, i: np.ndarray, j: np.ndarray, stored_rows: StoredRows | None = None
+    ) -> dict[str, np.ndarray]:
+        """Exact scores, float32 (P,), by name: `score`, `score_image`, `score_text`.
+
+        Dot products of the stored rows are summed in float64 and rounded once. A modality that one
+        of the two items lacks scores NaN, as does a pair without a common modality. `stored_rows`
+        replaces the reading of files where the rows are in memory already.
         """
         out = {f"score_{name}": np.full(len(i), np.nan, np.float32) for name in ("image", "text")}
         total, weights = np.zeros(len(i)), np.zeros(len(i))
-        for name, part in self.parts.items():
-            both = part.present[i] & part.present[j]
-            dots = _dots(name, take or self.take, i[both], j[both])
+        read = stored_rows or self.stored_rows
+        for name, vectors in self.modalities.items():
+            both = vectors.present[i] & vectors.present[j]
+            one, other = i[both], j[both]
+            dots = np.empty(len(one))
+            for start in range(0, len(one), EXACT_ROWS):
+                cut = slice(start, start + EXACT_ROWS)
+                dots[cut] = np.einsum("pd,pd->p", read(name, one[cut]), read(name, other[cut]))
             out[f"score_{name}"][both] = dots
-            total[both] += part.weight * dots
-            weights[both] += part.weight
+            total[both] += vectors.weight * dots
+            weights[both] += vectors.weight
         with np.errstate(invalid="ignore"):
             return {"score": (total / weights).astype(np.float32)} | out
 
 
 def weighted_rows(
-    views: ItemVectors, names: Sequence[str], stored: dict[str, np.ndarray]
+    vectors: ItemVectors, names: Sequence[str], stored: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """Rows float32 (n, D) whose products are the scores by the parts `names`.
+    """Rows float32 (n, D) whose inner products are the scores over the modalities `names`.
 
-    The stored rows of these, each times the root of its weight among them, side by side.
+    The `stored` rows of these stand side by side, each times the root of its scaled weight.
     """
-    total = sum(views.parts[name].weight for name in names)
-    return np.hstack([
-        np.asarray(stored[name], np.float32)
-        * np.float32(np.sqrt(views.parts[name].weight / total))
-        for name in names
-    ])  # fmt: skip
+    total = sum(vectors.modalities[name].weight for name in names)
+    roots = {name: np.sqrt(vectors.modalities[name].weight / total) for name in names}
+    return np.hstack([np.asarray(stored[n], np.float32) * np.float32(roots[n]) for n in names])
 
 
-def subset(views: ItemVectors, rows: np.ndarray) -> ItemVectors:
-    """Some rows (n,) of the views, in memory."""
-    parts = {
-        name: ModalityVectors(
-            Rows([take_rows(part.rows, rows).astype(np.float32)]), part.present[rows], part.weight
-        )
-        for name, part in views.parts.items()
-    }
-    return ItemVectors(parts)
+def subset(vectors: ItemVectors, rows: np.ndarray) -> ItemVectors:
+    """Some items, by row numbers (n,) in any order, with their vectors in memory as float32."""
+    modalities = {}
+    for name, all_of in vectors.modalities.items():
+        stored = vectors.stored_rows(name, rows).astype(np.float32)
+        modalities[name] = ModalityVectors(Rows([stored]), all_of.present[rows], all_of.weight)
+    return ItemVectors(modalities)
 
 
-def open_views(
+def open_vectors(
     embeddings: EmbeddingSet, names: Sequence[Modality], image_weight: float
 ) -> ItemVectors:
-    """The views `names` of an embedding set; one modality alone has weight one.
+    """The vectors of an embedding set in the modalities `names`; a single one has weight one.
 
-    Raises BadInput where no item has any of them.
+    Raises BadInput when no item has a vector, Corrupt when items.parquet cannot be read.
     """
     weights = {"image": image_weight, "text": 1 - image_weight}
-    parts: dict[str, ModalityVectors] = {
-        name: ModalityVectors(
-            embeddings.rows(name),
-            _present(embeddings, name),
-            weights[name] if len(names) > 1 else 1.0,
+    modalities: dict[str, ModalityVectors] = {}
+    for name in names:
+        rows = embeddings.rows(name)
+        # Only two columns of items.parquet: names and titles of all items would fill the memory.
+        present = np.zeros(len(rows), bool)
+        with corrupt_error(embeddings.path / "items.parquet") as path, pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["row", f"has_{name}"]):
+                row, has = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
+                present[row[row >= 0]] = has[row >= 0]
+        weight = weights[name] if len(names) > 1 else 1.0
+        modalities[name] = ModalityVectors(rows, present, weight)
+    if not any(vectors.present.any() for vectors in modalities.values()):
+        raise BadInput(
+            f"{embeddings.path}: no item has a vector of {' or '.join(names) or 'any'} modality; "
+            "there is nothing to index"
         )
-        for name in names
-    }
-    if not any(part.present.any() for part in parts.values()):
-        raise BadInput(f"{embeddings.path}: no item has a vector of {' or '.join(names) or 'any'} "
-                       "modality; there is nothing to index")  # fmt: skip
-    return ItemVectors(parts)
+    return ItemVectors(modalities)
 
 
-def views_of_array(vectors: np.ndarray) -> ItemVectors:
-    """One modality over unit vectors (N, D) in memory."""
-    return ItemVectors(
-        {"image": ModalityVectors(Rows([vectors]), np.ones(len(vectors), bool), 1.0)}
-    )
+def vectors_of_array(rows: np.ndarray) -> ItemVectors:
+    """Items in one modality with unit rows (N, D) in memory."""
+    return ItemVectors({"image": ModalityVectors(Rows([rows]), np.ones(len(rows), bool), 1.0)})
 
 
-def _present(embeddings: EmbeddingSet, name: Modality) -> np.ndarray:
-    """Which rows (N,) have a part, from two columns: names and titles would fill the memory."""
-    here = np.zeros(len(embeddings.rows(name)), bool)
-    with corrupt_error(embeddings.path / "items.parquet") as path, pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["row", f"has_{name}"]):
-            row, has = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
-            here[row[row >= 0]] = has[row >= 0]
-    return here
+def read_rows(rows: Rows, wanted: range | np.ndarray) -> np.ndarray:
+    """Stored rows (n, D) in their own dtype, for ascending row numbers.
 
-
-def _block(part: ModalityVectors, rows: range) -> np.ndarray:
-    return finite(part.rows, rows, read_rows(part.rows, rows).astype(np.float32))
-
-
-def _dots(name: str, take: Take, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    out = np.empty(len(i))
-    for start in range(0, len(i), EXACT_ROWS):
-        cut = slice(start, start + EXACT_ROWS)
-        out[cut] = np.einsum("pd,pd->p", take(name, i[cut]), take(name, j[cut]))
+    Files are read, not mapped: the pages of a map would stay in the memory of the process. Raises
+    Corrupt where a file is shorter than when it was opened.
+    """
+    out = np.empty((len(wanted), rows.width), rows.parts[0].dtype)
+    numbers = np.asarray(wanted)
+    edges = np.searchsorted(numbers, [0, *rows.ends])
+    for part, end, first, last in zip(rows.parts, rows.ends, edges, edges[1:], strict=False):
+        if first < last:
+            _read_block(part, numbers[first:last] - (end - len(part)), out[first:last])
     return out
+
+
+def _read_block(block: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> None:
+    """Fill `out` (n, D) with ascending rows (n,) of one file, one read for each run of neighbours.
+
+    A block that is not memory-mapped is copied from.
+    """
+    if not isinstance(block, np.memmap) or block.filename is None:
+        out[:] = block[numbers]
+        return
+    size = block.shape[1] * block.itemsize
+    starts = np.flatnonzero(np.r_[True, np.diff(numbers) != 1])
+    flat = out.data.cast("B") if out.size else memoryview(b"")
+    descriptor = os.open(block.filename, os.O_RDONLY)
+    try:
+        for first, last in zip(starts, [*starts[1:], len(numbers)], strict=True):
+            unread = flat[first * size : last * size]
+            offset = block.offset + int(numbers[first]) * size
+            while len(unread):
+                count = os.preadv(descriptor, [unread], offset)
+                if not count:
+                    raise Corrupt(f"{block.filename}: shorter than when it was opened; embed again")
+                unread, offset = unread[count:], offset + count
+    finally:
+        os.close(descriptor)
+
+
+def check_finite(rows: Rows, wanted: range | np.ndarray, values: np.ndarray) -> np.ndarray:
+    """`values` (n, D) as they are. Raises Corrupt with the file and row of the first NaN or Inf.
+
+    No score of such a row has a meaning, and no margin holds for its products.
+    """
+    if not np.isfinite(values).all():
+        row = int(np.asarray(wanted)[np.flatnonzero(~np.isfinite(values).all(axis=1))[0]])
+        block = int(np.searchsorted(rows.ends, row, side="right"))
+        name = getattr(rows.parts[block], "filename", None) or "the rows"
+        place = row - rows.ends[block] + len(rows.parts[block])
+        raise Corrupt(f"{name}: row {place} (item {row}) holds NaN or infinity; embed again")
+    return values

@@ -1,8 +1,8 @@
-"""What the workers of a join share on disk: who does which tile, what is done, the floor.
+"""What the workers of a join share on disk: claims, committed block pairs, the score floor.
 
-Nobody waits for anybody: a worker takes the next tile that is free, commits it as files and looks
-again. A claim is a file lock that the system frees when its holder dies; on a file system without
-locks two workers may do the same tile, and write the same pairs.
+No worker waits for another: each claims the next free block pair, commits its files and continues.
+A claim is a file lock that the system frees when its holder dies. On a file system without locks
+two workers may score the same block pair and write the same files.
 """
 
 import errno
@@ -11,101 +11,110 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
 
 from shards.storage.errors import Corrupt
 from shards.storage.files import read_json, write_json, write_parquet
-from shards.storage.lock import locked
-from shards.storage.stage_files import MANIFEST
+from shards.storage.lock import NO_LOCKS, locked
 
 GRID = 1_000
-"""Steps of the floor in a unit of score."""
+"""Steps of the score floor in a unit of score."""
 EDGES = np.arange(-GRID, GRID + 1).astype(np.float32) / np.float32(GRID)
 SELDOM = 50
-"""The records of others are looked for once in so many times as long as that takes."""
-TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+"""The records of other workers are read again after so many times the seconds a reading takes."""
+LOCKED = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 
 
-class Work:
+class Record(TypedDict):
+    """A committed block pair: its area, the files of its pairs and the coarse pass's errors."""
+
+    area: int
+    files: int
+    histogram: list[list[int]]
+    """[[step, count], ...]: how many scores lie in each step of the grid."""
+    error: float
+    margin: float
+    checked: int
+
+
+class WorkFolder:
     """The folder of a join: `pairs/`, and `.work/` until it is finished."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.hidden = out, out / ".work"
-        self.pairs, self.tiles = out / "pairs", out / ".work" / "tiles"
-        self.nearest = out / ".work" / "nearest"
-        self._records: dict[int, dict[str, Any]] = {}
+        self.hidden, self.lock = out / ".work", out / ".work" / "lock"
+        self.pairs, self.committed = out / "pairs", self.hidden / "block_pairs"
+        self.nearest = self.hidden / "nearest"
+        self._records: dict[int, Record] = {}
         self._counts = np.zeros(len(EDGES), np.int64)
-        self._look_again = 0.0
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Nobody else sets up or clears while this is held."""
-        return locked(self.hidden / "lock")
+        self._next_reading = 0.0
 
     def clear(self) -> None:
-        """Take away what was needed to work; a worker that sets up just now does so before."""
-        with self.locked():
+        """Remove `.work/`, after any worker that is setting up just now."""
+        with locked(self.lock):
             shutil.rmtree(self.hidden, ignore_errors=True)
 
-    def pairs_path(self, tile: int, part: int) -> Path:
-        """Where a part of a tile's pairs lies."""
-        return self.pairs / (
-            f"{tile:05d}.parquet" if part == 0 else f"{tile:05d}-{part:03d}.parquet"
-        )
+    def pairs_path(self, block_pair: int, file: int) -> Path:
+        """The path of a file of a block pair's scored pairs."""
+        more = f"-{file:03d}" if file else ""
+        return self.pairs / f"{block_pair:05d}{more}.parquet"
 
-    def is_done(self, tile: int) -> bool:
-        """The tile is committed."""
-        return tile in self._records or (self.tiles / f"{tile:05d}.json").exists()
+    def is_done(self, block_pair: int) -> bool:
+        """Whether the block pair is committed."""
+        done = block_pair in self._records
+        return done or (self.committed / f"{block_pair:05d}.json").exists()
 
-    def is_finished(self) -> bool:
-        """Some worker has finished the whole of it, and taken away the records of the tiles.
-
-        To be asked after `is_done` has said no: while a tile is not committed nobody can finish.
-        """
-        return (self.out / MANIFEST).exists()
-
-    def commit(self, tile: int, record: dict[str, Any], nearest: pd.DataFrame | None) -> None:
-        """Write what the tile found besides its pairs, its record last."""
+    def commit(self, block_pair: int, record: Record, nearest: pd.DataFrame | None) -> None:
+        """Write the neighbours that a block pair found and, last of its files, its record."""
         if nearest is not None and len(nearest):
-            write_parquet(self.nearest / f"{tile:05d}.parquet", nearest)
-        write_json(self.tiles / f"{tile:05d}.json", record)
+            write_parquet(self.nearest / f"{block_pair:05d}.parquet", nearest)
+        write_json(self.committed / f"{block_pair:05d}.json", record)
 
-    def records(self) -> dict[int, dict[str, Any]]:
-        """What the committed tiles say of themselves, by number; their histograms are added up."""
+    def records(self) -> dict[int, Record]:
+        """The records of the committed block pairs by number; new ones are read, and counted."""
         begin = time.monotonic()
-        for path in self.tiles.glob("?????*.json"):
+        for path in self.committed.glob("?????*.json"):
             if int(path.stem) not in self._records:
-                record = read_json(path)
-                bins = np.asarray(record.pop("histogram"), np.int64).reshape(-1, 2)
+                record: Record = read_json(path)
+                bins = np.asarray(record["histogram"], np.int64).reshape(-1, 2)
                 np.add.at(self._counts, bins[:, 0], bins[:, 1])
+                # Of half a million block pairs the histograms would fill the memory.
+                record["histogram"] = []
                 self._records[int(path.stem)] = record
         now = time.monotonic()
-        self._look_again = now + SELDOM * (now - begin)
+        self._next_reading = now + SELDOM * (now - begin)
         return self._records
 
     @contextmanager
-    def claim(self, tile: int) -> Iterator[bool]:
-        """Hold a tile if nobody else does; yields whether it is ours."""
-        path = self.hidden / "claims" / f"{tile:05d}"
+    def claim(self, block_pair: int) -> Iterator[bool]:
+        """Hold a block pair if no other worker does; yields whether this worker holds it."""
+        path = self.hidden / "claims" / f"{block_pair:05d}"
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        ours = True
         try:
-            yield _locks(descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                ours = error.errno not in LOCKED
+                if ours and error.errno not in NO_LOCKS:
+                    raise
+            yield ours
         finally:
             os.close(descriptor)
 
-    def floor(self, lowest: float, budget: float, highest: float) -> float:
-        """The lowest score kept: at least `lowest`, raised while more than `budget` pairs are.
+    def score_floor(self, lowest: float, budget: float, highest: float) -> float:
+        """The lowest score kept: `lowest`, raised while more than `budget` pairs reach it.
 
-        A function of the committed pairs alone that only rises as they grow, so what is left out
-        on the way is below the floor that all tiles together give: the order does not matter, and
-        a floor of a moment ago keeps more, never less.
+        It is raised no higher than `highest`. As a function of the committed pairs alone it only
+        rises as they grow, so what is left out on the way is below the floor that all block pairs
+        together give: their order does not matter, and a stale floor keeps more, never less.
         """
-        if time.monotonic() >= self._look_again:
+        if time.monotonic() >= self._next_reading:
             self.records()
         above = np.cumsum(self._counts[::-1])[::-1]
         fits = np.flatnonzero(above <= budget)
@@ -115,27 +124,18 @@ class Work:
 
 
 def histogram(scores: np.ndarray) -> list[list[int]]:
-    """How many scores lie in each step of the grid: [[step, count], ...]."""
+    """How many scores (P,) lie in each step of the grid: [[step, count], ...]."""
     steps = np.searchsorted(EDGES, scores, side="right") - 1
     found, counts = np.unique(steps.clip(min=0), return_counts=True)
     return np.stack([found, counts], axis=1).tolist()
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """A table of the join, or some of its columns; Corrupt names a broken one."""
+    """A Parquet file of the join, or some columns of it. Raises Corrupt when it is broken."""
     try:
         return pd.read_parquet(path, columns=columns)
     except (OSError, ValueError) as error:
-        raise Corrupt(f"{path}: cannot be read ({error}); remove it and its folder's "
-                      ".work/tiles entry, and join again") from None  # fmt: skip
-
-
-def _locks(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in TAKEN:
-            return False
-        if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:
-            raise
-    return True
+        raise Corrupt(
+            f"{path}: cannot be read ({error}); remove it and its folder's .work/block_pairs "
+            "entry, and join again"
+        ) from None

@@ -18,8 +18,7 @@ import torch
 from dist_train.acceptance.speed import join as product_rate
 from dist_train.config.options import Config, Modality, TrainingOptions, bytes_of
 from dist_train.doctor.machine import existing, free_memory
-from dist_train.matching.blocks import CHUNK
-from dist_train.matching.memory import PROGRAM, join_bounds, join_peak
+from dist_train.matching.blocks import CHUNK, PROGRAM, join_bounds, join_peak
 from dist_train.monitor.metrics import peak_memory, reset_peak
 from dist_train.planning.rates import EncoderRates, Survey, measure_encoder, survey
 from dist_train.training.head_setup import head_estimate

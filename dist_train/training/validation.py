@@ -16,7 +16,7 @@ from dist_train.evaluation.f1_curve import f1_curve, pairs_per_item
 from dist_train.evaluation.labelled import near_duplicates_across_splits
 from dist_train.evaluation.metrics import recall_at_1
 from dist_train.matching.join import Pairs, pairs_in_memory
-from dist_train.matching.vectors import views_of_array
+from dist_train.matching.vectors import vectors_of_array
 from dist_train.monitor.metrics import Metrics, read_metrics
 from dist_train.training.checkpoint import Checkpoints
 from dist_train.training.data import TrainingItems
@@ -72,7 +72,7 @@ class ValidationItems:
     def score_vectors(self, vectors: np.ndarray, device: torch.device) -> dict[str, float]:
         """The scores of unit vectors (n, D)."""
         budget = pairs_per_item(self.groups)
-        pairs = pairs_in_memory(views_of_array(vectors), device, budget)
+        pairs = pairs_in_memory(vectors_of_array(vectors), device, budget)
         curve = f1_curve(self.groups, pairs.i, pairs.j, pairs.score)
         threshold, f1 = curve.best()
         recall = recall_at_1(self.groups, nearest_items(vectors, pairs))

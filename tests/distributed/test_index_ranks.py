@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dist_train.embedding.store import EmbeddingSet
-from dist_train.matching.index import index_shards, indexed_views
+from dist_train.matching.index import index_shards, indexed_vectors
 from dist_train.matching.recall import ShardedIndex
 from tests.support.launching import run
 from tests.support.planted import planted, write_set
@@ -32,16 +32,16 @@ def alone(whole) -> Path:
     return whole / "alone"
 
 
-def answers(views, index: ShardedIndex) -> np.ndarray:
+def answers(item_vectors, index: ShardedIndex) -> np.ndarray:
     """Ids of the K nearest of every seventh complete item, ranked by the score that decides."""
-    return index.nearest(views, np.flatnonzero(views.complete)[::7], K)
+    return index.nearest(item_vectors, np.flatnonzero(item_vectors.complete)[::7], K)
 
 
-def by_hand(views, rows: np.ndarray) -> np.ndarray:
+def by_hand(item_vectors, rows: np.ndarray) -> np.ndarray:
     """The same from float64 scores of all, ties by row number."""
-    everything, out = np.arange(len(views)), []
+    everything, out = np.arange(len(item_vectors)), []
     for row in rows:
-        score = views.scores(np.full(N, row), everything)["score"].astype(np.float64)
+        score = item_vectors.scores(np.full(N, row), everything)["score"].astype(np.float64)
         score[np.isnan(score)] = -np.inf
         score[row] = -np.inf
         out.append(np.lexsort((everything, -score))[:K])
@@ -49,17 +49,17 @@ def by_hand(views, rows: np.ndarray) -> np.ndarray:
 
 
 def test_one_rank_answers_as_a_single_index(whole, alone, tmp_path):
-    views = indexed_views(alone, EmbeddingSet(whole / "emb"))
-    single = faiss.IndexFlatIP(views.width)
-    single.add(views.database(range(N)))
+    item_vectors = indexed_vectors(alone, EmbeddingSet(whole / "emb"))
+    single = faiss.IndexFlatIP(item_vectors.width)
+    single.add(item_vectors.database(range(N)))
     faiss.write_index(single, str(tmp_path / "single.faiss"))
     assert len(index_shards(alone)) == 3
-    ours = answers(views, ShardedIndex(index_shards(alone), "Flat"))
+    ours = answers(item_vectors, ShardedIndex(index_shards(alone), "Flat"))
     np.testing.assert_array_equal(
-        ours, answers(views, ShardedIndex([tmp_path / "single.faiss"], "Flat"))
+        ours, answers(item_vectors, ShardedIndex([tmp_path / "single.faiss"], "Flat"))
     )
-    some = np.flatnonzero(views.complete)[::7]
-    np.testing.assert_array_equal(ours[::20], by_hand(views, some[::20]))
+    some = np.flatnonzero(item_vectors.complete)[::7]
+    np.testing.assert_array_equal(ours[::20], by_hand(item_vectors, some[::20]))
 
 
 WORLDS = [(2, "Flat"), (3, "Flat"), *[
@@ -76,11 +76,11 @@ def test_ranks_write_what_one_process_writes(whole, alone, tmp_path, world, kind
     output = run(world, "index", whole / "emb", "--out", tmp_path / "index", "--kind", kind)
     ours, theirs = index_shards(tmp_path / "index"), index_shards(alone)
     assert [path.name for path in ours] == [path.name for path in theirs]
-    views = indexed_views(alone, EmbeddingSet(whole / "emb"))
+    item_vectors = indexed_vectors(alone, EmbeddingSet(whole / "emb"))
     nprobe = json.loads((alone / "index.json").read_text())["recall"]["nprobe"]
     np.testing.assert_array_equal(
-        answers(views, ShardedIndex(ours, kind, nprobe)),
-        answers(views, ShardedIndex(theirs, kind, nprobe)),
+        answers(item_vectors, ShardedIndex(ours, kind, nprobe)),
+        answers(item_vectors, ShardedIndex(theirs, kind, nprobe)),
     )
     about = json.loads((tmp_path / "index/index.json").read_text())
     assert about == json.loads((alone / "index.json").read_text())

@@ -12,9 +12,8 @@ import pytest
 
 from dist_train.config.options import IndexConfig
 from dist_train.matching.index import build_index
-from dist_train.matching.join import read_pairs
 from tests.support.launching import command, environment, run
-from tests.support.planted import planted, true_pairs, write_set
+from tests.support.planted import planted, read_pairs, true_pairs, write_set
 
 N, D, FLOOR = 3000, 32, 0.5
 pytestmark = pytest.mark.timeout(600)
@@ -80,8 +79,8 @@ def start(pipeline: Path, out: Path) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def tiles_done(out: Path) -> int:
-    return len(list((out / ".work" / "tiles").glob("?????.json")))
+def block_pairs_done(out: Path) -> int:
+    return len(list((out / ".work" / "block_pairs").glob("?????.json")))
 
 
 def test_tasks_that_know_nothing_of_each_other(pipeline, truth, tmp_path):
@@ -89,7 +88,7 @@ def test_tasks_that_know_nothing_of_each_other(pipeline, truth, tmp_path):
     out = tmp_path / "m"
     tasks = [start(pipeline, out) for _ in range(3)]
     end = time.monotonic() + 120
-    while not tiles_done(out) and time.monotonic() < end:
+    while not block_pairs_done(out) and time.monotonic() < end:
         time.sleep(0.005)
     tasks[0].kill()
     outputs = [task.communicate(timeout=200)[0] for task in tasks]
@@ -102,14 +101,14 @@ def test_tasks_that_know_nothing_of_each_other(pipeline, truth, tmp_path):
 def test_killed_joins_go_on(pipeline, truth, tmp_path, kills):
     out, moments, seen = tmp_path / "m", random.Random(kills), []
     for _ in range(kills):
-        process, before = start(pipeline, out), tiles_done(out)
+        process, before = start(pipeline, out), block_pairs_done(out)
         wanted = before + moments.randint(0, 2)
-        while process.poll() is None and tiles_done(out) <= wanted:
+        while process.poll() is None and block_pairs_done(out) <= wanted:
             time.sleep(0.001)
         time.sleep(moments.random() * 0.02)
         process.kill()
         process.communicate()
-        seen.append(tiles_done(out))
+        seen.append(block_pairs_done(out))
     assert seen[0] > 0 or (out / "manifest.json").exists()
     run(1, *verb(pipeline, out))
     check(out, truth)

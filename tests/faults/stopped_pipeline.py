@@ -25,7 +25,7 @@ PLACES = [
     "dist_train.embedding.embed:_finish",
     "dist_train.matching.index:build_shard",
     "dist_train.matching.index:_finish",
-    "dist_train.matching.join:do_tile",
+    "dist_train.matching.join:score_block_pair",
     "dist_train.matching.build_pairs:finish",
     "dist_train.decisions.match:_decide",
     "dist_train.decisions.score:per_item_f1",

@@ -14,7 +14,7 @@ PROBE = """
 import json, os
 import torch
 from dist_train.matching.faiss_library import CHOICE, faiss, gpus
-from dist_train.matching.threads import use_threads
+from dist_train.matching.kernels import use_threads
 from threadpoolctl import threadpool_info
 use_threads()
 blas = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]

@@ -7,6 +7,8 @@ import pandas as pd
 
 from dist_train.distributed.stage import EMBEDDING
 from dist_train.embedding.store import part_path
+from dist_train.matching.join import sorted_pairs
+from dist_train.matching.work_folder import read_table
 from shards.storage import stage_files
 from shards.storage.files import write_parquet
 
@@ -64,3 +66,8 @@ def true_pairs(vectors: dict[str, np.ndarray], score_floor: float, weight: float
         return np.nonzero(
             np.triu((total / shares).astype(np.float32) >= np.float32(score_floor), 1)
         )
+
+
+def read_pairs(out: Path) -> pd.DataFrame:
+    """All pairs below `out`, of an unfinished join too: i, j and the scores, by i, then j."""
+    return sorted_pairs([read_table(file) for file in sorted((out / "pairs").glob("*.parquet"))])

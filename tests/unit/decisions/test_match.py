@@ -135,7 +135,7 @@ def test_the_proof_of_a_finished_directory(made, engine):
     proof, N = json.loads(read(made / f"{engine}-pairs", "proof.json")), PRODUCTS * EACH
     assert (proof["engine"], proof["exact"], proof["items"]) == (engine, True, N)
     assert proof["pairs_covered"] == N * (N + 1) // 2
-    assert proof["floor"] == json.loads(read(made / engine, "threshold.json"))["score_floor"]
+    assert proof["score_floor"] == json.loads(read(made / engine, "threshold.json"))["score_floor"]
     assert (proof["audit"]["rows"], proof["audit"]["missed"], proof["audit"]["wrong"]) == (
         200,
         0,
@@ -148,8 +148,8 @@ def test_the_proof_of_a_finished_directory(made, engine):
     assert proof["audit"]["recall"] == 1
     # With no miss among m: p^m = 0.05, as Clopper and Pearson's one-sided limit says.
     assert proof["audit"]["recall_low"] == pytest.approx(0.05 ** (1 / true), abs=1e-9)
-    assert 0 < proof["first_pass_error"] <= proof["first_pass_margin"] < 1e-4
-    assert proof["first_pass_checked"] > 0
+    assert 0 < proof["coarse_pass_error"] <= proof["coarse_pass_margin"] < 1e-4
+    assert proof["coarse_pass_checked"] > 0
 
 
 def test_another_threshold_takes_no_join(made, tmp_path):
@@ -241,7 +241,7 @@ def test_groups_are_what_a_walk_along_the_matches_reaches_in_the_catalogue_s_ord
 
 
 def test_a_threshold_below_the_score_floor_is_refused_before_any_work(made, tmp_path):
-    floor = json.loads(read(made / "gemm-pairs", "proof.json"))["floor"]
+    floor = json.loads(read(made / "gemm-pairs", "proof.json"))["score_floor"]
     low = float(np.nextafter(np.float32(floor), np.float32(0)))
     with pytest.raises(BadInput, match=f"--max-score-floor {low}, or give a higher threshold"):
         match(made / "gemm-pairs", tmp_path / "low", MatchConfig(threshold=low))

@@ -127,7 +127,7 @@ TABLE: dict[str, dict[str, Option]] = {
     "index": {
         "--out": Option(folder, {"{tmp}/a": "a", "{tmp}/b": "b"}),
         "--modality": Option(
-            lambda done: done.told("index.json")["views"],
+            lambda done: done.told("index.json")["modalities"],
             {"image": ["image"], "text": ["text"], "both": ["image", "text"]}, {},
         ),
         "--image-weight": Option(
@@ -153,7 +153,7 @@ TABLE: dict[str, dict[str, Option]] = {
             lambda done: done.told("proof.json")["engine"], {"gemm": "gemm", "faiss": "faiss"}
         ),
         "--max-score-floor": Option(
-            lambda done: done.told("proof.json")["floor"], {"0.1": 0.1, "0.2": 0.2}
+            lambda done: done.told("proof.json")["score_floor"], {"0.1": 0.1, "0.2": 0.2}
         ),
         "--pairs-per-item": Option(
             lambda done: done.told("manifest.json")["counts"]["pairs"] / 300,

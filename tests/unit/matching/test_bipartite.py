@@ -16,20 +16,20 @@ import pytest
 from dist_train.config.options import JoinConfig
 from dist_train.distributed.runtime import Runtime
 from dist_train.embedding.store import Rows
-from dist_train.matching.bipartite import DEGREES, behind, join_new
-from dist_train.matching.blocks import area_apart, area_wanted, blocks_of, tiles_of
-from dist_train.matching.join import read_pairs, settle_pairs
+from dist_train.matching.bipartite import DEGREES, concatenated, join_new
+from dist_train.matching.blocks import block_pairs_of, blocks_of, disjoint_area, required_area
+from dist_train.matching.build_pairs import set_up
+from dist_train.matching.join import apply_score_floor, join
 from dist_train.matching.proof import prove
-from dist_train.matching.search import find, set_up
 from dist_train.matching.vectors import ItemVectors, ModalityVectors
 from shards.storage.errors import BadInput, Failed
-from tests.support.planted import planted, true_pairs
+from tests.support.planted import planted, read_pairs, true_pairs
 
 OLD, NEW, FLOOR = 700, 260, 0.45
 CONFIG = JoinConfig(neighbours=0, device="cpu", audit_rows=60)
 
 
-def views_over(vectors: dict[str, np.ndarray], weight: float = 0.5) -> ItemVectors:
+def vectors_over(vectors: dict[str, np.ndarray], weight: float = 0.5) -> ItemVectors:
     weights = (
         {"image": weight, "text": 1 - weight} if len(vectors) > 1 else dict.fromkeys(vectors, 1.0)
     )
@@ -39,8 +39,8 @@ def views_over(vectors: dict[str, np.ndarray], weight: float = 0.5) -> ItemVecto
 
 
 def halves(vectors: dict[str, np.ndarray], old: int = OLD) -> tuple[ItemVectors, ItemVectors]:
-    return (views_over({n: r[:old] for n, r in vectors.items()}),
-            views_over({n: r[old:] for n, r in vectors.items()}))  # fmt: skip
+    return (vectors_over({n: r[:old] for n, r in vectors.items()}),
+            vectors_over({n: r[old:] for n, r in vectors.items()}))  # fmt: skip
 
 
 def wanted_pairs(vectors, floor: float = FLOOR, old: int = OLD) -> set[tuple[int, int]]:
@@ -78,26 +78,26 @@ def test_pairs_are_those_of_float64(tmp_path, dtype, parts):
 
 @pytest.mark.parametrize("size", [7, 64, 5000])
 @pytest.mark.parametrize("old", [0, 1, 200, 299])
-def test_tiles_hold_each_pair_with_a_new_row_once(size, old):
-    views = views_over(planted(300, 8))
-    blocks = blocks_of(views, size, old)
+def test_block_pairs_hold_each_pair_with_a_new_row_once(size, old):
+    item_vectors = vectors_over(planted(300, 8))
+    blocks = blocks_of(item_vectors, size, old)
     seen, across, within = np.zeros((300, 300), np.int64), 0, 0
-    for tile in tiles_of(blocks, old):
-        one, other = blocks[tile.asking].ids(), blocks[tile.asked].ids()
+    for pair in block_pairs_of(blocks, old):
+        one, other = blocks[pair.query].ids(), blocks[pair.database].ids()
         assert (one < old).all() or (one >= old).all()
         assert other[0] >= old
         across, within = (
-            (across + tile.area, within) if one[0] < old else (across, within + tile.area)
+            (across + pair.area, within) if one[0] < old else (across, within + pair.area)
         )
         seen[np.ix_(one, other)] += 1
-        if tile.asking != tile.asked:
+        if pair.query != pair.database:
             seen[np.ix_(other, one)] += 1
-    here = {n: p.present for n, p in views.parts.items()}
+    here = {n: p.present for n, p in item_vectors.modalities.items()}
     common = np.outer(here["image"], here["image"]) | np.outer(here["text"], here["text"])
     common[:old, :old] = False
     np.testing.assert_array_equal(seen, common.astype(np.int64))
-    assert across + within + area_apart(views, old) == area_wanted(300, old)
-    assert area_wanted(300, old) == (300 - old) * old + (300 - old) * (301 - old) // 2
+    assert across + within + disjoint_area(item_vectors, old) == required_area(300, old)
+    assert required_area(300, old) == (300 - old) * old + (300 - old) * (301 - old) // 2
     assert across == common[:old].sum()
 
 
@@ -134,22 +134,22 @@ def test_nearest_of_new_rows_are_among_all_and_of_old_rows_among_the_new(tmp_pat
         assert table.j.tolist() == order.tolist()
 
 
-@pytest.mark.parametrize("harm", ["tile", "pair"])
+@pytest.mark.parametrize("harm", ["block pair", "pair"])
 def test_a_result_that_is_not_whole_is_refused(tmp_path, harm):
     old, new = halves(planted(OLD + NEW, 24))
     runtime = Runtime("cpu")
     config = replace(CONFIG, max_score_floor=FLOOR)
-    search = set_up(behind(old, new), None, tmp_path, config, runtime, OLD, FLOOR)
-    find(search, tmp_path, runtime)
-    settle_pairs(tmp_path, FLOOR)
-    said = {"tile": "cover", "pair": "missed"}[harm]
-    if harm == "tile":
-        next((tmp_path / ".work/tiles").glob("*.json")).unlink()
+    engine, limits, _ = set_up(concatenated(old, new), None, tmp_path, config, runtime, OLD, FLOOR)
+    join(engine, limits, tmp_path, runtime)
+    apply_score_floor(tmp_path, FLOOR)
+    said = {"block pair": "cover", "pair": "missed"}[harm]
+    if harm == "block pair":
+        next((tmp_path / ".work/block_pairs").glob("*.json")).unlink()
     else:
         for path in (tmp_path / "pairs").glob("*.parquet"):
             pd.read_parquet(path).iloc[:0].to_parquet(path, index=False)
     with pytest.raises(Failed, match=said):
-        prove(search.views, search.engine, tmp_path, FLOOR, 60, OLD)
+        prove(engine, tmp_path, FLOOR, 60)
 
 
 def _work(out: str) -> None:
@@ -166,12 +166,12 @@ def test_killed_workers_go_on(tmp_path):
     for worker in workers:
         worker.start()
     end = time.monotonic() + 200
-    while not list(out.glob(".work/tiles/?????.json")) and time.monotonic() < end:
+    while not list(out.glob(".work/block_pairs/?????.json")) and time.monotonic() < end:
         time.sleep(0.01)
     for worker in workers:
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
-    done = {path: path.stat().st_mtime_ns for path in out.glob(".work/tiles/?????.json")}
+    done = {path: path.stat().st_mtime_ns for path in out.glob(".work/block_pairs/?????.json")}
     assert done
     _work(str(out))
     assert {path: path.stat().st_mtime_ns for path in done} == done
@@ -184,8 +184,8 @@ def test_rows_that_do_not_fit_are_refused(tmp_path):
     _, none = halves(planted(100, 8), 100)
     _, narrow = halves(planted(100, 6), 50)
     _, image = halves({"image": planted(100, 8)["image"]}, 50)
-    weighted = views_over(planted(100, 8), 0.3)
+    weighted = vectors_over(planted(100, 8), 0.3)
     for new, said in ((none, "no new rows"), (narrow, "6 columns"), (image, "image of 8"),
-                      (weighted, "weight of image is 0.3")):  # fmt: skip
+                      (weighted, "have image of 8 columns and weight 0.3 and")):  # fmt: skip
         with pytest.raises(BadInput, match=said):
             join_new(old, new, tmp_path / "m", FLOOR, CONFIG, Runtime("cpu"))

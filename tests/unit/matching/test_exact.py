@@ -6,9 +6,9 @@ import pytest
 from dist_train.config.options import IndexConfig
 from dist_train.distributed.runtime import Runtime
 from dist_train.embedding.store import EmbeddingSet
-from dist_train.matching.index import build_index, indexed_views
-from dist_train.matching.join import Wanted, join, read_pairs
-from tests.support.planted import planted, true_pairs, write_set
+from dist_train.matching.index import build_index, indexed_vectors
+from dist_train.matching.join import JoinLimits, join
+from tests.support.planted import planted, read_pairs, true_pairs, write_set
 from tests.unit.matching.test_join import ENGINES, faiss_engine, gemm
 
 N, D, FLOOR = 3000, 48, 0.5
@@ -25,11 +25,11 @@ def case(request, tmp_path_factory):
                                     strict=True))  # fmt: skip
 
 
-def found(folder, views, engine) -> set[tuple[int, int]]:
-    join(views, engine, Wanted(FLOOR), folder, Runtime("cpu"))
+def found(folder, item_vectors, engine) -> set[tuple[int, int]]:
+    join(engine, JoinLimits(FLOOR), folder, Runtime("cpu"))
     pairs = read_pairs(folder)
     assert not pairs.duplicated(["i", "j"]).any()
-    assert engine.seen.error <= engine.seen.margin
+    assert engine.stats.error <= engine.stats.margin
     return set(zip(pairs.i, pairs.j, strict=True))
 
 
@@ -38,12 +38,12 @@ def found(folder, views, engine) -> set[tuple[int, int]]:
 def test_every_engine_and_block_size(case, tmp_path, engine, block):
     folder, _, truth = case
     kind = engine if engine == "SQfp16" else "Flat"
-    views = indexed_views(folder / kind, EmbeddingSet(folder / "emb"))
+    item_vectors = indexed_vectors(folder / kind, EmbeddingSet(folder / "emb"))
     if engine in ("faiss", "SQfp16"):
-        searcher = faiss_engine(views, folder / kind, 0, block)
+        searcher = faiss_engine(item_vectors, folder / kind, 0, block)
     else:
-        searcher = gemm(views, block, engine)
-    assert found(tmp_path, views, searcher) == truth
+        searcher = gemm(item_vectors, block, engine)
+    assert found(tmp_path, item_vectors, searcher) == truth
 
 
 def test_the_order_of_the_parts_does_not_matter(case, tmp_path):
@@ -52,8 +52,8 @@ def test_the_order_of_the_parts_does_not_matter(case, tmp_path):
     order = np.concatenate([np.arange(s, min(s + 700, N)) for s in starts])
     write_set(tmp_path / "emb", {name: rows[order] for name, rows in vectors.items()})
     build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
-    views = indexed_views(tmp_path / "index", EmbeddingSet(tmp_path / "emb"))
-    pairs = found(tmp_path / "m", views, gemm(views, 1024))
+    item_vectors = indexed_vectors(tmp_path / "index", EmbeddingSet(tmp_path / "emb"))
+    pairs = found(tmp_path / "m", item_vectors, gemm(item_vectors, 1024))
     assert {tuple(sorted((int(order[i]), int(order[j])))) for i, j in pairs} == truth
 
 
@@ -78,9 +78,9 @@ def large(tmp_path_factory):
 @pytest.mark.parametrize("engine", ["float32", "int8", "faiss"])
 def test_fifty_thousand(large, tmp_path, engine):
     folder, truth = large
-    views = indexed_views(folder / "index", EmbeddingSet(folder / "emb"))
+    item_vectors = indexed_vectors(folder / "index", EmbeddingSet(folder / "emb"))
     if engine == "faiss":
-        searcher = faiss_engine(views, folder / "index", 0)
+        searcher = faiss_engine(item_vectors, folder / "index", 0)
     else:
-        searcher = gemm(views, 6144, engine)
-    assert found(tmp_path, views, searcher) == truth
+        searcher = gemm(item_vectors, 6144, engine)
+    assert found(tmp_path, item_vectors, searcher) == truth

@@ -55,7 +55,7 @@ def test_gpu_names_stand_behind_two_functions():
 
 
 def test_a_call_without_a_gpu_is_never_reached():
-    """Outside their module `on_gpu` stands only behind a question whether there is one."""
+    """Outside their module `on_gpu` stands only concatenated a question whether there is one."""
     for path in MATCHING.glob("*.py"):
         tree = ast.parse(path.read_text())
         asked = {

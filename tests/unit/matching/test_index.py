@@ -11,10 +11,10 @@ import pytest
 from dist_train.config.options import IndexConfig, bytes_of
 from dist_train.distributed.stage import EMBEDDING
 from dist_train.embedding.store import EmbeddingSet, part_path
-from dist_train.matching.index import build_index, index_shards, indexed_views
-from dist_train.matching.index_kinds import choose_kind
+from dist_train.matching.faiss_library import choose_kind
+from dist_train.matching.index import build_index, index_shards, indexed_vectors
 from dist_train.matching.recall import ShardedIndex, measured_recall
-from dist_train.matching.sampling import floor_of_sample
+from dist_train.matching.sampling import sampled_score_floor
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt, Unfinished
 from shards.storage.files import write_parquet
@@ -67,17 +67,17 @@ def test_shards_are_plain_faiss_files_with_global_row_numbers(built):
         ids += here.tolist()
     assert ids == list(range(N))
     assert len(index_shards(folder / "index")) == 2
-    assert about["views"] == ["image", "text"]
+    assert about["modalities"] == ["image", "text"]
     assert (about["items"], about["width"], about["image_weight"]) == (N, 2 * D, 0.3)
 
 
 def test_a_stranger_finds_an_item_by_itself(built):
     folder, vectors, _ = built
     text = vectors["text"][1055].astype(np.float32)
-    asking = np.concatenate([np.zeros(D, np.float32), text / np.float32(np.sqrt(0.7))])
+    query = np.concatenate([np.zeros(D, np.float32), text / np.float32(np.sqrt(0.7))])
     best = []
     for path in index_shards(folder / "index"):
-        scores, ids = faiss.read_index(str(path)).search(asking[None], 1)
+        scores, ids = faiss.read_index(str(path)).search(query[None], 1)
         best.append((scores[0, 0], ids[0, 0]))
     score, row = max(best)
     assert row == 1055
@@ -86,10 +86,13 @@ def test_a_stranger_finds_an_item_by_itself(built):
 
 def test_the_views_of_an_index_have_its_weights(built):
     folder, _, _ = built
-    views = indexed_views(folder / "index", EmbeddingSet(folder / "emb"))
-    assert {name: part.weight for name, part in views.parts.items()} == {"image": 0.3, "text": 0.7}
-    np.testing.assert_array_equal(views.parts["image"].present, np.arange(N) % 5 != 0)
-    assert len(views) == N
+    item_vectors = indexed_vectors(folder / "index", EmbeddingSet(folder / "emb"))
+    assert {name: part.weight for name, part in item_vectors.modalities.items()} == {
+        "image": 0.3,
+        "text": 0.7,
+    }
+    np.testing.assert_array_equal(item_vectors.modalities["image"].present, np.arange(N) % 5 != 0)
+    assert len(item_vectors) == N
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
@@ -97,16 +100,16 @@ def test_an_index_over_one_view_ignores_the_weight(tmp_path, modality):
     vectors = write_set(tmp_path / "emb")
     config = IndexConfig(modality=modality, image_weight=0.3)
     about = build_index(tmp_path / "emb", tmp_path / "index", config)
-    assert (about["views"], about["width"]) == ([modality], D)
+    assert (about["modalities"], about["width"]) == ([modality], D)
     first = faiss.read_index(str(index_shards(tmp_path / "index")[0]))
     np.testing.assert_array_equal(first.reconstruct(7), vectors[modality][7].astype(np.float32))
-    views = indexed_views(tmp_path / "index", EmbeddingSet(tmp_path / "emb"))
-    assert [part.weight for part in views.parts.values()] == [1.0]
+    item_vectors = indexed_vectors(tmp_path / "index", EmbeddingSet(tmp_path / "emb"))
+    assert [part.weight for part in item_vectors.modalities.values()] == [1.0]
 
 
 def test_auto_takes_what_there_is_and_a_missing_view_is_refused(tmp_path):
     write_set(tmp_path / "emb", ("text",))
-    assert build_index(tmp_path / "emb", tmp_path / "auto", IndexConfig())["views"] == ["text"]
+    assert build_index(tmp_path / "emb", tmp_path / "auto", IndexConfig())["modalities"] == ["text"]
     for modality in ("image", "both"):
         with pytest.raises(BadInput, match="emb: holds no image vectors"):
             build_index(tmp_path / "emb", tmp_path / modality, IndexConfig(modality=modality))
@@ -157,7 +160,7 @@ def test_another_config_another_set_and_another_format_are_refused(built):
     about = json.loads((folder / "index/index.json").read_text())
     (folder / "index/index.json").write_text(json.dumps(about | {"format": 7}))
     with pytest.raises(BadInput, match="index format 7"):
-        indexed_views(folder / "index", EmbeddingSet(folder / "emb"))
+        indexed_vectors(folder / "index", EmbeddingSet(folder / "emb"))
 
 
 def test_an_unfinished_set_is_refused(built):
@@ -187,9 +190,9 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["Flat", "SQfp16", "IVF", "IVF40,PQ8", "HNSW16"])
 def test_every_kind_says_how_much_it_finds(whole, tmp_path, kind):
     about = build_index(whole / "emb", tmp_path / "index", IndexConfig(kind=kind))
-    views = indexed_views(tmp_path / "index", EmbeddingSet(whole / "emb"))
+    item_vectors = indexed_vectors(tmp_path / "index", EmbeddingSet(whole / "emb"))
     index = ShardedIndex(index_shards(tmp_path / "index"), kind, about["recall"]["nprobe"])
-    told = measured_recall(views, index, 100, about["recall"]["nprobe"])
+    told = measured_recall(item_vectors, index, 100, about["recall"]["nprobe"])
     if kind in ("Flat", "SQfp16"):
         assert told["recall_at_50"]["share"] == told["range_recall"]["share"] == 1
         return
@@ -204,15 +207,15 @@ def test_every_kind_says_how_much_it_finds(whole, tmp_path, kind):
 
 def test_a_sharded_flat_index_answers_as_a_single_one(whole, tmp_path):
     build_index(whole / "emb", tmp_path / "index", IndexConfig(kind="Flat"))
-    views = indexed_views(tmp_path / "index", EmbeddingSet(whole / "emb"))
+    item_vectors = indexed_vectors(tmp_path / "index", EmbeddingSet(whole / "emb"))
     shards = index_shards(tmp_path / "index")
     assert len(shards) == 3
-    single = faiss.IndexFlatIP(views.width)
-    single.add(views.database(range(3000)))
+    single = faiss.IndexFlatIP(item_vectors.width)
+    single.add(item_vectors.database(range(3000)))
     faiss.write_index(single, str(tmp_path / "single.faiss"))
     rows = np.arange(0, 3000, 37)
-    ours = ShardedIndex(shards, "Flat").nearest(views, rows, 50)
-    theirs = ShardedIndex([tmp_path / "single.faiss"], "Flat").nearest(views, rows, 50)
+    ours = ShardedIndex(shards, "Flat").nearest(item_vectors, rows, 50)
+    theirs = ShardedIndex([tmp_path / "single.faiss"], "Flat").nearest(item_vectors, rows, 50)
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -231,18 +234,18 @@ def lacking(tmp_path_factory):
         weights += weight * np.outer(here, here)
     truth = np.divide(total, weights, out=np.full((1100, 1100), -np.inf), where=weights > 0)
     np.fill_diagonal(truth, -np.inf)
-    return index_shards(folder / "index"), indexed_views(folder / "index", embeddings), truth
+    return index_shards(folder / "index"), indexed_vectors(folder / "index", embeddings), truth
 
 
 def test_answers_of_an_index_are_those_of_float64(lacking):
-    shards, views, truth = lacking
+    shards, item_vectors, truth = lacking
     index, rows = ShardedIndex(shards, "Flat"), np.arange(2, 1100, 61)
-    nearest = index.nearest(views, rows, 5)
+    nearest = index.nearest(item_vectors, rows, 5)
     for row, found in zip(rows, nearest, strict=True):
         best = np.argsort(-truth[row], kind="stable")[:5]
         assert found.tolist() == [n if truth[row, n] > -np.inf else -1 for n in best]
-    found = index.at_least(views, rows, 0.6)
-    item, other = np.divmod(found, len(views))
+    found = index.at_least(item_vectors, rows, 0.6)
+    item, other = np.divmod(found, len(item_vectors))
     strangers = item[rows[item] != other], other[rows[item] != other]
     told = set(zip(*(side.tolist() for side in strangers), strict=True))
     assert len(told) == len(strangers[0]) > 50
@@ -252,9 +255,9 @@ def test_answers_of_an_index_are_those_of_float64(lacking):
 
 
 def test_a_search_of_all_shards_ranks_every_row_and_says_where_there_are_no_more(lacking):
-    shards, views, _ = lacking
-    queries = np.random.default_rng(0).standard_normal((9, views.width)).astype(np.float32)
-    products = queries.astype(np.float64) @ views.database(range(1100)).astype(np.float64).T
+    shards, item_vectors, _ = lacking
+    queries = np.random.default_rng(0).standard_normal((9, item_vectors.width)).astype(np.float32)
+    products = queries.astype(np.float64) @ item_vectors.database(range(1100)).astype(np.float64).T
     scores, ids = ShardedIndex(shards, "Flat").search(queries, 1105)
     assert (ids[:, 1100:] == -1).all()
     assert (scores[:, 1100:] == -np.inf).all()
@@ -265,14 +268,14 @@ def test_a_search_of_all_shards_ranks_every_row_and_says_where_there_are_no_more
 
 
 def test_the_recall_of_an_index_that_has_lost_a_shard_is_what_it_still_finds(lacking):
-    shards, views, truth = lacking
+    shards, item_vectors, truth = lacking
     held = 1024  # rows of the first
-    told = measured_recall(views, ShardedIndex(shards[:1], "Flat"), 40, 0)
-    complete = np.flatnonzero(views.complete)
+    told = measured_recall(item_vectors, ShardedIndex(shards[:1], "Flat"), 40, 0)
+    complete = np.flatnonzero(item_vectors.complete)
     some = complete[np.linspace(0, len(complete) - 1, 40).astype(int)]
     assert (told["rows"], told["nprobe"]) == (40, 0)
     floor = told["range_floor"]
-    assert floor == floor_of_sample(views, 20.0)
+    assert floor == sampled_score_floor(item_vectors, 20.0)
     within = truth[some] >= floor
     best = np.argsort(-truth[some], axis=1)[:, :50]
     assert told["recall_at_50"]["of"] == 40 * 50
@@ -285,11 +288,11 @@ def test_the_recall_of_an_index_that_has_lost_a_shard_is_what_it_still_finds(lac
 def test_what_an_approximate_index_says_is_off_by_no_more_than_its_margin(whole, tmp_path):
     config = IndexConfig(kind="IVF10,SQ4", recall_rows=50)
     told = build_index(whole / "emb", tmp_path / "index", config)["recall"]
-    views = indexed_views(tmp_path / "index", EmbeddingSet(whole / "emb"))
+    item_vectors = indexed_vectors(tmp_path / "index", EmbeddingSet(whole / "emb"))
     index = ShardedIndex(index_shards(tmp_path / "index"), "IVF10,SQ4", told["nprobe"])
     rows = np.linspace(0, 2999, 50).astype(int)
-    scores, ids = index.search(views.queries(range(3000), "complete")[0][rows], 50)
-    wide = views.database(range(3000)).astype(np.float64)
+    scores, ids = index.search(item_vectors.queries(range(3000), "complete")[0][rows], 50)
+    wide = item_vectors.database(range(3000)).astype(np.float64)
     off = np.abs((wide[rows][:, None] * wide[ids]).sum(2) - scores)
     assert told["margin"] == pytest.approx(np.quantile(off, 0.999), rel=0.02)
     assert (np.diff(scores, axis=1) <= 0).all()
@@ -308,7 +311,7 @@ def test_the_kind_follows_the_memory(memory, kind, factory):
 
 
 def test_a_kind_that_faiss_does_not_know_is_refused(whole, tmp_path):
-    with pytest.raises(BadInput, match=r"--kind Fancy.*take auto, Flat"):
+    with pytest.raises(BadInput, match=r"--kind Fancy.*use auto, Flat"):
         build_index(whole / "emb", tmp_path / "index", IndexConfig(kind="Fancy"))
 
 

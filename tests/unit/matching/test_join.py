@@ -1,4 +1,4 @@
-"""Every pair at a floor, exactly once, by both engines, against the definition in views.py."""
+"""Every pair at a floor, exactly once, by both engines, against the definition in vectors.py."""
 
 import tempfile
 from pathlib import Path
@@ -17,20 +17,21 @@ from dist_train.embedding.store import EmbeddingSet, Rows, part_path
 from dist_train.matching.blocks import blocks_of
 from dist_train.matching.engines import GemmEngine
 from dist_train.matching.faiss_engine import FaissEngine
-from dist_train.matching.index import build_index, index_about, index_shards, indexed_views
-from dist_train.matching.join import Wanted, join, pairs_in_memory, read_pairs
+from dist_train.matching.index import build_index, index_shards, indexed_vectors, read_index_json
+from dist_train.matching.join import JoinLimits, join, pairs_in_memory
 from dist_train.matching.kernels import kernels_for
-from dist_train.matching.nearest import merged_nearest
-from dist_train.matching.sampling import floor_of_sample
+from dist_train.matching.nearest import merge_nearest
+from dist_train.matching.sampling import sampled_score_floor
 from dist_train.matching.vectors import (
     ItemVectors,
     ModalityVectors,
-    open_views,
+    open_vectors,
     subset,
-    views_of_array,
+    vectors_of_array,
 )
 from shards.storage import stage_files
 from shards.storage.files import write_parquet
+from tests.support.planted import read_pairs
 
 CPU = torch.device("cpu")
 ENGINES = ("faiss", "float32", "int8", "bfloat16")
@@ -72,18 +73,20 @@ def write_set(out: Path, vectors: dict[str, np.ndarray], part_rows: int = 47) ->
     return EmbeddingSet(out)
 
 
-def gemm(views: ItemVectors, block: int, kernel: str = "float32") -> GemmEngine:
+def gemm(item_vectors: ItemVectors, block: int, kernel: str = "float32") -> GemmEngine:
     """The engine over blocks of at most `block` rows."""
     kernels = {k.name: k for k in kernels_for(CPU, bf16=True)}
-    return GemmEngine(views, blocks_of(views, block), kernels[kernel])
+    return GemmEngine(item_vectors, blocks_of(item_vectors, block), kernels[kernel])
 
 
-def faiss_engine(views: ItemVectors, index: Path, k: int, block: int = 4096) -> FaissEngine:
+def faiss_engine(item_vectors: ItemVectors, index: Path, k: int, block: int = 4096) -> FaissEngine:
     """The engine over a saved index."""
-    about, items = index_about(index), len(views)
+    about, items = read_index_json(index), len(item_vectors)
     held = [range(*rows) for rows in about["rows"]]
-    asking = [range(n, min(n + block, items)) for n in range(0, items, block)]
-    return FaissEngine(views, list(zip(index_shards(index), held, strict=True)), asking, about, k)
+    queries = [range(n, min(n + block, items)) for n in range(0, items, block)]
+    return FaissEngine(
+        item_vectors, list(zip(index_shards(index), held, strict=True)), queries, about, k
+    )
 
 
 def opened(
@@ -93,26 +96,26 @@ def opened(
     """ItemVectors and engine over a set and an index that are really on disk."""
     embeddings = write_set(tmp / "emb", vectors)
     build_index(tmp / "emb", tmp / "index", IndexConfig(image_weight=image_weight))
-    views = indexed_views(tmp / "index", embeddings)
+    item_vectors = indexed_vectors(tmp / "index", embeddings)
     if engine == "faiss":
-        return views, faiss_engine(views, tmp / "index", k, block)
-    return views, gemm(views, block, engine)
+        return item_vectors, faiss_engine(item_vectors, tmp / "index", k, block)
+    return item_vectors, gemm(item_vectors, block, engine)
 
 
 def joined(
-    out: Path, views: ItemVectors, engine, floor: float, k: int = 0
+    out: Path, item_vectors: ItemVectors, engine, floor: float, k: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Pairs and nearest of a join that goes through its files."""
-    join(views, engine, Wanted(floor, k), out, Runtime("cpu"))
+    join(engine, JoinLimits(floor, k), out, Runtime("cpu"))
     if k:
         files = sorted((out / ".work/nearest").glob("*.parquet"))
-        merged_nearest(files, views, k, out / "nearest.parquet")
+        merge_nearest(files, item_vectors, k, out / "nearest.parquet")
         return read_pairs(out), pd.read_parquet(out / "nearest.parquet")
     return read_pairs(out), pd.DataFrame()
 
 
 def indexed_like(vectors: dict[str, np.ndarray]) -> ItemVectors:
-    """The views of vectors in memory, of equal weight."""
+    """The item_vectors of vectors in memory, of equal weight."""
     return ItemVectors({n: ModalityVectors(Rows([r]), r.any(1), 0.5) for n, r in vectors.items()})
 
 
@@ -149,19 +152,19 @@ def check_pairs(pairs: pd.DataFrame, truth: dict[str, np.ndarray], floor: float)
 @pytest.mark.parametrize("image_weight", [0.5, 0.2, 0.9])
 def test_all_pairs_at_the_floor_exactly_once(tmp_path, engine, image_weight):
     vectors = random_vectors(120)
-    views, searcher = opened(tmp_path, vectors, engine, image_weight)
+    item_vectors, searcher = opened(tmp_path, vectors, engine, image_weight)
     truth = scores_by_definition(vectors, image_weight)
     for floor in (0.05, 0.3, 0.8):
-        check_pairs(joined(tmp_path / str(floor), views, searcher, floor)[0], truth, floor)
+        check_pairs(joined(tmp_path / str(floor), item_vectors, searcher, floor)[0], truth, floor)
 
 
 @pytest.mark.parametrize("kernel", ["float32", "int8", "bfloat16"])
 @pytest.mark.parametrize("block", [29, 2500])
 def test_all_pairs_in_blocks_of_any_size(tmp_path, kernel, block):
     vectors = random_vectors(90, 40, seed=20)
-    views = indexed_like(vectors)
+    item_vectors = indexed_like(vectors)
     truth = scores_by_definition(vectors)
-    pairs, _ = joined(tmp_path, views, gemm(views, block, kernel), 0.35)
+    pairs, _ = joined(tmp_path, item_vectors, gemm(item_vectors, block, kernel), 0.35)
     check_pairs(pairs, truth, 0.35)
 
 
@@ -169,16 +172,18 @@ def test_all_pairs_in_blocks_of_any_size(tmp_path, kernel, block):
 @pytest.mark.parametrize("modality", ["image", "text"])
 def test_all_pairs_of_one_view(tmp_path, engine, modality):
     vectors = {modality: random_vectors(90, seed=1)[modality]}
-    views, searcher = opened(tmp_path, vectors, engine)
-    check_pairs(joined(tmp_path, views, searcher, 0.2)[0], scores_by_definition(vectors), 0.2)
+    item_vectors, searcher = opened(tmp_path, vectors, engine)
+    check_pairs(
+        joined(tmp_path, item_vectors, searcher, 0.2)[0], scores_by_definition(vectors), 0.2
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_over_several_index_shards(tmp_path, engine):
     vectors = random_vectors(1100, 24, seed=2)
-    views, searcher = opened(tmp_path, vectors, engine, block=300)
+    item_vectors, searcher = opened(tmp_path, vectors, engine, block=300)
     assert len(index_shards(tmp_path / "index")) == 2
-    pairs, _ = joined(tmp_path, views, searcher, 0.4)
+    pairs, _ = joined(tmp_path, item_vectors, searcher, 0.4)
     assert (pairs.i < pairs.j).all()
     assert not pairs.duplicated(["i", "j"]).any()
     here = {name: rows.any(1) for name, rows in vectors.items()}
@@ -195,19 +200,19 @@ def test_engines_over_several_index_shards(tmp_path, engine):
 def test_a_score_at_the_floor_is_kept_and_one_below_is_not(tmp_path, engine):
     rng = np.random.default_rng(3)
     exact = {n: rng.choice([-0.5, 0.5], (40, 4)).astype(np.float16) for n in ("image", "text")}
-    views, searcher = opened(tmp_path, exact, engine)
+    item_vectors, searcher = opened(tmp_path, exact, engine)
     truth = scores_by_definition(exact)
     assert (truth["score"] == 0.5).sum() > 20  # every score is a multiple of 1/4
     for floor in (0.5, float(np.nextafter(np.float32(0.5), np.float32(1)))):
-        check_pairs(joined(tmp_path / str(floor), views, searcher, floor)[0], truth, floor)
+        check_pairs(joined(tmp_path / str(floor), item_vectors, searcher, floor)[0], truth, floor)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_duplicates_are_all_paired_and_none_with_itself(tmp_path, engine):
     one = random_vectors(1, 8, holes=False)
     vectors = {name: np.repeat(rows, 30, axis=0) for name, rows in one.items()}
-    views, searcher = opened(tmp_path, vectors, engine, block=9, k=4)
-    pairs, nearest = joined(tmp_path, views, searcher, 0.9, 4)
+    item_vectors, searcher = opened(tmp_path, vectors, engine, block=9, k=4)
+    pairs, nearest = joined(tmp_path, item_vectors, searcher, 0.9, 4)
     assert len(pairs) == 30 * 29 / 2
     assert nearest.groupby("i").size().tolist() == [4] * 30
     assert (nearest.i != nearest.j).all()
@@ -217,8 +222,8 @@ def test_duplicates_are_all_paired_and_none_with_itself(tmp_path, engine):
 @pytest.mark.parametrize("N", [1, 2, 3])
 def test_fewer_items_than_neighbours(tmp_path, engine, N):
     vectors = random_vectors(N, holes=False, seed=4)
-    views, searcher = opened(tmp_path, vectors, engine, k=5)
-    pairs, nearest = joined(tmp_path, views, searcher, -1.0, 5)
+    item_vectors, searcher = opened(tmp_path, vectors, engine, k=5)
+    pairs, nearest = joined(tmp_path, item_vectors, searcher, -1.0, 5)
     assert len(pairs) == N * (N - 1) // 2
     found = set(zip(nearest.i, nearest.j, strict=True))
     assert found == {(a, b) for a in range(N) for b in range(N) if a != b}
@@ -241,7 +246,7 @@ def small_sets(draw):
 def test_any_small_set_in_memory(case):
     vectors, weight, floor = case
     weights = {"image": weight, "text": 1 - weight}
-    views = ItemVectors(
+    item_vectors = ItemVectors(
         {n: ModalityVectors(Rows([r]), r.any(1), weights[n]) for n, r in vectors.items()}
     )
     truth = scores_by_definition(vectors, weight)
@@ -249,7 +254,9 @@ def test_any_small_set_in_memory(case):
         floor = floor + 1e-5 if (np.abs(truth["score"] - floor) < 1e-6).any() else floor
     with tempfile.TemporaryDirectory() as folder:
         for n, kernel in enumerate(("float32", "int8")):
-            pairs, _ = joined(Path(folder) / str(n), views, gemm(views, 5, kernel), floor)
+            pairs, _ = joined(
+                Path(folder) / str(n), item_vectors, gemm(item_vectors, 5, kernel), floor
+            )
             check_pairs(pairs, truth, floor)
 
 
@@ -263,9 +270,9 @@ def best_by_definition(score: np.ndarray, item: int, allowed: np.ndarray, k: int
 @pytest.mark.parametrize("engine", ENGINES)
 def test_nearest_of_complete_items_equal_brute_force(tmp_path, engine):
     vectors = random_vectors(120, holes=False, seed=5)
-    views, searcher = opened(tmp_path, vectors, engine, k=5)
+    item_vectors, searcher = opened(tmp_path, vectors, engine, k=5)
     truth = scores_by_definition(vectors)["score"]
-    _, nearest = joined(tmp_path, views, searcher, 0.5, 5)
+    _, nearest = joined(tmp_path, item_vectors, searcher, 0.5, 5)
     assert sorted(nearest.i.unique()) == list(range(120))
     for item, rows in nearest.groupby("i"):
         wanted = best_by_definition(truth, item, np.ones(120, bool), 5)
@@ -278,14 +285,18 @@ def test_nearest_of_complete_items_equal_brute_force(tmp_path, engine):
 def test_nearest_where_parts_are_missing(tmp_path, engine, kind):
     """Every item asks for all, by the parts that both have."""
     vectors = random_vectors(120, seed=6)
-    views, searcher = opened(tmp_path, vectors, engine, k=5)
+    item_vectors, searcher = opened(tmp_path, vectors, engine, k=5)
     truth = scores_by_definition(vectors)["score"]
-    _, nearest = joined(tmp_path, views, searcher, 0.5, 5)
+    _, nearest = joined(tmp_path, item_vectors, searcher, 0.5, 5)
     found = {item: rows.j.tolist() for item, rows in nearest.groupby("i")}
-    assert set(found) <= set(np.flatnonzero(views.some))
-    asking = views.complete if kind == "complete" else views.some & ~views.complete
+    assert set(found) <= set(np.flatnonzero(item_vectors.any_modality))
+    wanted = (
+        item_vectors.complete
+        if kind == "complete"
+        else item_vectors.any_modality & ~item_vectors.complete
+    )
     allowed = np.ones(120, bool)
-    for item in np.flatnonzero(asking):
+    for item in np.flatnonzero(wanted):
         assert found[item] == best_by_definition(truth, item, allowed, 5), item
 
 
@@ -297,24 +308,24 @@ def test_nearest_are_kept_whatever_their_score(tmp_path, engine):
     lacking = np.zeros((6, 3), np.float16)
     images = np.concatenate([rows, lacking])
     texts = np.concatenate([lacking[:3], np.ones((6, 3), np.float16) / np.float16(np.sqrt(3))])
-    views, searcher = opened(tmp_path, {"image": images, "text": texts}, engine, k=2)
-    _, nearest = joined(tmp_path, views, searcher, 0.5, 2)
+    item_vectors, searcher = opened(tmp_path, {"image": images, "text": texts}, engine, k=2)
+    _, nearest = joined(tmp_path, item_vectors, searcher, 0.5, 2)
     assert nearest[nearest.i < 3].groupby("i").size().to_dict() == {0: 2, 1: 2, 2: 2}
     assert (nearest[nearest.i < 3].score < 0).all()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_join_writes_every_tile_and_goes_on(tmp_path, engine):
+def test_join_writes_every_block_pair_and_goes_on(tmp_path, engine):
     vectors = random_vectors(600, 16, seed=7)
-    views, searcher = opened(tmp_path, vectors, engine, block=256, k=3)
-    before, near = joined(tmp_path / "m", views, searcher, 0.5, 3)
+    item_vectors, searcher = opened(tmp_path, vectors, engine, block=256, k=3)
+    before, near = joined(tmp_path / "m", item_vectors, searcher, 0.5, 3)
     files = sorted((tmp_path / "m/pairs").glob("*.parquet"))
-    assert len(files) == len(searcher.tiles) > 2
+    assert len(files) == len(searcher.block_pairs) > 2
     assert near.i.is_monotonic_increasing
     kept, lost = files[0].stat().st_mtime_ns, files[1].read_bytes()
     files[1].unlink()
-    (tmp_path / f"m/.work/tiles/{files[1].stem}.json").unlink()
-    after, again = joined(tmp_path / "m", views, searcher, 0.5, 3)
+    (tmp_path / f"m/.work/block_pairs/{files[1].stem}.json").unlink()
+    after, again = joined(tmp_path / "m", item_vectors, searcher, 0.5, 3)
     pd.testing.assert_frame_equal(before, after)
     pd.testing.assert_frame_equal(near, again)
     assert files[0].stat().st_mtime_ns == kept
@@ -325,8 +336,8 @@ def test_all_engines_say_the_same(tmp_path):
     vectors = random_vectors(120, seed=8)
     tables = []
     for engine in ENGINES:
-        views, searcher = opened(tmp_path / engine, vectors, engine, k=4)
-        tables.append(joined(tmp_path / engine, views, searcher, 0.1, 4))
+        item_vectors, searcher = opened(tmp_path / engine, vectors, engine, k=4)
+        tables.append(joined(tmp_path / engine, item_vectors, searcher, 0.1, 4))
     for pairs, nearest in tables[1:]:
         pd.testing.assert_frame_equal(pairs, tables[0][0])
         pd.testing.assert_frame_equal(nearest, tables[0][1])
@@ -338,11 +349,11 @@ def test_all_engines_say_the_same(tmp_path):
 def test_scores_are_nan_without_a_common_part():
     images = np.array([[1, 0], [0, 0], [1, 0], [0, 0]], np.float16)
     texts = np.array([[0, 0], [1, 0], [0, 1], [0, 0]], np.float16)
-    views = ItemVectors({
+    item_vectors = ItemVectors({
         "image": ModalityVectors(Rows([images]), images.any(1), 0.3),
         "text": ModalityVectors(Rows([texts]), texts.any(1), 0.7),
     })  # fmt: skip
-    found = views.scores(np.array([0, 0, 1, 2, 2]), np.array([1, 2, 2, 2, 3]))
+    found = item_vectors.scores(np.array([0, 0, 1, 2, 2]), np.array([1, 2, 2, 2, 3]))
     np.testing.assert_array_equal(found["score"], np.float32([np.nan, 1, 0, 1, np.nan]))
     np.testing.assert_array_equal(found["score_image"], np.float32([np.nan, 1, np.nan, 1, np.nan]))
     np.testing.assert_array_equal(found["score_text"], np.float32([np.nan, np.nan, 0, 1, np.nan]))
@@ -351,11 +362,11 @@ def test_scores_are_nan_without_a_common_part():
 def test_a_subset_scores_as_its_items_do(tmp_path):
     vectors = random_vectors(60, seed=9)
     embeddings = write_set(tmp_path / "emb", vectors)
-    views = open_views(embeddings, ["image", "text"], 0.4)
+    item_vectors = open_vectors(embeddings, ["image", "text"], 0.4)
     rows = np.array([50, 3, 3, 17, 41, 0])
-    few = subset(views, rows)
+    few = subset(item_vectors, rows)
     i, j = np.triu_indices(len(rows), 1)
-    ours, theirs = few.scores(i, j), views.scores(rows[i], rows[j])
+    ours, theirs = few.scores(i, j), item_vectors.scores(rows[i], rows[j])
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name])
 
@@ -367,25 +378,27 @@ def test_a_subset_scores_as_its_items_do(tmp_path):
 @pytest.mark.parametrize("holes", [False, True])
 def test_the_floor_keeps_about_the_budget(tmp_path, per_item, holes):
     vectors = random_vectors(3000, 16, seed=10, holes=holes)
-    views = ItemVectors({n: ModalityVectors(Rows([r]), r.any(1), 0.5) for n, r in vectors.items()})
-    floor = floor_of_sample(views, per_item)
+    item_vectors = ItemVectors(
+        {n: ModalityVectors(Rows([r]), r.any(1), 0.5) for n, r in vectors.items()}
+    )
+    floor = sampled_score_floor(item_vectors, per_item)
     assert floor == round(floor, 3)
-    pairs, _ = joined(tmp_path, views, gemm(views, 2048), floor)
-    assert 0.5 * per_item <= len(pairs) / views.some.sum() <= 1.5 * per_item
+    pairs, _ = joined(tmp_path, item_vectors, gemm(item_vectors, 2048), floor)
+    assert 0.5 * per_item <= len(pairs) / item_vectors.any_modality.sum() <= 1.5 * per_item
 
 
 def test_the_floor_is_never_below_a_twentieth():
     vectors = random_vectors(50, holes=False)
-    assert floor_of_sample(views_of_array(vectors["image"]), 1000.0) == 0.05
-    assert floor_of_sample(views_of_array(vectors["image"][:1]), 1.0) == 0.05
+    assert sampled_score_floor(vectors_of_array(vectors["image"]), 1000.0) == 0.05
+    assert sampled_score_floor(vectors_of_array(vectors["image"][:1]), 1.0) == 0.05
     empty = np.zeros((4, 3), np.float32)
     nothing = ItemVectors({"image": ModalityVectors(Rows([empty]), np.zeros(4, bool), 1.0)})
-    assert floor_of_sample(nothing, 1.0) == 0.05
+    assert sampled_score_floor(nothing, 1.0) == 0.05
 
 
 def test_pairs_in_memory_are_the_best_ones():
     rows = random_vectors(400, 12, seed=11, holes=False)["image"].astype(np.float32)
-    pairs = pairs_in_memory(views_of_array(rows), CPU, 10.0)
+    pairs = pairs_in_memory(vectors_of_array(rows), CPU, 10.0)
     truth = scores_by_definition({"image": rows})["score"].astype(np.float32)
     i, j = np.triu_indices(400, 1)
     above = truth[i, j] >= pairs.score.min()

@@ -1,4 +1,4 @@
-"""First passes: what a kernel leaves out is never wanted, however the rows are made."""
+"""The coarse pass: what a kernel leaves out is never wanted, however the rows are made."""
 
 import logging
 import re
@@ -12,14 +12,14 @@ import torch
 from dist_train.config.options import IndexConfig, JoinConfig
 from dist_train.distributed.runtime import Runtime
 from dist_train.embedding.store import EmbeddingSet
-from dist_train.matching import search as finding
-from dist_train.matching.coarse_pass import FirstPass, Side, candidates_of
-from dist_train.matching.index import build_index, indexed_views
-from dist_train.matching.kernel_choice import Choice, choose_kernel, faiss_nanoseconds
-from dist_train.matching.kernels import kernels_for
-from dist_train.matching.search import set_up
-from dist_train.matching.vectors import views_of_array
-from dist_train.matching.work_folder import Work
+from dist_train.matching import build_pairs as stage_join
+from dist_train.matching.build_pairs import set_up
+from dist_train.matching.coarse_pass import Chunk, CoarsePassStats, candidates_of
+from dist_train.matching.index import build_index, indexed_vectors
+from dist_train.matching.kernels import Form, kernels_for
+from dist_train.matching.sampling import KernelTime, faiss_nanoseconds, time_kernels
+from dist_train.matching.vectors import vectors_of_array
+from dist_train.matching.work_folder import WorkFolder
 from tests.support.planted import planted, write_set
 
 KERNELS = {kernel.name: kernel for kernel in kernels_for(torch.device("cpu"), bf16=True)}
@@ -64,24 +64,22 @@ KINDS = (
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_product_is_further_off_than_its_margin(name, kind):
     rows, kernel = hard_rows(kind), KERNELS[name]
-    one, other = kernel.left(rows[:90]), kernel.right(rows)
+    one, other = kernel.prepare(rows[:90], "query"), kernel.prepare(rows, "database")
     truth = rows[:90].astype(np.float64) @ rows.T.astype(np.float64)
     products, margin = kernel.product(one, other).numpy(), kernel.margin(one, other)
     top = np.minimum(truth, 1.02)  # where integers of eight bits end
-    assert (products >= kernel.steps(top - margin)).all()
-    assert (kernel.value(products) <= truth + margin).all()
+    assert (products >= kernel.to_products(top - margin)).all()
+    assert (kernel.to_scores(products) <= truth + margin).all()
     assert margin < 0.3
 
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tile_leaves_all_that_is_wanted_and_little_else(name, kind):
+def test_a_product_leaves_all_that_is_wanted_and_little_else(name, kind):
     rows, kernel = hard_rows(kind), KERNELS[name]
-    truth, seen = rows.astype(np.float64) @ rows.T.astype(np.float64), FirstPass()
-    sides = [
-        Side(np.arange(200), prepare(rows), [(1.0, rows)])
-        for prepare in (kernel.left, kernel.right)
-    ]
+    truth, seen = rows.astype(np.float64) @ rows.T.astype(np.float64), CoarsePassStats()
+    forms: tuple[Form, ...] = ("query", "database")
+    sides = [Chunk(np.arange(200), kernel.prepare(rows, form), [(1.0, rows)]) for form in forms]
     for floor in np.quantile(truth, [0.5, 0.99, 1.0]):
         at, by, values = candidates_of(kernel, *sides, True, float(floor), None, seen)
         found = set(zip(at.tolist(), by.tolist(), strict=True))
@@ -103,8 +101,11 @@ def rows_in_few_directions(rows: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("k", [0, 5])
 def test_the_fastest_kernel_comes_first(k):
-    views, kernels = views_of_array(rows_in_few_directions(9000, 64)), list(KERNELS.values())
-    choices = choose_kernel(views, 0.8, k, kernels)
+    item_vectors, kernels = (
+        vectors_of_array(rows_in_few_directions(9000, 64)),
+        list(KERNELS.values()),
+    )
+    choices = time_kernels(item_vectors, 0.8, k, kernels)
     assert {choice.kernel for choice in choices} == set(kernels)
     spent = [choice.nanoseconds for choice in choices]
     assert spent == sorted(spent)
@@ -112,10 +113,12 @@ def test_the_fastest_kernel_comes_first(k):
 
 
 def test_of_few_items_or_one_kernel_nothing_is_measured():
-    few = views_of_array(rows_in_few_directions(800, 64))
-    assert choose_kernel(few, 0.8, 5, list(KERNELS.values())) == [Choice(KERNELS["float32"], 0.0)]
-    many = views_of_array(rows_in_few_directions(9000, 64))
-    assert choose_kernel(many, 0.8, 5, [KERNELS["int8"]]) == [Choice(KERNELS["int8"], 0.0)]
+    few = vectors_of_array(rows_in_few_directions(800, 64))
+    assert time_kernels(few, 0.8, 5, list(KERNELS.values())) == [
+        KernelTime(KERNELS["float32"], 0.0)
+    ]
+    many = vectors_of_array(rows_in_few_directions(9000, 64))
+    assert time_kernels(many, 0.8, 5, [KERNELS["int8"]]) == [KernelTime(KERNELS["int8"], 0.0)]
 
 
 # The engine, and setting up
@@ -123,17 +126,17 @@ def test_of_few_items_or_one_kernel_nothing_is_measured():
 
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory):
-    """A folder with an index, and the views."""
+    """A folder with an index, and the item_vectors."""
     folder = tmp_path_factory.mktemp("indexed")
     write_set(folder / "emb", planted(800, 32))
     build_index(folder / "emb", folder / "Flat", IndexConfig(kind="Flat"))
-    return folder, indexed_views(folder / "Flat", EmbeddingSet(folder / "emb"))
+    return folder, indexed_vectors(folder / "Flat", EmbeddingSet(folder / "emb"))
 
 
 @pytest.mark.parametrize(
     ("kind", "ours", "engine", "why"),
     [
-        ("Flat", 0.0, "gemm", "800 items are done at once by either"),
+        ("Flat", 0.0, "gemm", "800 items take either engine no time"),
         ("Flat", 1e-3, "gemm", r"gemm takes 0\.00 ns a pair, faiss \d+\.\d+ \(measured"),
         ("Flat", 1e9, "faiss", r"gemm takes 10+\.00 ns a pair, faiss \d+\.\d+ \(measured"),
         ("IVF", 1.0, "gemm", "it is exact, the index of kind IVF is not"),
@@ -141,8 +144,8 @@ def indexed(tmp_path_factory):
     ],
 )
 def test_the_engine_is_chosen_by_measurement(indexed, kind, ours, engine, why):
-    choice = Choice(KERNELS["float32"], ours)
-    chosen, reason = finding._faster_engine(indexed[1], kind, choice, 0.6, Runtime("cpu"))
+    choice = KernelTime(KERNELS["float32"], ours)
+    chosen, reason = stage_join._faster_engine(indexed[1], kind, choice, 0.6, Runtime("cpu"))
     assert chosen == engine
     assert re.match(why, reason)
 
@@ -154,33 +157,39 @@ def test_faiss_is_timed_on_the_sample():
 
 def test_the_folder_is_not_cleared_under_one_who_sets_up(indexed, tmp_path, monkeypatch):
     """As when the last worker of another launch has just finished."""
-    folder, views = indexed
-    out, plan = tmp_path / "m", finding._plan
+    folder, item_vectors = indexed
+    out, plan = tmp_path / "m", stage_join._plan
 
     def slowly(*arguments):
         clearing.start()
         time.sleep(0.3)
         return plan(*arguments)
 
-    clearing = threading.Thread(target=Work(out).clear)
-    monkeypatch.setattr(finding, "_plan", slowly)
-    search = set_up(views, folder / "Flat", out, JoinConfig(max_score_floor=0.6), Runtime("cpu"))
+    clearing = threading.Thread(target=WorkFolder(out).clear)
+    monkeypatch.setattr(stage_join, "_plan", slowly)
+    _, limits, _ = set_up(
+        item_vectors, folder / "Flat", out, JoinConfig(max_score_floor=0.6), Runtime("cpu")
+    )
     clearing.join(timeout=60)
     assert not clearing.is_alive()
     assert not (out / ".work").exists()
-    assert search.wanted.floor <= 0.6
+    assert limits.score_floor <= 0.6
 
 
 def test_what_was_chosen_is_said_and_read_back(indexed, tmp_path, monkeypatch, caplog):
-    folder, views = indexed
-    choices = [Choice(KERNELS["int8"], 1e-3), Choice(KERNELS["float32"], 2.0)]
-    monkeypatch.setattr(finding, "choose_kernel", lambda *_: choices)
+    folder, item_vectors = indexed
+    choices = [KernelTime(KERNELS["int8"], 1e-3), KernelTime(KERNELS["float32"], 2.0)]
+    monkeypatch.setattr(stage_join, "time_kernels", lambda *_: choices)
     for _ in range(2):  # the first decides, the second reads
         with caplog.at_level(logging.INFO, logger="dist_train"):
-            engine = set_up(
-                views, folder / "Flat", tmp_path, JoinConfig(max_score_floor=0.6), Runtime("cpu")
-            ).engine
+            engine, _, _ = set_up(
+                item_vectors,
+                folder / "Flat",
+                tmp_path,
+                JoinConfig(max_score_floor=0.6),
+                Runtime("cpu"),
+            )
         assert engine.kernel.name == "int8"
-        monkeypatch.setattr(finding, "choose_kernel", None)
+        monkeypatch.setattr(stage_join, "time_kernels", None)
     assert caplog.text.count("engine gemm (gemm takes 0.00 ns a pair, faiss") == 2
     assert "kernel int8, 0.00 ns a pair, rather than float32, 2.00 ns a pair" in caplog.text

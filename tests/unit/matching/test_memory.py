@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dist_train.config.options import bytes_of
-from dist_train.matching.memory import join_bounds
+from dist_train.matching.blocks import join_bounds
 from shards.storage.errors import BadInput
 from tests.support.launching import ROOT, environment
 
@@ -17,28 +17,30 @@ from pathlib import Path
 import numpy as np
 from dist_train.config.options import JoinConfig, bytes_of
 from dist_train.embedding.store import Rows
-from dist_train.matching import search as finding
-from dist_train.matching.search import find, set_up
+from dist_train.matching import build_pairs as stage_join
+from dist_train.matching.build_pairs import set_up
+from dist_train.matching.join import join
 from dist_train.matching.kernels import kernels_for
 from dist_train.distributed.runtime import peak_bytes
 from dist_train.matching.vectors import ModalityVectors, ItemVectors
 from dist_train.distributed.runtime import Runtime
 
 # One kernel: which is the fastest is measured, and each has blocks of its own size.
-finding.kernels_for = lambda *words: kernels_for(*words)[:1]
-out, items, width, memory, tiles = Path(sys.argv[1]), *map(int, sys.argv[2:4]), *sys.argv[4:6]
+stage_join.kernels_for = lambda *words: kernels_for(*words)[:1]
+out, items, width, memory = Path(sys.argv[1]), *map(int, sys.argv[2:4]), sys.argv[4]
+block_pairs = sys.argv[5]
 files = sorted(out.glob("image-*.npy"))
 rows = Rows([np.load(path, mmap_mode="r") for path in files])
-views = ItemVectors({"image": ModalityVectors(rows, np.ones(items, bool), 1.0)})
+item_vectors = ItemVectors({"image": ModalityVectors(rows, np.ones(items, bool), 1.0)})
 config = JoinConfig(memory=memory, neighbours=5, pairs_per_item=5, device="cpu")
 runtime = Runtime("cpu")
-search = set_up(views, None, out / "pairs", config, runtime)
+engine, limits, bounds = set_up(item_vectors, None, out / "pairs", config, runtime)
 before = peak_bytes()
-some = search.engine.tiles[:: max(1, len(search.engine.tiles) // int(tiles))]
-search.engine.tiles[:] = some
-find(search, out / "pairs", runtime)
-print(json.dumps({"peak": peak_bytes(), "before": before, "bound": search.bounds.bytes,
-                  "block": search.bounds.block, "tiles": len(some)}))
+some = engine.block_pairs[:: max(1, len(engine.block_pairs) // int(block_pairs))]
+engine.block_pairs[:] = some
+join(engine, limits, out / "pairs", runtime)
+print(json.dumps({"peak": peak_bytes(), "before": before, "bound": bounds.bytes,
+                  "block": bounds.block}))
 """
 ROWS = """
 import sys
@@ -51,13 +53,13 @@ for number, start in enumerate(range(0, items, 50_000)):
 """
 
 
-def worked(folder, items: int, width: int, memory: str, tiles: int, timeout: float) -> dict:
-    """What one worker held at most over some of the tiles, in a process of its own."""
+def worked(folder, items: int, width: int, memory: str, block_pairs: int, timeout: float) -> dict:
+    """What one worker held at most over some of the block pairs, in a separate process."""
     folder.mkdir()
     # What is freed goes back: which pieces the allocator keeps is chance, some 20 MB of it.
     variables = environment() | {"MALLOC_MMAP_THRESHOLD_": "262144"}
     shape = [str(folder), str(items), str(width)]
-    for words in ([ROWS, *shape], [WORKER, *shape, memory, str(tiles)]):
+    for words in ([ROWS, *shape], [WORKER, *shape, memory, str(block_pairs)]):
         done = subprocess.run(
             [sys.executable, "-c", *words], cwd=ROOT, env=variables, text=True,
             capture_output=True, timeout=timeout, check=False,
@@ -86,7 +88,7 @@ def test_a_worker_holds_no_more_for_four_times_the_items(tmp_path):
     assert few["block"] == many["block"]
     assert few["bound"] == many["bound"] <= bytes_of(memory)
     assert many["peak"] <= many["bound"]
-    # Some flags an item and a longer list of tiles: 36 bytes an item; a row takes 64.
+    # Some flags an item and a longer list of block pairs: 36 bytes an item; a row takes 64.
     assert many["peak"] - few["peak"] < 48 * 210_000
 
 

@@ -8,15 +8,20 @@ import pytest
 from scipy.stats import binomtest
 
 from dist_train.embedding.store import Rows
+from dist_train.matching.blocks import join_bounds
+from dist_train.matching.faiss_library import EXACT, choose_kind
 from dist_train.matching.index import shard_rows
-from dist_train.matching.index_kinds import choose_kind
-from dist_train.matching.kernels import rounding
-from dist_train.matching.memory import join_bounds
-from dist_train.matching.nearest import KnownFloors, Nearest
+from dist_train.matching.kernels import sum_error
+from dist_train.matching.nearest import KthBestScores, Nearest
 from dist_train.matching.recall import interval
-from dist_train.matching.rows import read_rows, take_rows
-from dist_train.matching.sampling import floor_of_sample, scores_with
-from dist_train.matching.vectors import ItemVectors, ModalityVectors, subset, views_of_array
+from dist_train.matching.sampling import coarse_scores, sampled_score_floor
+from dist_train.matching.vectors import (
+    ItemVectors,
+    ModalityVectors,
+    read_rows,
+    subset,
+    vectors_of_array,
+)
 from shards.storage.errors import BadInput
 from tests.unit.matching.test_join import random_vectors, scores_by_definition
 
@@ -35,7 +40,7 @@ def weighted(vectors: dict[str, np.ndarray], weight: float) -> ItemVectors:
 def test_the_floor_of_few_items_leaves_the_budget_to_a_thousandth(per_item):
     """Of up to 256 items all are looked at, so nothing is estimated."""
     vectors = random_vectors(200, 8, seed=30, holes=False)
-    floor = floor_of_sample(weighted(vectors, 0.3), per_item)
+    floor = sampled_score_floor(weighted(vectors, 0.3), per_item)
     scores = scores_by_definition(vectors, 0.3)["score"][np.triu_indices(200, 1)]
     assert floor == pytest.approx(round(floor, 3), abs=1e-12)
     assert (scores >= floor).sum() <= per_item * 200 <= (scores >= floor - 0.001).sum()
@@ -43,15 +48,15 @@ def test_the_floor_of_few_items_leaves_the_budget_to_a_thousandth(per_item):
 
 def test_copies_never_raise_the_floor_to_one():
     rows = np.repeat(random_vectors(1, 8)["image"], 40, axis=0)
-    assert floor_of_sample(views_of_array(rows), 1.0) == 0.999
+    assert sampled_score_floor(vectors_of_array(rows), 1.0) == 0.999
 
 
 @pytest.mark.parametrize("weight", [0.3, 0.8])
 def test_scores_of_a_sample_are_those_of_float64(weight):
     vectors = random_vectors(70, seed=31)
-    views, some = weighted(vectors, weight), np.array([3, 17, 60, 61])
+    item_vectors, some = weighted(vectors, weight), np.array([3, 17, 60, 61])
     truth = scores_by_definition(vectors, weight)["score"][some][:, 20:55]
-    found = scores_with(views, subset(views, some), range(20, 55))
+    found = coarse_scores(subset(item_vectors, some), item_vectors, range(20, 55))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, np.where(np.isnan(truth), -np.inf, truth), atol=1e-6)
 
@@ -60,7 +65,7 @@ def test_scores_of_a_sample_are_those_of_float64(weight):
 
 
 def test_floors_on_disk_only_rise_and_only_where_they_are_told(tmp_path):
-    floors, truth = KnownFloors(tmp_path / "f", 20), np.full(20, -np.inf, np.float32)
+    floors, truth = KthBestScores(tmp_path / "f", 20), np.full(20, -np.inf, np.float32)
     rng = np.random.default_rng(0)
     for _ in range(30):
         rows = np.sort(rng.choice(20, rng.integers(1, 9), replace=False))
@@ -68,12 +73,12 @@ def test_floors_on_disk_only_rise_and_only_where_they_are_told(tmp_path):
         floors.raise_to(rows, told)
         for row, value in zip(rows, told, strict=True):
             truth[row] = max(truth[row], value)
-        asked = np.sort(rng.choice(20, 7, replace=False))
-        np.testing.assert_array_equal(KnownFloors(tmp_path / "f", 20).of(asked), truth[asked])
+        wanted = np.sort(rng.choice(20, 7, replace=False))
+        np.testing.assert_array_equal(KthBestScores(tmp_path / "f", 20).read(wanted), truth[wanted])
     none = np.zeros(0, np.int64)
     floors.raise_to(none, np.zeros(0, np.float32))
-    assert len(floors.of(none)) == 0
-    np.testing.assert_array_equal(floors.of(np.arange(20)), truth)
+    assert len(floors.read(none)) == 0
+    np.testing.assert_array_equal(floors.read(np.arange(20)), truth)
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -99,8 +104,8 @@ def test_the_best_so_far_are_the_best_of_all_in_any_batches(k, batch):
     pd.testing.assert_frame_equal(
         table, pd.DataFrame(wanted, columns=["i", "j", "score"]), check_dtype=False
     )
-    assert near.of(rows).tolist() == [least[row] for row in rows]
-    assert near.of(np.array([0, 4, 99])).tolist() == [np.inf] * 3  # rows that are not held
+    assert near.kth_best_of(rows).tolist() == [least[row] for row in rows]
+    assert near.kth_best_of(np.array([0, 4, 99])).tolist() == [np.inf] * 3  # rows that are not held
 
 
 # Sizes
@@ -118,7 +123,7 @@ def test_the_kind_is_the_most_exact_that_fits(memory, factory):
     """A million rows of 1024: 4, 2, 1 and a quarter of a byte a number, and a tenth beside."""
     kind = choose_kind("auto", 1_000_000, 1024, memory)
     assert kind.factory == factory
-    assert kind.exact == (factory in ("Flat", "SQfp16"))
+    assert (kind.name in EXACT) == (factory in ("Flat", "SQfp16"))
     bytes_ = {"Flat": 4, "SQfp16": 2, "IVF4000,SQ8": 1}.get(factory, 0.25) * 1.024e9 * 1.1
     within = "more than" if bytes_ > memory else "within"
     assert f"{bytes_ / 1e9:.2f} GB, {within} the {memory / 1e9:.2f} GB given" in kind.reason
@@ -136,7 +141,7 @@ def test_the_smallest_kind_of_few_rows(items, width, factory):
 
 def test_an_index_s_lists_follow_its_items():
     assert choose_kind("IVF", 90_000, 32, 1).factory == "IVF1200,SQfp16"
-    assert not choose_kind("IVF", 90_000, 32, 1).exact
+    assert choose_kind("IVF", 90_000, 32, 1).name not in EXACT
 
 
 @pytest.mark.parametrize(("items", "width"), [(10, 4), (5000, 64), (3_000_000, 256)])
@@ -179,7 +184,8 @@ def test_rows_are_read_from_their_files_in_any_runs(tmp_path):
         for wanted in (range(57), range(19, 22), np.array([0, 3, 4, 19, 20, 21, 56]), range(5, 5)):
             np.testing.assert_array_equal(read_rows(rows, wanted), whole[np.asarray(wanted, int)])
         some = np.array([56, 3, 3, 20, 0])
-        taken = take_rows(rows, some)
+        one = ModalityVectors(rows, np.ones(57, bool), 1.0)
+        taken = ItemVectors({"image": one}).stored_rows("image", some)
         assert taken.dtype == np.float64
         np.testing.assert_array_equal(taken, whole[some].astype(np.float64))
 
@@ -204,6 +210,6 @@ def test_a_float32_sum_of_the_worst_order_is_within_its_bound():
     for term in terms:
         total = np.float32(total + term)
     truth = terms.astype(np.float64).sum()
-    assert abs(float(total) - truth) <= rounding(n) * truth
-    assert abs(float(total) - truth) > 0.9 * rounding(n - 400) * truth
-    assert rounding(100) == pytest.approx(100 * 2.0**-24, rel=1e-4)
+    assert abs(float(total) - truth) <= sum_error(n) * truth
+    assert abs(float(total) - truth) > 0.9 * sum_error(n - 400) * truth
+    assert sum_error(100) == pytest.approx(100 * 2.0**-24, rel=1e-4)

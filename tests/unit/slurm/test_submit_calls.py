@@ -511,7 +511,7 @@ def test_status_of_one_stage_and_of_others_beside_the_road(scheduler: Scheduler,
 def finish_pairs(floor: float, options: JoinConfig) -> None:
     """Pairs that are done, of nothing, down to a score floor."""
     stage_files.begin(OUT / "pairs", stage.PAIRS, result_options(options), {})
-    (OUT / "pairs" / "proof.json").write_text(json.dumps({"floor": floor}))
+    (OUT / "pairs" / "proof.json").write_text(json.dumps({"score_floor": floor, "weights": {}}))
     stage_files.finish(OUT / "pairs", {}, [OUT / "pairs" / "proof.json"])
 
 

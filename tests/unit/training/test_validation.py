@@ -19,7 +19,7 @@ from dist_train.evaluation.f1_curve import (
 )
 from dist_train.evaluation.labelled import near_duplicates_across_splits
 from dist_train.evaluation.metrics import recall_at_1
-from dist_train.matching.vectors import views_of_array
+from dist_train.matching.vectors import vectors_of_array
 from dist_train.training import validation
 from dist_train.training.validation import ValidationItems, nearest_items, validation_items
 from shards.pack.pack import pack
@@ -78,7 +78,7 @@ def test_a_comparison_finds_all_true_pairs_of_large_products():
     comparison = Comparison(items)
     for part in ("val", "test"):
         few = vectors[comparison.rows[part]]
-        pairs = comparison.pairs(views_of_array(few))
+        pairs = comparison.pairs(vectors_of_array(few))
         found = f1_curve(comparison.groups[part], pairs.i, pairs.j, pairs.score).best()[1]
         assert found == pytest.approx(exact(comparison.groups[part], few).f1, abs=1e-4)
 
