@@ -9,7 +9,7 @@ import torch
 
 from dist_train.acceptance.outcomes import Rate
 from dist_train.config.options import ImageEncoderOptions
-from dist_train.distributed.runtime import supports_bf16
+from dist_train.distributed.precision import supports_bf16
 from dist_train.doctor.all_reduce import ask_ranks, bus_share, fastest_sum
 from dist_train.encoders.image import ImageEncoder
 from dist_train.matching.kernels import kernels_for

@@ -6,7 +6,8 @@ from typing import Any
 
 from dist_train.config.options import JoinConfig, result_options
 from dist_train.distributed import stage
-from dist_train.distributed.runtime import Runtime, peak_bytes
+from dist_train.distributed.memory import peak_bytes
+from dist_train.distributed.runtime import Runtime
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.matching.index import indexed_views
 from dist_train.matching.search import find, finish, set_up

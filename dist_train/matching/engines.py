@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from dist_train.distributed.runtime import trim_allocators
+from dist_train.distributed.memory import trim_allocators
 from dist_train.matching.blocks import CHUNK, Block, Tile, area_apart, common_parts, tiles_of
 from dist_train.matching.coarse_pass import Candidates, FirstPass, Side, candidates_of
 from dist_train.matching.kernels import Kernel

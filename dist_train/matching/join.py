@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dist_train.distributed.runtime import Clock, Runtime
+from dist_train.distributed.runtime import Runtime
 from dist_train.matching.blocks import Tile, block_size, blocks_of
 from dist_train.matching.engines import Engine, GemmEngine
 from dist_train.matching.kernels import kernels_for
@@ -88,7 +88,7 @@ def join(views: ItemVectors, engine: Engine, wanted: Wanted, out: Path, runtime:
     known = KnownFloors(work.hidden / "floors.f32", len(views)) if wanted.k else None
     begin = len(engine.tiles) * runtime.rank // runtime.world
     mine = engine.tiles[begin:] + engine.tiles[:begin]
-    idle = Clock()
+    idle_since = time.monotonic()
     with progress_bar("join", "block pair", len(mine), quiet=not runtime.is_main) as bar:
         while left := [tile for tile in mine if not work.is_done(tile.number)]:
             if work.is_finished():
@@ -106,9 +106,10 @@ def join(views: ItemVectors, engine: Engine, wanted: Wanted, out: Path, runtime:
                         do_tile(views, engine, replace(wanted, floor=floor), tile, work, known)
                         bar.update(1)
             if any_free:
-                idle = Clock()
+                idle_since = time.monotonic()
             else:
-                time.sleep(min(max(idle.seconds() / 8, LOOK_AGAIN[0]), LOOK_AGAIN[1]))
+                idle = time.monotonic() - idle_since
+                time.sleep(min(max(idle / 8, LOOK_AGAIN[0]), LOOK_AGAIN[1]))
         bar.update(len(mine) - bar.n)
 
 
@@ -121,7 +122,7 @@ def do_tile(
     known: KnownFloors | None,
 ) -> None:
     """Find, score and commit what one tile holds."""
-    clock, kept, checked = Clock(), _Kept(work, tile.number), engine.seen.checked
+    began, kept, checked = time.monotonic(), _Kept(work, tile.number), engine.seen.checked
     near = None
     if known is not None:
         rows = engine.rows(tile)
@@ -143,7 +144,7 @@ def do_tile(
         "tile": tile.number, "asking": tile.asking, "asked": tile.asked, "area": tile.area,
         "floor": wanted.floor, "pairs": kept.pairs, "parts": kept.parts,
         "histogram": sorted(map(list, kept.counts.items())),
-        "seconds": clock.seconds(), "engine": engine.name, "error": engine.seen.error,
+        "seconds": time.monotonic() - began, "engine": engine.name, "error": engine.seen.error,
         "margin": engine.seen.margin, "checked": engine.seen.checked - checked,
     }  # fmt: skip
     work.commit(tile.number, record, None if near is None else near.table())

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config.options import JoinConfig, bytes_of
-from dist_train.distributed.runtime import Runtime, peak_bytes, supports_bf16, trim_allocators
+from dist_train.distributed.memory import peak_bytes, trim_allocators
+from dist_train.distributed.precision import supports_bf16
+from dist_train.distributed.runtime import Runtime
 from dist_train.matching.blocks import blocks_of
 from dist_train.matching.engines import Engine, GemmEngine
 from dist_train.matching.faiss_engine import FaissEngine

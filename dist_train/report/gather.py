@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from dist_train.distributed.stage import MATCHES, parent, parent_shards
+from dist_train.distributed.stage import MATCHES, parent, parent_location
 from dist_train.evaluation.f1_curve import F1Curve
 from dist_train.evaluation.titles import decode_escapes
 from dist_train.matching.pairs import SCORES, PairSet
@@ -100,7 +100,7 @@ def _choose(matched, scored, product, shown) -> list[tuple[str, int | None, pd.D
 def _open_photos(embedding: Path) -> tuple[Photos | None, str | None]:
     """The shard set, or None and why not. A report without photos still tells the scores."""
     try:
-        return ShardSet(parent_shards(embedding)), None
+        return ShardSet(parent_location(embedding, "shards")), None
     except (BadInput, Unreachable) as reason:
         return None, str(reason)
 

@@ -309,7 +309,7 @@ FILES = {"pack": "pack", "image": "image", "text": "text", "embed": "embedding",
 def test_every_option_of_a_stage_reaches_the_file_that_its_job_reads(verb: Verb) -> None:
     code, out, err = verb("submit", write(TOP | ROAD), "--dry-run")
     assert code == 0, err
-    assert "not tested by sbatch" in out
+    assert "not checked by sbatch" in out
     dry = Path("runs/road/slurm/dry-run")
     for section, name in FILES.items():
         assert holds(yaml.safe_load((dry / f"{name}.yaml").read_text()), ROAD[section]), section
@@ -380,7 +380,7 @@ def test_every_option_of_slurm_reaches_the_scripts(verb: Verb) -> None:
             "MAX_REQUEUES": "20"}.items() <= bare.items()  # fmt: skip
     assert "VENV" in bare
     code, _, err = verb("submit", write(given | {"slurm": {"tasks": 2}}), "--dry-run")
-    assert (code, "slurm.tasks: only of pack and join" in err) == (2, True)
+    assert (code, "slurm.tasks: only for pack and join" in err) == (2, True)
 
 
 def test_every_option_of_a_stage_of_slurm_reaches_its_script_alone(verb: Verb) -> None:
@@ -489,5 +489,5 @@ def test_every_option_of_doctor_has_an_effect(
     code, out, _ = verb("doctor", "--out", "runs", "--device", "cuda", "--json")
     assert code == (1 if level == "fault" else 0)
     assert json.loads(out)["fine"] == (level != "fault")
-    assert json.loads(out)["findings"][0]["said"] == "full of room"
+    assert json.loads(out)["findings"][0]["message"] == "full of room"
     assert asked_for == [("auto", Path()), ("cuda", Path("runs"))]

@@ -201,9 +201,9 @@ def test_a_folder_below_a_file_is_named(refused: Refused, here: Path) -> None:
 def test_pack_verify_and_a_damaged_shard(said: Said, refused: Refused, here: Path) -> None:
     code, out, err = said(here, "pack", "c.csv", "--out", "s", "--size", "32")
     assert (code, "3 postings packed, 0 rejected" in out) == (0, True), err
-    assert said(here, "verify", "s") == (0, "s: whole\n", "")
+    assert said(here, "verify", "s") == (0, "s: complete and unchanged\n", "")
     line = refused(here, "pack", "c.csv", "--out", "s", "--size", "33")
-    assert "size 32 there, 33 asked" in line
+    assert "size 32 there, 33 requested" in line
     tar = next((here / "s").glob("*/*.tar"))
     tar.write_bytes(tar.read_bytes()[:-1])
     assert str(tar.relative_to(here)) in refused(here, "verify", "s")

@@ -20,7 +20,7 @@ from dist_train.embedding.store import Rows
 from dist_train.matching import search as finding
 from dist_train.matching.search import find, set_up
 from dist_train.matching.kernels import kernels_for
-from dist_train.distributed.runtime import peak_bytes
+from dist_train.distributed.memory import peak_bytes
 from dist_train.matching.vectors import ModalityVectors, ItemVectors
 from dist_train.distributed.runtime import Runtime
 

@@ -116,9 +116,9 @@ def test_the_options_of_a_stage_are_those_of_the_config(here: Path) -> None:
     [
         ({"nodes": 0}, "nodes: 0, must be at least 1"),
         ({"sbatch": ("exclude",)}, "no option of sbatch"),
-        ({"image": SlurmJob(tasks=2)}, "only of pack and join"),
-        ({"tasks": 2}, "only of pack and join"),
-        ({"container": "apptainer exec 'my image'"}, "no quotes"),
+        ({"image": SlurmJob(tasks=2)}, "only for pack and join"),
+        ({"tasks": 2}, "only for pack and join"),
+        ({"container": "apptainer exec 'my image'"}, "quotes.*do not work"),
     ],
 )
 def test_what_cannot_be_asked_for(given: dict, what: str) -> None:
@@ -131,8 +131,8 @@ def test_what_a_stage_asks_for() -> None:
                          evaluate=SlurmJob(partition="b"), join=SlurmJob(tasks=9))  # fmt: skip
     assert config.job("image") == SlurmJob(nodes=4, gpus=8, partition="a", sbatch=("-x",))
     assert config.job("text").gpus == 2
-    assert config.job("image", alone=True).nodes == config.job("join").nodes == 1
-    assert config.job("image", alone=True).gpus == config.job("join").gpus == 1
+    assert config.job("image", one_process=True).nodes == config.job("join").nodes == 1
+    assert config.job("image", one_process=True).gpus == config.job("join").gpus == 1
     evaluate = config.job("evaluate")
     assert (evaluate.nodes, evaluate.gpus, evaluate.partition) == (1, 0, "b")
 
@@ -149,7 +149,7 @@ def test_done_with_other_options_is_refused(here: Path) -> None:
     finish(Path("runs/plain/image"), stage.RUN, result_options(PLAIN.image) | {"modality": "image"})
     submit(PLAIN, dry_run=True)
     changed = replace(PLAIN, image=ImageTraining(batch_size=128))
-    with pytest.raises(BadInput, match=r"batch_size 64 there, 128 asked"):
+    with pytest.raises(BadInput, match=r"batch_size 64 there, 128 requested"):
         submit(changed, dry_run=True)
 
 
@@ -208,7 +208,7 @@ JOB = ("JobId=4 JobName=x Restarts={restarts} JobState={state} Reason={reason} E
 def test_how_a_job_stands(tasks: list, state: str, why: str) -> None:
     names = ("state", "reason", "code", "restarts")
     text = "\n".join(JOB.format(**dict(zip(names, task, strict=True))) for task in tasks)
-    assert commands.told(text) == commands.Seen(state, why)
+    assert commands.parse_scontrol(text) == commands.JobState(state, why)
 
 
 # ── attempts

@@ -82,7 +82,7 @@ def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
 
 def jobs() -> dict[str, str]:
     """The job of every stage, as written on disk."""
-    steps = json.loads((OUT / "slurm/jobs.json").read_text())["steps"]
+    steps = json.loads((OUT / "slurm/jobs.json").read_text())["stages"]
     return {name: step["job"] for name, step in steps.items()}
 
 
@@ -115,8 +115,8 @@ def test_every_job_waits_for_the_good_end_of_what_it_reads(scheduler: Scheduler)
     assert [p.waits_for for p in planned] == [
         "", "1", "1", "2, 3", "4", "5", "6", "7", "7, 8"
     ]  # fmt: skip
-    steps = json.loads((OUT / "slurm/jobs.json").read_text())["steps"]
-    assert steps["embedding"]["made"] == "embedding/manifest.json"
+    steps = json.loads((OUT / "slurm/jobs.json").read_text())["stages"]
+    assert steps["embedding"]["result"] == "embedding/manifest.json"
     assert steps["embedding"]["after"] == ["image", "text"]
     scripts = [Path(words[-1]).name for words in scheduler.told("sbatch")]
     assert scripts[0] == "01-pack.sbatch"
@@ -241,7 +241,7 @@ def test_a_dry_run_only_has_the_scripts_tested(scheduler: Scheduler) -> None:
 
 def test_a_controller_that_is_down_gets_nothing(scheduler: Scheduler) -> None:
     (scheduler.bin / "down").touch()
-    with pytest.raises(BadInput, match=r"scontrol ping\); the scripts alone: --dry-run"):
+    with pytest.raises(BadInput, match=r"scontrol ping\); to write only the scripts: --dry-run"):
         submit(ROAD)
     assert not scheduler.told("sbatch")
     assert not OUT.exists()
@@ -251,7 +251,7 @@ def test_a_controller_that_is_down_gets_nothing(scheduler: Scheduler) -> None:
 
 def test_other_options_than_what_is_done_are_refused_before_anything(scheduler: Scheduler) -> None:
     finish("embedding", stage.EMBEDDING, ROAD.embed)
-    with pytest.raises(BadInput, match="dtype 'float16' there, 'float32' asked"):
+    with pytest.raises(BadInput, match="dtype 'float16' there, 'float32' requested"):
         submit(replace(ROAD, embed=EmbedConfig(dtype="float32")))
     assert not scheduler.told("sbatch")
     assert not (OUT / "slurm").exists()
@@ -276,7 +276,7 @@ def test_a_job_that_the_controller_forgot_is_asked_of_the_accounts(
     scheduler: Scheduler, accounts: str, found: tuple[str, str]
 ) -> None:
     (scheduler.bin / "accounts").write_text(accounts)
-    assert tuple(commands.seen("31")) == found
+    assert tuple(commands.job_state("31")) == found
     assert scheduler.told() == [
         ["scontrol", "--oneliner", "show", "job", "31"],
         ["sacct", "-n", "-P", "-X", "-j", "31", "-o", "State,ExitCode,Reason"],
@@ -287,7 +287,7 @@ def test_a_controller_that_does_not_answer_is_no_lost_job(scheduler: Scheduler) 
     (scheduler.bin / "busy").touch()
     said = r"scontrol show job 31: Unable to contact slurm controller; is Slurm's controller up\?"
     with pytest.raises(Failed, match=said):
-        commands.seen("31")
+        commands.job_state("31")
     assert not scheduler.told("sacct")
 
 
@@ -299,7 +299,7 @@ def test_a_job_is_forgotten_where_there_are_no_accounts(
     (scheduler.bin / "bash").symlink_to(shutil.which("bash") or "")
     (scheduler.bin / "env").symlink_to(shutil.which("env") or "")
     monkeypatch.setenv("PATH", str(scheduler.bin))
-    assert tuple(commands.seen("31")) == ("", "")
+    assert tuple(commands.job_state("31")) == ("", "")
 
 
 def test_a_command_that_is_missing_or_hangs_is_named(
@@ -332,7 +332,7 @@ STATES = {
 )
 def test_every_state_of_slurm(wanted: str, state: str) -> None:
     text = JOB.format(job=1, state=state, reason="None", code="0:0", restarts=0)
-    found = commands.told(text)
+    found = commands.parse_scontrol(text)
     assert found.state == wanted
     assert found.is_alive == (wanted in ("waits", "runs"))
 
@@ -340,7 +340,7 @@ def test_every_state_of_slurm(wanted: str, state: str) -> None:
 def test_of_tasks_the_worst_counts_once_none_is_left() -> None:
     def of(*states: str) -> str:
         jobs = (JOB.format(job=1, state=s, reason="None", code="0:0", restarts=0) for s in states)
-        return commands.told("".join(jobs)).state
+        return commands.parse_scontrol("".join(jobs)).state
 
     assert of("PENDING", "RUNNING", "FAILED") == "runs"
     assert of("COMPLETED", "PENDING", "FAILED") == "waits"
@@ -372,11 +372,11 @@ def told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
 def road_of(**states: tuple[str, ...]) -> None:
     """jobs.json of a road of these stages; each with its job, by number, and what it waits for."""
     steps = {
-        name: {"made": f"{name}/manifest.json", "job": job, "after": list(behind)}
+        name: {"result": f"{name}/manifest.json", "job": job, "after": list(behind)}
         for name, (job, *behind) in states.items()
     }
     (OUT / "slurm").mkdir(parents=True)
-    (OUT / "slurm/jobs.json").write_text(json.dumps({"format": 1, "steps": steps}))
+    (OUT / "slurm/jobs.json").write_text(json.dumps({"format": 2, "stages": steps}))
 
 
 def test_status_ends_well_only_when_all_is_done(scheduler: Scheduler, told) -> None:
@@ -427,7 +427,7 @@ def test_a_running_stage_tells_its_last_step(scheduler: Scheduler, told) -> None
         ("failed", "FAILED", 1, "failed", "a reason"),
         ("failed", "COMPLETED", 1, "failed", "a reason"),
         (None, "CANCELLED DependencyNeverSatisfied", 1, "cancelled",
-         "what it waited for did not end well"),
+         "what it waited for did not succeed"),
         ("running", "PENDING", 3, "waits", ""),
         ("failed", "PENDING", 3, "waits", ""),
         (None, "TIMEOUT", 1, "failed", "TIMEOUT exit code 3:0"),
@@ -531,7 +531,7 @@ def test_a_threshold_from_a_file_is_read_when_the_jobs_are_made(scheduler: Sched
     finish("matches", stage.MATCHES, MatchConfig(threshold=0.7))
     submit(given, dry_run=True)
     Path("t.json").write_text('{"threshold": 0.5}')
-    with pytest.raises(BadInput, match=r"threshold 0\.7 there, 0\.5 asked"):
+    with pytest.raises(BadInput, match=r"threshold 0\.7 there, 0\.5 requested"):
         submit(given, dry_run=True)
 
 
@@ -554,5 +554,5 @@ def test_finished_pairs_serve_every_threshold_that_they_reach(scheduler: Schedul
     for threshold in (0.5, 0.45, 0.9, None):
         submit(replace(ROAD, match=MatchConfig(threshold=threshold)), dry_run=True)
         assert options_in("join")["max_score_floor"] == 0.6
-    with pytest.raises(BadInput, match=r"pairs: was begun .*max_score_floor 0\.6 there, 0\.4 ask"):
+    with pytest.raises(BadInput, match=r"pairs: was begun .*max_score_floor 0\.6 there, 0\.4 requested"):
         submit(replace(ROAD, match=MatchConfig(threshold=0.4)), dry_run=True)
