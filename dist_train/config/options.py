@@ -204,7 +204,9 @@ class TrainingConfig:
     """Device to train on. auto: a GPU where there is one, else the CPU."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, "batch_size", "accumulation", "lr", "checkpoint_every", "keep", "log_every")
+        _check_positive(
+            self, "batch_size", "accumulation", "lr", "checkpoint_every", "keep", "log_every"
+        )
         _check_positive(self, "clip", "photos_per_product", "layer_decay", "grace", "max_skipped")
         _check_range(self, 0, 1, "warmup", "max_unreadable", "layer_decay", "freeze", "ema")
         _check_range(self, 0, math.inf, "epochs", "workers", "validate_every", "weight_decay")

@@ -92,7 +92,9 @@ class SlurmConfig(SlurmJob):
         super().__post_init__()
         for word in (self.container, *self.srun):
             if set(word) & set("'\"\\$`"):
-                raise BadInput(f"slurm: {word!r} is split at blanks; quotes, \\, $ and ` do not work in it")
+                raise BadInput(
+                    f"slurm: {word!r} is split at blanks; quotes, \\, $ and ` do not work in it"
+                )
         wrong = [name for name in STAGES if name not in ARRAYS and getattr(self, name).tasks]
         if wrong or self.tasks is not None:
             section = f"slurm.{wrong[0]}" if wrong else "slurm"

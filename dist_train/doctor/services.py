@@ -47,7 +47,9 @@ def slurm(sbatch: str | None, ping: tuple[int, str], configured: bool) -> Findin
     message = f"{sbatch} is installed, but no controller answers ({first})"
     if not configured:
         return note("Slurm", message, "set SLURM_CONF if this machine belongs to a cluster")
-    return fault("Slurm", message, "run scontrol ping; ask the cluster's support, or set SLURM_CONF")
+    return fault(
+        "Slurm", message, "run scontrol ping; ask the cluster's support, or set SLURM_CONF"
+    )
 
 
 def ping_controller() -> tuple[int, str]:

@@ -119,10 +119,14 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE)
     except FileNotFoundError:
-        raise BadInput(f"{arguments[0]}: not on this machine, but other Slurm commands are") from None
+        raise BadInput(
+            f"{arguments[0]}: not on this machine, but other Slurm commands are"
+        ) from None
     except subprocess.TimeoutExpired:
         command = " ".join(arguments)
-        raise Failed(f"{command}: no answer within {PATIENCE} s; is Slurm's controller up?") from None
+        raise Failed(
+            f"{command}: no answer within {PATIENCE} s; is Slurm's controller up?"
+        ) from None
 
 
 def _one_line(text: str) -> str:

@@ -72,7 +72,9 @@ def _row(name: str, folder: Path, job: Job) -> Row:
         waits = f"for {', '.join(job.after)}" if slurm.reason == "Dependency" else slurm.reason
         return Row(name, "waits", number, waits)
     if slurm.state == "runs":
-        return Row(name, "runs", number, ", ".join(filter(None, [slurm.reason, _last_step(folder)])))
+        return Row(
+            name, "runs", number, ", ".join(filter(None, [slurm.reason, _last_step(folder)]))
+        )
 
     # Not done, and no job of it runs or waits: its own status counts before Slurm's.
     log = f"; log: slurm/logs/{name}-{number}*.out" if number else ""

@@ -554,5 +554,7 @@ def test_finished_pairs_serve_every_threshold_that_they_reach(scheduler: Schedul
     for threshold in (0.5, 0.45, 0.9, None):
         submit(replace(ROAD, match=MatchConfig(threshold=threshold)), dry_run=True)
         assert options_in("join")["max_score_floor"] == 0.6
-    with pytest.raises(BadInput, match=r"pairs: was begun .*max_score_floor 0\.6 there, 0\.4 requested"):
+    with pytest.raises(
+        BadInput, match=r"pairs: was begun .*max_score_floor 0\.6 there, 0\.4 requested"
+    ):
         submit(replace(ROAD, match=MatchConfig(threshold=0.4)), dry_run=True)
