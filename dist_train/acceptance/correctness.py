@@ -84,7 +84,7 @@ def _same_vectors(
         truth = F.normalize(encoder(*inputs).double(), dim=1)
         encoder.to(device).precision = precision
         found = F.normalize(encoder(*(x.to(device) for x in inputs)).double().cpu(), dim=1)
-    # bf16 keeps 8 bits; a dozen layers of such roundings turn a vector by some hundredths of a radian.
+    # bf16 keeps 8 bits; a dozen layers of such roundings turn a vector by some hundredths of 1 rad.
     allowed = 1e-4 if precision == "fp32" else 1e-2
     return Proof(float((1 - (truth * found).sum(1)).max()), allowed, "1 - cosine")
 

@@ -28,16 +28,13 @@ class ImageEncoderOptions:
     """Start from the published weights of the model; false starts from random weights."""
     pooling: Literal["auto", "cls", "mean", "gem"] = "auto"
     """How the model's outputs become one vector: the class token (cls), their mean, or generalised
-    mean (gem). auto takes the model's own: cls for a ViT, mean for a CNN.
-    """
+    mean (gem). auto is the model's default: cls for a ViT, mean for a CNN."""
     image_size: int = 224
     """Side in pixels of the square photo that the model gets. More shows more detail and costs the
-    square of it in time.
-    """
+    square of it in time."""
     decode: Recipe = "balanced"
     """How photos are decoded, in training and wherever the encoder is used later: exact, balanced
-    (twice as fast, nearly the same pixels) or fast (coarser).
-    """
+    (twice as fast, nearly the same pixels) or fast (coarser)."""
     neck: bool = True
     """Batch normalisation over all processes before the vector is normalised (BNNeck)."""
 
@@ -59,8 +56,7 @@ class TextEncoderOptions:
     """Tokens of a title that are read; the rest of a longer title is ignored."""
     dropout: float = 0.0
     """Dropout probability in training. Above 0 the trained weights depend on the number of
-    processes.
-    """
+    processes."""
     neck: bool = True
     """Batch normalisation over all processes before the vector is normalised (BNNeck)."""
 
@@ -77,23 +73,19 @@ class HeadOptions:
     """Where the margin is applied: to the angle (arcface) or to the cosine (cosface)."""
     margin: float = 0.5
     """Size of the margin, in radians for arcface and in units of cosine for cosface. Lower it when
-    the training loss does not fall.
-    """
+    the training loss does not fall."""
     margin_of_largest: float | None = None
     """Margin of the class with the most items; smaller classes get more, up to margin (adaptive
-    margins). Not given: every class gets margin.
-    """
+    margins). Not given: every class gets margin."""
     gradient: Literal["true", "detached"] = "true"
     """true differentiates through the margin; detached treats it as a constant, as Partial FC does.
     """
     centres: int = 1
     """Sub-centres of each class; an item is compared with the nearest. Use 2 or 3 when many labels
-    are wrong.
-    """
+    are wrong."""
     sample: float = 1.0
     """Fraction of the other classes that each step compares with (Partial FC). Below 1 a step is
-    faster with millions of classes, and only the sampled centres are updated.
-    """
+    faster with millions of classes, and only the sampled centres are updated."""
     scale: float = 32.0
     """Factor that turns a cosine into a logit, at most 64."""
     ramp: float = 0.3
@@ -106,8 +98,7 @@ class HeadOptions:
     """How class centres are initialised: random, or with the mean embedding of each class."""
     grow_from: Path | None = None
     """A finished run over the first of these classes, whose centres are taken over unchanged. Use
-    it when products were added to the catalogue.
-    """
+    it when products were added to the catalogue."""
     chunk: int = field(default=8_192, metadata=NO_EFFECT_ON_RESULT)
     """Classes whose logits are computed at a time; fewer need less memory."""
 
@@ -135,18 +126,15 @@ class TrainingConfig:
     """Forward and backward passes that one step is divided into; more need less memory."""
     order: Literal["global", "window", "none"] = "global"
     """Shuffle over all items (global), within windows of neighbouring shards (window, for storage
-    where reading from anywhere is slow), or not at all (none).
-    """
+    where reading from anywhere is slow), or not at all (none)."""
     photos_per_product: int = 1
     """Items of each product in a batch (P x K sampling); a product with fewer repeats some. 1:
-    items are drawn regardless of product.
-    """
+    items are drawn regardless of product."""
     lr: float = 4e-5
     """Peak learning rate of the encoder."""
     layer_decay: float = 1.0
     """Learning rate of each layer as a fraction of that of the layer above it. 1: the same for all;
-    0.7 to 0.9 keeps more of the pretrained weights.
-    """
+    0.7 to 0.9 keeps more of the pretrained weights."""
     freeze: float = 0.0
     """Fraction of the training, from its start, in which only the head is trained."""
     weight_decay: float = 0.01
@@ -155,15 +143,13 @@ class TrainingConfig:
     """Largest norm of a gradient, clipped separately for encoder and head."""
     schedule: Literal["cosine", "one-cycle"] = "cosine"
     """Learning rate after the warm-up: a cosine down to 0. one-cycle also rises along a cosine and
-    moves AdamW's beta1 the opposite way.
-    """
+    moves AdamW's beta1 the opposite way."""
     warmup: float = 0.1
     """Fraction of the training over which the learning rates rise. For one-cycle 0.3 is usual."""
     head: HeadOptions = field(default_factory=HeadOptions)
     ema: float = 0.0
     """Decay of an exponential moving average of the encoder's weights, which is then validated and
-    exported, such as 0.999. 0: no average.
-    """
+    exported, such as 0.999. 0: no average."""
     keep_best: bool = True
     """Export the encoder with the best validation F1; false exports the last one."""
     patience: int = 0
@@ -180,8 +166,7 @@ class TrainingConfig:
     """Number of checkpoints that are kept on disk."""
     grace: float = field(default=90.0, metadata=NO_EFFECT_ON_RESULT)
     """Seconds that the scheduler leaves between its stop signal and the kill. A warning is logged
-    when a checkpoint takes longer to write.
-    """
+    when a checkpoint takes longer to write."""
     validate_every: float = field(default=1.0, metadata=NO_EFFECT_ON_RESULT)
     """Epochs between two validations. 0: only at the end."""
     log_every: int = field(default=10, metadata=NO_EFFECT_ON_RESULT)
@@ -190,12 +175,10 @@ class TrainingConfig:
     """Processes that read and decode items, for each training process."""
     max_unreadable: float = field(default=0.01, metadata=NO_EFFECT_ON_RESULT)
     """Fraction of the items read that may be broken (another item is taken instead); above it
-    training fails.
-    """
+    training fails."""
     max_skipped: int = field(default=5, metadata=NO_EFFECT_ON_RESULT)
     """Steps in a row that may be skipped because loss or gradient is NaN or Inf; after more
-    training fails.
-    """
+    training fails."""
     compare_every: int = field(default=100, metadata=NO_EFFECT_ON_RESULT)
     """Steps between two checks that all processes hold the same weights. 0: never."""
     seed: int = 0
@@ -243,14 +226,12 @@ class ImageTraining(TrainingConfig):
     """Probability that a random rectangle of a training photo is erased."""
     rand_augment: str = ""
     """RandAugment in timm's notation, such as rand-m7-mstd0.5-inc1; it replaces jitter. Empty:
-    none.
-    """
+    none."""
     mixup: float = 0.0
     """Mix photos in pairs by mixup, with shares from Beta(mixup, mixup). 0: off."""
     cutmix: float = 0.0
     """Mix photos in pairs by CutMix, with shares from Beta(cutmix, cutmix). With mixup each batch
-    takes one of the two at random. 0: off.
-    """
+    takes one of the two at random. 0: off."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -298,8 +279,7 @@ class EmbedConfig:
     """Items of one forward pass of each process."""
     max_unreadable: float = field(default=0.01, metadata=NO_EFFECT_ON_RESULT)
     """Fraction of the items whose photo or title may turn out to be broken (they get no vector of
-    that modality); above it the stage fails.
-    """
+    that modality); above it the stage fails."""
     workers: int = field(default=4, metadata=NO_EFFECT_ON_RESULT)
     """Processes that read and decode items, for each embedding process."""
     device: Device = field(default="auto", metadata=NO_EFFECT_ON_RESULT)
@@ -319,12 +299,10 @@ class IndexConfig:
     """Vectors to search with. auto: both modalities where the embedding set has both."""
     image_weight: float = 0.5
     """Weight of the image cosine in the score of two items that have both modalities; the text
-    cosine has the rest.
-    """
+    cosine has the rest."""
     kind: str = "auto"
     """Kind of FAISS index: Flat or SQfp16 (exact), IVF (approximate), or a FAISS factory string.
-    auto chooses by number of items and memory.
-    """
+    auto chooses by number of items and memory."""
     memory: str = "8GB"
     """Memory of a process that loads all shards of the index, such as 8GB; auto keeps to it."""
     recall_rows: int = 200
@@ -343,18 +321,15 @@ class JoinConfig:
 
     engine: Literal["auto", "faiss", "gemm"] = "auto"
     """gemm multiplies blocks of the stored vectors, on GPU or CPU, and is exact; faiss searches the
-    saved index. auto: the faster of the two on this machine, by a measurement on a sample.
-    """
+    saved index. auto: the faster of the two on this machine, by a measurement on a sample."""
     pairs_per_item: float = 100.0
     """Average number of pairs to keep for each item. It sets the score floor, the lowest kept
     score, which is estimated from a sample. Raise it when match reports that the best threshold
-    lies at the floor.
-    """
+    lies at the floor."""
     max_score_floor: float | None = None
     """Largest score floor: every pair from this score on is kept, even beyond pairs_per_item. Give
     it when match is to use a threshold below the score floor. Not given: pairs_per_item alone sets
-    the floor.
-    """
+    the floor."""
     neighbours: int = 5
     """Nearest items that are kept for every item whatever their score. 0: none, which is faster."""
     memory: str = field(default="4GB", metadata=NO_EFFECT_ON_RESULT)
@@ -378,8 +353,7 @@ class MatchConfig:
 
     threshold: float | None = None
     """Score from which two items match. Not given: the threshold with the best mean per-item F1 on
-    the validation products.
-    """
+    the validation products."""
     threshold_from: Path | None = None
     """The threshold.json of another match directory, whose threshold is used."""
 
@@ -392,7 +366,7 @@ class MatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The whole pipeline on one catalogue."""
+    """The complete pipeline on one catalogue."""
 
     catalogue: Path
     """Catalogue file: CSV, TSV, Parquet or JSON Lines."""
@@ -402,14 +376,12 @@ class Config:
     """Folder that the photo paths of the catalogue are relative to."""
     columns: dict[str, str] = field(default_factory=dict)
     """Names of the catalogue's columns where they differ from posting_id, image, title and
-    label_group.
-    """
+    label_group."""
     encoders: tuple[Modality, ...] = ("image", "text")
     """Encoders to train and to match with."""
     compare: tuple[Literal["untrained", "random"], ...] = ()
     """Also score the same encoders with their published weights (untrained) or random weights
-    (random), to show what training gains.
-    """
+    (random), to show what training gains."""
     pack: PackOptions = field(default_factory=PackOptions)
     image: ImageTraining = field(default_factory=ImageTraining)
     text: TextTraining = field(default_factory=TextTraining)

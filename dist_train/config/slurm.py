@@ -26,7 +26,7 @@ class SlurmJob:
     processes: int | None = None
     """Processes on each node. Not given: one for each GPU, or one."""
     tasks: int | None = None
-    """Only for pack and join: tasks of a Slurm array that share the work, each started on its own."""
+    """Only for pack and join: tasks of a Slurm array that share the work, each its own job."""
     cpus: int | None = None
     """CPU cores on each node."""
     mem: str | None = None
@@ -62,14 +62,13 @@ ARRAYS = ("pack", "join")
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig(SlurmJob):
-    """How the stages run under Slurm. Each may have a section of its own: slurm.image.nodes."""
+    """How the stages run under Slurm. Each may have its own section: slurm.image.nodes."""
 
     setup: tuple[str, ...] = ()
     """Lines of bash that run before each stage, such as module load cuda/12.4."""
     container: str = ""
     """Command that each process is started through, such as apptainer exec --nv image.sif. It is
-    split at blanks.
-    """
+    split at blanks."""
     srun: tuple[str, ...] = ()
     """Further options of srun, such as --container-image=dist_train.sqsh (pyxis)."""
     accelerate: Path | None = None
@@ -90,10 +89,10 @@ class SlurmConfig(SlurmJob):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for word in (self.container, *self.srun):
-            if set(word) & set("'\"\\$`"):
+        for text in (self.container, *self.srun):
+            if set(text) & set("'\"\\$`"):
                 raise BadInput(
-                    f"slurm: {word!r} is split at blanks; quotes, \\, $ and ` do not work in it"
+                    f"slurm: {text!r} is split at blanks; quotes, \\, $ and ` do not work in it"
                 )
         wrong = [name for name in STAGES if name not in ARRAYS and getattr(self, name).tasks]
         if wrong or self.tasks is not None:

@@ -9,10 +9,10 @@ from shards.storage.workers import STOPS
 
 
 class StopFlag:
-    """Records that a signal of STOPS has asked this process to stop.
+    """Records that a signal of STOPS has requested a stop of this process.
 
-    SIGTERM or SIGINT again after GRACE seconds ends the process. Not earlier: a launcher that is
-    asked to stop passes the signal on to ranks that have received it already.
+    SIGTERM or SIGINT again after GRACE seconds ends the process. Not earlier: a launcher that
+    receives the signal passes it on to ranks that have received it already.
     """
 
     GRACE = 20.0
@@ -34,7 +34,7 @@ class StopFlag:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # A process that a library forked inherits this handler, but was not asked to stop.
+            # A process that a library forked inherits this handler, but is not to stop.
             if number != signal.SIGUSR1:
                 os._exit(0)
             return

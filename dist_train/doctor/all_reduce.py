@@ -65,7 +65,7 @@ def run_ranks(
 ) -> list[Any]:
     """`function(rank, world, device, *arguments)` in `world` new processes that are one group.
 
-    Raises RuntimeError with the error of a rank, TimeoutError if one takes over `seconds`.
+    Raises RuntimeError with the error of a rank, TimeoutError if one needs longer than `seconds`.
     """
     context = multiprocessing.get_context("spawn")
     with TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ from shards.read.cache import cache_here
 PORT = 29500
 """The default port of accelerate and torchrun."""
 AHEAD = 3
-"""Batches that a worker holds at a time: two wait (prefetch), one is being made."""
+"""Batches that a worker holds at a time: two wait (prefetch), one is being built."""
 
 
 def examine(device: Device, out: Path) -> list[Finding]:

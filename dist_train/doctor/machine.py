@@ -66,7 +66,7 @@ def free_disk(folder: Path) -> Finding:
 
 
 def writable(name: str, folder: Path, variable: str) -> Finding:
-    """Whether `folder`, which `variable` sets, exists or can be created, and takes files."""
+    """Whether `folder`, which `variable` sets, exists or can be created, and can be written."""
     try:
         with tempfile.TemporaryFile(dir=existing(folder)):
             pass

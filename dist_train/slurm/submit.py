@@ -1,4 +1,4 @@
-"""The complete pipeline as dependent Slurm jobs: one readable script a stage, submitted in order."""
+"""The pipeline as dependent Slurm jobs: a readable script for each stage, submitted in order."""
 
 import shlex
 import sys

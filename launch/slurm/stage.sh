@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One stage inside a Slurm job: starts it on the job's nodes, makes it save in time, requeues the job.
+# One stage inside a Slurm job: starts it on the nodes, makes it save in time, requeues the job.
 #
 #   exec bash launch/slurm/stage.sh VERB OPTIONS...
 #

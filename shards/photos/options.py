@@ -14,8 +14,7 @@ class PackOptions:
 
     size: int = 384
     """Length in pixels to which the short side of a photo is reduced; smaller photos stay as they
-    are. At least the image size of the encoder.
-    """
+    are. At least the image size of the encoder."""
     quality: int = 92
     """JPEG quality of the stored photos, 1 to 95. Less saves disk and loses detail."""
     keep: bool = False

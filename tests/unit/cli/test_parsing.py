@@ -274,7 +274,7 @@ def test_yaml_fills_options_and_the_command_line_goes_before_it(said: Said, here
         ("text: {lr: -1e-4}", "lr: -0.0001"),
         ("pack: {sise: 1}", "--pack.size"),
         ("embed: {dtype: float8}", "float8"),
-        ("index: {vew: text}", "--index.modality"),
+        ("index: {modalty: text}", "--index.modality"),
         ("join: {engin: gemm}", "--join.engine"),
         ("match: {treshold: 0.5}", "--match.threshold"),
         ("image: {encoder: {modle: x}}", "--image.encoder.model"),

@@ -167,7 +167,7 @@ def test_a_machine_without_slurm_says_so(here: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_status_of_a_local_road(here: Path) -> None:
-    out = Path("road")
+    out = Path("pipeline")
     with pytest.raises(BadInput, match="no stage has begun"):
         status(out)
     finish(out / "shards", "shard set", {})
@@ -214,7 +214,7 @@ def test_how_a_job_stands(tasks: list, state: str, why: str) -> None:
 # ── attempts
 
 
-def test_of_two_lives_only_the_newest_may_write(tmp_path: Path, monkeypatch) -> None:
+def test_of_two_attempts_only_the_newest_may_write(tmp_path: Path, monkeypatch) -> None:
     old = stage.new_attempt()
     stage_files.begin(tmp_path, stage.RUN, {}, {})
     stage_files.write_status(tmp_path, "running", by=old)
@@ -229,7 +229,7 @@ def test_of_two_lives_only_the_newest_may_write(tmp_path: Path, monkeypatch) -> 
     assert "by a job that starts now" in stage.newer_attempt(tmp_path, new)
 
 
-def test_a_late_life_of_the_same_job_does_not_take_over(tmp_path: Path, monkeypatch) -> None:
+def test_a_late_attempt_of_the_same_job_does_not_take_over(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DIST_TRAIN_JOB", "17_3")
     attempts = []
     for restart in ("0", "1", "2"):
