@@ -60,7 +60,7 @@ def ours(rows: np.ndarray, parts: int) -> Slices:
     import torch
 
     torch.set_num_threads(1)
-    from dist_train.distributed.runtime import supports_bf16
+    from dist_train.distributed.precision import supports_bf16
     from dist_train.embedding.store import Rows
     from dist_train.matching.blocks import block_size, blocks_of
     from dist_train.matching.engines import GemmEngine

@@ -81,7 +81,8 @@ def run_stage(step: Stage, folder: Path) -> dict[str, float]:
     """Run one stage with its options."""
     options = folder / f"{step.name}.yaml"
     options.write_text(step.options_text())
-    words = step.words[: step.words.index("--task")] if "--task" in step.words else step.words
+    words = step.arguments
+    words = words[: words.index("--task")] if "--task" in words else words
     return run([*words, "--config", str(options)], folder / f"{step.name}.log")
 
 

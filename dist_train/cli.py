@@ -1,15 +1,15 @@
-"""The verbs: parsing and a call. Heavy imports wait until a verb needs them."""
+"""The command line: each verb parses its options and makes one call.
 
-from collections.abc import Mapping
+Heavy libraries are imported by the verb that needs them, so that --help answers at once.
+"""
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from dist_train import __version__, command
-from dist_train import cli_operations as verbs
+from dist_train import __version__, cli_pipeline, command
 from dist_train.config.options import (
-    Config,
     EmbedConfig,
     ImageTraining,
     IndexConfig,
@@ -19,7 +19,10 @@ from dist_train.config.options import (
 )
 from shards.photos.options import PackOptions
 from shards.read.remote import shown
-from shards.storage.errors import BadInput, Failed
+from shards.storage.errors import BadInput
+
+if TYPE_CHECKING:
+    from shards.pack.pack import Counts
 
 Flat = Parameter(name="*")
 app = App(
@@ -30,45 +33,29 @@ app = App(
 )
 train_app = App(name="train", help="Fine-tune an encoder on the products of a shard set.")
 app.command(train_app)
-for verb in (verbs.doctor, verbs.submit, verbs.status):
-    app.command(verb)
-command.take_config(app)
-
-
-@app.command
-def demo(*, out: Path = Path("demo"), items: int = 2000) -> None:
-    """A generated catalogue through every stage.
-
-    Parameters
-    ----------
-    out
-        Folder for the catalogue and all stages.
-    items
-        Postings to generate.
-    """
-    from dist_train.synthetic.demo import demo_config
-
-    _run(demo_config(out, items))
+for verb in ("demo", "run", "plan", "submit", "status", "doctor"):
+    app.command(getattr(cli_pipeline, verb))
+command.add_config_option(app)
 
 
 @app.command
 def generate(
     *, items: int, out: Path, seed: int = 1, photos: bool = True, workers: int = 1
 ) -> None:
-    """Write a generated catalogue (version 1).
+    """Generate a synthetic catalogue with photos, titles and product labels.
 
     Parameters
     ----------
     items
-        Postings.
+        Number of postings.
     out
         Folder for catalogue.csv and images/.
     seed
-        Another seed, another catalogue.
+        Another seed gives another catalogue; the same seed the same bytes.
     photos
         Paint a photo for each posting.
     workers
-        Processes.
+        Processes that paint photos.
     """
     from dist_train.synthetic import catalogue
 
@@ -77,47 +64,57 @@ def generate(
 
 @app.command
 def pack(
-    catalogue: Path, /, *, out: Path, images: Path | None = None, columns: str = "",
-    task: int = 0, of: int = 1,
+    catalogue: Path,
+    /,
+    *,
+    out: Path,
+    images: Path | None = None,
+    columns: str = "",
+    task: int = 0,
+    of: int = 1,
     options: Annotated[PackOptions, Flat] = PackOptions(),  # noqa: B008
-) -> None:  # fmt: skip
-    """Pack a catalogue and its photos into a shard set.
+) -> None:
+    """Pack a catalogue and its photos into a shard set, which all other stages read.
+
+    The same command resumes where it stopped.
 
     Parameters
     ----------
     catalogue
-        CSV, TSV, Parquet or JSON Lines with posting_id, image, title, label_group.
+        CSV, TSV, Parquet or JSON Lines file with the columns posting_id, image, title, label_group.
     out
         Folder for the shard set.
     images
-        Folder that the catalogue's photo paths start from.
+        Folder that the photo paths of the catalogue are relative to.
     columns
-        Other names for the columns: posting_id=sku,title=name.
+        Names of the columns where they differ, such as posting_id=sku,title=name.
     task
-        Which part of the shards to build, 0 to OF - 1: --task $SLURM_ARRAY_TASK_ID.
+        Number of this pack among those that share the work, from 0 to OF - 1. In a Slurm array:
+        --task $SLURM_ARRAY_TASK_ID.
     of
-        Packs that share the work, started in any order, on one machine or on several.
+        Number of packs that share the work, started in any order on one or several machines.
     """
     from shards.pack import pack
 
-    part = pack.Task(task, of)
-    counts = pack.pack(catalogue, images, out, options, _columns(columns), part)
-    if counts is None:  # others still build; what is missing was logged
+    counts = pack.pack(catalogue, images, out, options, _columns(columns), pack.Task(task, of))
+    if counts is None:  # other packs are still building; what is missing was logged
         return
     print(
         f"{counts['packed']} postings packed, {counts['rejected']} rejected, "
         f"{counts['with_reason']} with a remark (column reason of {out / 'items.parquet'}); "
         f"{counts['products']['train']} products to train on"
     )
-    _print_twins(out, counts)
+    _print_near_duplicates(out, counts)
 
 
 @app.command
 def verify(shards: str, /, *, workers: int = 1) -> None:
-    """Compare every byte of a shard set with what was packed.
+    """Compare every byte of a shard set with the checksums written when it was packed.
 
     Parameters
     ----------
+    shards
+        A shard set: its folder, or its address (https://, s3://, gs://, whatever fsspec opens).
     workers
         Processes that read.
     """
@@ -126,34 +123,34 @@ def verify(shards: str, /, *, workers: int = 1) -> None:
     faults = faults_of(shards, workers)
     if faults:
         raise BadInput("\n".join(faults))
-    print(f"{shown(shards)}: whole")
+    print(f"{shown(shards)}: complete and unchanged")
 
 
 @app.command
 def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: int = 1) -> None:
-    """Make a folder of WebDataset tars that others made a shard set, where they lie.
+    """Make existing WebDataset tars a shard set without rewriting them.
 
     Parameters
     ----------
     folder
-        Tars in it or below it; in folders train, val and test they are of that split.
+        Folder with the tars, at any depth; tars in folders train, val and test are of that split.
     columns
-        Other names in the json members: posting_id=sku,title=name,label_group=product.
+        Names in the json members where they differ, such as posting_id=sku,label_group=product.
     leave
-        Suffixes of members to leave unread: npy,depth.png.
+        Suffixes of members that are not read, such as npy,depth.png.
     workers
         Processes that read.
     """
     from shards.pack.index_tars import index_tars as adopt
 
-    left = [suffix for suffix in leave.split(",") if suffix]
-    counts = adopt(folder, _columns(columns), left, workers)
+    ignored = [suffix for suffix in leave.split(",") if suffix]
+    counts = adopt(folder, _columns(columns), ignored, workers)
     print(
         f"{counts['packed']} items in {counts['indexed_tars']} tars indexed, "
         f"{counts['rejected']} rejected, {counts['with_reason']} with a remark (column reason of "
         f"{folder / 'items.parquet'}); {counts['products']['train']} products to train on"
     )
-    _print_twins(folder, counts)
+    _print_near_duplicates(folder, counts)
 
 
 @train_app.command
@@ -163,14 +160,14 @@ def image(
     out: Path,
     options: Annotated[ImageTraining, Flat] = ImageTraining(),  # noqa: B008
 ) -> None:
-    """Train the image encoder.
+    """Fine-tune the image encoder on the products of a shard set.
 
     Parameters
     ----------
     shards
         A shard set: its folder, or its address (https://, s3://, gs://, whatever fsspec opens).
     out
-        Folder for the run; the same command goes on where it stopped.
+        Folder for the run. The same command resumes where it stopped.
     """
     from dist_train.training.loop import train
 
@@ -184,14 +181,14 @@ def text(
     out: Path,
     options: Annotated[TextTraining, Flat] = TextTraining(),  # noqa: B008
 ) -> None:
-    """Train the text encoder.
+    """Fine-tune the text encoder on the products of a shard set.
 
     Parameters
     ----------
     shards
         A shard set: its folder, or its address (https://, s3://, gs://, whatever fsspec opens).
     out
-        Folder for the run; the same command goes on where it stopped.
+        Folder for the run. The same command resumes where it stopped.
     """
     from dist_train.training.loop import train
 
@@ -200,14 +197,14 @@ def text(
 
 @app.command
 def export(run: Path, /, *, onnx: Path) -> None:
-    """Write the encoder of a finished run as ONNX.
+    """Export the encoder of a finished run to ONNX, for use outside PyTorch.
 
     Parameters
     ----------
     run
-        A run.
+        Folder of a finished train image or train text.
     onnx
-        The file to write: prepared inputs to vectors of length one.
+        File to write. The model maps prepared pixels or tokens to vectors of length one.
     """
     from dist_train.encoders.onnx import export_onnx
 
@@ -217,10 +214,16 @@ def export(run: Path, /, *, onnx: Path) -> None:
 
 @app.command
 def embed(
-    *, shards: str, out: Path, image: Path | None = None, text: Path | None = None,
+    *,
+    shards: str,
+    out: Path,
+    image: Path | None = None,
+    text: Path | None = None,
     options: Annotated[EmbedConfig, Flat] = EmbedConfig(),  # noqa: B008
-) -> None:  # fmt: skip
-    """Turn every item of a shard set into vectors.
+) -> None:
+    """Compute the image and text vectors of every item of a shard set.
+
+    Give --image, --text or both. The same command resumes where it stopped.
 
     Parameters
     ----------
@@ -229,9 +232,9 @@ def embed(
     out
         Folder for the embedding set.
     image
-        Run of an image encoder.
+        Folder of a finished train image, whose encoder is used.
     text
-        Run of a text encoder.
+        Folder of a finished train text, whose encoder is used.
     """
     from dist_train.embedding import embed as stage
 
@@ -246,14 +249,14 @@ def index(
     out: Path,
     options: Annotated[IndexConfig, Flat] = IndexConfig(),  # noqa: B008
 ) -> None:
-    """Build the sharded FAISS index over an embedding set.
+    """Build a sharded FAISS index over an embedding set.
 
     Parameters
     ----------
     embeddings
-        An embedding set.
+        Folder of an embedding set.
     out
-        Folder for the index.
+        Folder for the index. The same command resumes where it stopped.
     """
     from dist_train.matching.index import build_index
 
@@ -269,16 +272,17 @@ def join(
     out: Path,
     options: Annotated[JoinConfig, Flat] = JoinConfig(),  # noqa: B008
 ) -> None:
-    """Find every pair of items down to a score floor, and the nearest items of each.
+    """Find every pair of items down to a score floor, and the nearest neighbours of each item.
 
     Parameters
     ----------
     embeddings
-        An embedding set.
+        Folder of an embedding set.
     index
-        The index over it.
+        Folder of the index over it.
     out
-        Folder for the pairs; any number of these commands may work on one folder.
+        Folder for the pairs. Several of these commands may work on it together, started at any
+        time; the same command resumes where it stopped.
     """
     from dist_train.matching.build_pairs import build_pairs
 
@@ -293,14 +297,14 @@ def match(
     out: Path,
     options: Annotated[MatchConfig, Flat] = MatchConfig(),  # noqa: B008
 ) -> None:
-    """Choose the threshold, and write matches and groups.
+    """Decide which of the scored pairs are matches, and write matches and groups.
 
     Parameters
     ----------
     pairs
-        A folder that join has written.
+        Folder that join has written.
     out
-        Folder for the matches; another threshold goes into another folder.
+        Folder for the matches. To try another threshold give another folder: it takes seconds.
     """
     from dist_train.decisions import match as stage
 
@@ -309,12 +313,12 @@ def match(
 
 @app.command
 def evaluate(matches: Path, /, *, compare: tuple[str, ...] = ()) -> None:
-    """Score matches on the test products, beside their floors.
+    """Score matches on the test products, beside baselines that need no encoder.
 
     Parameters
     ----------
     matches
-        A match directory.
+        Folder that match has written.
     compare
         Other embedding sets over the same shards, scored beside it: FOLDER, or NAME=FOLDER.
     """
@@ -327,41 +331,16 @@ def evaluate(matches: Path, /, *, compare: tuple[str, ...] = ()) -> None:
 
 @app.command
 def report(matches: Path, /) -> None:
-    """Write report.html into a match directory."""
-    from dist_train.report.html import write_report
-
-    print(write_report(matches))
-
-
-@app.command
-def run(*, config: Annotated[Config, Flat]) -> None:
-    """Take a catalogue through every stage on this machine: dist-train run CONFIG.yaml."""
-    _run(config)
-
-
-@app.command
-def plan(*, config: Annotated[Config, Flat], processes: int = 0, json: bool = False) -> None:
-    """Compute what each stage will take, before anything runs: dist-train plan CONFIG.yaml.
-
-    It prints seconds, memory of a rank and bytes on disk, and for what does not fit the setting
-    that makes it fit; then the exit code is 1.
+    """Write report.html: scores, curves and photos of matches, in one file.
 
     Parameters
     ----------
-    processes
-        Ranks that the stages will run on, all on this machine; 0: one for each GPU, or one.
-    json
-        Print JSON instead of a table.
+    matches
+        Folder that match has written.
     """
-    from dataclasses import asdict
-    from json import dumps as as_json
+    from dist_train.report.html import write_report
 
-    from dist_train.planning.plan import plan as plan_stages
-
-    found = plan_stages(config, processes)
-    print(as_json(asdict(found), indent=1, ensure_ascii=False) if json else found)
-    if found.misfits:
-        raise Failed(f"{len(found.misfits)} things do not fit, see above")
+    print(write_report(matches))
 
 
 def main() -> None:
@@ -369,17 +348,7 @@ def main() -> None:
     command.call(app)
 
 
-def _run(config: Config) -> None:
-    from dist_train import pipeline
-    from dist_train.evaluation.scores import score_table
-
-    scores = pipeline.run(config)
-    if scores is not None:
-        print(score_table(scores))
-    print(f"report: {config.out / 'matches' / 'report.html'}")
-
-
-def _print_twins(shards: Path, counts: Mapping[str, Any]) -> None:
+def _print_near_duplicates(shards: Path, counts: "Counts") -> None:
     from shards.duplicates.label_noise import describe_near_duplicates
     from shards.tar.layout import LABEL_NOISE
 
@@ -387,6 +356,7 @@ def _print_twins(shards: Path, counts: Mapping[str, Any]) -> None:
 
 
 def _columns(text: str) -> dict[str, str]:
+    """The mapping that --columns gives: posting_id=sku,title=name."""
     pairs = [pair.partition("=") for pair in text.split(",") if pair]
     for ours, equals, theirs in pairs:
         if not (ours and equals and theirs):

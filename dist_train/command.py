@@ -1,4 +1,4 @@
-"""What holds around every verb: --config FILE, one line for an error, the exit code."""
+"""What every verb has in common: --config FILE, errors as one line, the exit code."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ NUMBERS = {
     "tag:yaml.org,2002:float": r"^[-+]?(?=.*[.eE])(\.[0-9]+|(0|[1-9][0-9_]*)(\.[0-9]*)?)"
     r"([eE][-+]?[0-9]+)?$",
 }
-TAKES_FILE = ("run", "plan", "submit")
+CONFIG_FIRST = ("run", "plan", "submit")
 """Verbs whose first argument is the config file."""
 
 
@@ -30,21 +30,21 @@ def call(app: App) -> None:
     for name in ("dist_train", "shards"):
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        # By default cyclopts calls sys.exit after the verb, and the group would not be left.
+        # By default cyclopts calls sys.exit after the verb, before the process group is left.
         app.meta(exit_on_error=False, print_error=False, result_action="return_value")
-        _leave_group()
-        _ignore_stops()
+        _leave_process_group()
+        _ignore_stop_signals()
     except CycloptsError as error:
-        _end(" ".join(str(error).split()), 2)
+        _exit(" ".join(str(error).split()), 2)
     except Stopped as stopped:
-        _leave_group()
+        _leave_process_group()
         # A launcher takes any code but 0 for a crash; status.json tells the difference.
-        _end(str(stopped), 0 if "RANK" in os.environ else stopped.exit_code)
+        _exit(str(stopped), 0 if "RANK" in os.environ else stopped.exit_code)
     except (BadInput, Failed, NoGPU) as error:
-        _end(str(error), error.exit_code)
+        _exit(str(error), error.exit_code)
 
 
-def take_config(app: App) -> None:
+def add_config_option(app: App) -> None:
     """Give every verb of `app` the option --config."""
 
     @app.meta.default
@@ -52,15 +52,28 @@ def take_config(app: App) -> None:
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
         config: Path | None = None,
     ) -> None:
-        if tokens[:1] and tokens[0] in TAKES_FILE and tokens[1:2] and tokens[1][:1] != "-":
+        """Call the verb.
+
+        Parameters
+        ----------
+        config
+            YAML file with any options of the verb; options on the command line override it.
+        """
+        if tokens[:1] and tokens[0] in CONFIG_FIRST and tokens[1:2] and tokens[1][:1] != "-":
             config, tokens = Path(tokens[1]), (tokens[0], *tokens[2:])
         if config is not None:
-            app.config = (_options_of(app, config, tokens),)
+            options = _read_yaml(config)
+            # Nested under the verb's name: at the top level cyclopts would silently drop keys that
+            # are verbs as well (pack, embed, index, match).
+            for verb in reversed(app.parse_commands(tokens)[0]):
+                options = {verb: options}
+            # With the source, cyclopts names file and key of a wrong option.
+            app.config = (Dict(options, source=str(config)),)
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
 
 
 class _Loader(yaml.SafeLoader):
-    """Numbers as YAML 1.2 has them: in 1.1 the time 12:00:00 is 43200, the account 0123 is 83."""
+    """Numbers as in YAML 1.2: in 1.1 the time 12:00:00 is 43200 and the account 0123 is 83."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -71,38 +84,32 @@ for _tag, _form in NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(_form), list("-+.0123456789"))
 
 
-def _options_of(app: App, config: Path, tokens: tuple[str, ...]) -> Dict:
-    """The file's options as those of the verb; cyclopts names file and key of a wrong one."""
+def _read_yaml(config: Path) -> dict:
     try:
-        options = yaml.load(config.read_text(), _Loader) or {}
+        return yaml.load(config.read_text(), _Loader) or {}
     except OSError:
         raise BadInput(f"{config}: no such config file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{config}: not YAML ({' '.join(str(error).split())})") from None
-    # Nested under the verb's name: at the top level cyclopts would drop, without a word, keys
-    # that are verbs as well (pack, embed, index, match).
-    for verb in reversed(app.parse_commands(tokens)[0]):
-        options = {verb: options}
-    return Dict(options, source=str(config))
 
 
-def _leave_group() -> None:
-    # gloo's threads abort an interpreter that ends while the process group stands. torch is not
-    # imported for it: verbs that need no group have none.
+def _leave_process_group() -> None:
+    # gloo's threads abort an interpreter that ends before the process group is destroyed. torch is
+    # not imported for it: a verb that has not imported it has no group.
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
 
 
-def _ignore_stops() -> None:
-    """The outcome stands. Python takes its handlers away as it ends, and would die of a signal."""
+def _ignore_stop_signals() -> None:
+    """The outcome is final. Python removes its handlers as it ends, and a signal would kill it."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _end(message: str, code: int) -> None:
-    _ignore_stops()
+def _exit(message: str, code: int) -> None:
+    _ignore_stop_signals()
     rank = os.environ.get("RANK")
     print(f"dist-train{f' [rank {rank}]' if rank else ''}: {message}", file=sys.stderr)
     sys.exit(code)

@@ -1,9 +1,11 @@
-"""The stages of a config: what each does, what it waits for, and the file that is there when done.
+"""The stages of a config: what each does, which it waits for, and the file that shows it is done.
 
-`dist-train run` calls them one after the other in this process, `dist-train submit` gives each to
-Slurm as a command. What they need to work is imported when they are called: to submit takes none.
+`dist-train run` calls them one after the other, `dist-train submit` gives each to Slurm as a
+command. Each imports what it needs only when it is called, so that submitting loads no torch.
 """
 
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,9 +21,12 @@ from dist_train.config.options import (
     MatchConfig,
     Modality,
     TrainingOptions,
+    as_json,
     result_options,
 )
 from dist_train.decisions.threshold import given_threshold
+from dist_train.distributed.launcher import under_launcher
+from dist_train.distributed.signals import StopFlag
 from dist_train.evaluation.scores import Scores
 from dist_train.matching.pairs import PairSet
 from shards.catalogue.carried_columns import Carried
@@ -29,10 +34,12 @@ from shards.catalogue.rows import Catalogue
 from shards.catalogue.split import split_of
 from shards.photos.options import PackOptions
 from shards.storage import stage_files
-from shards.storage.errors import BadInput
+from shards.storage.errors import BadInput, Stopped
 from shards.storage.files import read_json
+from shards.storage.workers import stops_interrupt
 
 Options = PackOptions | TrainingOptions | EmbedConfig | IndexConfig | JoinConfig | MatchConfig
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,12 +49,12 @@ class Stage:
     name: str
     section: str
     """Its section of the config's `slurm`."""
-    words: tuple[str, ...]
-    """The command after dist-train; %a is the number of a task of a Slurm array."""
+    arguments: tuple[str, ...]
+    """The command after dist-train; %a stands for the number of a task of a Slurm array."""
     call: Callable[[], Any]
-    """Does it in this process; returns what the stage returns."""
+    """Runs it in this process; returns what the stage returns."""
     result: Path
-    """The file that is there when it is done."""
+    """The file that exists once it is done."""
     options: Options | None = None
     """What the command reads with --config."""
     after: tuple[str, ...] = ()
@@ -56,12 +63,13 @@ class Stage:
     """Several processes would gain nothing."""
 
     def options_text(self) -> str:
-        """The options as YAML; those that are not given stay out."""
+        """The options as YAML, without those that are not given."""
         assert self.options is not None
-        return yaml.safe_dump(_plain(asdict(self.options)), sort_keys=False, allow_unicode=True)
+        options = as_json(asdict(self.options), without_none=True)
+        return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
 
     def check_same(self) -> None:
-        """Raise BadInput when it was done, or begun, with other options than these."""
+        """Raise BadInput if it was done, or begun, with other options than these."""
         folder = self.result.parent
         begun = (folder / stage_files.STAGE).exists() and stage_files.status_of(folder) != "failed"
         if self.options is None or not (begun or self.result.exists()):
@@ -79,26 +87,57 @@ class Stage:
             )
 
 
+def run(config: Config) -> dict[str, Any] | None:
+    """Run every stage into `config.out`, skipping those that are done.
+
+    Returns the scores on the test products, None without any. Raises Stopped after a signal in
+    whatever stage; the same call goes on.
+    """
+    if under_launcher():
+        raise BadInput("run starts its stages itself; under a launcher start them one by one")
+    began, results = time.monotonic(), dict[str, Any]()
+    stop = StopFlag.installed()
+    stages = stage_graph(config)
+    if stages[-2].name != "evaluate":
+        log.info("no posting is of a test product, so there is nothing to score on")
+    for stage in stages:
+        folder = stage.result.parent
+        if stop.requested:
+            raise Stopped(
+                f"{folder}: stopped by a signal before {stage.name}; the same command goes on"
+            )
+        log.info("── %s: %s", stage.name, folder)
+        if stage.options is not None:
+            results[stage.name] = stage.call()
+            continue
+        # evaluate and report do not check for a signal: each writes one file at its end.
+        try:
+            with stops_interrupt():
+                results[stage.name] = stage.call()
+        except KeyboardInterrupt:
+            raise Stopped(f"{folder}: stopped by a signal; the same command goes on") from None
+    log.info("all done in %.0f s; report: %s", time.monotonic() - began, results["report"])
+    return results.get("evaluate")
+
+
 def stage_graph(config: Config) -> list[Stage]:
     """Every stage from the catalogue to the report, each after those it waits for.
 
-    Raises BadInput for a catalogue that is not there or has not the columns, and for a file of a
-    threshold that holds none: it is read here, once.
+    Raises BadInput for a catalogue that does not exist or lacks columns, and for a threshold file
+    without a threshold; that file is read only here.
     """
     threshold = given_threshold(config.match).threshold
     stages = [_pack(config)]
-    stages += [
-        _train(config, modality, modality, config.training(modality))
-        for modality in config.encoders
-    ]
+    for modality in config.encoders:
+        stages.append(_train(config, modality, modality, config.training(modality)))
     stages.append(_embed(config, "", "embedding"))
     for name in config.compare:
         for modality in config.encoders:
-            # The encoder is only exported: with its published weights, or with random ones.
-            untrained = config.training(modality)
-            encoder: Any = replace(untrained.encoder, pretrained=name == "untrained")
-            untrained = replace(untrained, epochs=0.0, encoder=encoder)
-            stage = _train(config, modality, f"{name}-{modality}", untrained)
+            # Exports the encoder with its published weights, or with random weights.
+            options = config.training(modality)
+            encoder: Any = replace(options.encoder, pretrained=name == "untrained")
+            options = replace(options, epochs=0.0, encoder=encoder)
+            stage = _train(config, modality, f"{name}-{modality}", options)
             stages.append(replace(stage, one_process=True))
         stages.append(_embed(config, f"{name}-", f"{name}-embedding"))
     stages += [_index(config), _join(config, threshold), _match(config, threshold)]
@@ -108,52 +147,52 @@ def stage_graph(config: Config) -> list[Stage]:
 
 
 def has_test_products(config: Config) -> bool:
-    """Some posting of the catalogue is of a test product: there may be something to score on."""
-    catalogue = Catalogue(config.catalogue, config.columns)
+    """Whether some posting of the catalogue is of a test product, so that there may be a score."""
     return any(
         split_of(label) == "test"
-        for some in catalogue.postings(Carried())
-        for label in some.label_group.unique()
+        for chunk in Catalogue(config.catalogue, config.columns).postings(Carried())
+        for label in chunk.label_group.unique()
     )
 
 
 def _pack(config: Config) -> Stage:
     out = config.out / "shards"
-    words = ["pack", str(config.catalogue), "--out", str(out)]
+    arguments = ["pack", str(config.catalogue), "--out", str(out)]
     if config.images is not None:
-        words += ["--images", str(config.images)]
+        arguments += ["--images", str(config.images)]
     if config.columns:
-        words += ["--columns", ",".join(f"{ours}={name}" for ours, name in config.columns.items())]
+        columns = ",".join(f"{ours}={theirs}" for ours, theirs in config.columns.items())
+        arguments += ["--columns", columns]
     tasks = config.slurm.job("pack").tasks or 1
     if tasks > 1:
-        words += ["--task", "%a", "--of", str(tasks)]
+        arguments += ["--task", "%a", "--of", str(tasks)]
 
     def call() -> None:
         from shards.pack.pack import pack
 
         pack(config.catalogue, config.images, out, config.pack, config.columns)
 
-    return Stage("pack", "pack", tuple(words), call, out / stage_files.MANIFEST, config.pack)
+    return Stage("pack", "pack", tuple(arguments), call, out / stage_files.MANIFEST, config.pack)
 
 
 def _train(config: Config, modality: Modality, name: str, options: TrainingOptions) -> Stage:
     shards, out = config.out / "shards", config.out / name
-    words = ("train", modality, "--shards", str(shards), "--out", str(out))
+    arguments = ("train", modality, "--shards", str(shards), "--out", str(out))
 
     def call() -> None:
         from dist_train.training.loop import train
 
         train(modality, shards, out, options)
 
-    return Stage(name, modality, words, call, out / stage_files.MANIFEST, options, ("pack",))
+    return Stage(name, modality, arguments, call, out / stage_files.MANIFEST, options, ("pack",))
 
 
 def _embed(config: Config, prefix: str, name: str) -> Stage:
     shards, out = config.out / "shards", config.out / name
     runs = {modality: config.out / f"{prefix}{modality}" for modality in config.encoders}
-    words = ["embed", "--shards", str(shards), "--out", str(out)]
+    arguments = ["embed", "--shards", str(shards), "--out", str(out)]
     for modality, run in runs.items():
-        words += [f"--{modality}", str(run)]
+        arguments += [f"--{modality}", str(run)]
 
     def call() -> None:
         from dist_train.embedding.embed import embed
@@ -161,12 +200,12 @@ def _embed(config: Config, prefix: str, name: str) -> Stage:
         embed(shards, out, config.embed, runs.get("image"), runs.get("text"))
 
     result, after = out / stage_files.MANIFEST, tuple(run.name for run in runs.values())
-    return Stage(name, "embed", tuple(words), call, result, config.embed, after)
+    return Stage(name, "embed", tuple(arguments), call, result, config.embed, after)
 
 
 def _index(config: Config) -> Stage:
     embedding, out = config.out / "embedding", config.out / "index"
-    words = ("index", str(embedding), "--out", str(out))
+    arguments = ("index", str(embedding), "--out", str(out))
 
     def call() -> None:
         from dist_train.matching.index import build_index
@@ -174,38 +213,32 @@ def _index(config: Config) -> Stage:
         build_index(embedding, out, config.index)
 
     result = out / stage_files.MANIFEST
-    return Stage("index", "index", words, call, result, config.index, ("embedding",))
+    return Stage("index", "index", arguments, call, result, config.index, ("embedding",))
 
 
 def _join(config: Config, threshold: float | None) -> Stage:
     embedding, index, out = (config.out / name for name in ("embedding", "index", "pairs"))
-    words = ("join", str(embedding), "--index", str(index), "--out", str(out))
-    options = _join_options(config.join, out, threshold)
+    arguments = ("join", str(embedding), "--index", str(index), "--out", str(out))
+    result, limit = out / stage_files.MANIFEST, config.join.max_score_floor
+    # The join keeps all pairs from a given threshold on. If finished pairs reach down to it, their
+    # limit stays, so that another threshold costs no join.
+    if limit is None and result.exists() and (threshold is None or PairSet(out).reaches(threshold)):
+        limit = read_json(out / stage_files.STAGE)["config"]["max_score_floor"]
+    elif threshold is not None:
+        limit = threshold if limit is None else min(limit, threshold)
+    options = replace(config.join, max_score_floor=limit)
 
     def call() -> None:
         from dist_train.matching.build_pairs import build_pairs
 
         build_pairs(embedding, index, out, options)
 
-    return Stage("join", "join", words, call, out / stage_files.MANIFEST, options, ("index",))
-
-
-def _join_options(options: JoinConfig, out: Path, threshold: float | None) -> JoinConfig:
-    """The options of the join, which keeps all pairs from a given threshold on.
-
-    Where finished pairs reach down to the threshold, theirs: another threshold costs no join.
-    """
-    limit, finished = options.max_score_floor, (out / stage_files.MANIFEST).exists()
-    if limit is None and finished and (threshold is None or PairSet(out).reaches(threshold)):
-        limit = read_json(out / stage_files.STAGE)["config"]["max_score_floor"]
-    elif threshold is not None:
-        limit = threshold if limit is None else min(limit, threshold)
-    return replace(options, max_score_floor=limit)
+    return Stage("join", "join", arguments, call, result, options, ("index",))
 
 
 def _match(config: Config, threshold: float | None) -> Stage:
     pairs, out = config.out / "pairs", config.out / "matches"
-    words = ("match", str(pairs), "--out", str(out))
+    arguments = ("match", str(pairs), "--out", str(out))
     options = MatchConfig(threshold=threshold)
 
     def call() -> None:
@@ -213,15 +246,15 @@ def _match(config: Config, threshold: float | None) -> Stage:
 
         match(pairs, out, options)
 
-    return Stage("match", "match", words, call, out / stage_files.MANIFEST, options, ("join",))
+    return Stage("match", "match", arguments, call, out / stage_files.MANIFEST, options, ("join",))
 
 
 def _evaluate(config: Config) -> Stage:
     matches = config.out / "matches"
     others: dict[str, Path] = {name: config.out / f"{name}-embedding" for name in config.compare}
-    words = ["evaluate", str(matches)]
+    arguments = ["evaluate", str(matches)]
     for name, folder in others.items():
-        words += ["--compare", f"{name}={folder}"]
+        arguments += ["--compare", f"{name}={folder}"]
 
     def call() -> Scores:
         from dist_train.decisions.score import evaluate
@@ -229,7 +262,8 @@ def _evaluate(config: Config) -> Stage:
         return evaluate(matches, others)
 
     after = ("match", *(folder.name for folder in others.values()))
-    return Stage("evaluate", "evaluate", tuple(words), call, matches / "metrics.json", after=after)
+    result = matches / "metrics.json"
+    return Stage("evaluate", "evaluate", tuple(arguments), call, result, after=after)
 
 
 def _report(config: Config, after: tuple[str, ...]) -> Stage:
@@ -240,13 +274,5 @@ def _report(config: Config, after: tuple[str, ...]) -> Stage:
 
         return write_report(matches)
 
-    words, result = ("report", str(matches)), matches / "report.html"
-    return Stage("report", "report", words, call, result, after=after)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, tuple | list):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value
+    result = matches / "report.html"
+    return Stage("report", "report", ("report", str(matches)), call, result, after=after)

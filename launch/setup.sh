@@ -14,7 +14,7 @@ main() {
     if nvidia-smi -L >/dev/null 2>&1; then device=gpu; fi
     mkdir -p .venv
     exec 9>.venv/.lock
-    flock 9 # two at a time would trip over each other
+    flock 9 # two at a time would disturb each other
     if [[ $purpose == test && ! -x /usr/sbin/slurmctld ]]; then
         echo "setup: no Slurm here, its tests are skipped;" \
             "apt-get install --no-install-recommends slurm-wlm iproute2 brings it"
@@ -31,7 +31,7 @@ main() {
     echo "setup: .venv is ready ($device, for the $purpose), $((SECONDS - seconds)) s"
 }
 
-# What is installed for the tests will do for the demo.
+# What is installed for the tests is enough for the demo.
 installed() {
     local device=$1 purpose=$2 stamp
     for stamp in ".venv/.installed-$device-$purpose" ".venv/.installed-$device-test"; do
@@ -92,7 +92,7 @@ apt_install() {
 install_packages() {
     local device=$1 purpose=$2 other extras=$1
     if [[ $device == gpu ]]; then other=cpu; else other=gpu; fi
-    # Both FAISS wheels own the same folder, so taking one of two away breaks the other as well.
+    # Both FAISS wheels own the same folder, so removing one of the two breaks the other as well.
     if .venv/bin/pip show -qq "faiss-$other" 2>/dev/null; then
         .venv/bin/pip uninstall -q -y faiss-cpu faiss-gpu
     fi
@@ -106,8 +106,8 @@ install_packages() {
     fi
 }
 
-# DeepSpeed's CPU communication takes minutes to compile: too long for the first test to wait, and
-# under some versions of torch a build cut short leaves a lock that all later ones wait for.
+# DeepSpeed's CPU communication takes minutes to compile, which is too long for the first test, and
+# under some versions of torch an interrupted build leaves a lock that blocks all later ones.
 build_kernel() {
     source launch/environment.sh
     echo "setup: compiling DeepSpeed's CPU communication"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Set up, then every check and test: bash launch/test.sh [--full] [options of pytest]
 #
-# Plain, random trials are few; --full adds the long ones and the quality runs.
-# A check that fails does not keep the next from running. Exits 0 only if all of them passed.
+# Without --full there are few random trials; --full adds the long ones and the quality runs.
+# After a check that fails the next ones still run. Exits 0 only if all of them passed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,7 +13,7 @@ if [[ ${1:-} == --full ]]; then
 fi
 
 failed=()
-part() {
+check() {
     local name=$1 start=$SECONDS
     shift
     echo "== $name"
@@ -21,13 +21,13 @@ part() {
     echo "== $name: $((SECONDS - start)) s"
 }
 
-part setup bash launch/setup.sh test
+check setup bash launch/setup.sh test
 if ((${#failed[@]})); then exit 1; fi
 source launch/environment.sh
-part lint ruff check .
-part format ruff format --check .
-part types pyrefly check
-part layers lint-imports
+check lint ruff check .
+check format ruff format --check .
+check types pyrefly check
+check layers lint-imports
 if ((${#failed[@]})); then echo "== failed so far: ${failed[*]}"; fi
 
 echo "== tests"

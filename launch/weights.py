@@ -4,13 +4,14 @@ OUT/mobilenetv2_100    a timm folder: timm.create_model("local-dir:OUT/mobilenet
 OUT/all-minilm-l6-v2   a transformers folder: AutoModel.from_pretrained("OUT/all-minilm-l6-v2")
 
 Both come from installed packages (weights.txt). A folder is written under a temporary name and
-renamed when it is whole; one that is there already is left alone.
+renamed once it is complete; one that exists already is not touched.
 """
 
 import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +23,7 @@ TEXT_FILES = [
     "special_tokens_map.json",
     "vocab.txt",
 ]
-# How torchvision trained these weights, in timm's words.
+# The preprocessing that torchvision trained these weights with, in timm's format.
 PREPROCESSING = {
     "input_size": [3, 224, 224],
     "crop_pct": 0.875,
@@ -40,8 +41,8 @@ def main(out: Path) -> None:
     build(out / "all-minilm-l6-v2", write_minilm)
 
 
-def build(folder: Path, write) -> None:
-    """Write one model folder whole or not at all."""
+def build(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write one model folder completely or not at all."""
     if folder.is_dir():
         return
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -65,7 +66,7 @@ def write_minilm(folder: Path) -> None:
 
 
 def write_mobilenet(folder: Path) -> None:
-    """Rename torchvision's MobileNetV2 tensors to timm's; refuse if the models then disagree."""
+    """Rename torchvision's MobileNetV2 tensors to timm's; exit if the models then disagree."""
     import timm
     import torch
     from safetensors.torch import save_file
@@ -88,7 +89,7 @@ def write_mobilenet(folder: Path) -> None:
 
 
 def renamed_by_order(theirs: dict, template: dict) -> dict:
-    """Both models list the same layers from input to output, so position names a tensor."""
+    """`theirs` by the names of `template`: both models list the same layers in the same order."""
     pairs = list(zip(template.items(), theirs.items(), strict=True))
     for (name, expected), (their_name, tensor) in pairs:
         if expected.shape != tensor.shape:
@@ -97,7 +98,7 @@ def renamed_by_order(theirs: dict, template: dict) -> dict:
 
 
 def check_same_logits(model, state: dict, tolerance: float = 1e-4) -> None:
-    """Equal shapes prove little: run both models on one fixed image of noise."""
+    """Exit unless both models give the same logits on fixed noise; equal shapes prove little."""
     import torch
     from torchvision.models import mobilenet_v2
 
@@ -112,7 +113,7 @@ def check_same_logits(model, state: dict, tolerance: float = 1e-4) -> None:
 
 
 def package_folder(name: str) -> Path:
-    """Where an installed package lies, without running any of its code."""
+    """The folder of an installed package, found without running its code."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"weights: {name} is not installed; run launch/setup.sh")

@@ -1,6 +1,6 @@
-"""What a device must get right: each path beside the same computation on the CPU.
+"""What a device must compute correctly: each path beside the same computation on the CPU.
 
-Every function gives the largest difference and what is allowed, and says of what.
+Every function returns the largest difference, the largest that is allowed, and of what.
 """
 
 import subprocess
@@ -8,7 +8,6 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from dist_train.acceptance.outcomes import Proof
 from dist_train.config.options import ImageEncoderOptions, TextEncoderOptions
 from dist_train.distributed.stage import EMBEDDING
-from dist_train.doctor.all_reduce import ask_ranks
+from dist_train.doctor.all_reduce import run_ranks
 from dist_train.embedding.store import part_path
 from dist_train.encoders.image import ImageEncoder
 from dist_train.encoders.text import TextEncoder
@@ -35,7 +34,7 @@ JOINED, COLUMNS = 3_000, 64
 
 
 def image_encoder(device: torch.device, precision: str) -> Proof:
-    """A ViT of random weights: unit vectors beside the CPU's in float32."""
+    """Unit vectors of a ViT with random weights, beside the CPU's in float32."""
     model = "vit_base_patch16_224" if device.type == "cuda" else "vit_tiny_patch16_224"
     options = ImageEncoderOptions(model=model, pretrained=False)
     torch.manual_seed(0)
@@ -43,7 +42,7 @@ def image_encoder(device: torch.device, precision: str) -> Proof:
 
 
 def text_encoder(device: torch.device, precision: str) -> Proof:
-    """A BERT of random weights over single letters, padded titles among them."""
+    """Unit vectors of a BERT with random weights over single letters; some titles are padded."""
     with TemporaryDirectory() as folder:
         letters_bert(Path(folder), large=device.type == "cuda")
         encoder = TextEncoder(TextEncoderOptions(model=folder))
@@ -53,23 +52,31 @@ def text_encoder(device: torch.device, precision: str) -> Proof:
 
 
 def letters_bert(folder: Path, large: bool) -> None:
-    """A BERT's folder, with random weights and a tokenizer of single letters."""
+    """Write a BERT with random weights and a tokenizer of single letters."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     letters = [chr(code) for code in range(33, 127)]
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
-    (folder / "vocab.txt").write_text("\n".join(words))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens = [*special, *letters, *(f"##{c}" for c in letters)]
+    (folder / "vocab.txt").write_text("\n".join(tokens))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
     layers, width = (12, 768) if large else (2, 64)
-    BertModel(BertConfig(
-        vocab_size=len(words), hidden_size=width, num_hidden_layers=layers,
-        num_attention_heads=width // 32, intermediate_size=4 * width,
-    )).save_pretrained(folder)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(tokens),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        intermediate_size=4 * width,
+    )
+    BertModel(config).save_pretrained(folder)
 
 
 def _same_vectors(
-    encoder: Any, inputs: tuple[torch.Tensor, ...], device: torch.device, precision: str
+    encoder: ImageEncoder | TextEncoder,
+    inputs: tuple[torch.Tensor, ...],
+    device: torch.device,
+    precision: str,
 ) -> Proof:
     encoder.eval()
     with torch.inference_mode():
@@ -77,38 +84,37 @@ def _same_vectors(
         truth = F.normalize(encoder(*inputs).double(), dim=1)
         encoder.to(device).precision = precision
         found = F.normalize(encoder(*(x.to(device) for x in inputs)).double().cpu(), dim=1)
-    # bf16 keeps 8 bits; a dozen layers of such roundings turn a vector by some hundredths.
+    # bf16 keeps 8 bits; a dozen layers of such roundings turn a vector by some hundredths of 1 rad.
     allowed = 1e-4 if precision == "fp32" else 1e-2
     return Proof(float((1 - (truth * found).sum(1)).max()), allowed, "1 - cosine")
 
 
 def head(device: torch.device, world: int) -> Proof:
-    """The sharded softmax on `world` ranks: loss and both gradients beside float64 on one CPU."""
+    """Loss and gradients of the softmax sharded over `world` ranks, beside float64 on one CPU."""
     truth = head_values(0, 1, torch.device("cpu"), "float64")
     backend = "nccl" if device.type == "cuda" else "gloo"
-    found = ask_ranks(head_values, backend, world, 3 * MINUTE, "float32")
-    together = (found[0][0], *(np.concatenate(part) for part in list(zip(*found, strict=True))[1:]))
-    # DDP takes the mean over ranks, so each rank's gradient of its items comes W times.
-    scaled = (together[0], together[1] / world, together[2])
+    found = run_ranks(head_values, backend, world, 3 * MINUTE, "float32")
+    items, centres = (np.concatenate([values[n] for values in found]) for n in (1, 2))
+    # DDP takes the mean over ranks, so each rank's gradient of its items is W times as large.
+    joined = (found[0][0], items / world, centres)
     worst = max(
-        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(scaled, truth, strict=True)
+        float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(joined, truth, strict=True)
     )
-    return Proof(worst, 1e-4, "loss and gradients, of the largest")
+    return Proof(worst, 1e-4, "loss and gradients, relative to the largest")
 
 
 def head_values(
     rank: int, world: int, device: torch.device, dtype: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(loss, gradient of this rank's items, gradient of its centres) of a fixed batch."""
+    """Loss, gradient of this rank's items and gradient of its centres, of a fixed batch."""
     generator = torch.Generator().manual_seed(0)
     items = torch.randn(BATCH, WIDTH, generator=generator)
     labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
     share = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
     mine = items[share].to(device, getattr(torch, dtype)).requires_grad_()
-    sharded = MarginHead(
-        classes=CLASSES, width=WIDTH, loss="arcface", scale=32.0, chunk=512, seed=0, rank=rank,
-        world=world,
-    ).to(device, getattr(torch, dtype))  # fmt: skip
+    shape = {"classes": CLASSES, "width": WIDTH, "chunk": 512, "rank": rank, "world": world}
+    sharded = MarginHead(loss="arcface", scale=32.0, seed=0, **shape)
+    sharded.to(device, getattr(torch, dtype))
     loss = sharded(mine, labels[share].to(device), 0.5)
     loss.backward()
     assert mine.grad is not None
@@ -118,28 +124,28 @@ def head_values(
 
 
 def collective(name: str, device: torch.device, world: int) -> Proof:
-    """all_gather or reduce_scatter on `world` ranks, of numbers that add up exactly."""
+    """all_gather or reduce_scatter on `world` ranks, of numbers whose sum is exact."""
     backend = "nccl" if device.type == "cuda" else "gloo"
-    worst = max(ask_ranks(collective_error, backend, world, 3 * MINUTE, name))
+    worst = max(run_ranks(collective_error, backend, world, 3 * MINUTE, name))
     return Proof(worst, 0.0, f"{name} of {world} ranks")
 
 
 def collective_error(rank: int, world: int, device: torch.device, name: str) -> float:
-    """Largest difference from what must come out."""
+    """Largest difference from the correct result of collective `name`."""
     each = 1 << 16
-    whole = torch.arange(world * each, dtype=torch.float32, device=device) % 1024
-    part = whole[rank * each : (rank + 1) * each].clone()
+    values = torch.arange(world * each, dtype=torch.float32, device=device) % 1024
+    part = values[rank * each : (rank + 1) * each].clone()
     if name == "all_gather":
-        out = torch.empty_like(whole)
+        out = torch.empty_like(values)
         dist.all_gather_into_tensor(out, part)
-        return float((out - whole).abs().max())
+        return float((out - values).abs().max())
     out = torch.empty_like(part)
-    dist.reduce_scatter_tensor(out, whole * (rank + 1))
+    dist.reduce_scatter_tensor(out, values * (rank + 1))
     return float((out - part * (world * (world + 1) // 2)).abs().max())
 
 
 def faiss_index(device: torch.device, kind: str) -> Proof:
-    """The 10 best of a flat or an inverted index on the device: their scores beside NumPy's."""
+    """Scores of the 10 best of a flat or IVF index on the device, beside NumPy's."""
     rows, queries = _unit_rows(20_000, 64), _unit_rows(64, 64, seed=1)
     factory = {"flat": "Flat", "IVF": "IVF64,Flat"}[kind]
     index = faiss.index_factory(64, factory, faiss.METRIC_INNER_PRODUCT)
@@ -148,32 +154,38 @@ def faiss_index(device: torch.device, kind: str) -> Proof:
         index = on_gpu(index)
     index.add(rows)
     if kind == "IVF":
-        index.nprobe = 64  # all lists: then it is exact too
+        index.nprobe = 64  # with all lists IVF is exact too
     scores, ids = index.search(queries, 10)
-    return _best_ten(rows, queries, scores, ids)
+    return compare_best_ten(rows, queries, scores, ids)
 
 
 def faiss_knn(device: torch.device) -> Proof:
-    """FAISS' brute force over torch tensors, on the GPU without a copy through the host."""
+    """Scores of FAISS' brute force over torch tensors, on a GPU without a copy through the host."""
     rows, queries = _unit_rows(20_000, 64), _unit_rows(64, 64, seed=1)
     if device.type == "cuda":
         import_module("faiss.contrib.torch_utils")  # makes knn_gpu take tensors
         resources = faiss.StandardGpuResources()
         places = (torch.from_numpy(x).to(device) for x in (queries, rows))
         scores, ids = faiss.knn_gpu(resources, *places, 10, metric=faiss.METRIC_INNER_PRODUCT)
-        return _best_ten(rows, queries, scores.cpu().numpy(), ids.cpu().numpy())
-    return _best_ten(rows, queries, *faiss.knn(queries, rows, 10, faiss.METRIC_INNER_PRODUCT))
+        return compare_best_ten(rows, queries, scores.cpu().numpy(), ids.cpu().numpy())
+    return compare_best_ten(
+        rows, queries, *faiss.knn(queries, rows, 10, faiss.METRIC_INNER_PRODUCT)
+    )
 
 
-def _best_ten(rows: np.ndarray, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> Proof:
+def compare_best_ten(
+    rows: np.ndarray, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray
+) -> Proof:
+    """Scores of the 10 neighbours `ids` of each query, beside those of a float64 product."""
     products = queries.astype(np.float64) @ rows.astype(np.float64).T
     best = -np.sort(-products, axis=1)[:, :10]
-    told = np.take_along_axis(products, ids.astype(np.int64), 1)
-    return Proof(float(max(np.abs(scores - told).max(), np.abs(told - best).max())), 1e-3, "scores")
+    exact = np.take_along_axis(products, ids.astype(np.int64), 1)
+    worst = max(np.abs(scores - exact).max(), np.abs(exact - best).max())
+    return Proof(float(worst), 1e-3, "scores")
 
 
 def join(device: torch.device, engine: str) -> Proof:
-    """The stages index and join on the device: pairs that differ from those of the CPU's gemm."""
+    """Pairs of index and join on the device that differ from those of gemm on the CPU."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         _embedding_set(folder / "embedding")
@@ -181,20 +193,20 @@ def join(device: torch.device, engine: str) -> Proof:
         found = []
         for where, by in ((device.type, engine), ("cpu", "gemm")):
             out = folder / f"pairs-{where}-{by}-{len(found)}"
-            words = [folder / "embedding", "--index", folder / "index", "--out", out]
-            _verb("join", *words, "--device", where, "--engine", by, "--max-score-floor", 0.8)
+            arguments = [folder / "embedding", "--index", folder / "index", "--out", out]
+            _verb("join", *arguments, "--device", where, "--engine", by, "--max-score-floor", 0.8)
             found.append(PairSet(out).select().set_index(["i", "j"]))
     ours, theirs = found
     if not len(theirs):
-        raise RuntimeError("the CPU found no pair: nothing is compared")
+        raise RuntimeError("the CPU found no pair: there is nothing to compare")
     apart = len(ours.index.symmetric_difference(theirs.index))
     both = ours.join(theirs, rsuffix="_cpu", how="inner")
-    return Proof(apart + float((both.score != both.score_cpu).sum()), 0.0,
-                 f"of {len(theirs)} pairs")  # fmt: skip
+    differing = apart + float((both.score != both.score_cpu).sum())
+    return Proof(differing, 0.0, f"of {len(theirs)} pairs")
 
 
 def _embedding_set(out: Path) -> None:
-    """Rows of both parts with many near ones, as the stage embed leaves them."""
+    """Write vectors of both modalities, in threes that are near each other, as embed does."""
     stage_files.begin(out, EMBEDDING, {"by": "acceptance"}, {})
     files = []
     for modality, seed in (("image", 2), ("text", 3)):
@@ -203,19 +215,19 @@ def _embedding_set(out: Path) -> None:
         files.append(part_path(out, modality, 0))
         np.save(files[-1], (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16))
     ids = [f"p{n}" for n in range(JOINED)]
-    table = pd.DataFrame({"row": np.arange(JOINED), "posting_id": ids, "title": ids})
-    table = table.assign(label_group="", split="unlabelled", status="embedded", has_image=True,
-                         has_text=True, sha256="", phash="", photo_group=-1)  # fmt: skip
+    columns = {"row": np.arange(JOINED), "posting_id": ids, "title": ids, "label_group": ""}
+    columns |= {"split": "unlabelled", "status": "embedded", "has_image": True, "has_text": True}
+    table = pd.DataFrame(columns | {"sha256": "", "phash": "", "photo_group": -1})
     write_parquet(out / "items.parquet", table)
     stage_files.finish(out, {"postings": JOINED, "items": JOINED}, [*files, out / "items.parquet"])
 
 
-def _verb(*words: object) -> None:
-    # A process of its own: one that has begun on the CPU cannot go over to a GPU.
-    line = [sys.executable, "-m", "dist_train", *map(str, words)]
+def _verb(*arguments: object) -> None:
+    # In another process: one that has begun on the CPU cannot change to a GPU.
+    line = [sys.executable, "-m", "dist_train", *map(str, arguments)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=4 * MINUTE)
     if done.returncode:
-        raise RuntimeError(f"{words[0]}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        raise RuntimeError(f"{arguments[0]}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
 
 
 def _unit_rows(rows: int, width: int, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How fast a device is at what the stages do, beside what its maker says it can at most."""
+"""How fast a device is at what the stages do, beside the limits in its data sheet."""
 
 import time
 from collections.abc import Callable
@@ -9,36 +9,41 @@ import torch
 
 from dist_train.acceptance.outcomes import Rate
 from dist_train.config.options import ImageEncoderOptions
-from dist_train.distributed.runtime import supports_bf16
-from dist_train.doctor.all_reduce import ask_ranks, bus_share, fastest_sum
+from dist_train.distributed.precision import supports_bf16
+from dist_train.doctor.all_reduce import bus_bandwidth
 from dist_train.encoders.image import ImageEncoder
 from dist_train.matching.kernels import kernels_for
 
 PEAKS = {
-    "H100 PCIe": (756, 2000), "H100": (989, 3350), "H200": (989, 4800), "A100": (312, 2039),
-    "L40S": (362, 864), "L4": (121, 300), "V100": (125, 900),
-}  # fmt: skip
-"""Dense bfloat16 (V100: float16) TFLOP/s and GB/s of memory, from NVIDIA's data sheets; the first
-name that the device's contains counts (80 GB forms)."""
+    "H100 PCIe": (756, 2000),
+    "H100": (989, 3350),
+    "H200": (989, 4800),
+    "A100": (312, 2039),
+    "L40S": (362, 864),
+    "L4": (121, 300),
+    "V100": (125, 900),
+}
+"""Dense bfloat16 (V100: float16) TFLOP/s and GB/s of memory, from NVIDIA's data sheets (80 GB
+versions); the first name that the device's name contains is used."""
 VIT_B_FLOPS = 2 * 17.56e9
-"""Of a forward pass on one photo of 224 pixels: 17.56 G multiply-adds (Dosovitskiy et al., 2021;
-timm's table of models)."""
+"""Operations of a forward pass on one photo of 224 pixels: 17.56 G multiply-adds (Dosovitskiy et
+al., 2021; timm's table of models)."""
 
 
 def peaks(name: str) -> tuple[float | None, float | None]:
-    """Dense TFLOP/s in 16 bits and GB/s of the device called `name`."""
+    """Dense TFLOP/s in 16 bits and GB/s of the device `name`; None if it is not known."""
     return next((found for key, found in PEAKS.items() if key in name), (None, None))
 
 
 def product(device: torch.device, dtype: torch.dtype, size: int) -> Rate:
-    """A square matrix product."""
+    """TFLOP/s of a square matrix product."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     limit = peaks(_name(device))[0] if dtype != torch.float32 else None
     return Rate(2 * size**3 / seconds(lambda: a @ b, device) / 1e12, "TFLOP/s", limit)
 
 
 def memory(device: torch.device, numbers: int) -> Rate:
-    """A copy inside the device's memory: every byte is read and written."""
+    """GB/s of a copy inside the device's memory: every byte is read and written."""
     source = torch.randn(numbers, device=device)
     out = torch.empty_like(source)
     took = seconds(lambda: out.copy_(source), device)
@@ -46,7 +51,7 @@ def memory(device: torch.device, numbers: int) -> Rate:
 
 
 def from_host(device: torch.device, numbers: int) -> Rate:
-    """Photos on their way to the device, from pinned memory where there is a GPU."""
+    """GB/s of a copy to the device, from pinned memory if it is a GPU."""
     source = torch.randn(numbers)
     source = source.pin_memory() if device.type == "cuda" else source
     out = torch.empty(numbers, device=device)
@@ -55,7 +60,7 @@ def from_host(device: torch.device, numbers: int) -> Rate:
 
 
 def encoder(device: torch.device, model: str, batch: int, training: bool) -> Rate:
-    """Photos of 224 pixels a second through an image encoder, forward or forward and backward."""
+    """Photos of 224 pixels a second through an image encoder; with `training` also backward."""
     options = ImageEncoderOptions(model=model, pretrained=False)
     network = ImageEncoder(options).to(device).train(training)
     network.precision = "auto"
@@ -75,7 +80,7 @@ def encoder(device: torch.device, model: str, batch: int, training: bool) -> Rat
 
 
 def join(device: torch.device, rows: int, width: int) -> Rate:
-    """The join's product of `rows` by `rows` by its fastest kernel, compared with a score floor."""
+    """TFLOP/s of the join's product by its fastest kernel, compared with a score floor."""
     values = np.random.default_rng(0).standard_normal((rows, width)).astype(np.float32)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     took = float("inf")
@@ -89,10 +94,9 @@ def join(device: torch.device, rows: int, width: int) -> Rate:
 
 
 def all_reduce(device: torch.device, world: int, numbers: int) -> Rate:
-    """Bus bandwidth among `world` ranks of this machine."""
+    """Bus bandwidth of an all-reduce among `world` ranks of this machine."""
     backend = "nccl" if device.type == "cuda" else "gloo"
-    slowest = max(ask_ranks(fastest_sum, backend, world, 120, numbers))
-    return Rate(bus_share("all_reduce", world) * 4 * numbers / slowest / 1e9, "GB/s")
+    return Rate(bus_bandwidth(backend, world, numbers, seconds=120), "GB/s")
 
 
 def seconds(
@@ -100,22 +104,22 @@ def seconds(
 ) -> float:
     """Seconds of one step, the best of at least `tries` and of `least` seconds.
 
-    On a CPU those of a thread's processor: other work on the machine must not count.
+    On a CPU the processor seconds of a thread, so that other work on the machine does not count.
     """
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time() / torch.get_num_threads()
+
     best, spent, count = float("inf"), 0.0, 0
     while spent < least or count < tries:
-        start = _now(device)
+        start = now()
         step()
-        took = _now(device) - start
+        took = now() - start
         best, spent, count = min(best, took), spent + took, count + 1
     return best
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time() / torch.get_num_threads()
 
 
 def _name(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""One tree of options: defaults, units and checks. YAML and the command line fill it alike."""
+"""The tree of options: meanings, units, defaults and checks, for YAML and the command line."""
 
 import math
 import os
@@ -23,20 +23,23 @@ class ImageEncoderOptions:
     """The image encoder: a timm model, pooled to one vector and normalised."""
 
     model: str = "vit_base_patch16_224"
-    """timm name, or a local folder with config.json and model.safetensors."""
+    """Name of a timm model, or a local folder with config.json and model.safetensors."""
     pretrained: bool = True
-    """Start from the model's published weights; false starts from random ones."""
+    """Start from the published weights of the model; false starts from random weights."""
     pooling: Literal["auto", "cls", "mean", "gem"] = "auto"
-    """auto: the model's own (the class token of a ViT, the mean of a CNN)."""
+    """How the model's outputs become one vector: the class token (cls), their mean, or generalised
+    mean (gem). auto is the model's default: cls for a ViT, mean for a CNN."""
     image_size: int = 224
-    """Pixels of the square that the model sees."""
+    """Side in pixels of the square photo that the model gets. More shows more detail and costs the
+    square of it in time."""
     decode: Recipe = "balanced"
-    """How photos are decoded, then and ever after: exact, balanced (twice as fast) or fast."""
+    """How photos are decoded, in training and wherever the encoder is used later: exact, balanced
+    (twice as fast, nearly the same pixels) or fast (coarser)."""
     neck: bool = True
-    """Batch normalisation (statistics over all ranks) before the vector is normalised."""
+    """Batch normalisation over all processes before the vector is normalised (BNNeck)."""
 
     def __post_init__(self) -> None:
-        _positive(self, "image_size")
+        _check_positive(self, "image_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,137 +47,154 @@ class TextEncoderOptions:
     """The text encoder: a transformers model, pooled to one vector and normalised."""
 
     model: str = "cahya/bert-base-indonesian-522M"
-    """Hub name, or a local folder with the model and its tokenizer."""
+    """Model on the Hugging Face hub, or a local folder with the model and its tokenizer."""
     pretrained: bool = True
-    """Start from the model's published weights; false starts from random ones."""
+    """Start from the published weights of the model; false starts from random weights."""
     pooling: Literal["mean", "cls"] = "mean"
-    """Mean over the tokens of the title, or the first token."""
+    """How the model's outputs become one vector: their mean over the tokens, or the first (cls)."""
     max_length: int = 64
-    """Tokens; the rest of a longer title is not seen."""
+    """Tokens of a title that are read; the rest of a longer title is ignored."""
     dropout: float = 0.0
-    """Probability; above 0 the weights depend on the number of processes."""
+    """Dropout probability in training. Above 0 the trained weights depend on the number of
+    processes."""
     neck: bool = True
-    """Batch normalisation (statistics over all ranks) before the vector is normalised."""
+    """Batch normalisation over all processes before the vector is normalised (BNNeck)."""
 
     def __post_init__(self) -> None:
-        _positive(self, "max_length")
-        _within(self, 0, 1, "dropout")
+        _check_positive(self, "max_length")
+        _check_range(self, 0, 1, "dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadOptions:
-    """The margin softmax over the training products, its classes sharded across ranks."""
+    """The margin softmax over the training classes, sharded across processes."""
 
     loss: Literal["arcface", "cosface"] = "arcface"
-    """Where the margin sits: on the angle (arcface) or on the cosine (cosface)."""
+    """Where the margin is applied: to the angle (arcface) or to the cosine (cosface)."""
     margin: float = 0.5
-    """Radians for arcface, cosine for cosface."""
+    """Size of the margin, in radians for arcface and in units of cosine for cosface. Lower it when
+    the training loss does not fall."""
     margin_of_largest: float | None = None
-    """Margin of the largest class, rarer ones more, up to margin; not given: margin for all."""
+    """Margin of the class with the most items; smaller classes get more, up to margin (adaptive
+    margins). Not given: every class gets margin."""
     gradient: Literal["true", "detached"] = "true"
-    """Through the margin, or as if it were a constant (detached, what Partial FC does)."""
+    """true differentiates through the margin; detached treats it as a constant, as Partial FC does.
+    """
     centres: int = 1
-    """Sub-centres a class, an item counting with the nearest; 2 or 3 where labels are noisy."""
+    """Sub-centres of each class; an item is compared with the nearest. Use 2 or 3 when many labels
+    are wrong."""
     sample: float = 1.0
-    """Share of the other classes that a step sees (Partial FC); below 1 only their rows move."""
+    """Fraction of the other classes that each step compares with (Partial FC). Below 1 a step is
+    faster with millions of classes, and only the sampled centres are updated."""
     scale: float = 32.0
-    """Logits are scale * cosine; at most 64."""
+    """Factor that turns a cosine into a logit, at most 64."""
     ramp: float = 0.3
-    """Share of the training over which the margin grows from 0."""
+    """Fraction of the training over which the margin grows from 0 to its full size."""
     lr: float = 5e-3
-    """Learning rate of the class centres; ten or more times the encoder's."""
+    """Peak learning rate of the class centres, usually at least ten times that of the encoder."""
     warmup: float | None = None
-    """Share of the training over which lr rises; not given: the encoder's."""
+    """Fraction of the training over which this learning rate rises. Not given: the encoder's."""
     start: Literal["random", "means"] = "random"
-    """Centres before training: random by class, or each class's mean embedding."""
+    """How class centres are initialised: random, or with the mean embedding of each class."""
     grow_from: Path | None = None
-    """A finished run over the first of these classes, whose centres are kept to the bit."""
+    """A finished run over the first of these classes, whose centres are taken over unchanged. Use
+    it when products were added to the catalogue."""
     chunk: int = field(default=8_192, metadata=NO_EFFECT_ON_RESULT)
-    """Centres whose logits exist at one time."""
+    """Classes whose logits are computed at a time; fewer need less memory."""
 
     def __post_init__(self) -> None:
-        _positive(self, "scale", "lr", "chunk", "centres", "sample")
-        _within(self, 0, 1, "ramp", "sample")
-        _within(self, 0, 1.5, "margin")
+        _check_positive(self, "scale", "lr", "chunk", "centres", "sample")
+        _check_range(self, 0, 1, "ramp", "sample")
+        _check_range(self, 0, 1.5, "margin")
         if self.warmup is not None:
-            _within(self, 0, 1, "warmup")
+            _check_range(self, 0, 1, "warmup")
         if self.margin_of_largest is not None:
-            _within(self, 0, self.margin, "margin_of_largest")
+            _check_range(self, 0, self.margin, "margin_of_largest")
         if self.scale > 64:
             raise BadInput(f"head.scale: {self.scale}, at most 64 (the softmax runs without a max)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What both trainings share."""
+    """Options that image and text training share."""
 
     epochs: float = 10.0
-    """Times every training item is seen; 0 exports the encoder untrained."""
+    """Passes over the training items. 0 exports the encoder untrained."""
     batch_size: int = 64
-    """Items a step over all processes."""
+    """Items of one optimizer step, over all processes together."""
     accumulation: int = 1
-    """Forward passes a step; batch_size is the sum over them."""
+    """Forward and backward passes that one step is divided into; more need less memory."""
     order: Literal["global", "window", "none"] = "global"
-    """Shuffled over all items, within windows of small regions (where far seeks hurt), or not."""
+    """Shuffle over all items (global), within windows of neighbouring shards (window, for storage
+    where reading from anywhere is slow), or not at all (none)."""
     photos_per_product: int = 1
-    """Above 1: batches of whole products with so many items each; smaller products repeat some."""
+    """Items of each product in a batch (P x K sampling); a product with fewer repeats some. 1:
+    items are drawn regardless of product."""
     lr: float = 4e-5
     """Peak learning rate of the encoder."""
     layer_decay: float = 1.0
-    """Each layer's learning rate as a share of that of the layer above it; 1: all alike."""
+    """Learning rate of each layer as a fraction of that of the layer above it. 1: the same for all;
+    0.7 to 0.9 keeps more of the pretrained weights."""
     freeze: float = 0.0
-    """Share of the training at whose beginning the encoder stands still and the head learns."""
+    """Fraction of the training, from its start, in which only the head is trained."""
     weight_decay: float = 0.01
-    """AdamW's, for encoder matrices and class centres."""
+    """Weight decay of AdamW, for the encoder's matrices and the class centres."""
     clip: float = 5.0
-    """Largest gradient norm of the encoder, and of the head."""
+    """Largest norm of a gradient, clipped separately for encoder and head."""
     schedule: Literal["cosine", "one-cycle"] = "cosine"
-    """After the warm-up a cosine to 0; one-cycle also rises in one, beta1 going the other way."""
+    """Learning rate after the warm-up: a cosine down to 0. one-cycle also rises along a cosine and
+    moves AdamW's beta1 the opposite way."""
     warmup: float = 0.1
-    """Share of the training over which the learning rates rise; one-cycle is at home with 0.3."""
+    """Fraction of the training over which the learning rates rise. For one-cycle 0.3 is usual."""
     head: HeadOptions = field(default_factory=HeadOptions)
     ema: float = 0.0
-    """Decay of a moving average of the encoder, which then is validated and exported; 0: none."""
+    """Decay of an exponential moving average of the encoder's weights, which is then validated and
+    exported, such as 0.999. 0: no average."""
     keep_best: bool = True
-    """Export the encoder of the best validation since the first step, else that of the last."""
+    """Export the encoder with the best validation F1; false exports the last one."""
     patience: int = 0
-    """Validations in a row without a better F1 after which training ends; 0: never."""
+    """Validations in a row without a better F1 after which training stops early. 0: never."""
     precision: Precision = "auto"
-    """auto: bf16 where the device multiplies it natively, else fp32."""
+    """Arithmetic of the encoder. auto: bf16 where the device supports it natively, else fp32."""
     gradient_checkpointing: bool = field(default=False, metadata=NO_EFFECT_ON_RESULT)
-    """Compute activations again in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     compile: bool = field(default=False, metadata=NO_EFFECT_ON_RESULT)
-    """torch.compile of the encoder: minutes at the start, faster steps on a GPU."""
+    """Compile the encoder with torch.compile: minutes at the start, then faster steps on a GPU."""
     checkpoint_every: int = field(default=500, metadata=NO_EFFECT_ON_RESULT)
-    """Steps between checkpoints."""
+    """Steps between two checkpoints."""
     keep: int = field(default=2, metadata=NO_EFFECT_ON_RESULT)
-    """Checkpoints that stay."""
+    """Number of checkpoints that are kept on disk."""
     grace: float = field(default=90.0, metadata=NO_EFFECT_ON_RESULT)
-    """Seconds between a stop signal and the kill; a checkpoint that takes longer is warned of."""
+    """Seconds that the scheduler leaves between its stop signal and the kill. A warning is logged
+    when a checkpoint takes longer to write."""
     validate_every: float = field(default=1.0, metadata=NO_EFFECT_ON_RESULT)
-    """Epochs between validations; 0: only at the end."""
+    """Epochs between two validations. 0: only at the end."""
     log_every: int = field(default=10, metadata=NO_EFFECT_ON_RESULT)
-    """Steps between rows of metrics.jsonl."""
+    """Steps between two rows of metrics.jsonl."""
     workers: int = field(default=4, metadata=NO_EFFECT_ON_RESULT)
-    """Processes that read and decode, for each rank."""
+    """Processes that read and decode items, for each training process."""
     max_unreadable: float = field(default=0.01, metadata=NO_EFFECT_ON_RESULT)
-    """Share of the items served that may be broken (others stand in); above it training stops."""
+    """Fraction of the items read that may be broken (another item is taken instead); above it
+    training fails."""
     max_skipped: int = field(default=5, metadata=NO_EFFECT_ON_RESULT)
-    """Steps in a row that may be left out, their loss or gradient being no number."""
+    """Steps in a row that may be skipped because loss or gradient is NaN or Inf; after more
+    training fails."""
     compare_every: int = field(default=100, metadata=NO_EFFECT_ON_RESULT)
-    """Steps between comparisons of the encoder's weights over processes; 0: never."""
+    """Steps between two checks that all processes hold the same weights. 0: never."""
     seed: int = 0
-    """Of weights, order and augmentation."""
+    """Seed of the initial weights, the order of the items, augmentation and dropout."""
     device: Device = field(default="auto", metadata=NO_EFFECT_ON_RESULT)
-    """auto: a GPU where there is one."""
+    """Device to train on. auto: a GPU where there is one, else the CPU."""
 
     def __post_init__(self) -> None:
-        _positive(self, "batch_size", "accumulation", "lr", "checkpoint_every", "keep", "log_every")
-        _positive(self, "clip", "photos_per_product", "layer_decay", "grace", "max_skipped")
-        _within(self, 0, 1, "warmup", "max_unreadable", "layer_decay", "freeze", "ema")
-        _within(self, 0, math.inf, "epochs", "workers", "validate_every", "weight_decay")
-        _within(self, 0, math.inf, "patience", "compare_every")
-        _within(self, 0, 2**32 - 1, "seed")
+        _check_positive(
+            self, "batch_size", "accumulation", "lr", "checkpoint_every", "keep", "log_every"
+        )
+        _check_positive(self, "clip", "photos_per_product", "layer_decay", "grace", "max_skipped")
+        _check_range(self, 0, 1, "warmup", "max_unreadable", "layer_decay", "freeze", "ema")
+        _check_range(self, 0, math.inf, "epochs", "workers", "validate_every", "weight_decay")
+        _check_range(self, 0, math.inf, "patience", "compare_every")
+        _check_range(self, 0, 2**32 - 1, "seed")
         if self.ema == 1:
             raise BadInput("ema: 1 would keep the encoder as it begins; 0.99 to 0.9999 are usual")
         if self.batch_size % self.accumulation:
@@ -189,7 +209,7 @@ class TrainingConfig:
 
     @property
     def head_passes(self) -> int:
-        """Times a step that the head is asked."""
+        """Calls of the head in one step."""
         return self.accumulation
 
 
@@ -199,23 +219,25 @@ class ImageTraining(TrainingConfig):
 
     encoder: ImageEncoderOptions = field(default_factory=ImageEncoderOptions)
     min_crop: float = 0.5
-    """Least share of a photo's area that a training crop shows."""
+    """Smallest fraction of a photo's area that a random training crop shows."""
     jitter: float = 0.2
-    """Of brightness, contrast and saturation: up to that share more or less."""
+    """Largest relative change of brightness, contrast and saturation of a training photo."""
     erase: float = 0.0
-    """Probability that a box of a training photo is blanked (random erasing, cut-out)."""
+    """Probability that a random rectangle of a training photo is erased."""
     rand_augment: str = ""
-    """timm's form, such as rand-m7-mstd0.5-inc1 (it takes the place of jitter); not given: none."""
+    """RandAugment in timm's notation, such as rand-m7-mstd0.5-inc1; it replaces jitter. Empty:
+    none."""
     mixup: float = 0.0
-    """Photos laid over one another, in shares of Beta(mixup, mixup); 0: none."""
+    """Mix photos in pairs by mixup, with shares from Beta(mixup, mixup). 0: off."""
     cutmix: float = 0.0
-    """A box of a photo shows another, in shares of Beta(cutmix, cutmix); with mixup: by chance."""
+    """Mix photos in pairs by CutMix, with shares from Beta(cutmix, cutmix). With mixup each batch
+    takes one of the two at random. 0: off."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "min_crop")
-        _within(self, 0, 1, "min_crop", "jitter", "erase")
-        _within(self, 0, math.inf, "mixup", "cutmix")
+        _check_positive(self, "min_crop")
+        _check_range(self, 0, 1, "min_crop", "jitter", "erase")
+        _check_range(self, 0, math.inf, "mixup", "cutmix")
         if self.rand_augment and not re.fullmatch(RAND_AUGMENT, self.rand_augment):
             raise BadInput(
                 f"rand_augment: {self.rand_augment}, must be rand and any of -m7 -n2 -p0.5 "
@@ -224,12 +246,12 @@ class ImageTraining(TrainingConfig):
 
     @property
     def mixes(self) -> bool:
-        """Photos are mixed in pairs."""
+        """Whether photos are mixed in pairs."""
         return self.mixup > 0 or self.cutmix > 0
 
     @property
     def head_passes(self) -> int:
-        """See TrainingConfig: once for each of the two classes of a mixed photo."""
+        """Calls of the head in one step: one for each of the two classes of a mixed photo."""
         return self.accumulation * (2 if self.mixes else 1)
 
 
@@ -247,45 +269,48 @@ TrainingOptions = ImageTraining | TextTraining
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig:
-    """How items become vectors."""
+    """Options of embedding: how items become vectors."""
 
     dtype: Literal["float16", "float32"] = "float16"
-    """Of the stored vectors."""
+    """Number format in which the vectors are stored."""
     precision: Precision = "auto"
-    """auto: bf16 where the device multiplies it natively, else fp32."""
+    """Arithmetic of the encoders. auto: bf16 where the device supports it natively, else fp32."""
     batch_size: int = 64
-    """Items a forward pass."""
+    """Items of one forward pass of each process."""
     max_unreadable: float = field(default=0.01, metadata=NO_EFFECT_ON_RESULT)
-    """Share of the items that may be broken (they get no vector); above it the stage fails."""
+    """Fraction of the items whose photo or title may turn out to be broken (they get no vector of
+    that modality); above it the stage fails."""
     workers: int = field(default=4, metadata=NO_EFFECT_ON_RESULT)
-    """Processes that read and decode, for each rank."""
+    """Processes that read and decode items, for each embedding process."""
     device: Device = field(default="auto", metadata=NO_EFFECT_ON_RESULT)
-    """auto: a GPU where there is one."""
+    """Device that runs the encoders. auto: a GPU where there is one, else the CPU."""
 
     def __post_init__(self) -> None:
-        _positive(self, "batch_size")
-        _within(self, 0, math.inf, "workers")
-        _within(self, 0, 1, "max_unreadable")
+        _check_positive(self, "batch_size")
+        _check_range(self, 0, math.inf, "workers")
+        _check_range(self, 0, 1, "max_unreadable")
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
-    """What the index holds."""
+    """Options of the index: which vectors it holds, and in what form."""
 
     modality: Literal["auto", "image", "text", "both"] = "auto"
-    """auto: both parts where the embedding set has both."""
+    """Vectors to search with. auto: both modalities where the embedding set has both."""
     image_weight: float = 0.5
-    """Weight of the image part in a score over both; the text part has the rest."""
+    """Weight of the image cosine in the score of two items that have both modalities; the text
+    cosine has the rest."""
     kind: str = "auto"
-    """auto (by size and memory), Flat, SQfp16 (both exact), IVF, or a FAISS factory string."""
+    """Kind of FAISS index: Flat or SQfp16 (exact), IVF (approximate), or a FAISS factory string.
+    auto chooses by number of items and memory."""
     memory: str = "8GB"
-    """Of a process that searches all shards at once; decides what auto takes."""
+    """Memory of a process that loads all shards of the index, such as 8GB; auto keeps to it."""
     recall_rows: int = 200
-    """Items whose neighbours are compared with the exact ones, where the kind is not exact."""
+    """Items for which an approximate index is compared with exact search, to report its recall."""
 
     def __post_init__(self) -> None:
         bytes_of(self.memory)
-        _within(self, 0, math.inf, "recall_rows")
+        _check_range(self, 0, math.inf, "recall_rows")
         if not 0 < self.image_weight < 1:
             raise BadInput(f"image_weight: {self.image_weight}, must lie between 0 and 1")
 
@@ -295,61 +320,68 @@ class JoinConfig:
     """Which pairs of items are kept with their scores, and how they are found."""
 
     engine: Literal["auto", "faiss", "gemm"] = "auto"
-    """faiss searches the saved index; gemm multiplies the stored rows; auto takes the faster."""
+    """gemm multiplies blocks of the stored vectors, on GPU or CPU, and is exact; faiss searches the
+    saved index. auto: the faster of the two on this machine, by a measurement on a sample."""
     pairs_per_item: float = 100.0
-    """Pairs to keep for each item; a sample of the scores turns it into the score floor."""
+    """Average number of pairs to keep for each item. It sets the score floor, the lowest kept
+    score, which is estimated from a sample. Raise it when match reports that the best threshold
+    lies at the floor."""
     max_score_floor: float | None = None
-    """Every pair from this score on is kept, even beyond pairs_per_item; match needs it for a
-    threshold below the score floor. Not given: pairs_per_item alone sets the floor."""
+    """Largest score floor: every pair from this score on is kept, even beyond pairs_per_item. Give
+    it when match is to use a threshold below the score floor. Not given: pairs_per_item alone sets
+    the floor."""
     neighbours: int = 5
-    """Nearest items kept of every item, whatever their score; 0: none, which is faster."""
+    """Nearest items that are kept for every item whatever their score. 0: none, which is faster."""
     memory: str = field(default="4GB", metadata=NO_EFFECT_ON_RESULT)
-    """Most memory of one process, all included; checked before the start."""
+    """Memory of one process in all, such as 4GB; checked before the start."""
     audit_rows: int = field(default=200, metadata=NO_EFFECT_ON_RESULT)
-    """Items that are scored against all others again, in float64, to check the result."""
+    """Items that are compared with all others again in float64 to check the result."""
     device: Device = field(default="auto", metadata=NO_EFFECT_ON_RESULT)
-    """Where the vectors are multiplied; auto: on a GPU where there is one."""
+    """Device that computes the scores. auto: a GPU where there is one, else the CPU."""
 
     def __post_init__(self) -> None:
         bytes_of(self.memory)
-        _positive(self, "pairs_per_item")
-        _within(self, 0, math.inf, "neighbours", "audit_rows")
+        _check_positive(self, "pairs_per_item")
+        _check_range(self, 0, math.inf, "neighbours", "audit_rows")
         if self.max_score_floor is not None:
-            _within(self, -1, 1, "max_score_floor")
+            _check_range(self, -1, 1, "max_score_floor")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchConfig:
-    """Which of the scored pairs are matches."""
+    """Options of matching: how scored pairs become matches."""
 
     threshold: float | None = None
-    """Score from which two items match; not given: the best mean F1 on the val products."""
+    """Score from which two items match. Not given: the threshold with the best mean per-item F1 on
+    the validation products."""
     threshold_from: Path | None = None
-    """Take the threshold from the threshold.json of another match directory."""
+    """The threshold.json of another match directory, whose threshold is used."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
-            _within(self, -1, 1, "threshold")
+            _check_range(self, -1, 1, "threshold")
         if self.threshold is not None and self.threshold_from is not None:
             raise BadInput("threshold and threshold_from: give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All stages over one catalogue."""
+    """The complete pipeline on one catalogue."""
 
     catalogue: Path
-    """CSV, TSV, Parquet or JSON Lines."""
+    """Catalogue file: CSV, TSV, Parquet or JSON Lines."""
     out: Path
-    """Folder that takes the stage directories."""
+    """Folder in which every stage makes its directory."""
     images: Path | None = None
-    """Folder that the catalogue's photo paths start from."""
+    """Folder that the photo paths of the catalogue are relative to."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Our column names to the catalogue's: posting_id, image, title, label_group."""
+    """Names of the catalogue's columns where they differ from posting_id, image, title and
+    label_group."""
     encoders: tuple[Modality, ...] = ("image", "text")
-    """Which encoders to train and match with."""
+    """Encoders to train and to match with."""
     compare: tuple[Literal["untrained", "random"], ...] = ()
-    """The same encoders without training, scored beside ours."""
+    """Also score the same encoders with their published weights (untrained) or random weights
+    (random), to show what training gains."""
     pack: PackOptions = field(default_factory=PackOptions)
     image: ImageTraining = field(default_factory=ImageTraining)
     text: TextTraining = field(default_factory=TextTraining)
@@ -364,19 +396,31 @@ class Config:
             raise BadInput("encoders: name image, text or both")
 
     def training(self, modality: Modality) -> TrainingOptions:
-        """The options of the training of one encoder."""
+        """The options of training one encoder."""
         return self.image if modality == "image" else self.text
 
 
 def result_options(options: Any) -> dict[str, Any]:
-    """The options that a result depends on, as JSON values; those that only say how stay out."""
-    how = {f.name for f in fields(options) if f.metadata.get("how")}
-    kept = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in how}
-    return {k: result_options(v) if is_dataclass(v) else _plain(v) for k, v in kept.items()}
+    """The options (a dataclass) that a result depends on, as JSON values.
+
+    Fields with NO_EFFECT_ON_RESULT stay out, also those of nested options.
+    """
+    named = {f.name: getattr(options, f.name) for f in fields(options) if not f.metadata.get("how")}
+    return {k: result_options(v) if is_dataclass(v) else as_json(v) for k, v in named.items()}
+
+
+def as_json(value: Any, without_none: bool = False) -> Any:
+    """`value` with tuples as lists and paths as text; `without_none` drops keys without a value."""
+    if isinstance(value, dict):
+        kept = {key: inner for key, inner in value.items() if not (without_none and inner is None)}
+        return {key: as_json(inner, without_none) for key, inner in kept.items()}
+    if isinstance(value, tuple | list):
+        return [as_json(inner, without_none) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def bytes_of(text: str) -> int:
-    """Bytes of a size: 8GB, 500MB, 2.5 GB (1 GB is 1e9 bytes)."""
+    """Bytes of a size such as 8GB, 500MB or 2.5 GB (1 GB is 1e9 bytes); BadInput for others."""
     found = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kMGT]?)B?\s*", text)
     if found is None or not float(found[1]) > 0:
         raise BadInput(f"memory {text}: write a size as 8GB or 500MB")
@@ -384,7 +428,10 @@ def bytes_of(text: str) -> int:
 
 
 def local_path(text: str) -> Path | None:
-    """The folder that a model option names (variables expanded); None when it is a hub name."""
+    """The folder that a model option names, or None for the name of a published model.
+
+    Variables and ~ are expanded. Raises BadInput if a variable is not set or a path has no folder.
+    """
     expanded = os.path.expandvars(os.path.expanduser(text))
     if "$" in expanded:
         raise BadInput(f"model {text}: the variable is not set in the environment")
@@ -395,22 +442,14 @@ def local_path(text: str) -> Path | None:
     return None
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _within(options: Any, low: float, high: float, *names: str) -> None:
+def _check_range(options: Any, low: float, high: float, *names: str) -> None:
     for name in names:
-        # Written so that not-a-number is refused as well.
+        # Written so that NaN is refused as well.
         if not low <= getattr(options, name) <= high:
             raise BadInput(f"{name}: {getattr(options, name)}, must lie in {low} to {high}")
 
 
-def _positive(options: Any, *names: str) -> None:
+def _check_positive(options: Any, *names: str) -> None:
     for name in names:
         if not getattr(options, name) > 0:
             raise BadInput(f"{name}: {getattr(options, name)}, must be above 0")

@@ -1,9 +1,9 @@
-"""Waiting for other ranks for as long as they live: hours of unequal work, minutes of silence.
+"""A barrier that waits as long as the other ranks are alive: hours of work, minutes of silence.
 
 A collective has a timeout of minutes, so that one rank that hangs ends all of them. But rank 0 may
-hash a file for an hour, and one rank may have a block more to do than another. So ranks that come
-far apart do not wait in a collective. Each says in the group's store that it has come, a thread
-says every few seconds that the rank attempts, and only one that is silent for long is given up.
+hash a file for an hour, and one rank may have a block more to do than another. So ranks that may
+arrive far apart do not wait in a collective. Each records its arrival in the group's store, a
+thread of each writes a heartbeat every few seconds, and a rank without heartbeats is given up.
 """
 
 import atexit
@@ -21,15 +21,18 @@ from shards.storage.errors import BadInput, Failed
 
 VARIABLE = "DIST_TRAIN_TIMEOUT"
 SECONDS = 600.0
-TELL_AFTER = 300.0
-"""Seconds of waiting after which the log says for whom."""
+LOG_AFTER = 300.0
+"""Seconds of waiting after which the log names the ranks that are missing."""
 LONGEST_PAUSE = 0.5
 log = logging.getLogger(__name__)
 _groups = itertools.count()
 
 
 def timeout() -> timedelta:
-    """How long a collective may take, and how long a rank may be silent."""
+    """How long a collective may take, and how long a rank may go without a heartbeat.
+
+    From the environment variable DIST_TRAIN_TIMEOUT in seconds; BadInput if it is not a number.
+    """
     text = os.environ.get(VARIABLE, str(SECONDS))
     try:
         seconds = float(text)
@@ -41,76 +44,74 @@ def timeout() -> timedelta:
 
 
 class Barrier:
-    """The place where the ranks of the default process group wait for each other."""
+    """A barrier of the ranks of the default process group."""
 
     def __init__(self, rank: int, world: int) -> None:
-        """All ranks make theirs at the same point."""
+        """Every rank must create it at the same point."""
         self.rank, self.world = rank, world
-        # A store of our own numbers: a process may make several, all ranks in the same order.
+        # A process may create several, all ranks in the same order: each has its own prefix.
         self._store = dist.PrefixStore(f"dist_train/{next(_groups)}", _get_default_store())
         self._silence = timeout().total_seconds()
         self._every = min(10.0, self._silence / 5)
         self._number = 0
         self._ended = threading.Event()
         atexit.register(self._ended.set)
-        threading.Thread(target=self._beat, name="meeting", daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
 
     def wait(self) -> None:
-        """Until all ranks have come here; Failed when one is silent for longer than `timeout`."""
+        """Wait until all ranks are here; Failed if one has no heartbeat for `timeout`."""
         self._number += 1
-        names = [f"came/{self._number}/{rank}" for rank in range(self.world)]
+        arrivals = [f"came/{self._number}/{rank}" for rank in range(self.world)]
         try:
-            self._store.set(names[self.rank], "")
-            self._wait_for(names)
-            # All that are here have left the one before.
+            self._store.set(arrivals[self.rank], "")
+            self._wait_for(arrivals)
+            # All ranks that are here have left the previous barrier.
             self._store.delete_key(f"came/{self._number - 1}/{self.rank}")
         except dist.DistError as error:
             raise Failed(
-                f"rank {self.rank}: the process that keeps the ranks together is gone "
+                f"rank {self.rank}: the process that holds the group's store is gone "
                 f"({str(error).splitlines()[0]}); the same command goes on"
             ) from None
 
     def request_stop(self) -> None:
-        """From now on `stop_requested` says so on every rank."""
+        """Make `stop_requested` true on every rank from now on."""
         self._store.set("stop", "")
 
     def stop_requested(self) -> bool:
-        """Some rank has asked to stop; no rank waits for another to be told."""
+        """Some rank has requested a stop; does not wait for any rank."""
         return self._store.check(["stop"])
 
-    def _wait_for(self, names: list[str]) -> None:
-        began = looked = time.monotonic()
-        heard = {rank: (b"", began) for rank in range(self.world)}
-        pause, told = 0.001, False
-        while not self._store.check(names):
+    def _wait_for(self, arrivals: list[str]) -> None:
+        began = checked = time.monotonic()
+        heartbeats = {rank: (b"", began) for rank in range(self.world)}
+        pause, logged = 0.001, False
+        while not self._store.check(arrivals):
             time.sleep(pause)
             pause, now = min(2 * pause, LONGEST_PAUSE), time.monotonic()
-            if now - looked > self._every:
-                looked = now
-                missing = [rank for rank in heard if not self._store.check([names[rank]])]
-                self._listen(missing, heard, now)
-                if not told and missing and now - began > TELL_AFTER:
-                    told = True
-                    log.warning("rank %d waits for rank %s, which works", self.rank, missing)
+            if now - checked <= self._every:
+                continue
+            checked = now
+            missing = [rank for rank in heartbeats if not self._store.check([arrivals[rank]])]
+            for rank in missing:
+                name = f"beat/{rank}"
+                beat = self._store.get(name) if self._store.check([name]) else b""
+                if beat != heartbeats[rank][0]:
+                    heartbeats[rank] = (beat, now)
+                elif now - heartbeats[rank][1] > self._silence:
+                    raise Failed(
+                        f"rank {rank} has been silent for {self._silence:.0f} s: its node is down, "
+                        "its link is cut or it is stopped; the same command goes on "
+                        f"({VARIABLE} in seconds allows more)"
+                    )
+            if missing and not logged and now - began > LOG_AFTER:
+                logged = True
+                log.warning("rank %d waits for ranks %s, which are working", self.rank, missing)
 
-    def _listen(self, ranks: list[int], heard: dict[int, tuple[bytes, float]], now: float) -> None:
-        for rank in ranks:
-            name = f"beat/{rank}"
-            beat = self._store.get(name) if self._store.check([name]) else b""
-            if beat != heard[rank][0]:
-                heard[rank] = (beat, now)
-            elif now - heard[rank][1] > self._silence:
-                raise Failed(
-                    f"rank {rank} has been silent for {self._silence:.0f} s: its node is down, its "
-                    f"link is cut or it is stopped; the same command goes on ({VARIABLE} in "
-                    "seconds allows more)"
-                )
-
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         for count in itertools.count(1):
             try:
                 self._store.set(f"beat/{self.rank}", str(count))
             except dist.DistError:
-                return  # the group is gone, and the rank will hear of it
+                return  # the store is gone: the next collective or barrier raises
             if self._ended.wait(self._every):
                 return

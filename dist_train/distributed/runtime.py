@@ -1,6 +1,5 @@
-"""Who runs where: process group, device, rank-0 logging, stop signals, shares of the work."""
+"""This process in its group: rank, device, collectives, and the status of the stage it works on."""
 
-import ctypes
 import faulthandler
 import logging
 import os
@@ -12,47 +11,53 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
-import pyarrow as pa
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
 from dist_train.distributed.barrier import Barrier, timeout
-from dist_train.distributed.stage import new_attempt, newer_attempt
+from dist_train.distributed.launcher import check_before_joining, check_world, under_launcher
+from dist_train.distributed.signals import StopFlag
+from dist_train.distributed.stage import Attempt, Parents, new_attempt, newer_attempt
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Failed, NoGPU, Stopped
-from shards.storage.workers import STOPS
 
 LOST = re.compile(r"gloo|nccl|by peer|broken pipe", re.IGNORECASE)
-"""What torch says when another rank is gone."""
+"""What torch's errors contain when another rank no longer answers."""
 Work = TypeVar("Work")
-log = logging.getLogger("dist_train")
+Value = TypeVar("Value")
 
 
 class Runtime:
-    """This process among the others: `rank` of `world`, on `device`."""
+    """This process as `rank` of `world` processes, on `device`."""
 
     def __init__(self, device: str = "auto") -> None:
-        """Join the process group that the launcher meant; W = 1 without a launcher.
+        """Join the process group of the launcher; without a launcher W = 1.
 
-        Raises NoGPU when `device` is cuda and there is none, and BadInput when the group has
-        another size than the launcher's WORLD_SIZE (separate copies would train in silence).
+        Raises NoGPU if `device` is cuda and there is none, and BadInput if the group has another
+        size than the launcher meant (each process would then do all the work).
         """
-        cpu = _on_cpu(device)
-        _leave_traces()
-        state = _join(cpu)
-        if not cpu and _device_of(state).type == "cpu":
-            raise BadInput(f"device {device}: this process has begun on the CPU; start another")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise NoGPU("--device cuda: no GPU answers (driver missing, or a CPU build of torch)")
+        cpu = device == "cpu" or not torch.cuda.is_available()
+        _enable_traces()
+        state = _join_group(cpu)
+        assert state.device is not None
+        if not cpu and state.device.type == "cpu":
+            raise BadInput(f"device {device}: this process already runs on the CPU; start another")
         self.rank, self.world = state.process_index, state.num_processes
-        self.device: torch.device = torch.device("cpu") if cpu else _device_of(state)
-        _check_world(self.world)
-        _log_on_rank_0(self.rank)
+        self.device: torch.device = torch.device("cpu") if cpu else state.device
+        check_world(self.world, dist.get_world_size() if dist.is_initialized() else 1)
+        # Rank 0 logs the progress, the others only warnings.
+        form = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
+        logging.basicConfig(**form, level=logging.WARNING)
+        for name in ("dist_train", "shards"):
+            logging.getLogger(name).setLevel(logging.INFO if self.is_main else logging.WARNING)
         self._barrier = Barrier(self.rank, self.world) if self.world > 1 else None
-        self._stop = stop_flag()
-        self.attempt: dict[str, Any] = {}
+        self._stop = StopFlag.installed()
+        self.attempt: Attempt = {}
 
     @property
     def is_main(self) -> bool:
@@ -60,23 +65,23 @@ class Runtime:
         return self.rank == 0
 
     def share(self, work: Sequence[Work]) -> Sequence[Work]:
-        """This rank's part of a list of independent pieces that no rank may skip or repeat."""
+        """Every W-th piece of `work`, from this rank's number on: each piece has one rank."""
         return work[self.rank :: self.world]
 
     def barrier(self) -> None:
-        """Wait for all ranks, for as long as they live: one may work for hours before it comes."""
+        """Wait for all ranks as long as they are alive: one may work for hours before it comes."""
         if self._barrier is not None:
             self._barrier.wait()
 
-    def total(self, value: float) -> float:
-        """Sum of `value` over ranks, which come within minutes of each other."""
+    def all_reduce_sum(self, value: float) -> float:
+        """Sum of `value` over ranks, which must call it within minutes of each other."""
         if self.world == 1:
             return value
         box = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(box)
         return box.item()
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: Value) -> Value:
         """Rank 0's `value` on every rank (JSON-like values); waits for it as `barrier` does."""
         if self.world == 1:
             return value
@@ -85,29 +90,29 @@ class Runtime:
         dist.broadcast_object_list(box, device=self.device)
         return box[0]
 
-    def all_gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Value) -> list[Value]:
         """Every rank's `value` in rank order, on every rank; waits for all as `barrier` does."""
         if self.world == 1:
             return [value]
         self.barrier()
-        values = [None] * self.world
+        values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
 
     def stop_requested(self) -> bool:
-        """A signal has reached some rank; to be looked at between pieces of work."""
+        """Some rank has received a stop signal; to be checked between pieces of work."""
         if self._barrier is None:
-            return self._stop.asked
-        if self._stop.asked:
+            return self._stop.requested
+        if self._stop.requested:
             self._barrier.request_stop()
-        return self._stop.asked or self._barrier.stop_requested()
+        return self._stop.requested or self._barrier.stop_requested()
 
     def any_stop_requested(self) -> bool:
-        """A signal has reached some rank; every rank must call it at the same point."""
-        return self.total(float(self._stop.asked)) > 0
+        """Some rank has received a stop signal; every rank must call it at the same point."""
+        return self.all_reduce_sum(float(self._stop.requested)) > 0
 
     def stop_together(self, out: Path) -> None:
-        """Wait for every rank; then raise Stopped on all of them when a signal has reached one.
+        """Wait for every rank; raise Stopped on all of them if one has received a stop signal.
 
         Every rank must call it at the same point, with all its work committed.
         """
@@ -117,44 +122,12 @@ class Runtime:
 
     @contextmanager
     def stage(
-        self, out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any]
+        self, out: Path, kind: str, config: dict[str, Any], parents: Parents
     ) -> Iterator[bool]:
-        """Claim `out` on rank 0 and keep its status true; yields whether it is already done.
+        """Begin the stage `out` on rank 0 and keep its status; yields whether it is already done.
 
-        Every rank leaves it with the same outcome: a refusal is raised on all of them.
+        Every rank leaves it with the same outcome: BadInput of a refusal is raised on all of them.
         """
-        done = self._begin(out, kind, config, parents)
-        try:
-            yield done
-        except Stopped as stopped:
-            self._write_status(out, "preempted", str(stopped))
-            raise
-        except BaseException as error:
-            cause = _cause(error, self.rank)
-            # Any rank may be the one that fails, and the others may be stuck: it writes itself.
-            # The first to fail is the cause; the others lose their connection to it, or fail alike
-            # and leave the word to the lowest of them.
-            time.sleep(min(0.05 * self.rank, 5.0))
-            if newer_attempt(out, self.attempt):
-                raise
-            if self.world > 1 and stage_files.status_of(out) == "failed":
-                raise SystemExit(getattr(error, "exit_code", 1)) from None
-            with suppress(OSError):  # where the disk is full
-                reason = f"rank {self.rank}: {type(cause).__name__}: {cause}"
-                stage_files.write_status(out, "failed", reason, self.attempt)
-            if cause is error:
-                raise
-            raise cause from None
-
-    def check_newest(self, out: Path) -> None:
-        """Before a commit: Failed when another attempt of this stage has begun since.
-
-        Slurm starts a job again whose node is cut off, where the one before may go on.
-        """
-        if self.is_main and (newer := newer_attempt(out, self.attempt)):
-            raise Failed(newer)
-
-    def _begin(self, out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any]) -> bool:
         done, refusal, attempt = False, "", new_attempt()
         if self.is_main:
             try:
@@ -162,113 +135,51 @@ class Runtime:
                     raise BadInput(newer)
                 done = stage_files.begin(out, kind, config, parents)
                 if not done:
-                    stage_files.write_status(out, "running", by=attempt)
+                    stage_files.write_status(out, "running", by={**attempt})
             except BadInput as refused:
                 refusal = str(refused)
         done, refusal, self.attempt = self.broadcast((done, refusal, attempt))
         if refusal:
             raise BadInput(refusal)
-        return done
+        try:
+            yield done
+        except Stopped as stopped:
+            if self.is_main and not newer_attempt(out, self.attempt):
+                stage_files.write_status(out, "preempted", str(stopped), {**self.attempt})
+            raise
+        except BaseException as error:
+            cause = _cause(error, self.rank)
+            # Any rank may be the one that fails, and the others may be stuck, so each writes the
+            # status. The first failure is the cause: others then lose their connection to it. If
+            # all fail alike, the lowest rank writes, as the others wait longer here.
+            time.sleep(min(0.05 * self.rank, 5.0))
+            if newer_attempt(out, self.attempt):
+                raise
+            if self.world > 1 and stage_files.status_of(out) == "failed":
+                raise SystemExit(getattr(error, "exit_code", 1)) from None
+            with suppress(OSError):  # the disk may be full
+                reason = f"rank {self.rank}: {type(cause).__name__}: {cause}"
+                stage_files.write_status(out, "failed", reason, {**self.attempt})
+            if cause is error:
+                raise
+            raise cause from None
 
-    def _write_status(self, out: Path, state: str, reason: str) -> None:
-        if self.is_main and not newer_attempt(out, self.attempt):
-            stage_files.write_status(out, state, reason, self.attempt)
+    def check_newest(self, out: Path) -> None:
+        """Before a commit: raise Failed if a newer attempt of this stage has begun.
 
-
-def _cause(error: BaseException, rank: int) -> BaseException:
-    """`error`, or what it means when it only says that another rank does not answer any more."""
-    if not (isinstance(error, RuntimeError) and LOST.search(str(error))):
-        return error
-    return Failed(
-        f"rank {rank} lost its connection to another rank, which was killed or whose machine is "
-        "gone (out of memory? the launcher names it); the same command goes on "
-        f"({str(error).partition('. ')[0]})"
-    )
-
-
-def stop_flag() -> "_StopFlag":
-    """The process's: a stage that begins after the signal hears of it too."""
-    installed = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    return installed if isinstance(installed, _StopFlag) and installed.is_ours() else _StopFlag()
-
-
-class _StopFlag:
-    """A signal of STOPS asks for a stop; SIGTERM or SIGINT again after GRACE seconds ends at once.
-
-    Not at once: a launcher that is told to stop passes the signal on to ranks that have it.
-    """
-
-    GRACE = 20.0
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._asked_at = 0.0
-        self._pid = os.getpid()
-        for number in STOPS:
-            signal.signal(number, self._on_signal)
-
-    def is_ours(self) -> bool:
-        """It was not inherited from the process that forked this one."""
-        return os.getpid() == self._pid
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self.is_ours():
-            # A process that a library forked inherits this handler, but it is not asked to stop.
-            if number != signal.SIGUSR1:
-                os._exit(0)
-            return
-        if number != signal.SIGUSR1 and self._asked_at and self._age() > self.GRACE:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(self._pid, number)
-        if number != signal.SIGUSR1:
-            self._asked_at = self._asked_at or time.monotonic()
-        self.asked = True
-
-    def _age(self) -> float:
-        return time.monotonic() - self._asked_at
+        Slurm restarts a job whose node is cut off, while the first attempt may still run there.
+        """
+        if self.is_main and (newer := newer_attempt(out, self.attempt)):
+            raise Failed(newer)
 
 
 def row_blocks(rows: int, smallest: int = 256, largest: int = 65_536) -> list[range]:
     """Cut `rows` into the blocks that are the unit of work, of commit and of resume.
 
-    A function of the number of rows alone, about 64 blocks where that fits the bounds.
+    A function of the number of rows alone: about 64 blocks within the bounds of their size.
     """
     size = min(largest, max(smallest, -(-rows // 64)))
     return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held (ru_maxrss may be that of who started it)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-def trim_allocators() -> None:
-    """Return what is free in the allocators to the system.
-
-    glibc keeps the gaps that pieces of changing sizes leave: twice what is held after some minutes.
-    """
-    pa.default_memory_pool().release_unused()
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def under_launcher() -> bool:
-    """This process was started by torchrun or accelerate launch."""
-    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
-
-
-def supports_bf16(device: torch.device) -> bool:
-    """The device multiplies bfloat16 natively."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The autocast context of a precision option."""
-    enabled = precision == "bf16" or (precision == "auto" and supports_bf16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
@@ -277,6 +188,8 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 class _SumOverRanks(torch.autograd.Function):
+    """torch.distributed.nn.functional.all_reduce, which torch deprecates and does not compile."""
+
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
         total = values.clone()
@@ -285,20 +198,24 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        total = grads[0].clone()
-        dist.all_reduce(total)
-        return total
+        return _SumOverRanks.forward(ctx, grads[0])
 
 
-def _on_cpu(device: str) -> bool:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise NoGPU("--device cuda: no GPU answers (driver missing, or a CPU build of torch)")
-    return device == "cpu" or not torch.cuda.is_available()
+def _cause(error: BaseException, rank: int) -> BaseException:
+    """`error`, or Failed if it only shows that another rank no longer answers."""
+    if not (isinstance(error, RuntimeError) and LOST.search(str(error))):
+        return error
+    return Failed(
+        f"rank {rank} lost its connection to another rank, which was killed or whose machine is "
+        "down (out of memory? the launcher's log names it); the same command goes on "
+        f"({str(error).partition('. ')[0]})"
+    )
 
 
-def _leave_traces() -> None:
-    """A crash prints where it was, SIGUSR2 prints where every thread is, and NCCL's flight recorder
-    writes down what each rank was at when a collective times out.
+def _enable_traces() -> None:
+    """Print a traceback at a crash and, for every thread, at SIGUSR2; record NCCL's timeouts.
+
+    NCCL's flight recorder writes what each rank was doing when a collective timed out.
     """
     errors = sys.__stderr__
     if errors is not None:
@@ -311,75 +228,13 @@ def _leave_traces() -> None:
     os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder / f"dist_train-{job}-rank-"))
 
 
-def _check_nodes() -> None:
-    """No node of a Slurm step works alone beside the others, for want of a launcher over all."""
-    tasks, nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{of}", "1")) for of in ("TASKS", "NODES"))
-    if under_launcher():
-        world, here = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        alone, knows = world < nodes * here, f"{world} processes, {here} of them here"
-    else:
-        alone, knows = tasks > 1, "itself alone"
-    if alone:
-        raise BadInput(
-            f"Slurm runs this step as {tasks} tasks on {nodes} nodes, and task "
-            f"{os.environ.get('SLURM_PROCID')} knows of {knows}: each would do all the work; start "
-            "it by launch/slurm/stage.sh, or with --num_machines and --machine_rank"
-        )
-
-
-def _join(cpu: bool) -> PartialState:
-    _check_nodes()
-    if not under_launcher():
-        _check_world(1)  # before accelerate fails on the half of a launcher's variables
-        _check_alone()
+def _join_group(cpu: bool) -> PartialState:
+    check_before_joining()
     if not cpu:
         return PartialState(timeout=timeout())
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        # use_cpu would drop DeepSpeed without a word.
+        # use_cpu would silently drop DeepSpeed.
         os.environ["DS_ACCELERATOR"] = "cpu"
         return PartialState(backend="gloo", timeout=timeout())
     os.environ["ACCELERATE_USE_CPU"] = "true"
     return PartialState(cpu=True, backend="gloo" if under_launcher() else None, timeout=timeout())
-
-
-def _device_of(state: PartialState) -> torch.device:
-    assert state.device is not None
-    return state.device
-
-
-def _check_world(world: int) -> None:
-    meant = int(os.environ.get("WORLD_SIZE", "1"))
-    grouped = dist.get_world_size() if dist.is_initialized() else 1
-    if not meant == world == grouped:
-        raise BadInput(
-            f"the launcher meant {meant} processes, accelerate sees {world} and the process group "
-            f"has {grouped}; start with: accelerate launch --num_processes {meant} -m dist_train"
-        )
-
-
-def _check_alone() -> None:
-    """`accelerate launch` says so little where it was to start several and started this one."""
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
-        raise BadInput(
-            "accelerate launch was told of several processes and has started this one alone; use a "
-            "config whose distributed_type is MULTI_GPU (on CPUs too: launch/accelerate/cpu.yaml), "
-            "without --cpu"
-        )
-
-
-def _log_on_rank_0(rank: int) -> None:
-    level = logging.INFO if rank == 0 else logging.WARNING
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    for name in ("dist_train", "shards"):
-        logging.getLogger(name).setLevel(level)
-
-
-class Clock:
-    """Seconds since it was made, for rates and reports."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return time.monotonic() - self._start

@@ -1,15 +1,15 @@
-"""The chain of stage directories: what each was made from, by relative path and fingerprint.
+"""The chain of stage directories: the parents of each, by relative path and fingerprint.
 
-And the attempts of a stage: starts of the same command, of which only the newest may write.
+Also the attempts of a stage: starts of the same command, of which only the newest may write.
 """
 
 import os
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from shards.pack.pack import KIND as SHARDS
-from shards.read.location import Folder, Location, Mirror, open_files
+from shards.read.location import Location, Mirror, open_files
 from shards.read.remote import is_url
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
@@ -24,72 +24,81 @@ KINDS = {
     "index": INDEX,
     "pairs": PAIRS,
 }
-"""Name of a parent in stage.json to the kind of directory it must be."""
+"""Name of a parent in stage.json to the kind of directory that it must be."""
 
 
-def parents_for(out: Path, **locations: Location | None) -> dict[str, Any]:
-    """The `parents` of a stage to be written at `out`; each must be finished and of its kind.
+class Parent(TypedDict):
+    """A parent in stage.json: its path relative to the stage (or a URL), and its fingerprint."""
 
-    A URL is recorded as it is, without user and query: they may be secrets.
+    path: str
+    fingerprint: str
+
+
+Parents = dict[str, Parent]
+
+
+class Attempt(TypedDict, total=False):
+    """One start of a stage, as status.json names it; job and restart only under Slurm."""
+
+    attempt: str
+    job: str
+    restart: int
+
+
+def parents_for(out: Path, **locations: Location | None) -> Parents:
+    """The `parents` of a stage to be written at `out`; BadInput unless finished and of its kind.
+
+    A URL is recorded without user and query, which may be secrets.
     """
-    found = {
-        name: open_files(location, KINDS[name])
-        for name, location in locations.items()
-        if location is not None
-    }
-    return {
-        name: {"path": _told(files, out), "fingerprint": files.manifest["fingerprint"]}
-        for name, files in found.items()
-    }
-
-
-def _told(files: Folder | Mirror, out: Path) -> str:
-    if isinstance(files, Mirror):
-        return str(files)
-    return os.path.relpath(files.path.resolve(), out.resolve())
+    parents: Parents = {}
+    for name, location in locations.items():
+        if location is None:
+            continue
+        files = open_files(location, KINDS[name])
+        url = isinstance(files, Mirror)
+        path = str(files) if url else os.path.relpath(files.path.resolve(), out.resolve())
+        parents[name] = {"path": path, "fingerprint": files.manifest["fingerprint"]}
+    return parents
 
 
 def parent(path: Path, name: str) -> Path:
-    """The directory that `path` was made from; refused when it has changed since."""
-    return Path(_parent(path, name))
+    """The local directory that `path` was made from; BadInput if it has changed since."""
+    return Path(parent_location(path, name))
 
 
-def parent_shards(path: Path) -> Location:
-    """The shard set that `path` was made from, a folder or a URL; refused as by `parent`."""
-    return _parent(path, "shards")
-
-
-def _parent(path: Path, name: str) -> Location:
-    known = read_json(path / stage_files.STAGE)["parents"]
-    if name not in known:
+def parent_location(path: Path, name: str) -> Location:
+    """The directory or URL that `path` was made from; BadInput if it has changed since."""
+    parents = read_json(path / stage_files.STAGE)["parents"]
+    if name not in parents:
         raise BadInput(f"{path}: was not made from any {name}")
-    told: str = known[name]["path"]
-    found = told if is_url(told) else Path(os.path.normpath(path.resolve() / told))
-    if open_files(found, KINDS[name]).manifest["fingerprint"] != known[name]["fingerprint"]:
-        raise BadInput(f"{path}: was made from another {name} than now lies at {found}")
-    return found
+    recorded: str = parents[name]["path"]
+    location = recorded if is_url(recorded) else Path(os.path.normpath(path.resolve() / recorded))
+    if open_files(location, KINDS[name]).manifest["fingerprint"] != parents[name]["fingerprint"]:
+        raise BadInput(f"{path}: was made from another {name} than now lies at {location}")
+    return location
 
 
-def new_attempt() -> dict[str, Any]:
-    """What this start of a stage is known by; under launch/slurm/stage.sh with job and restart."""
-    attempt: dict[str, Any] = {"attempt": uuid.uuid4().hex}
+def new_attempt() -> Attempt:
+    """Identify this start of a stage; launch/slurm/stage.sh adds the job and its restart."""
+    attempt: Attempt = {"attempt": uuid.uuid4().hex}
     if job := os.environ.get("DIST_TRAIN_JOB", ""):
-        attempt |= {"job": job, "restart": int(os.environ.get("DIST_TRAIN_ATTEMPT", "0"))}
+        attempt["job"] = job
+        attempt["restart"] = int(os.environ.get("DIST_TRAIN_ATTEMPT", "0"))
     return attempt
 
 
-def newer_attempt(out: Path, mine: dict[str, Any], begun: bool = True) -> str:
-    """What is to be said when a newer attempt than `mine` has begun the stage `out`; else empty.
+def newer_attempt(out: Path, mine: Attempt, begun: bool = True) -> str:
+    """Describe the attempt of the stage `out` that is newer than `mine`; empty if none is.
 
-    Once begun, any other is newer; before, only a later restart of the same Slurm job.
+    If `mine` has begun, any other attempt is newer; else only a later restart of its Slurm job.
     """
     path = out / stage_files.STATUS
     known = read_json(path) if path.exists() else {}
     if begun:
-        newer = bool(mine) and known.get("attempt") != mine["attempt"]
+        newer = bool(mine) and known.get("attempt") != mine.get("attempt")
     else:
         newer = "job" in mine and known.get("job") == mine["job"]
-        newer = newer and known.get("restart", 0) > mine["restart"]
+        newer = newer and known.get("restart", 0) > mine.get("restart", 0)
     if not newer:
         return ""
     job = f", Slurm job {known['job']} restart {known['restart']}" if "job" in known else ""

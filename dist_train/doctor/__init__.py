@@ -1,1 +1,1 @@
-"""Looking after runs and machines: doctor, plan, acceptance, Slurm."""
+"""Checks of this machine: what it has, what is wrong with it, and how to fix that."""

@@ -1,4 +1,4 @@
-"""An all-reduce among real processes: whether they meet, whether the sum is right, how fast it is.
+"""An all-reduce among real processes: whether they connect, the sum is right, and how fast it is.
 
 Bus bandwidth as nccl-tests define it (doc/PERFORMANCE.md there): 2 (W - 1) / W of the bytes a
 second, what a ring moves past each rank.
@@ -19,104 +19,36 @@ import torch.distributed as dist
 from dist_train.doctor.finding import Finding, fault
 
 NUMBERS = {"gloo": 1 << 22, "nccl": 1 << 26}
-"""float32 of the tensor that is summed: 17 MB, 268 MB."""
+"""float32 values of the tensor that is summed: 17 MB, 268 MB."""
 ROUNDS = 5
-
-
-def all_reduce(backend: str, world: int, seconds: float = 180) -> Finding:
-    """`world` processes of their own sum a tensor over `backend`, within `seconds`."""
-    try:
-        gigabytes = bus_bandwidth(backend, world, seconds)
-    except (RuntimeError, TimeoutError) as error:
-        return fault("all-reduce", f"{backend} over {world} processes: {error}", REMEDY[backend])
-    said = f"{backend}, {world} processes on this machine: {gigabytes:.2f} GB/s of the bus"
-    return Finding("all-reduce", said)
-
-
 REMEDY = {
     "gloo": "GLOO_SOCKET_IFNAME=lo for one machine, else the interface that other nodes reach",
-    "nccl": "NCCL_DEBUG=INFO tells where it stops; NCCL_P2P_DISABLE=1 and NCCL_SOCKET_IFNAME=... "
-    "tell whether a link is at fault",
+    "nccl": "NCCL_DEBUG=INFO shows where it stops; NCCL_P2P_DISABLE=1 and NCCL_SOCKET_IFNAME=... "
+    "show whether a link is at fault",
 }
 
 
-def bus_bandwidth(backend: str, world: int, seconds: float) -> float:
-    """GB/s of an all-reduce; raises as `ask_ranks` does, of a wrong sum too."""
-    numbers = NUMBERS[backend]
-    slowest = max(ask_ranks(fastest_sum, backend, world, seconds, numbers))
-    return bus_share("all_reduce", world) * 4 * numbers / slowest / 1e9
-
-
-def bus_share(collective: str, world: int) -> float:
-    """What a ring moves past each rank, as a share of the whole tensor."""
-    alone = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}[collective]
-    return alone * (world - 1) / world if world > 1 else 1.0
-
-
-def ask_ranks(
-    function: Callable[..., Any], backend: str, world: int, seconds: float, *arguments: Any
-) -> list[Any]:
-    """`function(rank, world, device, *arguments)` in `world` processes that are one group.
-
-    Raises RuntimeError with what a rank met, TimeoutError when one gives no answer in `seconds`.
-    """
-    context = multiprocessing.get_context("spawn")
-    with TemporaryDirectory() as folder:
-        pipes = [context.Pipe(duplex=False) for _ in range(world)]
-        what = (function, backend, folder, seconds, arguments)
-        ranks = [
-            context.Process(target=_rank, args=(says, rank, world, *what), daemon=True)
-            for rank, (_, says) in enumerate(pipes)
-        ]
-        for rank in ranks:
-            rank.start()
-        try:
-            return _answers([hears for hears, _ in pipes], time.monotonic() + seconds)
-        finally:
-            for rank in ranks:
-                rank.kill()
-                rank.join()
-
-
-def _answers(pipes: list[Connection], until: float) -> list[Any]:
-    answers: list[Any] = []
-    for rank, pipe in enumerate(pipes):
-        if not pipe.poll(max(0.0, until - time.monotonic())):
-            raise TimeoutError(f"rank {rank} gave no answer")
-        try:
-            answer, fault = pipe.recv()
-        except EOFError:
-            raise RuntimeError(f"rank {rank} died") from None
-        if fault:
-            raise RuntimeError(f"rank {rank}: {fault}")
-        answers.append(answer)
-    return answers
-
-
-def _rank(
-    pipe: Connection, rank: int, world: int, function: Callable[..., Any], backend: str,
-    folder: str, seconds: float, arguments: tuple[Any, ...],
-) -> None:  # fmt: skip
+def all_reduce(backend: str, world: int, seconds: float = 180) -> Finding:
+    """Whether `world` new processes can sum a tensor over `backend` within `seconds`."""
     try:
-        torch.set_num_threads(1)
-        device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
-        if backend == "nccl":
-            torch.cuda.set_device(device)
-        meeting = f"file://{Path(folder) / 'meeting'}"
-        dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world,
-                                timeout=timedelta(seconds=seconds))  # fmt: skip
-        pipe.send((function(rank, world, device, *arguments), ""))
-        # Nobody leaves while another may still hear from it; then all are ended.
-        time.sleep(seconds)
-    except Exception as error:  # told to the process that asks, by name
-        said = (str(error).splitlines() or [""])[0][:200]
-        pipe.send((None, f"{type(error).__name__}: {said}"))
+        gigabytes = bus_bandwidth(backend, world, NUMBERS[backend], seconds)
+    except (RuntimeError, TimeoutError) as error:
+        return fault("all-reduce", f"{backend} over {world} processes: {error}", REMEDY[backend])
+    message = f"{backend}, {world} processes on this machine: {gigabytes:.2f} GB/s bus bandwidth"
+    return Finding("all-reduce", message)
 
 
-def fastest_sum(rank: int, world: int, device: torch.device, numbers: int) -> float:
+def bus_bandwidth(backend: str, world: int, numbers: int, seconds: float) -> float:
+    """GB/s of an all-reduce of `numbers` float32; raises as `run_ranks`, also for a wrong sum."""
+    slowest = max(run_ranks(all_reduce_seconds, backend, world, seconds, numbers))
+    factor = 2 * (world - 1) / world if world > 1 else 1.0
+    return factor * 4 * numbers / slowest / 1e9
+
+
+def all_reduce_seconds(rank: int, world: int, device: torch.device, numbers: int) -> float:
     """Least seconds of an all-reduce of `numbers` float32; ArithmeticError for a wrong sum."""
     values, times = torch.empty(numbers, device=device), []
-    for _ in range(ROUNDS + 1):  # the first connects
+    for _ in range(ROUNDS + 1):  # the first also connects
         values.fill_(rank + 1)
         dist.barrier()
         start = time.perf_counter()
@@ -124,5 +56,71 @@ def fastest_sum(rank: int, world: int, device: torch.device, numbers: int) -> fl
         total = float(values[-1])  # waits for a GPU too
         times.append(time.perf_counter() - start)
         if total != world * (world + 1) / 2 or not bool((values == total).all()):
-            raise ArithmeticError(f"the sum over {world} ranks came out as {total}")
+            raise ArithmeticError(f"the sum over {world} ranks is {total}")
     return min(times[1:])
+
+
+def run_ranks(
+    function: Callable[..., Any], backend: str, world: int, seconds: float, *arguments: Any
+) -> list[Any]:
+    """`function(rank, world, device, *arguments)` in `world` new processes that are one group.
+
+    Raises RuntimeError with the error of a rank, TimeoutError if one needs longer than `seconds`.
+    """
+    context = multiprocessing.get_context("spawn")
+    with TemporaryDirectory() as folder:
+        pipes = [context.Pipe(duplex=False) for _ in range(world)]
+        shared = (function, backend, folder, seconds, arguments)
+        ranks = [
+            context.Process(target=_rank, args=(sender, rank, world, *shared), daemon=True)
+            for rank, (_, sender) in enumerate(pipes)
+        ]
+        for rank in ranks:
+            rank.start()
+        until, results = time.monotonic() + seconds, []
+        try:
+            for rank, (receiver, _) in enumerate(pipes):
+                if not receiver.poll(max(0.0, until - time.monotonic())):
+                    raise TimeoutError(f"rank {rank} gave no result")
+                try:
+                    result, error = receiver.recv()
+                except EOFError:
+                    raise RuntimeError(f"rank {rank} died") from None
+                if error:
+                    raise RuntimeError(f"rank {rank}: {error}")
+                results.append(result)
+            return results
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
+
+
+def _rank(
+    sender: Connection,
+    rank: int,
+    world: int,
+    function: Callable[..., Any],
+    backend: str,
+    folder: str,
+    seconds: float,
+    arguments: tuple[Any, ...],
+) -> None:
+    try:
+        torch.set_num_threads(1)
+        device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+        if backend == "nccl":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            backend,
+            init_method=f"file://{Path(folder) / 'group'}",
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=seconds),
+        )
+        sender.send((function(rank, world, device, *arguments), ""))
+        # No rank leaves while others may still need it; run_ranks ends all of them.
+        time.sleep(seconds)
+    except Exception as error:  # the parent process reports it
+        first = (str(error).splitlines() or [""])[0][:200]
+        sender.send((None, f"{type(error).__name__}: {first}"))

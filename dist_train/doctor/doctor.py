@@ -1,4 +1,4 @@
-"""What this machine has, and what is wrong with it: every check, its finding and the remedy."""
+"""Every check of this machine, with the facts that each needs."""
 
 import os
 import resource
@@ -18,62 +18,50 @@ from dist_train.doctor.finding import Finding, fault
 from shards.read.cache import cache_here
 
 PORT = 29500
-"""accelerate's and torchrun's, where none is named."""
+"""The default port of accelerate and torchrun."""
 AHEAD = 3
-"""Batches of a worker at one time: two wait (prefetch), one is being made."""
+"""Batches that a worker holds at a time: two wait (prefetch), one is being built."""
 
 
 def examine(device: Device, out: Path) -> list[Finding]:
-    """Every finding of this machine, for stages that write into `out` on `device`."""
+    """Every finding on this machine, for stages that write to `out` on `device`."""
     gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
-    return [*_software(device, gpus), *_machine(out, max(1, gpus)), *_services(out),
-            all_reduce(*(("nccl", gpus) if gpus else ("gloo", 2)))]  # fmt: skip
-
-
-def _software(device: Device, gpus: int) -> list[Finding]:
     cards = software.nvidia_cards(Path("/sys/bus/pci/devices"))
-    driver, answer = software.driver_cuda(), software.ask_driver()
-    found = software.gpu(cards, driver, answer, torch.version.cuda, device)
-    if found.level == "fine" and device == "cuda" and not gpus:
-        found = fault("GPU", f"{found.said}; but torch sees none", "look at CUDA_VISIBLE_DEVICES")
-    return [software.versions(), software.faiss_wheels(sys.path, gpus), found]
+    driver, smi = software.driver_cuda(), software.ask_driver()
+    gpu = software.gpu(cards, driver, smi, torch.version.cuda, device)
+    if gpu.level == "fine" and device == "cuda" and not gpus:
+        gpu = fault("GPU", f"{gpu.message}; but torch sees none", "check CUDA_VISIBLE_DEVICES")
+    findings = [software.versions(), software.faiss_wheels(sys.path, gpus), gpu]
 
-
-def _machine(out: Path, ranks: int) -> list[Finding]:
     build = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    return [
-        machine.shared_memory(Path("/dev/shm"), ranks * loader_bytes(ImageTraining())),
+    infiniband = len(list(Path("/sys/class/infiniband").glob("*")))
+    findings += [
+        machine.shared_memory(Path("/dev/shm"), max(1, gpus) * loader_bytes(ImageTraining())),
         machine.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)),
-        machine.locked_memory(
-            resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
-            len(list(Path("/sys/class/infiniband").glob("*"))),
-        ),
+        machine.locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], infiniband),
         machine.free_disk(out),
         machine.writable("model cache", Path(HF_HUB_CACHE), "HF_HOME"),
         machine.writable("shard cache", cache_here().folder, "DIST_TRAIN_CACHE"),
         machine.writable("extensions", build, "TORCH_EXTENSIONS_DIR"),
         machine.extension_locks(build, time.time()),
         machine.port(os.environ.get("MASTER_PORT", str(PORT))),
+        machine.writable("output", out, "--out"),
     ]
+    if findings[-1].level == "fine":
+        ahead = machine.ahead_of_files(machine.existing(out))
+        findings.append(machine.clock(ahead, f"the file system of {out}"))
 
-
-def _services(out: Path) -> list[Finding]:
-    found = [machine.writable("output", out, "--out")]
-    if found[0].level == "fine":
-        found.append(
-            machine.clock(
-                machine.ahead_of_files(machine.existing(out)), f"the file system of {out}"
-            )
-        )
     hub, ahead = services.hub(ENDPOINT, HF_HUB_OFFLINE)
-    found += [hub] if ahead is None else [hub, machine.clock(ahead, "the hub")]
+    findings += [hub] if ahead is None else [hub, machine.clock(ahead, "the hub")]
     configured = "SLURM_CONF" in os.environ or Path("/etc/slurm/slurm.conf").exists()
     sbatch = shutil.which("sbatch")
-    answer = services.ask_controller() if sbatch else (1, "")
-    return [*found, services.slurm(sbatch, answer, configured)]
+    ping = services.ping_controller() if sbatch else (1, "")
+    findings.append(services.slurm(sbatch, ping, configured))
+    findings.append(all_reduce("nccl", gpus) if gpus else all_reduce("gloo", 2))
+    return findings
 
 
 def loader_bytes(config: ImageTraining) -> int:
-    """Bytes of shared memory that one rank's loader fills, float32 photos on their way."""
+    """Bytes of shared memory that the loader of one rank fills with float32 photos."""
     photo = 3 * config.encoder.image_size**2 * 4
     return config.workers * AHEAD * config.batch_size * photo

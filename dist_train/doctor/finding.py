@@ -7,30 +7,30 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's: a fault keeps work from running, a note may explain a wonder."""
+    """One result: a fault keeps work from running, a note may explain a symptom."""
 
     name: str
-    said: str
+    message: str
     level: Literal["fine", "note", "fault"] = "fine"
     remedy: str = ""
 
     def __str__(self) -> str:
-        line = f"{self.level:5}  {self.name:16} {self.said}"
+        line = f"{self.level:5}  {self.name:16} {self.message}"
         return f"{line}\n{'':24}-> {self.remedy}" if self.remedy else line
 
 
-def fault(name: str, said: str, remedy: str) -> Finding:
-    """Something that must be mended."""
-    return Finding(name, said, "fault", remedy)
+def fault(name: str, message: str, remedy: str) -> Finding:
+    """A finding that must be fixed."""
+    return Finding(name, message, "fault", remedy)
 
 
-def note(name: str, said: str, remedy: str = "") -> Finding:
-    """Something to know."""
-    return Finding(name, said, "note", remedy)
+def note(name: str, message: str, remedy: str = "") -> Finding:
+    """A finding to know about."""
+    return Finding(name, message, "note", remedy)
 
 
-def as_json(findings: list[Finding]) -> str:
-    """All of them, and whether none is a fault."""
+def findings_json(findings: list[Finding]) -> str:
+    """All findings as JSON, and whether none is a fault."""
     fine = all(finding.level != "fault" for finding in findings)
-    found = [asdict(finding) for finding in findings]
-    return json.dumps({"fine": fine, "findings": found}, indent=1, ensure_ascii=False)
+    rows = [asdict(finding) for finding in findings]
+    return json.dumps({"fine": fine, "findings": rows}, indent=1, ensure_ascii=False)

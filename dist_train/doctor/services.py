@@ -1,4 +1,4 @@
-"""Checks of what lies beyond the machine: the model hub, Slurm."""
+"""Checks of what lies beyond the machine: the model hub and Slurm."""
 
 import subprocess
 import time
@@ -12,8 +12,11 @@ SECONDS = 10.0
 
 
 def hub(endpoint: str, offline: bool) -> tuple[Finding, float | None]:
-    """Whether models can be fetched, and by how many seconds our clock is ahead of the hub's."""
-    remedy = "models from local folders, or fetched once on a machine that reaches it (HF_HOME)"
+    """Whether models can be downloaded, and the seconds that our clock is ahead of the hub's.
+
+    The seconds are None if the hub was not reached or gave no date.
+    """
+    remedy = "use models in local folders, or download them once where it is reached (HF_HOME)"
     if offline:
         return Finding("hub", "offline by HF_HUB_OFFLINE: cached and local models only"), None
     request = urllib.request.Request(endpoint, method="HEAD")
@@ -22,32 +25,35 @@ def hub(endpoint: str, offline: bool) -> tuple[Finding, float | None]:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:
             date = answer.headers.get("Date")
     except urllib.error.HTTPError as error:
-        date = error.headers.get("Date")  # it answers, if only with a refusal
+        date = error.headers.get("Date")  # the hub answers, if only with a refusal
     except (OSError, ValueError) as error:
         return note("hub", f"{endpoint} is not reached ({error})", remedy), None
-    found = Finding("hub", f"{endpoint} answers in {time.time() - began:.2f} s")
+    ended = time.time()
+    finding = Finding("hub", f"{endpoint} answers in {ended - began:.2f} s")
     if date is None:
-        return found, None
-    # The whole second that the server names is half a second old on average.
-    there = parsedate_to_datetime(date).timestamp() + 0.5
-    return found, (began + time.time()) / 2 - there
+        return finding, None
+    # Servers give complete seconds, which are half a second old on average.
+    return finding, (began + ended) / 2 - (parsedate_to_datetime(date).timestamp() + 0.5)
 
 
-def slurm(sbatch: str | None, answer: tuple[int, str], configured: bool) -> Finding:
-    """From where `sbatch` lies, and the exit code and `answer` of scontrol ping."""
+def slurm(sbatch: str | None, ping: tuple[int, str], configured: bool) -> Finding:
+    """From the path of `sbatch` and the result of `ping_controller`."""
     if sbatch is None:
-        return Finding("Slurm", "none here; submit needs it, nothing else does")
-    code, said = answer
-    if code == 0 and "UP" in said:
-        return Finding("Slurm", said.splitlines()[0])
-    told = f"{sbatch} is here, but no controller answers ({(said.splitlines() or ['?'])[0][:100]})"
+        return Finding("Slurm", "not installed; only submit needs it")
+    code, answer = ping
+    if code == 0 and "UP" in answer:
+        return Finding("Slurm", answer.splitlines()[0])
+    first = (answer.splitlines() or ["?"])[0][:100]
+    message = f"{sbatch} is installed, but no controller answers ({first})"
     if not configured:
-        return note("Slurm", told, "SLURM_CONF=... where it belongs to a cluster")
-    return fault("Slurm", told, "scontrol ping; ask the cluster's people, or set SLURM_CONF")
+        return note("Slurm", message, "set SLURM_CONF if this machine belongs to a cluster")
+    return fault(
+        "Slurm", message, "run scontrol ping; ask the cluster's support, or set SLURM_CONF"
+    )
 
 
-def ask_controller() -> tuple[int, str]:
-    """Exit code and answer of scontrol ping."""
+def ping_controller() -> tuple[int, str]:
+    """Exit code and output of scontrol ping."""
     try:
         done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=30)
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:

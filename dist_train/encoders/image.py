@@ -19,7 +19,7 @@ from dist_train.config.options import (
     TrainingOptions,
     local_path,
 )
-from dist_train.distributed.runtime import autocast
+from dist_train.distributed.precision import autocast
 from dist_train.encoders.pooling import (
     Neck,
     freeze_shift,

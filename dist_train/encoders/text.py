@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from transformers.utils.logging import disable_progress_bar
 
 from dist_train.config.options import TextEncoderOptions, TrainingOptions, local_path
-from dist_train.distributed.runtime import autocast
+from dist_train.distributed.precision import autocast
 from dist_train.encoders.pooling import Neck, freeze_shift, mean_of_tokens, unavailable
 from dist_train.evaluation.titles import decode_escapes
 from shards.read.shard_set import Item

@@ -7,7 +7,9 @@ from typing import TypedDict
 
 from dist_train.config.options import JoinConfig, bytes_of, result_options
 from dist_train.distributed import stage
-from dist_train.distributed.runtime import Runtime, peak_bytes, supports_bf16, trim_allocators
+from dist_train.distributed.memory import peak_bytes, trim_allocators
+from dist_train.distributed.precision import supports_bf16
+from dist_train.distributed.runtime import Runtime
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.matching.blocks import Bounds, blocks_of, join_bounds
 from dist_train.matching.engines import Engine, GemmEngine

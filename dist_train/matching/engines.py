@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from dist_train.distributed.runtime import trim_allocators
+from dist_train.distributed.memory import trim_allocators
 from dist_train.matching.blocks import (
     CHUNK,
     Block,

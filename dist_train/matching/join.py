@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dist_train.distributed.runtime import Runtime, trim_allocators
+from dist_train.distributed.memory import trim_allocators
+from dist_train.distributed.runtime import Runtime
 from dist_train.matching.blocks import PAIRS_IN_MEMORY, BlockPair, block_size, blocks_of
 from dist_train.matching.engines import Engine, GemmEngine
 from dist_train.matching.kernels import kernels_for

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dist_train.config.options import Modality
-from dist_train.embedding.store import EmbeddingSet, Rows
+from dist_train.embedding.store import EmbeddingSet, Rows, corrupt_error
 from shards.storage.errors import BadInput, Corrupt
 
 EXACT_ROWS = 512

@@ -1,16 +1,17 @@
-"""What a run records while it trains: metrics.jsonl and TensorBoard, and what its steps cost."""
+"""What a run records while it trains: metrics.jsonl, TensorBoard, speed and memory."""
 
 import json
 import math
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from dist_train.distributed.runtime import Clock, peak_bytes, trim_allocators
+from dist_train.distributed.memory import device_peak_bytes
 from shards.storage.files import write_atomic
 
 Batch = TypeVar("Batch")
@@ -20,9 +21,9 @@ class Metrics:
     """Scalars by step, written by rank 0 to `run/metrics.jsonl` and `run/tensorboard`."""
 
     def __init__(self, run: Path, step: int, enabled: bool = True) -> None:
-        """Continue at `step`: rows of later steps, of an attempt that was cut off, are dropped.
+        """Continue at `step`: rows of later steps, which an interrupted attempt left, are dropped.
 
-        Not `enabled`, on the other ranks, it writes nothing.
+        Ranks that are not `enabled` write nothing.
         """
         self._enabled = enabled
         if not enabled:
@@ -76,50 +77,33 @@ class Meter:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Time a step; what happens between steps (validation, checkpoints) does not count."""
-        clock = Clock()
+        began = time.monotonic()
         yield
         self._steps += 1
-        self._working += clock.seconds()
+        self._working += time.monotonic() - began
 
     def timed_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; the time spent waiting for each is added up."""
+        end: Any = object()
         while True:
-            clock = Clock()
-            try:
-                batch = next(batches)
-            except StopIteration:
+            began = time.monotonic()
+            batch = next(batches, end)
+            if batch is end:
                 return
-            self._waiting += clock.seconds()
+            self._waiting += time.monotonic() - began
             yield batch
 
     def read(self, batch_size: int) -> dict[str, float]:
-        """samples_per_second, step_seconds, data_wait (share of the time) and peak memory_gb.
+        """Samples per second, seconds of a step, fraction of it spent waiting for data, peak GB.
 
-        The memory is the GPU's where there is one, else the most this process ever held.
+        The peak is of the GPU's memory if there is one, else of this process since it began.
         """
         seconds = max(self._working, 1e-9)
         values = {
             "samples_per_second": self._steps * batch_size / seconds,
             "step_seconds": seconds / max(self._steps, 1),
             "data_wait": self._waiting / seconds,
-            "memory_gb": peak_memory(self._device) / 1e9,
+            "memory_gb": device_peak_bytes(self._device) / 1e9,
         }
         self._steps, self._working, self._waiting = 0, 0.0, 0.0
         return values
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes at the peak: of the GPU where there is one, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return peak_bytes()
-
-
-def reset_peak(device: torch.device) -> None:
-    """Let `peak_memory` begin anew from what is in use; free memory goes back to the system."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    trim_allocators()
-    with suppress(OSError):  # a kernel without it: the peak stays that of all before
-        Path("/proc/self/clear_refs").write_text("5")

@@ -1,7 +1,8 @@
-"""How far the work is: one line that changes on a terminal, a line a minute in a log."""
+"""Progress of a stage: one line that is redrawn on a terminal, a line a minute in a log."""
 
 import logging
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
@@ -10,17 +11,17 @@ log = logging.getLogger(__name__)
 
 
 class _Log:
-    """Writes what a bar draws as lines of the log."""
+    """A file for tqdm that writes each drawn bar as a line of the log."""
 
     def __init__(self) -> None:
         self.text = ""
 
     def write(self, text: str) -> None:
-        """Take what the bar draws next."""
+        """Keep what the bar draws until it is flushed."""
         self.text = text.strip()
 
     def flush(self) -> None:
-        """Log it, once."""
+        """Log the last drawing once."""
         if self.text:
             log.info("%s", self.text)
         self.text = ""
@@ -29,14 +30,13 @@ class _Log:
 def progress_bar(name: str, unit: str, total: int, quiet: bool) -> tqdm:
     """A bar over `total` pieces of work; `quiet` processes show none.
 
-    The time left is at the pace of this process since it began (smoothing 0); what others did is
-    added to both `n` and `initial` of the bar.
+    The time left is at the average pace of this process (smoothing 0): add what other processes
+    did to both `n` and `initial` of the bar.
     """
-    if quiet or sys.stderr.isatty():
-        return tqdm(total=total, desc=name, unit=unit, disable=quiet, smoothing=0)
-    # miniters: else the bar guesses from the pace until now when a minute is over.
-    return tqdm(
-        total=total, desc=name, unit=unit, file=_Log(), smoothing=0, miniters=1,
-        mininterval=MINUTE, maxinterval=MINUTE,
-        bar_format="{desc}: {n_fmt} of {total_fmt} {unit}s done, {remaining} left at this pace",
-    )  # fmt: skip
+    options: dict[str, Any] = {"total": total, "desc": name, "unit": unit, "smoothing": 0}
+    if not quiet and not sys.stderr.isatty():
+        # Without miniters the bar estimates from the pace how many updates make a minute.
+        options |= {"file": _Log(), "miniters": 1, "mininterval": MINUTE, "maxinterval": MINUTE}
+        left = "{desc}: {n_fmt} of {total_fmt} {unit}s done, {remaining} left at this pace"
+        options["bar_format"] = left
+    return tqdm(disable=quiet, **options)

@@ -1,1 +1,0 @@
-"""What each stage will take, computed before anything runs."""

@@ -1,46 +1,61 @@
-"""What each stage will take, by formula: seconds, memory of a rank, bytes on disk.
+"""What each stage will need, by formula: seconds, memory of a rank, bytes on disk.
 
-What no rate of rates.py covers is a constant, fitted by benchmarks/planning.py.
+The formulas multiply counts of the catalogue with rates that are measured on a sample of it. What
+no rate covers is a constant, fitted by benchmarks/planning.py.
 """
 
 import math
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pandas as pd
 import torch
 
 from dist_train.acceptance.speed import join as product_rate
+from dist_train.acceptance.speed import seconds as seconds_of
 from dist_train.config.options import Config, Modality, TrainingOptions, bytes_of
-from dist_train.doctor.machine import existing, free_memory
+from dist_train.distributed.memory import device_peak_bytes, free_memory, reset_peak
+from dist_train.doctor.machine import existing
+from dist_train.encoders.batches import Batch, BatchPlan, Inputs, load
+from dist_train.encoders.folder import new_encoder
+from dist_train.heads.class_parallel import MarginHead
 from dist_train.matching.blocks import CHUNK, PROGRAM, join_bounds, join_peak
-from dist_train.monitor.metrics import peak_memory, reset_peak
-from dist_train.planning.rates import EncoderRates, Survey, measure_encoder, survey
 from dist_train.training.head_setup import head_estimate
+from dist_train.training.optimisation import encoder_optimizer, head_optimizer
+from shards.catalogue.carried_columns import Carried
+from shards.catalogue.rows import COLUMNS, Catalogue
+from shards.catalogue.split import split_of
+from shards.pack.pack import pack
+from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput
 from shards.storage.files import format_bytes
 
+SAMPLE, LARGEST, FORWARD_SECONDS = 200, 64, 0.3
+"""Postings that are packed; largest batch that is measured, in items and in forward seconds."""
 SHARE, TABLES = 0.9, 3
-"""Share of a memory that is counted on; tables of all items while they are filtered and sorted."""
+"""Fraction of a memory that may be used; tables of all items while they are filtered and sorted."""
 PACK_START, JOIN_START = 0.2, 0.75
-"""Shares of a training's program start: of pack; of index, join and match, which import less."""
+"""Fractions of a training's start: of pack; of index, join and match, which import less."""
 CHECKPOINT_RATE, HEAD_RATE = 300e6, {"cpu": 50e9, "cuda": 20e12}
 """Bytes a second written and hashed; float32 operations a second of the head."""
 CONDITIONS = """\
 measured here: packing of a sample; decoding, a forward pass and a training step of each encoder on
   it; the join's product; the start of the program
 assumed: all ranks are on this machine and share its cores; nothing else runs; links cost nothing;
-  each stage is a command of its own; what files, checkpoints and pairs that are found take
+  each stage is a command on its own; cost of files, checkpoints and pairs that are found
 not counted: --compile, training of inverted lists, memory of loader processes, evaluate, report"""
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageCost:
     """Seconds by the clock, bytes of a rank's memory at the peak, bytes left on disk."""
 
     stage: str
@@ -53,8 +68,8 @@ class Stage:
 
 @dataclass
 class Plan:
-    """The stages on `ranks` that may take `memory` bytes each, and what does not fit, with the
-    setting that makes it fit. A program takes `start` seconds and `program` bytes by itself."""
+    """The stages on `ranks` that may use `memory` bytes each, and what does not fit, with the
+    setting that makes it fit. Starting a program costs `start` seconds and `program` bytes."""
 
     device: str
     ranks: int
@@ -62,21 +77,21 @@ class Plan:
     cores: int = 1
     start: float = 0.0
     program: float = 0.0
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[StageCost] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
 
     def elapsed(self, compute: float, loading: float, workers: int) -> float:
-        """Seconds of a rank that computes what `workers` processes decode; without any, itself."""
+        """Seconds of a rank that computes while `workers` processes (or, if 0, itself) decode."""
         cores = self.cores / self.ranks
         threads = torch.get_num_threads() if self.device == "cpu" else 1
         alone = max(compute, loading / min(workers, cores)) if workers else compute + loading
-        # However it is spread, the cores do not finish before all the work is done.
+        # However the work is spread, all of it has to be done by the cores.
         return max(alone, (threads * compute + loading) / cores)
 
-    def check(self, what: str, needed: float, room: float, setting: str) -> None:
-        """Note what needs more than there is room for."""
-        if needed > room:
-            sizes = f"{format_bytes(needed)} of {format_bytes(room)}"
+    def check(self, what: str, needed: float, available: float, setting: str) -> None:
+        """Record a misfit if more is needed than available."""
+        if needed > available:
+            sizes = f"{format_bytes(needed)} of {format_bytes(available)}"
             self.misfits.append(f"{what} needs {sizes}: {setting}")
 
     def __str__(self) -> str:
@@ -85,67 +100,101 @@ class Plan:
         for name in ("memory_bytes", "disk_bytes"):
             table[name] = table[name].map(format_bytes)
         table.columns = ["stage", "ranks", "time", "memory a rank", "disk", ""]
-        room = f"{self.cores} cores, {format_bytes(self.memory)} a rank"
+        machine = f"{self.ranks} ranks on {self.device}, {self.cores} cores, "
+        machine += f"{format_bytes(self.memory)} a rank"
         fits = [f"does not fit: {one}" for one in self.misfits] or ["everything fits"]
-        there = f"{self.ranks} ranks on {self.device}, {room}"
-        return "\n".join([table.to_string(index=False), there, CONDITIONS, *fits])
+        return "\n".join([table.to_string(index=False), machine, CONDITIONS, *fits])
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Counts of the catalogue: items are by (split or "all", modality); the last three are bytes on
+    disk, bytes of its row in memory and seconds on one core of one posting that is packed."""
+
+    postings: int
+    classes: int
+    items: Counter[tuple[str, Modality]]
+    packed_bytes: float
+    row_bytes: float
+    pack_seconds: float
+
+
+@dataclass(frozen=True)
+class EncoderRates:
+    """Seconds to load an encoder, and to decode an item on one core without and with augmentation;
+    seconds of a batch, and bytes at the peak on top of the program, as lines over its items."""
+
+    width: int
+    parameters: int
+    load_seconds: float
+    read_seconds: float
+    augment_seconds: float
+    forward_seconds: np.poly1d
+    forward_bytes: np.poly1d
+    step_seconds: np.poly1d
+    step_bytes: np.poly1d
 
 
 def plan(config: Config, processes: int) -> Plan:
-    """What `dist-train run` takes with these options on `processes` ranks of this machine.
+    """What `dist-train run` needs with these options on `processes` ranks of this machine.
 
-    0 ranks: as many as there are GPUs, or one. Raises BadInput for what cannot be read.
+    0 ranks: one for each GPU, or one. Raises BadInput for a catalogue that cannot be read.
     """
-    found = _machine(config, processes)
+    start, host = time.process_time(), torch.device("cpu")
+    wanted = {config.training(modality).device for modality in config.encoders}
+    cuda, cores = wanted != {"cpu"} and torch.cuda.is_available(), len(os.sched_getaffinity(0))
+    gpus = range(torch.cuda.device_count() if cuda else 0)
+    ranks = processes or max(1, len(gpus))
+    if cuda:
+        memory = SHARE * min(torch.cuda.get_device_properties(n).total_memory for n in gpus)
+        found = Plan("cuda", ranks, memory, cores, start)
+    else:
+        reset_peak(host)
+        found = Plan("cpu", ranks, SHARE * free_memory() / ranks, cores, start)
+        found.program = device_peak_bytes(host)
     device, rates = torch.device(found.device), dict[Modality, EncoderRates]()
     with TemporaryDirectory(prefix="dist_train-plan-") as folder:
         catalogue = survey(config, Path(folder))
         for modality in config.encoders:
-            options, shards = getattr(config, modality), Path(folder) / "shards"
-            rows = options.batch_size // (options.accumulation * found.ranks)
+            options, shards = config.training(modality), Path(folder) / "shards"
+            rows = options.batch_size // (options.accumulation * ranks)
             rates[modality] = measure_encoder(modality, options, shards, rows, device)
     width = sum(rate.width for rate in rates.values())
     product = 2 * width / (1e12 * product_rate(device, CHUNK, width).value)
-    N, workers = catalogue.postings, min(config.pack.workers, found.cores)
-    seconds, memory = N * catalogue.pack_seconds / workers, 190e6 + 90 * min(N, 10**6)
-    seconds, disk = seconds + PACK_START * found.start, N * catalogue.packed_bytes
-    found.stages.append(Stage("pack", workers, seconds, memory, disk, f"{N:,} postings"))
+    N, workers = catalogue.postings, min(config.pack.workers, cores)
+    seconds = PACK_START * start + N * catalogue.pack_seconds / workers
+    memory, disk = 190e6 + 90 * min(N, 10**6), N * catalogue.packed_bytes
+    found.stages.append(StageCost("pack", workers, seconds, memory, disk, f"{N:,} postings"))
     for modality, rate in rates.items():
-        _train(found, getattr(config, modality), modality, catalogue, rate)
-    _embed(found, config, catalogue, rates)
-    _index_join_match(found, config, catalogue, width, product)
+        add_training(found, config.training(modality), modality, catalogue, rate)
+    seconds, size, loaders = start, config.embed.batch_size, config.embed.workers
+    for modality, rate in rates.items():
+        item = found.elapsed(rate.forward_seconds(size) / size, rate.read_seconds, loaders)
+        seconds += rate.load_seconds + catalogue.items["all", modality] * item / ranks
+    memory = found.program + max(rate.forward_bytes(size) for rate in rates.values())
+    memory += (not cuda) * TABLES * N * catalogue.row_bytes
+    sets, number = 1 + len(config.compare), 2 if config.embed.dtype == "float16" else 4
+    disk, note = sets * N * number * width, f"{sets} sets"
+    found.stages.append(StageCost("embed", ranks, sets * seconds, memory, disk, note))
+    found.check("embed", memory, found.memory, "a smaller --embed.batch-size")
+    add_matching(found, config, catalogue, width, product)
     disk, free = sum(one.disk_bytes for one in found.stages), disk_usage(existing(config.out)).free
     found.check(str(config.out), disk, free, "another --out, or smaller photos by --pack.size")
     seconds = sum(one.seconds for one in found.stages)
     memory = max(one.memory_bytes for one in found.stages)
-    found.stages.append(Stage("all", found.ranks, seconds, memory, disk))
+    found.stages.append(StageCost("all", ranks, seconds, memory, disk))
     return found
 
 
-def _machine(config: Config, processes: int) -> Plan:
-    devices = {getattr(config, modality).device for modality in config.encoders}
-    cuda, start = devices != {"cpu"} and torch.cuda.is_available(), time.process_time()
-    gpus, cores = torch.cuda.device_count() if cuda else 0, len(os.sched_getaffinity(0))
-    ranks = processes or max(1, gpus)
-    if cuda:
-        memory = min(torch.cuda.get_device_properties(n).total_memory for n in range(gpus))
-        return Plan("cuda", ranks, SHARE * memory, cores, start)
-    reset_peak(torch.device("cpu"))
-    program = peak_memory(torch.device("cpu"))
-    return Plan("cpu", ranks, SHARE * free_memory() / ranks, cores, start, program)
-
-
-def _train(
+def add_training(
     found: Plan, options: TrainingOptions, modality: Modality, catalogue: Survey, rate: EncoderRates
 ) -> None:
-    items, passes, size = (
-        catalogue.items["train", modality],
-        options.accumulation,
-        options.batch_size,
-    )
+    """Add the training of one encoder to the plan."""
+    items, passes = catalogue.items["train", modality], options.accumulation
+    size, most = options.batch_size, options.batch_size // found.ranks
     steps, name = math.ceil(options.epochs * items / size), f"train {modality}"
     head = head_estimate(options, catalogue.classes, rate.width, found.ranks)
-    rows, most = head.batch // found.ranks, size // found.ranks
+    rows = head.batch // found.ranks
     head_seconds = head.flops * options.head_passes / passes / HEAD_RATE[found.device]
     compute = rate.step_seconds(rows) + head_seconds
     step = passes * found.elapsed(compute, rate.augment_seconds * rows, options.workers)
@@ -158,7 +207,7 @@ def _train(
     seconds += (1 + steps // options.checkpoint_every) * checkpoint / CHECKPOINT_RATE
     memory, disk = training_bytes(found, options, catalogue, rate), options.keep * checkpoint
     note = f"{items:,} items, {catalogue.classes:,} classes, {steps:,} steps of {step:.2g} s"
-    found.stages.append(Stage(name, found.ranks, seconds, memory, disk + weights, note))
+    found.stages.append(StageCost(name, found.ranks, seconds, memory, disk + weights, note))
     setting = f"a smaller --{modality}.encoder.model or --{modality}.batch-size"
     for more in (n for n in range(passes + 1, most + 1) if most % n == 0):
         smaller = replace(options, accumulation=more)
@@ -179,40 +228,25 @@ def training_bytes(
     kept = weights * ((options.ema > 0) + (found.ranks > 1) + (host and options.keep_best))
     kept += host * TABLES * catalogue.postings * catalogue.row_bytes
     step = rate.step_bytes(head.batch // found.ranks) + head.total
-    # Between steps: weights and moments, beside a validation or a copy of the moments on their way.
+    # Between steps: weights and moments, with a validation or the moments' copy for a checkpoint.
     beside = max(rate.forward_bytes(options.batch_size) - weights, 2 * weights * host)
     return found.program + kept + max(step, 3 * weights + head.weights + head.moments + beside)
 
 
-def _embed(
-    found: Plan, config: Config, catalogue: Survey, rates: dict[Modality, EncoderRates]
-) -> None:
-    size, workers, N = config.embed.batch_size, config.embed.workers, catalogue.postings
-    seconds = found.start
-    for modality, rate in rates.items():
-        item = found.elapsed(rate.forward_seconds(size) / size, rate.read_seconds, workers)
-        seconds += rate.load_seconds + catalogue.items["all", modality] * item / found.ranks
-    memory = found.program + max(rate.forward_bytes(size) for rate in rates.values())
-    memory += (found.device == "cpu") * TABLES * N * catalogue.row_bytes
-    sets, number = 1 + len(config.compare), 2 if config.embed.dtype == "float16" else 4
-    disk = sets * N * number * sum(rate.width for rate in rates.values())
-    found.stages.append(Stage("embed", found.ranks, sets * seconds, memory, disk, f"{sets} sets"))
-    found.check("embed", memory, found.memory, "a smaller --embed.batch-size")
-
-
-def _index_join_match(
+def add_matching(
     found: Plan, config: Config, catalogue: Survey, width: int, product: float
 ) -> None:
+    """Add index, join and match; `product` is the seconds of the score of one pair."""
     N, ranks, index, join = catalogue.postings, found.ranks, config.index, config.join
-    start, room, given = JOIN_START * found.start, SHARE * free_memory(), bytes_of(index.memory)
-    # Rows are float32; where they exceed the memory that is given the kind auto takes smaller ones.
+    start, free, given = JOIN_START * found.start, SHARE * free_memory(), bytes_of(index.memory)
+    # Rows are float32; if they exceed the memory given, auto chooses a kind with smaller ones.
     disk, recall = min(4 * width * N, given), index.recall_rows
-    # Seconds of a shard, of a number of a row, of a row that is compared with one of the recall.
+    # Seconds of a shard, of a number of a row, of a row that is compared with one for the recall.
     seconds = start + 0.011 * min(64, N / 1024) + N * (31e-9 * width / ranks + 50e-9 * recall)
     memory = PROGRAM + min(disk, given / 2) + 20 * recall * min(N, 16_384)
-    found.stages.append(Stage("index", ranks, seconds, memory, disk + 8 * N))
-    found.check("index on all ranks", ranks * memory, room, "a smaller --index.memory")
-    # Items with both modalities are prepared once more for each that others lack.
+    found.stages.append(StageCost("index", ranks, seconds, memory, disk + 8 * N))
+    found.check("index on all ranks", ranks * memory, free, "a smaller --index.memory")
+    # Items with both modalities are prepared once more for each modality that others lack.
     lacking = sum(catalogue.items["all", modality] < N for modality in config.encoders)
     row = 4 * width * (1 + lacking * (len(config.encoders) > 1))
     try:
@@ -221,13 +255,101 @@ def _index_join_match(
         found.misfits.append(f"join: {error}: raise --join.memory")
         return
     blocks, k = math.ceil(N / bounds.block), join.neighbours
-    tiles, pairs = blocks * (blocks + 1) // 2, min(join.pairs_per_item * N, N * (N - 1) / 2)
-    # Ten pairs are scored until one neighbour is certain; every other product is looked at again.
+    block_pairs, pairs = blocks * (blocks + 1) // 2, min(join.pairs_per_item * N, N * (N - 1) / 2)
+    # Ten pairs are scored for each certain neighbour; every other product is searched for them too.
     scored = (0.9e-6 + 2e-9 * width) * (pairs + 10 * k * N) + 60e-6 * N * (k > 0)
-    seconds = start + 0.7 + (0.75 * N**2 * product + scored) / ranks + 0.01 * tiles
-    memory = join_peak(bounds, N, 4 * width + row, int(pairs), tiles)
-    note = f"{tiles:,} block pairs, {pairs:,.0f} pairs at most"
-    found.stages.append(Stage("join", ranks, seconds, memory, 19 * pairs + 20 * k * N, note))
-    found.check("join on all ranks", ranks * memory, room, "a smaller --join.memory")
+    seconds = start + 0.7 + (0.75 * N**2 * product + scored) / ranks + 0.01 * block_pairs
+    memory = join_peak(bounds, N, 4 * width + row, int(pairs), block_pairs)
+    note = f"{block_pairs:,} block pairs, {pairs:,.0f} pairs at most"
+    found.stages.append(StageCost("join", ranks, seconds, memory, 19 * pairs + 20 * k * N, note))
+    found.check("join on all ranks", ranks * memory, free, "a smaller --join.memory")
     seconds, memory = start + 45e-6 * N + 0.4e-6 * pairs, 300 * min(pairs, 500_000) + 60 * N
-    found.stages.append(Stage("match", 1, seconds, PROGRAM + memory, 40 * N))
+    found.stages.append(StageCost("match", 1, seconds, PROGRAM + memory, 40 * N))
+
+
+def survey(config: Config, folder: Path) -> Survey:
+    """Read the catalogue once, and pack a sample of complete products into `folder`/shards.
+
+    Raises BadInput for a catalogue that cannot be read.
+    """
+    items, groups, postings = Counter[tuple[str, Modality]](), set(), 0
+    columns: dict[Modality, str] = {"image": "image", "text": "title"}
+    sample = pd.DataFrame(columns=list(COLUMNS))
+    for chunk in Catalogue(config.catalogue, config.columns).postings(Carried()):
+        postings, split = postings + len(chunk), chunk.label_group.map(split_of)
+        groups |= set(chunk.label_group[split == "train"])
+        for modality, column in columns.items():
+            counts = split[chunk[column] != ""].value_counts()
+            items.update({(name, modality): int(number) for name, number in counts.items()})
+            items["all", modality] += int(counts.sum())
+        sample = pd.concat([sample, chunk[list(COLUMNS)]])
+        products = sample.label_group.where(sample.label_group != "", sample.posting_id)
+        hashes = pd.util.hash_array(products.to_numpy(object))
+        if len(sample) > SAMPLE:  # the products with the smallest hashes
+            sample = sample[hashes <= np.partition(hashes, SAMPLE)[SAMPLE]]
+    sample.to_csv(folder / "sample.csv", index=False)
+    began, out = time.process_time(), folder / "shards"
+    pack(folder / "sample.csv", config.images, out, replace(config.pack, workers=1))
+    spent = time.process_time() - began
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    rows = ShardSet(out).items.memory_usage(deep=True).sum()
+    return Survey(postings, len(groups), items, *(x / len(sample) for x in (size, rows, spent)))
+
+
+def measure_encoder(
+    modality: Modality, options: TrainingOptions, shards: Path, rows: int, device: torch.device
+) -> EncoderRates:
+    """Run the encoder on items of a packed sample, in batches of 2 and of at most `rows` items.
+
+    Raises BadInput if no item has the modality, and what the training would raise.
+    """
+    shard_set = ShardSet(shards)
+    numbers = np.flatnonzero(shard_set.packed[f"has_{modality}"])
+    if not len(numbers):
+        raise BadInput(f"no posting of a sample has {modality}: leave {modality} out of encoders")
+    reset_peak(device)
+    before, began = device_peak_bytes(device), time.process_time()
+    encoder = new_encoder(modality, options.encoder, options.seed).to(device).eval()
+    loading = time.process_time() - began
+    encoder.precision = options.precision
+    if modality == "image":
+        encoder.to(memory_format=torch.channels_last)
+    if options.gradient_checkpointing:
+        encoder.recompute_activations()
+    head = MarginHead(classes=2, width=encoder.width, loss="arcface", scale=32, chunk=2, seed=0)
+    optimizers = [encoder_optimizer(encoder, options), head_optimizer(head.to(device), options)]
+    small, large = 2, max(3, min(rows, LARGEST))
+    batch = BatchPlan(np.resize(numbers, large), np.zeros(large, np.int64))
+
+    def decode(prepare: Inputs) -> Batch:
+        return next(load(shard_set.reader(), prepare, [batch], 0))
+
+    ways, cpu = (encoder.inputs(), encoder.training_inputs(options)), torch.device("cpu")
+    read, augment = (seconds_of(partial(decode, way), cpu, 0.2, 2) / large for way in ways)
+    inputs = decode(ways[1]).inputs_on(device)
+
+    def forward(size: int) -> None:
+        with torch.inference_mode():
+            encoder(*(x[:size] for x in inputs))
+
+    def step(size: int) -> None:
+        vectors = encoder(*(x[:size] for x in inputs))
+        head(vectors, torch.zeros(size, dtype=torch.int64, device=device), 0.1).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    item = seconds_of(partial(forward, small), device, 0.2, 2) / small
+    sizes, lines = (small, max(3, min(large, int(FORWARD_SECONDS / item)))), []
+    for work in (forward, step):
+        encoder.train(work is step)
+        costs = []
+        for size in sizes:
+            reset_peak(device)
+            took = seconds_of(partial(work, size), device, 0.2, 2)
+            costs.append((took, device_peak_bytes(device) - before))
+        for low, high in zip(*costs, strict=True):
+            slope = max(0.0, (high - low) / (sizes[1] - small))
+            lines.append(np.poly1d([slope, max(0.0, low - small * slope)]))
+    parameters = sum(weight.numel() for weight in encoder.parameters())
+    return EncoderRates(encoder.width, parameters, loading, read, augment, *lines)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from dist_train.decisions.threshold import Threshold
-from dist_train.distributed.stage import MATCHES, parent, parent_shards
+from dist_train.distributed.stage import MATCHES, parent, parent_location
 from dist_train.embedding.store import corrupt_error, read_items
 from dist_train.evaluation.f1_curve import F1Curve
 from dist_train.evaluation.scores import Scores
@@ -177,7 +177,7 @@ def _read_matches(
 def _open_photos(embedding: Path) -> tuple[Photos | None, str | None]:
     """The shard set, or None and why not: a report without photos still shows the scores."""
     try:
-        return ShardSet(parent_shards(embedding)), None
+        return ShardSet(parent_location(embedding, "shards")), None
     except (BadInput, Unreachable) as reason:
         return None, str(reason)
 

@@ -1,4 +1,4 @@
-"""Talking to Slurm by its own commands: submit, cancel, and how a job stands."""
+"""Slurm's own commands: submit and cancel a job, and read its state."""
 
 import re
 import shutil
@@ -12,16 +12,16 @@ from shards.storage.errors import BadInput, Failed
 PATIENCE = 120
 """Seconds that a busy controller may take to answer."""
 WAITS = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-RUNS = {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING",
-        "STAGE_OUT"}  # fmt: skip
+RUNS = {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING"}
+RUNS |= {"STAGE_OUT"}
 
 
-class Seen(NamedTuple):
-    """How a job, or an array of tasks, stands."""
+class JobState(NamedTuple):
+    """State of a job, or of an array of tasks."""
 
     state: str
-    """waits, runs, done, cancelled, failed, or empty where Slurm no longer knows the job."""
-    why: str = ""
+    """waits, runs, done, cancelled, failed, or empty if Slurm does not know the job any more."""
+    reason: str = ""
 
     @property
     def is_alive(self) -> bool:
@@ -30,7 +30,7 @@ class Seen(NamedTuple):
 
 
 def missing() -> str:
-    """Why nothing can be submitted from here; empty where a Slurm answers."""
+    """Why nothing can be submitted from here; empty if a Slurm controller answers."""
     if shutil.which("sbatch") is None:
         return "Slurm's commands (sbatch) are not on this machine"
     done = _run("scontrol", "ping")
@@ -38,85 +38,96 @@ def missing() -> str:
 
 
 def submit(script: Path, after: Iterable[str]) -> str:
-    """Submit a script that begins when the jobs `after` have ended well; the job's number."""
-    waits = ["--kill-on-invalid-dep=yes", f"--dependency=afterok:{':'.join(after)}"]
-    done = _run("sbatch", "--parsable", *(waits if after else []), str(script))
+    """Submit a script that starts when the jobs `after` have succeeded; returns its job number."""
+    dependency = ["--kill-on-invalid-dep=yes", f"--dependency=afterok:{':'.join(after)}"]
+    done = _run("sbatch", "--parsable", *(dependency if after else []), str(script))
     if done.returncode:
-        raise BadInput(f"{script}: refused by sbatch ({_line(done.stderr)})")
+        raise BadInput(f"{script}: refused by sbatch ({_one_line(done.stderr)})")
     return done.stdout.strip().partition(";")[0]
 
 
 def refusal(script: Path) -> str:
-    """What sbatch has against a script, without submitting it; empty when nothing."""
+    """Why sbatch would refuse a script, without submitting it; empty if it would not."""
     done = _run("sbatch", "--test-only", str(script))
-    return _line(done.stderr) if done.returncode else ""
+    return _one_line(done.stderr) if done.returncode else ""
 
 
 def cancel(job: str) -> None:
-    """Take a job out of the queue."""
+    """Remove a job from the queue."""
     _run("scancel", job)
 
 
-def seen(job: str) -> Seen:
-    """How a job stands, from the controller, or from the accounting once that has forgotten it."""
+def job_state(job: str) -> JobState:
+    """State of a job by the controller, or by the accounting if the controller has forgotten it.
+
+    Raises Failed if the controller does not answer.
+    """
     done = _run("scontrol", "--oneliner", "show", "job", job)
     if done.returncode == 0:
-        return told(done.stdout)
+        return parse_scontrol(done.stdout)
     if "Invalid job id" not in done.stderr:
-        raise Failed(f"scontrol show job {job}: {_line(done.stderr)}; is Slurm's controller up?")
+        error = _one_line(done.stderr)
+        raise Failed(f"scontrol show job {job}: {error}; is Slurm's controller up?")
     if shutil.which("sacct") is None:
-        return Seen("")
-    kept = _run("sacct", "-n", "-P", "-X", "-j", job, "-o", "State,ExitCode,Reason")
-    rows = [line.split("|") for line in kept.stdout.splitlines() if line.count("|") == 2]
-    return _together([_one(state.split()[0], code, reason, "") for state, code, reason in rows])
+        return JobState("")
+    accounts = _run("sacct", "-n", "-P", "-X", "-j", job, "-o", "State,ExitCode,Reason")
+    rows = [line.split("|") for line in accounts.stdout.splitlines() if line.count("|") == 2]
+    return _combine([_task_state(state.split()[0], code, reason) for state, code, reason in rows])
 
 
-def told(text: str) -> Seen:
-    """How the job stands that `scontrol --oneliner show job` tells of, a line a task."""
-    return _together([_task(line) for line in text.splitlines() if "JobState=" in line])
+def parse_scontrol(text: str) -> JobState:
+    """The state in the output of `scontrol --oneliner show job`, which has a line for each task."""
+    tasks = []
+    for line in text.splitlines():
+        if "JobState=" not in line:
+            continue
+        facts = dict(re.findall(r"(\w+)=(\S*)", line))
+        since = f"{facts.get('NodeList', '')} since {facts.get('StartTime', '')}"
+        if restarts := int(facts.get("Restarts", "0")):
+            since += f", restart {restarts}"
+        code, reason = facts.get("ExitCode", ""), facts.get("Reason", "")
+        tasks.append(_task_state(facts["JobState"], code, reason, since))
+    return _combine(tasks)
 
 
-def _task(line: str) -> Seen:
-    facts = dict(re.findall(r"(\w+)=(\S*)", line))
-    restarts = int(facts.get("Restarts", "0"))
-    since = f"{facts.get('NodeList', '')} since {facts.get('StartTime', '')}"
-    again = f", restart {restarts}" if restarts else ""
-    return _one(facts["JobState"], facts.get("ExitCode", ""), facts.get("Reason", ""),
-                since + again)  # fmt: skip
-
-
-def _one(state: str, code: str, reason: str, since: str) -> Seen:
+def _task_state(state: str, code: str, reason: str, since: str = "") -> JobState:
+    """From Slurm's state, exit code and reason; `since` describes where and when it started."""
     if state in WAITS:
-        return Seen("waits", reason)
+        return JobState("waits", reason)
     if state in RUNS:
-        return Seen("runs", since)
+        return JobState("runs", since)
     if state == "COMPLETED":
-        return Seen("done")
-    why = f"{reason} " if reason not in ("", "None") else ""
+        return JobState("done")
+    known = f"{reason} " if reason not in ("", "None") else ""
     if state == "CANCELLED":
-        return Seen("cancelled", why.strip() or "by scancel")
-    return Seen("failed", f"{state} {why}exit code {code}")
+        return JobState("cancelled", known.strip() or "by scancel")
+    return JobState("failed", f"{state} {known}exit code {code}")
 
 
-def _together(tasks: list[Seen]) -> Seen:
-    """Of an array: it runs while one runs and waits while one waits; then the worst counts."""
+def _combine(tasks: list[JobState]) -> JobState:
+    """An array runs while a task runs, waits while a task waits; then the worst task counts."""
     for state in ("runs", "waits", "failed", "cancelled", "done"):
-        some = [task for task in tasks if task.state == state]
-        if some:
-            share = f"{len(some)} of {len(tasks)} tasks: " if len(tasks) > 1 else ""
-            return Seen(state, f"{share}{some[0].why}" if some[0].why else share.rstrip(": "))
-    return Seen("")
+        alike = [task for task in tasks if task.state == state]
+        if not alike:
+            continue
+        share = f"{len(alike)} of {len(tasks)} tasks" if len(tasks) > 1 else ""
+        return JobState(state, ": ".join(filter(None, (share, alike[0].reason))))
+    return JobState("")
 
 
-def _run(*words: str) -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE)
     except FileNotFoundError:
-        raise BadInput(f"{words[0]}: not on this machine, though others of Slurm are") from None
+        raise BadInput(
+            f"{arguments[0]}: not on this machine, but other Slurm commands are"
+        ) from None
     except subprocess.TimeoutExpired:
-        raise Failed(f"{' '.join(words)}: no answer within {PATIENCE} s; "
-                     "is Slurm's controller up?") from None  # fmt: skip
+        command = " ".join(arguments)
+        raise Failed(
+            f"{command}: no answer within {PATIENCE} s; is Slurm's controller up?"
+        ) from None
 
 
-def _line(text: str) -> str:
+def _one_line(text: str) -> str:
     return " ".join(text.split())

@@ -1,43 +1,55 @@
-"""slurm/jobs.json: which Slurm job is to do which stage of a config."""
+"""slurm/jobs.json: the Slurm job of each stage of a config."""
 
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dist_train.stage_graph import Stage
 from shards.storage.files import read_json, write_json
 
+FORMAT = 2
+
+
+@dataclass
+class Job:
+    """The job of a stage."""
+
+    result: str = ""
+    """The file that exists once the stage is done, relative to OUT; empty if not known."""
+    after: list[str] = field(default_factory=list)
+    """Names of the stages that it waits for."""
+    job: str = ""
+    """Its number; empty if it was not submitted."""
+
 
 class Jobs:
-    """The jobs of a config, by the name of the stage, in its order."""
+    """The jobs of a config by the name of the stage, in the order of the stages."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is OUT/slurm; nothing is known where it holds no jobs.json."""
+        """`folder` is OUT/slurm; it may hold no jobs.json yet."""
         self.folder, self._path = folder, folder / "jobs.json"
-        self.steps: dict[str, dict[str, Any]] = (
-            read_json(self._path)["steps"] if self._path.exists() else {}
-        )
+        known = read_json(self._path)["stages"] if self._path.exists() else {}
+        self.stages: dict[str, Job] = {name: Job(**job) for name, job in known.items()}
 
-    def know(self, stages: list[Stage]) -> None:
-        """Take in the stages of a config; a job of theirs that is known stays so."""
+    def set_stages(self, stages: list[Stage]) -> None:
+        """Record the stages of a config; those that have a job keep it."""
         out = self.folder.parent
-        self.steps = {
-            stage.name: {
-                "made": str(stage.result.relative_to(out)),
-                "after": list(stage.after),
-                "job": self.of(stage.name),
-            }
+        self.stages = {
+            stage.name: Job(
+                str(stage.result.relative_to(out)), list(stage.after), self.number_of(stage.name)
+            )
             for stage in stages
         }
         self._write()
 
-    def of(self, name: str) -> str:
-        """The job of a stage; empty when it has none."""
-        return self.steps.get(name, {}).get("job", "")
+    def number_of(self, name: str) -> str:
+        """The job of a stage; empty if it has none."""
+        return self.stages.get(name, Job()).job
 
-    def note(self, name: str, job: str) -> None:
-        """The stage is to be done by `job`; on disk before the next is submitted."""
-        self.steps[name]["job"] = job
+    def set_number(self, name: str, job: str) -> None:
+        """Record the job of a stage; to be called before the next is submitted."""
+        self.stages[name].job = job
         self._write()
 
     def _write(self) -> None:
-        write_json(self._path, {"format": 1, "steps": self.steps})
+        stages = {name: asdict(job) for name, job in self.stages.items()}
+        write_json(self._path, {"format": FORMAT, "stages": stages})

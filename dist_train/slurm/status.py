@@ -1,12 +1,13 @@
-"""How the stages below a folder stand: what is done, runs, waits, failed, and why."""
+"""State of the stages below a folder: done, running, waiting or failed, and why."""
 
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dist_train.slurm import commands
-from dist_train.slurm.jobs import Jobs
+from dist_train.slurm.commands import JobState
+from dist_train.slurm.jobs import Job, Jobs
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Failed, Stopped
 from shards.storage.files import read_json
@@ -21,85 +22,85 @@ class Row(NamedTuple):
     state: str
     """done, runs, waits, stopped, failed, cancelled or not begun."""
     job: str
-    why: str
+    reason: str
 
 
 def status(folder: Path) -> list[Row]:
     """The stages of a config, of what lies below `folder`, or the one that `folder` is.
 
-    Raises BadInput when there is nothing of ours.
+    Raises BadInput if nothing has begun there and nothing was submitted.
     """
-    known = Jobs(folder / "slurm").steps
+    submitted = Jobs(folder / "slurm").stages
     if (folder / stage_files.STAGE).exists():
-        return [_row(folder.resolve().name, folder, {})]
-    found = {path.parent.name for path in folder.glob(f"*/{stage_files.STAGE}")}
-    begun = [name for name in found if not _is_of(name, known)]
-    if not known and not begun:
+        return [_row(folder.resolve().name, folder, Job())]
+    folders = {Path(job.result).parent.name for job in submitted.values()}
+    begun = folder.glob(f"*/{stage_files.STAGE}")
+    others = [path for path in begun if path.parent.name not in folders]
+    if not submitted and not others:
         raise BadInput(f"{folder}: no stage has begun there, and nothing was submitted")
-    rows = [_row(name, folder / Path(step["made"]).parent, step) for name, step in known.items()]
-    return rows + [_row(name, folder / name, {}) for name in sorted(begun, key=_age(folder))]
+    rows = [_row(name, (folder / job.result).parent, job) for name, job in submitted.items()]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime_ns):
+        rows.append(_row(path.parent.name, path.parent, Job()))
+    return rows
 
 
 def check(rows: list[Row]) -> None:
-    """End well only when all is done: raises Failed for what failed, Stopped while some is left."""
+    """Return if all are done; raise Failed for what failed, else Stopped."""
     bad = [row for row in rows if row.state in BAD]
     if bad:
         first = next((row for row in bad if row.state == "failed"), bad[0])
-        raise Failed(f"{first.name} {first.state}: {first.why}; submit or start it again to go on")
+        message = f"{first.name} {first.state}: {first.reason}; submit or start it again to go on"
+        raise Failed(message)
     left = [row.name for row in rows if row.state != "done"]
     if left:
         raise Stopped(f"{len(rows) - len(left)} of {len(rows)} stages are done, not {left[0]}")
 
 
-def _is_of(name: str, known: dict[str, dict[str, Any]]) -> bool:
-    return any(Path(step["made"]).parent.name == name for step in known.values())
-
-
-def _age(folder: Path) -> Any:
-    return lambda name: (folder / name / stage_files.STAGE).stat().st_mtime_ns
-
-
-def _row(name: str, folder: Path, step: dict[str, Any]) -> Row:
+def _row(name: str, folder: Path, job: Job) -> Row:
+    """The state of one stage, by its own status.json and by Slurm."""
     path = folder / stage_files.STATUS
-    said = read_json(path) if path.exists() else {}
-    made = folder / Path(step.get("made", stage_files.MANIFEST)).name
-    own = made.name == stage_files.MANIFEST  # evaluate and report write into another's folder
-    job = step.get("job") or (said.get("job", "") if own else "")
-    if made.exists():
-        return Row(name, "done", job, "")
-    seen = commands.seen(job) if job and not commands.missing() else commands.Seen("")
-    if seen.state == "waits":
-        behind = f"for {', '.join(step.get('after', []))}" if seen.why == "Dependency" else seen.why
-        return Row(name, "waits", job, behind)
-    if seen.state == "runs":
-        return Row(name, "runs", job, ", ".join(filter(None, [seen.why, _progress(folder)])))
-    return _at_rest(name, job, seen, said if own else {})
+    result = folder / Path(job.result or stage_files.MANIFEST).name
+    # evaluate and report write into the folder of match, whose status is not theirs.
+    own = read_json(path) if path.exists() and result.name == stage_files.MANIFEST else {}
+    number = job.job or own.get("job", "")
+    if result.exists():
+        return Row(name, "done", number, "")
+    slurm = JobState("")
+    if number and not commands.missing():
+        slurm = commands.job_state(number)
+    if slurm.state == "waits":
+        waits = f"for {', '.join(job.after)}" if slurm.reason == "Dependency" else slurm.reason
+        return Row(name, "waits", number, waits)
+    if slurm.state == "runs":
+        return Row(
+            name, "runs", number, ", ".join(filter(None, [slurm.reason, _last_step(folder)]))
+        )
 
-
-def _at_rest(name: str, job: str, seen: commands.Seen, said: dict[str, Any]) -> Row:
-    """A stage that is not done and has no job that runs or waits: by its own word, then Slurm's."""
-    log = f"; log: slurm/logs/{name}-{job}*.out" if job else ""
-    reason, told = said.get("reason", ""), said.get("status", "")
-    if told == "failed":
-        return Row(name, "failed", job, (reason or seen.why) + log)
-    if told == "preempted" and seen.state in ("", "done"):
-        return Row(name, "stopped", job, reason + log)
-    if seen.state in BAD:
-        waited = "what it waited for did not end well" if "Dependency" in seen.why else seen.why
-        return Row(name, seen.state, job, waited + log)
-    if told == "running" and not job:
-        return Row(name, "runs", "", f"on {said['host']} since {said['time']}, by its own word")
-    if job:
-        return Row(name, "failed", job, f"its job ended without a result ({told or 'no'} status)"
-                   + log)  # fmt: skip
+    # Not done, and no job of it runs or waits: its own status counts before Slurm's.
+    log = f"; log: slurm/logs/{name}-{number}*.out" if number else ""
+    reason, state = own.get("reason", ""), own.get("status", "")
+    if state == "failed":
+        return Row(name, "failed", number, (reason or slurm.reason) + log)
+    if state == "preempted" and slurm.state in ("", "done"):
+        return Row(name, "stopped", number, reason + log)
+    if slurm.state in BAD:
+        dependency = "Dependency" in slurm.reason
+        cause = "what it waited for did not succeed" if dependency else slurm.reason
+        return Row(name, slurm.state, number, cause + log)
+    if state == "running" and not number:
+        since = f"on {own['host']} since {own['time']}, by its own status"
+        return Row(name, "runs", "", since)
+    if number:
+        ended = f"its job ended without a result ({state or 'no'} status)"
+        return Row(name, "failed", number, ended + log)
     return Row(name, "not begun", "", "")
 
 
-def _progress(folder: Path) -> str:
-    """The last step that a training has written down."""
+def _last_step(folder: Path) -> str:
+    """The last step that a training has recorded."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     for line in reversed(lines):
-        with suppress(ValueError):  # the last one may be cut short
+        with suppress(ValueError):  # the last line may be cut short
             return f"step {json.loads(line)['step']}"
     return ""

@@ -1,12 +1,11 @@
-"""The whole pipeline as dependent Slurm jobs: one readable script a stage, submitted in order."""
+"""The pipeline as dependent Slurm jobs: a readable script for each stage, submitted in order."""
 
 import shlex
 import sys
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dist_train.config.options import Config
 from dist_train.config.slurm import SlurmJob
@@ -23,41 +22,53 @@ PROJECT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage with its script; its job, once it has one."""
+    """A stage with its script and resources; its job, once it has one."""
 
     stage: Stage
     script: Path
-    asks: SlurmJob
+    resources: SlurmJob
     job: str = ""
     waits_for: str = ""
+    """Names of the stages that are not done yet, or "done" if this one is."""
 
 
 def submit(config: Config, dry_run: bool = False) -> list[Planned]:
     """Write the scripts below `config.out`/slurm and submit what is neither done nor queued.
 
-    Raises BadInput when a stage was done with other options, when there is no Slurm here (but for
-    a dry run), or when sbatch refuses a script.
+    A dry run only writes the scripts and has sbatch check them if there is a Slurm. Raises BadInput
+    if a stage was done with other options, if there is no Slurm (except for a dry run), or if
+    sbatch refuses a script.
     """
     stages = stage_graph(config)
     for stage in stages:
         stage.check_same()
-    if not dry_run and (missing := commands.missing()):
-        raise BadInput(f"{missing}; the scripts alone: --dry-run")
-    # A dry run leaves alone what queued jobs will read.
+    missing = commands.missing()
+    if missing and not dry_run:
+        raise BadInput(f"{missing}; to write only the scripts: --dry-run")
+    # A dry run does not overwrite what queued jobs will read.
     folder = config.out / FOLDER / ("dry-run" if dry_run else "")
     with locked(config.out / FOLDER / ".lock"):
         planned = write_scripts(config, stages, folder)
-        return _tried(planned) if dry_run else _submitted(planned, folder)
+        if not dry_run:
+            return _submit_scripts(planned, folder)
+    scripts = [] if missing else [p.script for p in planned]
+    refused = [f"{script}: {why}" for script in scripts if (why := commands.refusal(script))]
+    if refused:
+        raise BadInput("refused by sbatch --test-only: " + "; ".join(refused))
+    return [
+        replace(p, waits_for="done" if p.stage.result.exists() else ", ".join(p.stage.after))
+        for p in planned
+    ]
 
 
 def write_scripts(config: Config, stages: list[Stage], folder: Path) -> list[Planned]:
-    """One script a stage, and beside them what they start: stage.sh and the launcher's config."""
+    """Write a script for each stage, and what they start: stage.sh and the launcher's config."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     launcher = config.slurm.accelerate or PROJECT / "accelerate_config.yaml"
-    for file, name in ((PROJECT / "launch/slurm/stage.sh", "stage.sh"),
-                       (launcher, "accelerate.yaml")):  # fmt: skip
+    copies = {"stage.sh": PROJECT / "launch/slurm/stage.sh", "accelerate.yaml": launcher}
+    for name, file in copies.items():
         if not file.is_file():
-            raise BadInput(f"{file}: not found; submit needs it, and the project's folder as it is")
+            raise BadInput(f"{file}: not found; submit needs the project's complete folder")
         write_atomic(folder / name, file.read_bytes())
     planned = []
     for number, stage in enumerate(stages, 1):
@@ -70,98 +81,77 @@ def write_scripts(config: Config, stages: list[Stage], folder: Path) -> list[Pla
 
 
 def script_text(config: Config, stage: Stage, folder: Path) -> str:
-    """The sbatch script of a stage, to lie in `folder`."""
-    asks = config.slurm.job(stage.section, stage.one_process)
-    words = [*stage.words]
-    if stage.options is not None:
-        words += ["--config", str(folder / f"{stage.name}.yaml")]
-    return _template().render(
-        options=_options(config, stage, asks, folder), title=f"{config.out.name}: {stage.name}",
-        setup=config.slurm.setup, variables=_variables(config, asks, folder),
-        stage=shlex.quote(str(folder / "stage.sh")), words=_broken(words),
-    )  # fmt: skip
-
-
-def _options(config: Config, stage: Stage, asks: SlurmJob, folder: Path) -> list[str]:
-    """What the script asks Slurm for."""
-    tasks = asks.tasks or 1
-    log = folder / "logs" / f"{stage.name}-{'%A_%a' if tasks > 1 else '%j'}.out"
-    given = {
-        "job-name": f"{config.out.name}-{stage.name}", "chdir": str(Path.cwd()),
-        "output": str(log), "open-mode": "append", "partition": asks.partition,
-        "account": asks.account, "qos": asks.qos, "nodes": asks.nodes or 1, "ntasks-per-node": 1,
-        "cpus-per-task": asks.cpus, "gres": f"gpu:{asks.gpus}" if asks.gpus else None,
-        "mem": asks.mem, "time": asks.time, "array": f"0-{tasks - 1}" if tasks > 1 else None,
-        "signal": f"B:USR1@{config.slurm.stop_before}",
-    }  # fmt: skip
-    told = [f"--{k}={shlex.quote(str(v))}" for k, v in given.items() if v is not None]
-    return [*told, "--requeue", *asks.sbatch]
-
-
-def _variables(config: Config, asks: SlurmJob, folder: Path) -> list[tuple[str, str]]:
-    slurm_config = config.slurm
-    given = {
-        "GPUS": asks.processes or asks.gpus or 1, "MAX_REQUEUES": slurm_config.max_requeues,
+    """The sbatch script of a stage, to be written to `folder`."""
+    slurm, job = config.slurm, config.slurm.job(stage.section, stage.one_process)
+    tasks = job.tasks or 1
+    sbatch = {
+        "job-name": f"{config.out.name}-{stage.name}",
+        "chdir": Path.cwd(),
+        "output": folder / "logs" / f"{stage.name}-{'%A_%a' if tasks > 1 else '%j'}.out",
+        "open-mode": "append",
+        "partition": job.partition,
+        "account": job.account,
+        "qos": job.qos,
+        "nodes": job.nodes or 1,
+        "ntasks-per-node": 1,
+        "cpus-per-task": job.cpus,
+        "gres": f"gpu:{job.gpus}" if job.gpus else None,
+        "mem": job.mem,
+        "time": job.time,
+        "array": f"0-{tasks - 1}" if tasks > 1 else None,
+        "signal": f"B:USR1@{slurm.stop_before}",
+    }
+    options = [f"--{name}={shlex.quote(str(v))}" for name, v in sbatch.items() if v is not None]
+    variables = {
+        "GPUS": job.processes or job.gpus or 1,
+        "MAX_REQUEUES": slurm.max_requeues,
         "ACCELERATE_CONFIG": folder / "accelerate.yaml",
-        "VENV": None if slurm_config.container else sys.prefix,
-        "CONTAINER": slurm_config.container or None,
-        "SRUN_OPTIONS": " ".join(slurm_config.srun) or None,
-    }  # fmt: skip
-    return [(name, shlex.quote(str(v))) for name, v in given.items() if v is not None]
+        "VENV": None if slurm.container else sys.prefix,
+        "CONTAINER": slurm.container or None,
+        "SRUN_OPTIONS": " ".join(slurm.srun) or None,
+    }
+    arguments = [*stage.arguments]
+    if stage.options is not None:
+        arguments += ["--config", str(folder / f"{stage.name}.yaml")]
+    command = ""
+    for argument in arguments:  # each option on its own line
+        command += (" \\\n    " if argument.startswith("--") else " ") + shlex.quote(argument)
+    environment = Environment(
+        loader=PackageLoader("dist_train.slurm", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("job.sbatch.j2").render(
+        options=[*options, "--requeue", *job.sbatch],
+        title=f"{config.out.name}: {stage.name}",
+        setup=slurm.setup,
+        variables=[(name, shlex.quote(str(v))) for name, v in variables.items() if v is not None],
+        stage=shlex.quote(str(folder / "stage.sh")),
+        command=command.strip(),
+    )
 
 
-def _broken(words: list[str]) -> str:
-    """The words, an option a line."""
-    text = ""
-    for word in words:
-        text += (" \\\n    " if word.startswith("--") else " ") + shlex.quote(word)
-    return text.strip()
-
-
-@cache
-def _template() -> Template:
-    loader = PackageLoader("dist_train.slurm", ".")
-    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True,
-                              keep_trailing_newline=True)  # fmt: skip
-    return environment.get_template("job.sbatch.j2")
-
-
-def _tried(planned: list[Planned]) -> list[Planned]:
-    """The scripts, each accepted by `sbatch --test-only` where there is a Slurm."""
-    if not commands.missing():
-        told = [f"{p.script}: {why}" for p in planned if (why := commands.refusal(p.script))]
-        if told:
-            raise BadInput("refused by sbatch --test-only: " + "; ".join(told))
-    return [_with(p, "", "done" if p.stage.result.exists() else ", ".join(p.stage.after))
-            for p in planned]  # fmt: skip
-
-
-def _submitted(planned: list[Planned], folder: Path) -> list[Planned]:
-    """Every stage in order: done, still in the queue from before, or submitted now."""
-    jobs, found, renewed = Jobs(folder), [], set[str]()
-    jobs.know([p.stage for p in planned])
+def _submit_scripts(planned: list[Planned], folder: Path) -> list[Planned]:
+    """Submit each stage in order, unless it is done or its earlier job is still in the queue."""
+    jobs, done, renewed, result = Jobs(folder), set[str](), set[str](), []
+    jobs.set_stages([p.stage for p in planned])
     for p in planned:
-        known, parents = jobs.of(p.stage.name), set(p.stage.after)
-        behind = [jobs.of(name) for name in p.stage.after if not _is_done(name, found)]
-        if p.stage.result.exists() and not behind:
-            found.append(_with(p, "", "done"))
+        name, after = p.stage.name, p.stage.after
+        waits_for = [jobs.number_of(parent) for parent in after if parent not in done]
+        if p.stage.result.exists() and not waits_for:
+            done.add(name)
+            result.append(replace(p, waits_for="done"))
             continue
-        if known and not commands.seen(known).is_alive:
-            known = ""
-        if known and parents & renewed:  # it waits for a job that is gone
-            commands.cancel(known)
-            known = ""
-        if not known:
-            known = commands.submit(p.script, behind)
-            renewed.add(p.stage.name)
-            jobs.note(p.stage.name, known)
-        found.append(_with(p, known, ", ".join(behind)))
-    return found
-
-
-def _is_done(name: str, found: list[Planned]) -> bool:
-    return any(p.stage.name == name and p.waits_for == "done" for p in found)
-
-
-def _with(planned: Planned, job: str, waits_for: str) -> Planned:
-    return Planned(planned.stage, planned.script, planned.asks, job, waits_for)
+        job = jobs.number_of(name)
+        if job and not commands.job_state(job).is_alive:
+            job = ""
+        if job and renewed & set(after):  # it waits for a job that is gone
+            commands.cancel(job)
+            job = ""
+        if not job:
+            job = commands.submit(p.script, waits_for)
+            renewed.add(name)
+            jobs.set_number(name, job)
+        result.append(replace(p, job=job, waits_for=", ".join(waits_for)))
+    return result

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dist_train.distributed.runtime import Clock, Runtime
+from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.folder import save_tensors
 from dist_train.heads.class_parallel import load_head, save_head
 from dist_train.monitor.metrics import Metrics
@@ -69,7 +70,7 @@ class Checkpoints:
         Does nothing, in 0 seconds, where it exists. Raises Failed on all ranks when one cannot
         write; the checkpoints before it stay complete.
         """
-        final, clock = self.folder / f"step-{step:08d}", Clock()
+        final, began = self.folder / f"step-{step:08d}", time.monotonic()
         if self.runtime.broadcast(final.exists()):
             return 0.0
         self.runtime.check_newest(self.run)
@@ -98,7 +99,7 @@ class Checkpoints:
             lambda: save_head(temporary, training.head, training.head_optimizer), temporary
         )
         self._on_main(lambda: self._finish(temporary, final), temporary)
-        seconds = self.runtime.broadcast(clock.seconds())
+        seconds = self.runtime.broadcast(time.monotonic() - began)
         log.info("%s: written in %.1f s", final, seconds)
         if seconds > self.grace and self.runtime.is_main:
             log.warning(

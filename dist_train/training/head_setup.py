@@ -110,5 +110,5 @@ def _start_from_means(
         if runtime.any_stop_requested():
             raise Stopped("stopped by a signal before the first step; the same command begins")
     encoder.train()
-    known = runtime.total(means.write_to(head.weight.data, head.centres))
+    known = runtime.all_reduce_sum(means.write_to(head.weight.data, head.centres))
     log.info("centres of %d of %d classes start at their mean embedding", known, head.classes)

@@ -155,7 +155,7 @@ class Stepper:
 
         Raises Failed on all ranks when they are more than the share `max_unreadable`.
         """
-        unreadable = self.runtime.total(self._unreadable)
+        unreadable = self.runtime.all_reduce_sum(self._unreadable)
         if unreadable > max(FEW, self.config.max_unreadable * served):
             raise Failed(
                 f"{unreadable:.0f} of {served} items served were broken (the log names them); "

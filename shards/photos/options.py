@@ -1,4 +1,4 @@
-"""The options of packing, with their defaults and units."""
+"""The options of packing, with their units and defaults."""
 
 from dataclasses import dataclass, field
 
@@ -10,24 +10,25 @@ NO_EFFECT_ON_RESULT = {"how": True}
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """How a catalogue becomes a shard set."""
+    """Options of packing: how a catalogue becomes a shard set."""
 
     size: int = 384
-    """Pixels of the short side that photos are reduced to; never enlarged."""
+    """Length in pixels to which the short side of a photo is reduced; smaller photos stay as they
+    are. At least the image size of the encoder."""
     quality: int = 92
-    """JPEG quality of the stored photos (1 to 95)."""
+    """JPEG quality of the stored photos, 1 to 95. Less saves disk and loses detail."""
     keep: bool = False
-    """Store the original bytes of JPEG photos instead of re-encoding."""
+    """Store JPEG photos with their original bytes instead of resizing and encoding them again."""
     max_pixels: int = 64_000_000
-    """A photo with more pixels is refused before it is decoded."""
+    """A photo with more pixels is refused before it is decoded, which bounds memory."""
     max_title: int = 4_096
-    """Characters; a longer title is cut, counted and reported."""
+    """Characters to which a longer title is cut; cut titles are counted and marked."""
     shard_items: int = 5_000
-    """At most so many items in one tar."""
+    """Largest number of items in one tar file."""
     seed: int = 0
-    """Of the order of the items in the tars."""
+    """Seed of the order of the items in the tar files."""
     workers: int = field(default=1, metadata=NO_EFFECT_ON_RESULT)
-    """Processes that build shards."""
+    """Processes that prepare photos and write tar files."""
 
     def __post_init__(self) -> None:
         for name in ("size", "max_pixels", "max_title", "shard_items", "workers"):

@@ -13,7 +13,7 @@ from dist_train.distributed.runtime import Runtime
 
 def main(seconds: float, stopped: bool) -> None:
     runtime = Runtime("cpu")
-    assert runtime.total(1.0) == 2
+    assert runtime.all_reduce_sum(1.0) == 2
     if stopped and runtime.rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     if runtime.is_main:

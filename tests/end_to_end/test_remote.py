@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_train.distributed.stage import parent_shards
+from dist_train.distributed.stage import parent_location
 from dist_train.report.gather import _open_photos
 from shards.read import remote
 from shards.read.shard_set import ShardSet
@@ -49,10 +49,10 @@ def _check_embedding(there: Path, here: Path, url: str) -> None:
     parents = [json.loads((out / "stage.json").read_text())["parents"] for out in (there, here)]
     assert parents[0]["shards"]["path"] == url
     assert parents[0]["shards"]["fingerprint"] == parents[1]["shards"]["fingerprint"]
-    assert parent_shards(there) == url
+    assert parent_location(there, "shards") == url
     photos, reason = _open_photos(there)
     assert reason is None
     assert isinstance(photos, ShardSet)
-    shards = ShardSet(parent_shards(here))
+    shards = ShardSet(parent_location(here, "shards"))
     for posting_id in shards.packed.posting_id[:5]:
         assert photos.photo(posting_id) == shards.photo(posting_id)

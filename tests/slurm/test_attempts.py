@@ -120,7 +120,7 @@ def test_preempted_near_its_limit_requeued_and_a_node_lost(
     assert begun == sorted(begun)
     assert begun[0] > 0
     log = training.text()
-    assert log.count("back into the queue") >= 2, log
+    assert log.count("requeueing the job") >= 2, log
     assert "the time limit is near" in log
     # On request it saves where it is, not where the next checkpoint would be.
     assert any(step % 20 for step in begun[:2]), begun

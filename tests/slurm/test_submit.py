@@ -45,7 +45,8 @@ def config(catalogue: Path, tiny_vit: Path, tiny_bert: Path, folder: Path) -> Pa
 
 def jobs_of(out: Path) -> dict[str, str]:
     """The number of every stage's job."""
-    return {name: step["job"] for name, step in read_json(out / "slurm/jobs.json")["steps"].items()}
+    stages = read_json(out / "slurm/jobs.json")["stages"]
+    return {name: stage["job"] for name, stage in stages.items()}
 
 
 def test_the_submitted_pipeline_ends_with_the_matches_of_run(
@@ -142,7 +143,7 @@ def test_a_failed_stage_takes_the_rest_along_and_is_named(
 def test_dry_run_asks_sbatch(cluster: Cluster, config: Path, folder: Path) -> None:
     fine = dist_train(cluster, "submit", config, "--dry-run", "--out", folder / "dry")
     assert fine.returncode == 0, fine.stderr
-    assert "sbatch takes all" in fine.stdout
+    assert "sbatch accepts all" in fine.stdout
     assert not (folder / "dry/slurm/jobs.json").exists()
     for option, value in (("nodes", 9), ("partition", "nowhere")):
         refused = dist_train(cluster, "submit", config, "--dry-run", "--out", folder / "dry",

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dist_train.acceptance import acceptance, checks, correctness, speed
-from dist_train.acceptance.acceptance import Result, table
-from dist_train.acceptance.outcomes import Proof, Rate
+from dist_train.acceptance.acceptance import table
+from dist_train.acceptance.outcomes import Proof, Rate, Result
 from tests.support.launching import ROOT, environment
 
 CPU = torch.device("cpu")
@@ -65,12 +65,14 @@ def test_a_wrong_neighbour_or_score_is_seen() -> None:
     products = queries @ rows.T
     ids = np.argsort(-products, axis=1)[:, :10]
     scores = np.take_along_axis(products, ids, 1)
-    assert correctness._best_ten(rows, queries, scores, ids).difference == 0
+    assert correctness.compare_best_ten(rows, queries, scores, ids).difference == 0
     worse = ids.copy()
     worse[2, 3] = np.argsort(-products[2])[20]
-    wrong = correctness._best_ten(rows, queries, np.take_along_axis(products, worse, 1), worse)
+    wrong = correctness.compare_best_ten(
+        rows, queries, np.take_along_axis(products, worse, 1), worse
+    )
     assert wrong.difference > wrong.allowed
-    assert correctness._best_ten(rows, queries, scores + 0.1, ids).difference > wrong.allowed
+    assert correctness.compare_best_ten(rows, queries, scores + 0.1, ids).difference > wrong.allowed
 
 
 def test_an_encoder_of_other_weights_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,13 +111,13 @@ def test_the_head_of_one_rank_is_its_own_truth() -> None:
     ids=["within", "beyond", "nan", "rate", "error"],
 )
 def test_what_passes(check, passed: bool) -> None:
-    result = acceptance._run("it", check)
+    result = acceptance.run_check("it", check)
     assert result.passed is passed
     assert table([result]).startswith("ok" if passed else "FAIL")
 
 
 def test_the_rate_is_told_beside_its_limit() -> None:
-    result = acceptance._run("memory", lambda: Rate(3.0, "GB/s", 6.0))
+    result = acceptance.run_check("memory", lambda: Rate(3.0, "GB/s", 6.0))
     assert "of 6" in table([result])
     assert "50% of the limit" in table([result])
     assert speed.peaks("NVIDIA H100 80GB HBM3") == (989, 3350)
@@ -142,10 +144,10 @@ def test_what_has_no_time_left_is_not_accepted(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_ranks_are_doubled_up_to_all() -> None:
-    assert checks._worlds(1) == [1]
-    assert checks._worlds(2) == [1, 2]
-    assert checks._worlds(6) == [1, 2, 4, 6]
-    assert checks._worlds(8) == [1, 2, 4, 8]
+    assert checks.rank_counts(1) == [1]
+    assert checks.rank_counts(2) == [1, 2]
+    assert checks.rank_counts(6) == [1, 2, 4, 6]
+    assert checks.rank_counts(8) == [1, 2, 4, 8]
 
 
 def test_the_script_may_be_started() -> None:

@@ -42,7 +42,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     def call(verb: Callable[..., None], *words: str, name: str = "verb") -> Ended:
         app = App(name="dist-train")
         app.command(verb, name=name)
-        command.take_config(app)
+        command.add_config_option(app)
         monkeypatch.setattr(sys, "argv", ["dist-train", name, *words])
         capfd.readouterr()
         try:

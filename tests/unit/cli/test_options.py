@@ -38,7 +38,7 @@ TRAINING = {
     "workers": 2, "max_unreadable": 0.2, "max_skipped": 9, "compare_every": 11, "seed": 5,
     "device": "cpu",
 }  # fmt: skip
-ROAD = {
+PIPELINE = {
     "pack": {
         "size": 256, "quality": 80, "keep": True, "max_pixels": 1_000_000, "max_title": 100,
         "shard_items": 50, "seed": 3, "workers": 2,
@@ -75,7 +75,7 @@ SLURM = JOB | {
     "setup": ["module load cuda"], "container": "apptainer exec image.sif", "srun": ["--mpi=none"],
     "accelerate": "mine.yaml", "stop_before": 99, "max_requeues": 7,
 }  # fmt: skip
-TOP = {"catalogue": "c.csv", "out": "runs/road", "images": "photos",
+TOP = {"catalogue": "c.csv", "out": "runs/pipeline", "images": "photos",
        "columns": {"posting_id": "sku", "title": "name", "label_group": "product"},
        "encoders": ["text", "image"], "compare": ["random"]}  # fmt: skip
 
@@ -111,11 +111,11 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def road_options() -> set[str]:
+def pipeline_options() -> set[str]:
     """Of the tables, but for Slurm's."""
     own = {f"image.{name}" for name in ELSEWHERE if name == "photos_per_product"}
     own |= {"text.photos_per_product", "match.threshold_from"}
-    return own | set(leaves(ROAD)) | set(leaves(TOP))
+    return own | set(leaves(PIPELINE)) | set(leaves(TOP))
 
 
 def slurm_options() -> set[str]:
@@ -147,7 +147,7 @@ def write(tree: dict[str, Any], path: str = "k.yaml") -> str:
 
 def test_every_value_of_the_table_is_another_than_the_default() -> None:
     default = plain(asdict(Config(catalogue=Path("x"), out=Path("y"))))
-    for tree in (ROAD, {"slurm": SLURM}, TOP):
+    for tree in (PIPELINE, {"slurm": SLURM}, TOP):
         for path in leaves(tree):
             assert at(tree, path) != at(default, path), path
 
@@ -155,7 +155,7 @@ def test_every_value_of_the_table_is_another_than_the_default() -> None:
 @pytest.mark.parametrize("name", ["run", "submit", "plan"])
 def test_the_tables_name_every_option_of_the_road(name: str) -> None:
     more = {"submit": {"dry_run"}, "plan": set(PLAN)}.get(name, set())
-    assert options_of(name) == road_options() | slurm_options() | more
+    assert options_of(name) == pipeline_options() | slurm_options() | more
 
 
 def test_the_tables_name_every_option_of_the_others() -> None:
@@ -209,30 +209,30 @@ def holds(given: Any, wanted: dict[str, Any]) -> bool:
 
 
 def test_every_option_of_run_reaches_its_stage(verb: Verb, stages: list[Call]) -> None:
-    code, out, err = verb("run", write(TOP | ROAD))
+    code, out, err = verb("run", write(TOP | PIPELINE))
     assert code == 0, err
-    assert "report: runs/road/matches/report.html" in out
-    where = "runs/road"
+    assert "report: runs/pipeline/matches/report.html" in out
+    where = "runs/pipeline"
     pack, text, image, embed, *compared, index, join, match, evaluate, report = stages
     assert pack.given[:3] == ["c.csv", "photos", f"{where}/shards"]
-    assert holds(pack.given[3], ROAD["pack"])
+    assert holds(pack.given[3], PIPELINE["pack"])
     assert pack.given[4] == TOP["columns"]
     for call, modality in ((text, "text"), (image, "image")):
         assert call.given[:3] == [modality, f"{where}/shards", f"{where}/{modality}"]
-        assert holds(call.given[3], ROAD[modality]), modality
+        assert holds(call.given[3], PIPELINE[modality]), modality
     assert embed.given[:2] == [f"{where}/shards", f"{where}/embedding"]
-    assert holds(embed.given[2], ROAD["embed"])
+    assert holds(embed.given[2], PIPELINE["embed"])
     assert embed.given[3:] == [f"{where}/image", f"{where}/text"]
     assert [call.stage for call in compared] == ["train", "train", "embed"]
     for call, modality in zip(compared[:2], ("text", "image"), strict=True):
         assert call.given[:3] == [modality, f"{where}/shards", f"{where}/random-{modality}"]
-        assert holds(call.given[3], ROAD[modality] | {"epochs": 0.0})
+        assert holds(call.given[3], PIPELINE[modality] | {"epochs": 0.0})
     assert index.given[:2] == [f"{where}/embedding", f"{where}/index"]
-    assert holds(index.given[2], ROAD["index"])
+    assert holds(index.given[2], PIPELINE["index"])
     assert join.given[:3] == [f"{where}/{name}" for name in ("embedding", "index", "pairs")]
-    assert holds(join.given[3], ROAD["join"])
+    assert holds(join.given[3], PIPELINE["join"])
     assert match.given[:2] == [f"{where}/pairs", f"{where}/matches"]
-    assert holds(match.given[2], ROAD["match"])
+    assert holds(match.given[2], PIPELINE["match"])
     assert evaluate.given == [f"{where}/matches", {"random": f"{where}/random-embedding"}]
     assert report.given == [f"{where}/matches"]
     calls = ("pack", "train", "train", "embed", "train", "train", "embed", "build_index",
@@ -285,7 +285,7 @@ def test_run_under_a_launcher_is_refused(
 # ── submit: each script and each file of options says what the config says
 
 
-def scripts(folder: str = "runs/road") -> dict[str, str]:
+def scripts(folder: str = "runs/pipeline") -> dict[str, str]:
     """The scripts of a dry run, by the name of the stage."""
     dry = Path(folder) / "slurm" / "dry-run"
     return {path.stem[3:]: path.read_text() for path in dry.glob("*.sbatch")}
@@ -307,15 +307,15 @@ FILES = {"pack": "pack", "image": "image", "text": "text", "embed": "embedding",
 
 
 def test_every_option_of_a_stage_reaches_the_file_that_its_job_reads(verb: Verb) -> None:
-    code, out, err = verb("submit", write(TOP | ROAD), "--dry-run")
+    code, out, err = verb("submit", write(TOP | PIPELINE), "--dry-run")
     assert code == 0, err
-    assert "not tested by sbatch" in out
-    dry = Path("runs/road/slurm/dry-run")
+    assert "not checked by sbatch" in out
+    dry = Path("runs/pipeline/slurm/dry-run")
     for section, name in FILES.items():
-        assert holds(yaml.safe_load((dry / f"{name}.yaml").read_text()), ROAD[section]), section
-    other = TOP | ROAD | {"out": "runs/other"}
+        assert holds(yaml.safe_load((dry / f"{name}.yaml").read_text()), PIPELINE[section]), section
+    other = TOP | PIPELINE | {"out": "runs/other"}
     for section in ("image", "text"):
-        given = ROAD[section] | ELSEWHERE["photos_per_product"]
+        given = PIPELINE[section] | ELSEWHERE["photos_per_product"]
         assert verb("submit", write(other | {section: given}), "--dry-run")[0] == 0
         file = Path("runs/other/slurm/dry-run") / f"{section}.yaml"
         assert holds(yaml.safe_load(file.read_text()), given)
@@ -327,10 +327,10 @@ def test_every_option_of_a_stage_reaches_the_file_that_its_job_reads(verb: Verb)
 
 
 def test_the_options_above_the_stages_reach_the_commands(verb: Verb) -> None:
-    given = TOP | ROAD | {"slurm": {"pack": {"tasks": 1}}}
+    given = TOP | PIPELINE | {"slurm": {"pack": {"tasks": 1}}}
     assert verb("submit", write(given), "--dry-run")[0] == 0
     found = {name: command(text) for name, text in scripts().items()}
-    where, dry = "runs/road", "runs/road/slurm/dry-run"
+    where, dry = "runs/pipeline", "runs/pipeline/slurm/dry-run"
     assert found == {
         "pack": f"pack c.csv --out {where}/shards --images photos --columns "
         f"posting_id=sku,title=name,label_group=product --config {dry}/pack.yaml",
@@ -358,7 +358,12 @@ def test_the_options_above_the_stages_reach_the_commands(verb: Verb) -> None:
 
 
 def test_every_option_of_slurm_reaches_the_scripts(verb: Verb) -> None:
-    given = {"catalogue": "c.csv", "out": "runs/road", "columns": TOP["columns"], "slurm": SLURM}
+    given = {
+        "catalogue": "c.csv",
+        "out": "runs/pipeline",
+        "columns": TOP["columns"],
+        "slurm": SLURM,
+    }
     assert verb("submit", write(given), "--dry-run")[0] == 0
     text = scripts()["image"]
     found = asked(text)
@@ -380,7 +385,7 @@ def test_every_option_of_slurm_reaches_the_scripts(verb: Verb) -> None:
             "MAX_REQUEUES": "20"}.items() <= bare.items()  # fmt: skip
     assert "VENV" in bare
     code, _, err = verb("submit", write(given | {"slurm": {"tasks": 2}}), "--dry-run")
-    assert (code, "slurm.tasks: only of pack and join" in err) == (2, True)
+    assert (code, "slurm.tasks: only for pack and join" in err) == (2, True)
 
 
 def test_every_option_of_a_stage_of_slurm_reaches_its_script_alone(verb: Verb) -> None:
@@ -394,7 +399,7 @@ def test_every_option_of_a_stage_of_slurm_reaches_its_script_alone(verb: Verb) -
         }  # fmt: skip
         if section in ("pack", "join"):
             own[section]["tasks"] = number + 80
-    given = {"catalogue": "c.csv", "out": "runs/road", "columns": TOP["columns"]}
+    given = {"catalogue": "c.csv", "out": "runs/pipeline", "columns": TOP["columns"]}
     assert verb("submit", write(given | {"slurm": JOB | own}), "--dry-run")[0] == 0
     names = {name: FILES.get(name, name) for name in SECTIONS}
     for number, section in enumerate(SECTIONS, 11):
@@ -437,11 +442,11 @@ def test_every_option_of_plan_has_an_effect(verb: Verb, monkeypatch: pytest.Monk
 
     def record(config: Config, processes: int) -> planning.Plan:
         asked_for.append((config, processes))
-        stage = planning.Stage("pack", 1, 1.0, 7.0, 5.0)
+        stage = planning.StageCost("pack", 1, 1.0, 7.0, 5.0)
         return planning.Plan("cpu", max(1, processes), 9.0, stages=[stage])
 
     monkeypatch.setattr(planning, "plan", record)
-    given = write(TOP | ROAD | {"slurm": SLURM})
+    given = write(TOP | PIPELINE | {"slurm": SLURM})
     code, out, _ = verb("plan", given)
     assert code == 0
     assert out.splitlines()[-1] == "everything fits"
@@ -454,11 +459,11 @@ def test_every_option_of_plan_has_an_effect(verb: Verb, monkeypatch: pytest.Monk
     (config, first), (_, second) = asked_for
     assert (first, second) == (0, 3)
     tree = plain(asdict(config))
-    assert holds(tree, TOP | ROAD | {"slurm": SLURM})
+    assert holds(tree, TOP | PIPELINE | {"slurm": SLURM})
 
 
 def test_a_plan_that_does_not_fit_ends_with_1(verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = planning.Stage("pack", 1, 1.0, 7.0, 5.0)
+    stage = planning.StageCost("pack", 1, 1.0, 7.0, 5.0)
     found = planning.Plan("cpu", 1, 9.0, stages=[stage], misfits=["a needs more", "b needs more"])
     monkeypatch.setattr(planning, "plan", lambda *_: found)
     code, out, err = verb("plan", write(TOP))
@@ -489,5 +494,5 @@ def test_every_option_of_doctor_has_an_effect(
     code, out, _ = verb("doctor", "--out", "runs", "--device", "cuda", "--json")
     assert code == (1 if level == "fault" else 0)
     assert json.loads(out)["fine"] == (level != "fault")
-    assert json.loads(out)["findings"][0]["said"] == "full of room"
+    assert json.loads(out)["findings"][0]["message"] == "full of room"
     assert asked_for == [("auto", Path()), ("cuda", Path("runs"))]

@@ -312,7 +312,7 @@ def test_options_of_generate(option: str, tmp_path: Path, dist_train: Verb) -> N
 # ── demo
 
 
-def road(run: Run) -> tuple[int, int]:
+def pipeline(run: Run) -> tuple[int, int]:
     """Postings generated, and packed, of a demo that ended where its encoders are not to be had."""
     assert run.code == 2, run.said
     assert "mobilenetv2_100" in run.said
@@ -321,10 +321,10 @@ def road(run: Run) -> tuple[int, int]:
 
 
 DEMO_OPTIONS = {
-    "--items": Case("--items 24 --out OUT", "--items 20 --out OUT", road, ((24, 24), (20, 20))),
+    "--items": Case("--items 24 --out OUT", "--items 20 --out OUT", pipeline, ((24, 24), (20, 20))),
     "--out": Case("--items 20 --out OUT", "--items 20 --out elsewhere",
                   lambda run: run.out.exists(), (True, False)),
-    "--config": Case("--items 20 --out OUT", "--config demo.yaml --out OUT", road,
+    "--config": Case("--items 20 --out OUT", "--config demo.yaml --out OUT", pipeline,
                      ((20, 20), (22, 22))),
 }  # fmt: skip
 

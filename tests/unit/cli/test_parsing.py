@@ -201,7 +201,7 @@ def test_a_folder_below_a_file_is_named(refused: Refused, here: Path) -> None:
 def test_pack_verify_and_a_damaged_shard(said: Said, refused: Refused, here: Path) -> None:
     code, out, err = said(here, "pack", "c.csv", "--out", "s", "--size", "32")
     assert (code, "3 postings packed, 0 rejected" in out) == (0, True), err
-    assert said(here, "verify", "s") == (0, "s: whole\n", "")
+    assert said(here, "verify", "s") == (0, "s: complete and unchanged\n", "")
     line = refused(here, "pack", "c.csv", "--out", "s", "--size", "33")
     assert "size 32 there, 33 requested" in line
     tar = next((here / "s").glob("*/*.tar"))
@@ -274,7 +274,7 @@ def test_yaml_fills_options_and_the_command_line_goes_before_it(said: Said, here
         ("text: {lr: -1e-4}", "lr: -0.0001"),
         ("pack: {sise: 1}", "--pack.size"),
         ("embed: {dtype: float8}", "float8"),
-        ("index: {vew: text}", "--index.modality"),
+        ("index: {modalty: text}", "--index.modality"),
         ("join: {engin: gemm}", "--join.engine"),
         ("match: {treshold: 0.5}", "--match.threshold"),
         ("image: {encoder: {modle: x}}", "--image.encoder.model"),

@@ -33,10 +33,10 @@ def status(out: Path) -> dict:
     return json.loads((out / "status.json").read_text())
 
 
-# ── what a attempt is
+# ── what an attempt is
 
 
-def test_every_start_is_a_life_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_start_is_another_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = [stage.new_attempt() for _ in range(100)]
     assert len({attempt["attempt"] for attempt in attempts}) == 100
     assert all(attempt.keys() == {"attempt"} for attempt in attempts)

@@ -13,13 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_train.distributed.runtime import (
-    Runtime,
-    autocast,
-    row_blocks,
-    sum_over_ranks,
-    under_launcher,
-)
+from dist_train.distributed.launcher import under_launcher
+from dist_train.distributed.precision import autocast
+from dist_train.distributed.runtime import Runtime, row_blocks, sum_over_ranks
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, NoGPU, Stopped
 
@@ -60,7 +56,7 @@ def test_a_runtime_alone(runtime):
     assert (runtime.rank, runtime.world, runtime.is_main) == (0, 1, True)
     assert runtime.device == torch.device("cpu")
     assert runtime.share([1, 2, 3]) == [1, 2, 3]
-    assert runtime.total(2.5) == 2.5
+    assert runtime.all_reduce_sum(2.5) == 2.5
     assert runtime.broadcast({"a": [1]}) == {"a": [1]}
     runtime.barrier()
     values = torch.ones(3, requires_grad=True)
@@ -181,9 +177,10 @@ def python(code: str, *arguments: str, **env: str) -> subprocess.Popen:
 
 STUBBORN = """
 import time
-from dist_train.distributed import runtime
-runtime._StopFlag.GRACE = 1.0
-mine = runtime.Runtime("cpu")
+from dist_train.distributed.runtime import Runtime
+from dist_train.distributed.signals import StopFlag
+StopFlag.GRACE = 1.0
+mine = Runtime("cpu")
 print("ready", flush=True)
 told = False
 while True:
@@ -244,9 +241,9 @@ def test_fewer_processes_than_the_launcher_meant_are_refused(late):
 @pytest.mark.parametrize(
     ("variables", "what"),
     [
-        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}, "itself alone"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}, "only itself"),
         ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "RANK": "0",
-          "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}, "8 processes, 8 of them here"),
+          "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}, "8 processes, 8 of them on its node"),
     ],
     ids=["no launcher", "a launcher of one node"],
 )  # fmt: skip

@@ -18,7 +18,7 @@ import pytest
 
 from dist_train.doctor import machine, services, software
 from dist_train.doctor.all_reduce import all_reduce
-from dist_train.doctor.finding import Finding, as_json, fault
+from dist_train.doctor.finding import Finding, fault, findings_json
 from tests.support.launching import ROOT, environment
 
 MB = 10**6
@@ -266,9 +266,9 @@ def test_an_all_reduce_that_cannot_meet(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_json_tells_all() -> None:
-    told = json.loads(as_json([Finding("a", "b"), fault("c", "d", "e")]))
+    told = json.loads(findings_json([Finding("a", "b"), fault("c", "d", "e")]))
     assert told["fine"] is False
-    assert told["findings"][1] == {"name": "c", "said": "d", "level": "fault", "remedy": "e"}
+    assert told["findings"][1] == {"name": "c", "message": "d", "level": "fault", "remedy": "e"}
 
 
 @pytest.fixture

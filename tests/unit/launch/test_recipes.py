@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_train import cli
+from dist_train import cli, cli_pipeline
 from dist_train.config.options import Config
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.synthetic.demo import demo_config
@@ -33,7 +33,7 @@ def command(recipe: Path) -> list[str]:
 def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Config:
     """What `dist-train run` takes from a recipe and a command line; nothing is run."""
     taken = []
-    monkeypatch.setattr(cli, "_run", taken.append)
+    monkeypatch.setattr(cli_pipeline, "run_stages", taken.append)
     monkeypatch.chdir(ROOT)
     cli.app.meta(
         ["run", *words], exit_on_error=False, print_error=False, result_action="return_value"

@@ -8,7 +8,7 @@ import pytest
 from dist_train.config.options import IndexConfig, JoinConfig, MatchConfig
 from dist_train.decisions.match import match
 from dist_train.decisions.threshold import given_threshold
-from dist_train.distributed.runtime import peak_bytes
+from dist_train.distributed.memory import peak_bytes
 from dist_train.matching.build_pairs import build_pairs
 from dist_train.matching.index import build_index
 from shards.storage.errors import BadInput, Corrupt

@@ -21,7 +21,7 @@ from dist_train.matching import build_pairs as stage_join
 from dist_train.matching.build_pairs import set_up
 from dist_train.matching.join import join
 from dist_train.matching.kernels import kernels_for
-from dist_train.distributed.runtime import peak_bytes
+from dist_train.distributed.memory import peak_bytes
 from dist_train.matching.vectors import ModalityVectors, ItemVectors
 from dist_train.distributed.runtime import Runtime
 

@@ -23,9 +23,15 @@ from dist_train.config.options import (
 )
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.planning import plan as planning
-from dist_train.planning import rates
-from dist_train.planning.plan import HEAD_RATE, Plan, Stage, training_bytes
-from dist_train.planning.rates import EncoderRates, Survey, survey
+from dist_train.planning.plan import (
+    HEAD_RATE,
+    EncoderRates,
+    Plan,
+    StageCost,
+    Survey,
+    survey,
+    training_bytes,
+)
 from shards.photos.options import PackOptions
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput
@@ -66,14 +72,16 @@ def train(
 ) -> Plan:
     """The plan of one training over 1.2 M items of 200 000 classes."""
     found = on_gpus(ranks, memory)
-    planning._train(found, options, "image", CATALOGUE, rate)
+    planning.add_training(found, options, "image", CATALOGUE, rate)
     return found
 
 
-def join(config: Config, ranks: int = 1, postings: int = N, width: int = 512) -> dict[str, Stage]:
+def join(
+    config: Config, ranks: int = 1, postings: int = N, width: int = 512
+) -> dict[str, StageCost]:
     """The stages after the embedding by name, for a nanosecond a product."""
     found = on_gpus(ranks)
-    planning._index_join_match(found, config, replace(CATALOGUE, postings=postings), width, 1e-9)
+    planning.add_matching(found, config, replace(CATALOGUE, postings=postings), width, 1e-9)
     return {stage.stage: stage for stage in found.stages}
 
 
@@ -96,7 +104,7 @@ def test_counts_are_those_of_the_packed_set(
 
 
 def test_the_sample_is_of_whole_products(config: Config, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(rates, "SAMPLE", 75)
+    monkeypatch.setattr(planning, "SAMPLE", 75)
     found = survey(config, tmp_path)
     taken, whole = pd.read_csv(tmp_path / "sample.csv"), pd.read_csv(config.catalogue)
     assert 75 < len(taken) < 200
@@ -197,13 +205,13 @@ def test_a_join_without_room_is_named_with_its_setting(
 ) -> None:
     found = on_gpus(1)
     tight = replace(config, join=JoinConfig(memory="100MB"))
-    planning._index_join_match(found, tight, CATALOGUE, 512, 1e-9)
+    planning.add_matching(found, tight, CATALOGUE, 512, 1e-9)
     (said,) = found.misfits
     assert "--join.memory" in said
     assert [stage.stage for stage in found.stages] == ["index"]
     monkeypatch.setattr(planning, "free_memory", lambda: 4 * GB)
     found = on_gpus(4)
-    planning._index_join_match(found, replace(config, index=IndexConfig()), CATALOGUE, 512, 1e-9)
+    planning.add_matching(found, replace(config, index=IndexConfig()), CATALOGUE, 512, 1e-9)
     assert [said.partition(" needs")[0] for said in found.misfits] == [
         "index on all ranks", "join on all ranks",
     ]  # fmt: skip

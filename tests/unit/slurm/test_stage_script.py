@@ -302,16 +302,16 @@ def test_the_word_of_a_run_before_is_not_taken_for_this_ones(
 
 
 def test_what_cannot_work_is_refused_before_anything_starts(job: Job) -> None:
+    task = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "6"}
     cases = [
-        (("train", "image"), {"nodes": 2}, "say where the result goes: --out FOLDER"),
-        (("train", "image", "--out"), {"nodes": 2}, "say where the result goes"),
-        (("report", "run"), {"nodes": 2}, "report is one process here, and the job has 2 nodes"),
-        (("join", "e", "--out", "run"), {"nodes": 2, "SLURM_ARRAY_TASK_ID": "1",
-                                         "SLURM_ARRAY_JOB_ID": "6"}, "join is one process here"),
-        (("match", "p", "--out", "run"), {"nodes": 2}, "match is one process here"),
-    ]  # fmt: skip
+        (("train", "image"), {}, "no folder for the result: give --out FOLDER"),
+        (("train", "image", "--out"), {}, "no folder for the result"),
+        (("report", "run"), {}, "report runs as one process here, but the job has 2 nodes"),
+        (("join", "e", "--out", "run"), task, "join runs as one process here"),
+        (("match", "p", "--out", "run"), {}, "match runs as one process here"),
+    ]
     for words, more, said in cases:
-        code, output = job.run(*words, **more)
+        code, output = job.run(*words, nodes=2, **more)
         assert (code, said in output) == (1, True), output
         assert not job.calls("srun")
     (job.bin / "nowhere").touch()
@@ -394,24 +394,24 @@ def test_how_often_a_job_requeues_itself(
 @pytest.mark.parametrize(
     ("state", "reason", "known", "said"),
     [
-        ("RUNNING", "None", 1, "back into the queue"),
-        ("TIMEOUT", "TimeLimit", 1, "back into the queue"),
-        ("COMPLETING", "TimeLimit", 1, "back into the queue"),
-        ("CANCELLED", "None", 1, "cancelled, or taken away by Slurm"),
-        ("PREEMPTED", "None", 1, "cancelled, or taken away by Slurm"),
+        ("RUNNING", "None", 1, "requeueing the job"),
+        ("TIMEOUT", "TimeLimit", 1, "requeueing the job"),
+        ("COMPLETING", "TimeLimit", 1, "requeueing the job"),
+        ("CANCELLED", "None", 1, "cancelled or removed by Slurm"),
+        ("PREEMPTED", "None", 1, "cancelled or removed by Slurm"),
         ("RUNNING", "None", 2, "already requeued by Slurm"),
         ("RUNNING", "None", 10, "already requeued by Slurm"),
         ("RUNNING", "None", 0, "already requeued by Slurm"),
     ],
 )
-def test_only_the_life_that_slurm_knows_and_nobody_cancelled_comes_back(
+def test_only_the_attempt_that_slurm_knows_and_nobody_cancelled_comes_back(
     job: Job, state: str, reason: str, known: int, said: str
 ) -> None:
     job.ends(3)
     job.stands(state, reason, known)
     code, output = job.run("report", "run", SLURM_RESTART_COUNT="1")
     assert (code, said in output) == (3, True), output
-    assert job.requeued() == ([["70"]] if said == "back into the queue" else [])
+    assert job.requeued() == ([["70"]] if said == "requeueing the job" else [])
 
 
 def test_it_waits_for_slurm_to_take_the_job_away(job: Job) -> None:
@@ -465,7 +465,7 @@ def test_near_the_limit_launched_processes_are_asked_until_they_hear(job: Job) -
     assert {tuple(words) for words in job.calls("scancel")} == {
         ("scancel", "--signal=USR1", "69_5.0")
     }
-    assert "the time limit is near, asking for a stop" in output
+    assert "the time limit is near, requesting a stop" in output
     assert "train is preempted" in output
 
 
@@ -495,7 +495,7 @@ def test_asked_to_end_it_waits_for_the_stage_which_is_asked_too(job: Job) -> Non
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 3
     assert not job.calls("scancel")
-    assert output.index("asked to end") < output.index("join is preempted (exit code 3)")
+    assert output.index("received SIGTERM") < output.index("join is preempted (exit code 3)")
     assert job.requeued() == [["70"]]
 
 

@@ -116,9 +116,9 @@ def test_the_options_of_a_stage_are_those_of_the_config(here: Path) -> None:
     [
         ({"nodes": 0}, "nodes: 0, must be at least 1"),
         ({"sbatch": ("exclude",)}, "no option of sbatch"),
-        ({"image": SlurmJob(tasks=2)}, "only of pack and join"),
-        ({"tasks": 2}, "only of pack and join"),
-        ({"container": "apptainer exec 'my image'"}, "no quotes"),
+        ({"image": SlurmJob(tasks=2)}, "only for pack and join"),
+        ({"tasks": 2}, "only for pack and join"),
+        ({"container": "apptainer exec 'my image'"}, "quotes.*do not work"),
     ],
 )
 def test_what_cannot_be_asked_for(given: dict, what: str) -> None:
@@ -131,8 +131,8 @@ def test_what_a_stage_asks_for() -> None:
                          evaluate=SlurmJob(partition="b"), join=SlurmJob(tasks=9))  # fmt: skip
     assert config.job("image") == SlurmJob(nodes=4, gpus=8, partition="a", sbatch=("-x",))
     assert config.job("text").gpus == 2
-    assert config.job("image", alone=True).nodes == config.job("join").nodes == 1
-    assert config.job("image", alone=True).gpus == config.job("join").gpus == 1
+    assert config.job("image", one_process=True).nodes == config.job("join").nodes == 1
+    assert config.job("image", one_process=True).gpus == config.job("join").gpus == 1
     evaluate = config.job("evaluate")
     assert (evaluate.nodes, evaluate.gpus, evaluate.partition) == (1, 0, "b")
 
@@ -167,7 +167,7 @@ def test_a_machine_without_slurm_says_so(here: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_status_of_a_local_road(here: Path) -> None:
-    out = Path("road")
+    out = Path("pipeline")
     with pytest.raises(BadInput, match="no stage has begun"):
         status(out)
     finish(out / "shards", "shard set", {})
@@ -208,13 +208,13 @@ JOB = ("JobId=4 JobName=x Restarts={restarts} JobState={state} Reason={reason} E
 def test_how_a_job_stands(tasks: list, state: str, why: str) -> None:
     names = ("state", "reason", "code", "restarts")
     text = "\n".join(JOB.format(**dict(zip(names, task, strict=True))) for task in tasks)
-    assert commands.shown(text) == commands.Seen(state, why)
+    assert commands.parse_scontrol(text) == commands.JobState(state, why)
 
 
 # ── attempts
 
 
-def test_of_two_lives_only_the_newest_may_write(tmp_path: Path, monkeypatch) -> None:
+def test_of_two_attempts_only_the_newest_may_write(tmp_path: Path, monkeypatch) -> None:
     old = stage.new_attempt()
     stage_files.begin(tmp_path, stage.RUN, {}, {})
     stage_files.write_status(tmp_path, "running", by=old)
@@ -229,7 +229,7 @@ def test_of_two_lives_only_the_newest_may_write(tmp_path: Path, monkeypatch) -> 
     assert "by a job that starts now" in stage.newer_attempt(tmp_path, new)
 
 
-def test_a_late_life_of_the_same_job_does_not_take_over(tmp_path: Path, monkeypatch) -> None:
+def test_a_late_attempt_of_the_same_job_does_not_take_over(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DIST_TRAIN_JOB", "17_3")
     attempts = []
     for restart in ("0", "1", "2"):

@@ -19,8 +19,8 @@ from shards.storage.errors import BadInput, Failed
 from shards.storage.lock import locked
 from tests.support.recorded_programs import Programs, call_verb
 
-OUT = Path("runs/road")
-ROAD = Config(catalogue=Path("c.csv"), out=OUT)
+OUT = Path("runs/pipeline")
+PIPELINE = Config(catalogue=Path("c.csv"), out=OUT)
 STAGES = ["pack", "image", "text", "embedding", "index", "join", "match", "evaluate", "report"]
 SBATCH = """
 if [[ $1 == --test-only ]]; then
@@ -82,7 +82,7 @@ def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
 
 def jobs() -> dict[str, str]:
     """The job of every stage, as written on disk."""
-    steps = json.loads((OUT / "slurm/jobs.json").read_text())["steps"]
+    steps = json.loads((OUT / "slurm/jobs.json").read_text())["stages"]
     return {name: step["job"] for name, step in steps.items()}
 
 
@@ -92,7 +92,7 @@ def after(*numbers: int) -> tuple[str, ...]:
 
 
 def finish(name: str, kind: str, options: object = None, **more: object) -> None:
-    """A stage of the road that is done, of nothing."""
+    """A stage of the pipeline that is done, of nothing."""
     stage_files.begin(OUT / name, kind, (result_options(options) if options else {}) | more, {})
     stage_files.finish(OUT / name, {}, [])
 
@@ -102,7 +102,7 @@ def finish(name: str, kind: str, options: object = None, **more: object) -> None
 
 def test_every_job_waits_for_the_good_end_of_what_it_reads(scheduler: Scheduler) -> None:
     """afterok, not afterany: a stage must not begin on what has failed."""
-    planned = submit(ROAD)
+    planned = submit(PIPELINE)
     wanted = {
         "pack": (), "image": after(1), "text": after(1), "embedding": after(2, 3),
         "index": after(4), "join": after(5), "match": after(6), "evaluate": after(7),
@@ -115,8 +115,8 @@ def test_every_job_waits_for_the_good_end_of_what_it_reads(scheduler: Scheduler)
     assert [p.waits_for for p in planned] == [
         "", "1", "1", "2, 3", "4", "5", "6", "7", "7, 8"
     ]  # fmt: skip
-    steps = json.loads((OUT / "slurm/jobs.json").read_text())["steps"]
-    assert steps["embedding"]["made"] == "embedding/manifest.json"
+    steps = json.loads((OUT / "slurm/jobs.json").read_text())["stages"]
+    assert steps["embedding"]["result"] == "embedding/manifest.json"
     assert steps["embedding"]["after"] == ["image", "text"]
     scripts = [Path(words[-1]).name for words in scheduler.calls("sbatch")]
     assert scripts[0] == "01-pack.sbatch"
@@ -125,7 +125,7 @@ def test_every_job_waits_for_the_good_end_of_what_it_reads(scheduler: Scheduler)
 
 
 def test_other_encoders_are_compared_by_jobs_of_their_own(scheduler: Scheduler) -> None:
-    submit(replace(ROAD, encoders=("image",), compare=("random",)))
+    submit(replace(PIPELINE, encoders=("image",), compare=("random",)))
     wanted = {
         "pack": (), "image": after(1), "embedding": after(2), "random-image": after(1),
         "random-embedding": after(4), "index": after(3), "join": after(6),
@@ -136,12 +136,12 @@ def test_other_encoders_are_compared_by_jobs_of_their_own(scheduler: Scheduler) 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED"])
 def test_a_job_that_is_alive_is_not_doubled(scheduler: Scheduler, state: str) -> None:
-    submit(ROAD)
+    submit(PIPELINE)
     for number in range(1, 10):
         scheduler.has(str(number), state)
     before = jobs()
     scheduler.forget()
-    assert [p.job for p in submit(ROAD)] == list(before.values())
+    assert [p.job for p in submit(PIPELINE)] == list(before.values())
     assert scheduler.submitted() == {}
     assert not scheduler.calls("scancel")
     assert jobs() == before
@@ -150,7 +150,7 @@ def test_a_job_that_is_alive_is_not_doubled(scheduler: Scheduler, state: str) ->
 @pytest.mark.parametrize("is_alive", [True, False])
 def test_what_waits_for_a_renewed_job_is_renewed(scheduler: Scheduler, is_alive: bool) -> None:
     """Its old dependency would be on a job that is gone; the others keep theirs."""
-    submit(ROAD)
+    submit(PIPELINE)
     scheduler.has("1", "RUNNING")
     scheduler.has("2", "FAILED", "NonZeroExitCode", "1:0")
     scheduler.has("3", "PENDING", "Dependency")
@@ -158,7 +158,7 @@ def test_what_waits_for_a_renewed_job_is_renewed(scheduler: Scheduler, is_alive:
         reason = "Dependency" if is_alive else "DependencyNeverSatisfied"
         scheduler.has(str(number), "PENDING" if is_alive else "CANCELLED", reason)
     scheduler.forget()
-    submit(ROAD)
+    submit(PIPELINE)
     assert scheduler.submitted() == {
         "image": after(1), "embedding": after(10, 3), "index": after(11), "join": after(12),
         "match": after(13), "evaluate": after(14), "report": after(14, 15),
@@ -173,9 +173,9 @@ def test_what_waits_for_a_renewed_job_is_renewed(scheduler: Scheduler, is_alive:
 
 
 def test_what_is_done_is_not_submitted_and_not_waited_for(scheduler: Scheduler) -> None:
-    finish("shards", "shard set", ROAD.pack)
-    finish("image", stage.RUN, ROAD.image, modality="image")
-    planned = submit(ROAD)
+    finish("shards", "shard set", PIPELINE.pack)
+    finish("image", stage.RUN, PIPELINE.image, modality="image")
+    planned = submit(PIPELINE)
     assert [(p.waits_for, p.job) for p in planned[:2]] == [("done", ""), ("done", "")]
     assert scheduler.submitted() == {
         "text": (), "embedding": after(1), "index": after(2), "join": after(3),
@@ -188,20 +188,20 @@ def test_what_is_done_is_submitted_again_behind_what_is_not(scheduler: Scheduler
     """metrics.json of matches that are made anew is not what the report is to show."""
     (OUT / "matches").mkdir(parents=True)
     (OUT / "matches" / "metrics.json").write_text("{}")
-    submit(ROAD)
+    submit(PIPELINE)
     assert scheduler.submitted()["evaluate"] == after(7)
 
 
 def test_a_job_is_on_disk_before_the_next_is_submitted(scheduler: Scheduler) -> None:
     (scheduler.bin / "refuse").write_text("03-text")
     with pytest.raises(BadInput, match=r"03-text\.sbatch: refused by sbatch \(no such partition\)"):
-        submit(ROAD)
+        submit(PIPELINE)
     assert {name: job for name, job in jobs().items() if job} == {"pack": "1", "image": "2"}
     (scheduler.bin / "refuse").unlink()
     scheduler.has("1", "PENDING")
     scheduler.has("2", "PENDING", "Dependency")
     scheduler.forget()
-    submit(ROAD)
+    submit(PIPELINE)
     assert list(scheduler.submitted()) == STAGES[2:]
     assert scheduler.submitted()["text"] == after(1)
 
@@ -210,14 +210,14 @@ def test_a_job_of_a_cluster_among_several_is_its_number(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLUSTER", ";west")
-    submit(ROAD)
+    submit(PIPELINE)
     assert jobs()["embedding"] == "4"
     assert scheduler.submitted()["embedding"] == after(2, 3)
 
 
 def test_two_submits_wait_for_each_other(scheduler: Scheduler) -> None:
     with locked(OUT / "slurm" / ".lock"):
-        other = threading.Thread(target=submit, args=(ROAD,), daemon=True)
+        other = threading.Thread(target=submit, args=(PIPELINE,), daemon=True)
         other.start()
         time.sleep(0.3)
         assert scheduler.submitted() == {}
@@ -227,7 +227,7 @@ def test_two_submits_wait_for_each_other(scheduler: Scheduler) -> None:
 
 
 def test_a_dry_run_only_has_the_scripts_tested(scheduler: Scheduler) -> None:
-    planned = submit(ROAD, dry_run=True)
+    planned = submit(PIPELINE, dry_run=True)
     assert [words[1:2] for words in scheduler.calls("sbatch")] == [["--test-only"]] * 9
     assert [words[2] for words in scheduler.calls("sbatch")] == [str(p.script) for p in planned]
     assert {p.script.parent for p in planned} == {OUT / "slurm" / "dry-run"}
@@ -236,23 +236,23 @@ def test_a_dry_run_only_has_the_scripts_tested(scheduler: Scheduler) -> None:
     assert [p.waits_for for p in planned[3:5]] == ["image, text", "embedding"]
     (scheduler.bin / "refuse").write_text("image")
     with pytest.raises(BadInput, match=r"sbatch --test-only: .*02-image\.sbatch: not here$"):
-        submit(ROAD, dry_run=True)
+        submit(PIPELINE, dry_run=True)
 
 
 def test_a_controller_that_is_down_gets_nothing(scheduler: Scheduler) -> None:
     (scheduler.bin / "down").touch()
-    with pytest.raises(BadInput, match=r"scontrol ping\); the scripts alone: --dry-run"):
-        submit(ROAD)
+    with pytest.raises(BadInput, match=r"scontrol ping\); to write only the scripts: --dry-run"):
+        submit(PIPELINE)
     assert not scheduler.calls("sbatch")
     assert not OUT.exists()
-    submit(ROAD, dry_run=True)
+    submit(PIPELINE, dry_run=True)
     assert not scheduler.calls("sbatch")
 
 
 def test_other_options_than_what_is_done_are_refused_before_anything(scheduler: Scheduler) -> None:
-    finish("embedding", stage.EMBEDDING, ROAD.embed)
+    finish("embedding", stage.EMBEDDING, PIPELINE.embed)
     with pytest.raises(BadInput, match="dtype 'float16' there, 'float32' requested"):
-        submit(replace(ROAD, embed=EmbedConfig(dtype="float32")))
+        submit(replace(PIPELINE, embed=EmbedConfig(dtype="float32")))
     assert not scheduler.calls("sbatch")
     assert not (OUT / "slurm").exists()
 
@@ -276,7 +276,7 @@ def test_a_job_that_the_controller_forgot_is_asked_of_the_accounts(
     scheduler: Scheduler, accounts: str, found: tuple[str, str]
 ) -> None:
     (scheduler.bin / "accounts").write_text(accounts)
-    assert tuple(commands.seen("31")) == found
+    assert tuple(commands.job_state("31")) == found
     assert scheduler.calls() == [
         ["scontrol", "--oneliner", "show", "job", "31"],
         ["sacct", "-n", "-P", "-X", "-j", "31", "-o", "State,ExitCode,Reason"],
@@ -287,7 +287,7 @@ def test_a_controller_that_does_not_answer_is_no_lost_job(scheduler: Scheduler) 
     (scheduler.bin / "busy").touch()
     said = r"scontrol show job 31: Unable to contact slurm controller; is Slurm's controller up\?"
     with pytest.raises(Failed, match=said):
-        commands.seen("31")
+        commands.job_state("31")
     assert not scheduler.calls("sacct")
 
 
@@ -299,7 +299,7 @@ def test_a_job_is_forgotten_where_there_are_no_accounts(
     (scheduler.bin / "bash").symlink_to(shutil.which("bash") or "")
     (scheduler.bin / "env").symlink_to(shutil.which("env") or "")
     monkeypatch.setenv("PATH", str(scheduler.bin))
-    assert tuple(commands.seen("31")) == ("", "")
+    assert tuple(commands.job_state("31")) == ("", "")
 
 
 def test_a_command_that_is_missing_or_hangs_is_named(
@@ -332,7 +332,7 @@ STATES = {
 )
 def test_every_state_of_slurm(wanted: str, state: str) -> None:
     text = JOB.format(job=1, state=state, reason="None", code="0:0", restarts=0)
-    found = commands.told(text)
+    found = commands.parse_scontrol(text)
     assert found.state == wanted
     assert found.is_alive == (wanted in ("waits", "runs"))
 
@@ -340,7 +340,7 @@ def test_every_state_of_slurm(wanted: str, state: str) -> None:
 def test_of_tasks_the_worst_counts_once_none_is_left() -> None:
     def of(*states: str) -> str:
         jobs = (JOB.format(job=1, state=s, reason="None", code="0:0", restarts=0) for s in states)
-        return commands.told("".join(jobs)).state
+        return commands.parse_scontrol("".join(jobs)).state
 
     assert of("PENDING", "RUNNING", "FAILED") == "runs"
     assert of("COMPLETED", "PENDING", "FAILED") == "waits"
@@ -369,19 +369,19 @@ def told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     return run
 
 
-def road_of(**states: tuple[str, ...]) -> None:
-    """jobs.json of a road of these stages; each with its job, by number, and what it waits for."""
+def submitted_pipeline(**states: tuple[str, ...]) -> None:
+    """jobs.json of a pipeline of these stages, each with its job number and what it waits for."""
     steps = {
-        name: {"made": f"{name}/manifest.json", "job": job, "after": list(behind)}
+        name: {"result": f"{name}/manifest.json", "job": job, "after": list(behind)}
         for name, (job, *behind) in states.items()
     }
     (OUT / "slurm").mkdir(parents=True)
-    (OUT / "slurm/jobs.json").write_text(json.dumps({"format": 1, "steps": steps}))
+    (OUT / "slurm/jobs.json").write_text(json.dumps({"format": 2, "stages": steps}))
 
 
 def test_status_ends_well_only_when_all_is_done(scheduler: Scheduler, told) -> None:
     """3 while one waits, runs, has stopped or has not begun; 1 when one failed or was cancelled."""
-    road_of(shards=("1",), image=("2", "shards"))
+    submitted_pipeline(shards=("1",), image=("2", "shards"))
     finish("shards", "shard set")
     scheduler.has("2", "PENDING", "Dependency")
     code, rows, err = told(OUT)
@@ -400,7 +400,7 @@ def test_status_ends_well_only_when_all_is_done(scheduler: Scheduler, told) -> N
 
 
 def test_status_of_stages_that_have_not_begun(scheduler: Scheduler, told) -> None:
-    road_of(shards=("",), image=("", "shards"))
+    submitted_pipeline(shards=("",), image=("", "shards"))
     code, rows, err = told(OUT)
     assert code == 3
     assert rows == {"shards": ["not begun", "", ""], "image": ["not begun", "", ""]}
@@ -408,7 +408,7 @@ def test_status_of_stages_that_have_not_begun(scheduler: Scheduler, told) -> Non
 
 
 def test_a_running_stage_tells_its_last_step(scheduler: Scheduler, told) -> None:
-    road_of(image=("2",))
+    submitted_pipeline(image=("2",))
     scheduler.has("2", "RUNNING")
     stage_files.begin(OUT / "image", stage.RUN, {}, {})
     (OUT / "image/metrics.jsonl").write_text('{"step": 1}\n{"step": 20}\n{"step": 2')
@@ -427,7 +427,7 @@ def test_a_running_stage_tells_its_last_step(scheduler: Scheduler, told) -> None
         ("failed", "FAILED", 1, "failed", "a reason"),
         ("failed", "COMPLETED", 1, "failed", "a reason"),
         (None, "CANCELLED DependencyNeverSatisfied", 1, "cancelled",
-         "what it waited for did not end well"),
+         "what it waited for did not succeed"),
         ("running", "PENDING", 3, "waits", ""),
         ("failed", "PENDING", 3, "waits", ""),
         (None, "TIMEOUT", 1, "failed", "TIMEOUT exit code 3:0"),
@@ -436,7 +436,7 @@ def test_a_running_stage_tells_its_last_step(scheduler: Scheduler, told) -> None
 def test_a_stage_by_its_own_word_and_slurms(
     scheduler: Scheduler, told, own: str | None, slurms: str | None, code: int, state: str, why: str
 ) -> None:
-    road_of(image=("2",))
+    submitted_pipeline(image=("2",))
     if own:
         stage_files.begin(OUT / "image", stage.RUN, {}, {})
         stage_files.write_status(OUT / "image", own, "a reason")
@@ -455,7 +455,7 @@ def test_a_stage_by_its_own_word_and_slurms(
 def test_status_names_what_failed_before_what_was_cancelled_for_it(
     scheduler: Scheduler, told
 ) -> None:
-    road_of(text=("3",), image=("2",))
+    submitted_pipeline(text=("3",), image=("2",))
     scheduler.has("3", "CANCELLED", "DependencyNeverSatisfied")
     scheduler.has("2", "FAILED", "NonZeroExitCode", "1:0")
     code, _, err = told(OUT)
@@ -464,7 +464,7 @@ def test_status_names_what_failed_before_what_was_cancelled_for_it(
 
 
 def test_what_is_done_is_done_whatever_slurm_says(scheduler: Scheduler, told) -> None:
-    road_of(image=("2",))
+    submitted_pipeline(image=("2",))
     scheduler.has("2", "FAILED")
     finish("image", stage.RUN)
     assert told(OUT)[0] == 0
@@ -473,7 +473,7 @@ def test_what_is_done_is_done_whatever_slurm_says(scheduler: Scheduler, told) ->
 
 def test_evaluate_and_report_are_done_by_what_they_write(scheduler: Scheduler, told) -> None:
     """They have no folder of their own: the status there is that of the matches."""
-    submit(ROAD)
+    submit(PIPELINE)
     stage_files.begin(OUT / "matches", stage.MATCHES, {}, {})
     stage_files.write_status(OUT / "matches", "failed", "no room")
     for number in range(1, 10):
@@ -487,8 +487,8 @@ def test_evaluate_and_report_are_done_by_what_they_write(scheduler: Scheduler, t
     assert [rows[name][0] for name in ("match", "evaluate", "report")] == ["failed", "done", "done"]
 
 
-def test_status_of_one_stage_and_of_others_beside_the_road(scheduler: Scheduler, told) -> None:
-    road_of(image=("2",))
+def test_status_of_one_stage_and_of_others_beside_the_pipeline(scheduler: Scheduler, told) -> None:
+    submitted_pipeline(image=("2",))
     finish("image", stage.RUN)
     finish("by-hand", stage.RUN)
     time.sleep(0.01)
@@ -522,7 +522,7 @@ def options_in(name: str) -> dict[str, object]:
 
 def test_a_threshold_from_a_file_is_read_when_the_jobs_are_made(scheduler: Scheduler) -> None:
     """Later the file may be gone, or another: the jobs are given the number."""
-    given = replace(ROAD, match=MatchConfig(threshold_from=Path("t.json")))
+    given = replace(PIPELINE, match=MatchConfig(threshold_from=Path("t.json")))
     with pytest.raises(BadInput, match=r"t\.json"):
         submit(given, dry_run=True)
     Path("t.json").write_text('{"threshold": 0.7}')
@@ -543,7 +543,7 @@ def test_the_join_keeps_all_pairs_from_a_given_threshold_on(
     scheduler: Scheduler, limit: float | None, threshold: float | None, wanted: float | None
 ) -> None:
     given = replace(
-        ROAD, join=JoinConfig(max_score_floor=limit), match=MatchConfig(threshold=threshold)
+        PIPELINE, join=JoinConfig(max_score_floor=limit), match=MatchConfig(threshold=threshold)
     )
     submit(given, dry_run=True)
     assert options_in("join").get("max_score_floor") == wanted
@@ -552,7 +552,9 @@ def test_the_join_keeps_all_pairs_from_a_given_threshold_on(
 def test_finished_pairs_serve_every_threshold_that_they_reach(scheduler: Scheduler) -> None:
     finish_pairs(0.45, JoinConfig(max_score_floor=0.6))
     for threshold in (0.5, 0.45, 0.9, None):
-        submit(replace(ROAD, match=MatchConfig(threshold=threshold)), dry_run=True)
+        submit(replace(PIPELINE, match=MatchConfig(threshold=threshold)), dry_run=True)
         assert options_in("join")["max_score_floor"] == 0.6
-    with pytest.raises(BadInput, match=r"pairs: was begun .*max_score_floor 0\.6 there, 0\.4 req"):
-        submit(replace(ROAD, match=MatchConfig(threshold=0.4)), dry_run=True)
+    with pytest.raises(
+        BadInput, match=r"pairs: was begun .*max_score_floor 0\.6 there, 0\.4 requested"
+    ):
+        submit(replace(PIPELINE, match=MatchConfig(threshold=0.4)), dry_run=True)
