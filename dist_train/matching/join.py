@@ -70,8 +70,9 @@ def join(engine: Engine, limits: JoinLimits, out: Path, runtime: Runtime) -> Non
             # Finished by another worker, which has removed the records: no block pair is missing.
             if finished.exists():
                 break
-            others = total - len(missing) - bar.n
-            bar.n, bar.initial = bar.n + others, bar.initial + others
+            if not bar.disable:  # what others have done does not count for this worker's pace
+                others = total - len(missing) - bar.n
+                bar.n, bar.initial = bar.n + others, bar.initial + others
             any_free = False
             for pair in missing:
                 if runtime.stop_requested():
