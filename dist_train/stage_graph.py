@@ -87,7 +87,7 @@ class Stage:
             )
 
 
-def run(config: Config) -> dict[str, Any] | None:
+def run(config: Config) -> Scores | None:
     """Run every stage into `config.out`, skipping those that are done.
 
     Returns the scores on the test products, None without any. Raises Stopped after a signal in

@@ -13,7 +13,7 @@ from cyclopts import App
 from cyclopts.argument import Argument
 
 from dist_train.cli import app
-from dist_train.command import TAKES_FILE
+from dist_train.command import CONFIG_FIRST
 from dist_train.config.slurm import STAGES
 
 TYPES = {Path: "path", str: "text", int: "whole number", float: "number", bool: "flag"}
@@ -58,7 +58,7 @@ def section(words: tuple[str, ...], verb: App) -> str:
     about, _, _ = (inspect.getdoc(verb.default_command) or "").partition("Parameters\n-----")
     arguments = list(verb.assemble_argument_collection(parse_docstring=True))
     parts = [f"## {' '.join(words)}", about.strip()]
-    if words[0] not in TAKES_FILE:
+    if words[0] not in CONFIG_FIRST:
         return "\n\n".join([*parts, table(arguments)])
     own = [one for one in arguments if one.parse and one.show and not one.keys]
     if words != ("run",):  # the options of all stages would stand here once more
