@@ -1,7 +1,7 @@
 """The stage embed: encoders over a shard set, exactly one row an item.
 
 A block of rows (a function of the number of items alone) is the unit of work, commit and resume;
-ranks take blocks in turn and do not communicate before the end.
+blocks are dealt to the ranks in turn, which do not communicate before the end.
 """
 
 import logging

@@ -85,7 +85,7 @@ def histogram_chart(histogram: Histogram, threshold: float) -> Chart:
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Scale:
-    """From low to high onto start to end; all values in one place if there is only one."""
+    """From low … high to start … end; all values in one place if there is only one."""
     width = (high - low) or 1.0
     return lambda value: start + (np.asarray(value) - low) / width * (end - start)
 
