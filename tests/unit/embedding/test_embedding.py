@@ -25,7 +25,7 @@ from dist_train.embedding.embed import embed
 from dist_train.embedding.store import EmbeddingSet, Rows
 from dist_train.encoders.batches import Batch, plan_batches, unit_vectors
 from dist_train.encoders.folder import load_encoder
-from dist_train.matching.rows import read_rows, take_rows
+from dist_train.matching.vectors import ItemVectors, ModalityVectors, read_rows
 from dist_train.training.loop import train
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
@@ -368,7 +368,8 @@ def test_rows_over_several_parts():
             assert block.dtype == np.float16
             np.testing.assert_array_equal(block, whole[start:stop])
     some = rng.integers(0, 23, 50)
-    taken = take_rows(rows, some)
+    vectors = ItemVectors({"image": ModalityVectors(rows, np.ones(23, bool), 1.0)})
+    taken = vectors.stored_rows("image", some)
     assert taken.dtype == np.float64
     np.testing.assert_array_equal(taken, whole[some].astype(np.float64))
-    assert take_rows(rows, np.zeros(0, np.int64)).shape == (0, 4)
+    assert vectors.stored_rows("image", np.zeros(0, np.int64)).shape == (0, 4)
