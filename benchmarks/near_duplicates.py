@@ -73,9 +73,9 @@ COPIES: dict[str, Callable[[Image.Image], bytes]] = {
 
 
 def signatures_of(photos: list[Photo]) -> np.ndarray:
-    """(n,) LOOKS of packed photos."""
+    """(n,) SIGNATURE_DTYPE of packed photos."""
     phash, colours = zip(*((photo.phash, photo.colours) for photo in photos), strict=True)
-    return near_duplicates.looks(range(len(photos)), phash, colours)
+    return near_duplicates.photo_signatures(range(len(photos)), phash, colours)
 
 
 def are_near_duplicates(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ def call(app: App) -> None:
         _exit(" ".join(str(error).split()), 2)
     except Stopped as stopped:
         _leave_process_group()
-        # A launcher takes any code but 0 for a crash; status.json tells the difference.
+        # A launcher takes any code but 0 for a crash; status.json shows the difference.
         _exit(str(stopped), 0 if "RANK" in os.environ else stopped.exit_code)
     except (BadInput, Failed, NoGPU) as error:
         _exit(str(error), error.exit_code)

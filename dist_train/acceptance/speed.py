@@ -88,8 +88,8 @@ def join(device: torch.device, rows: int, width: int) -> Rate:
         product = partial(
             kernel.product, kernel.prepare(values, "query"), kernel.prepare(values, "database")
         )
-        floor = kernel.to_products(np.array(0.5)).item()
-        took = min(took, seconds(lambda p=product, f=floor: (p() >= f).any(1), device))
+        least = kernel.to_products(np.array(0.5)).item()
+        took = min(took, seconds(lambda p=product, f=least: (p() >= f).any(1), device))
     return Rate(2 * rows**2 * width / took / 1e12, "TFLOP/s", peaks(_name(device))[0])
 
 

@@ -88,7 +88,7 @@ def accepted_pairs(
 
 
 def _baselines(comparison: Comparison) -> Iterator[MatcherScore]:
-    """Each item with itself only, the same photo, and similar titles at the best val threshold."""
+    """Self-match, the same photo, and similar titles at the best val threshold."""
     nothing = np.zeros(0, np.int64)
     yield comparison.score("self-match", "baseline", nothing, nothing)
     test = comparison.items.iloc[comparison.rows["test"]]

@@ -42,7 +42,7 @@ class Threshold(TypedDict):
     """The chosen threshold is the lowest score that was compared: a better one may be lower."""
     curve: SavedCurve | None
     weights: NotRequired[dict[str, float]]
-    """Of each modality in the score; added by match."""
+    """Weight of each modality in the score; added by match."""
 
 
 def given_threshold(config: MatchConfig) -> Given:

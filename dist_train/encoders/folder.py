@@ -69,7 +69,7 @@ def load_encoder(folder: Path, modality: Modality) -> Encoder:
 def save_tensors(
     path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write `tensors` to the safetensors file `path`, atomically, each with memory of its own."""
+    """Write `tensors` to the safetensors file `path`, atomically, each with separate memory."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
         save_file(plain, temporary, metadata=metadata)

@@ -22,7 +22,7 @@ class MatcherScore(TypedDict):
     """None for a matcher without one."""
     items: int
     weight: NotRequired[float]
-    """Of two scores in one, the share of the first."""
+    """Weight of the first where two scores are fused."""
 
 
 class Difference(TypedDict):

@@ -159,7 +159,7 @@ class _ShardedMarginSoftmax(torch.autograd.Function):
             (slope,) = torch.autograd.grad(reduced.sum(), at)
         slope = torch.ones_like(slope) if head.detached else slope
 
-        # Two numbers an item over all ranks: sum of the other classes, logit of its own.
+        # Two numbers an item over all ranks: sum of the other classes, own logit.
         sums = torch.zeros(2, len(batch), dtype=torch.float64, device=unit.device)
         sums[0] = exponentials.sums()
         sums[1, chunks.items] = head.scale * reduced.detach().double()

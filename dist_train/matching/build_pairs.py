@@ -22,7 +22,7 @@ from dist_train.matching.nearest import merge_nearest
 from dist_train.matching.pairs import Proof
 from dist_train.matching.proof import prove
 from dist_train.matching.sampling import (
-    HIGHEST_FLOOR,
+    HIGHEST_SCORE_FLOOR,
     KernelTime,
     faiss_nanoseconds,
     sample_rows,
@@ -152,7 +152,7 @@ def set_up(
     )
     budget = SLACK * config.pairs_per_item * len(vectors)
     limit = config.max_score_floor
-    highest = HIGHEST_FLOOR if limit is None else min(limit, HIGHEST_FLOOR)
+    highest = HIGHEST_SCORE_FLOOR if limit is None else min(limit, HIGHEST_SCORE_FLOOR)
     limits = JoinLimits(plan["score_floor"], config.neighbours, budget, highest)
     return engine, limits, bounds
 
@@ -199,7 +199,7 @@ def _plan(
 
 
 def _faster_engine(
-    vectors: ItemVectors, kind: str | None, ours: KernelTime, floor: float, runtime: Runtime
+    vectors: ItemVectors, kind: str | None, ours: KernelTime, score_floor: float, runtime: Runtime
 ) -> tuple[str, str]:
     """The engine for these items on this machine, beside an index of `kind`, and the reason."""
     if runtime.device.type != "cpu":
@@ -210,7 +210,7 @@ def _faster_engine(
         return "gemm", f"it is exact, the index of kind {kind} is not"
     if not ours.nanoseconds:
         return "gemm", f"{len(vectors)} items take either engine no time"
-    theirs = faiss_nanoseconds(sample_rows(vectors), kind, floor)
+    theirs = faiss_nanoseconds(sample_rows(vectors), kind, score_floor)
     times = f"gemm takes {ours.nanoseconds:.2f} ns a pair, faiss {theirs:.2f}"
     engine = "gemm" if ours.nanoseconds <= theirs else "faiss"
     return engine, f"{times} (measured on a sample)"
@@ -219,22 +219,22 @@ def _faster_engine(
 def finish(engine: Engine, limits: JoinLimits, out: Path, config: JoinConfig) -> Proof:
     """Apply the final score floor, prove the result and merge the neighbours: proof.json."""
     work = WorkFolder(out)
-    floor = work.score_floor(limits.score_floor, limits.budget, limits.highest_floor)
-    if floor > limits.score_floor:
+    score_floor = work.score_floor(limits.score_floor, limits.budget, limits.highest_score_floor)
+    if score_floor > limits.score_floor:
         log.warning(
             "more than %.0f pairs: the score floor was raised from %.3f to %.3f; allow more with "
             "--pairs-per-item",
-            *(limits.budget, limits.score_floor, floor),
+            *(limits.budget, limits.score_floor, score_floor),
         )
-    kept = apply_score_floor(out, floor)
+    kept = apply_score_floor(out, score_floor)
     if kept > limits.budget:
         log.warning(
             "%d pairs are kept, more than the budget of %.0f: they score %.3f and above, and the "
             "score floor is raised no further",
-            *(kept, limits.budget, floor),
+            *(kept, limits.budget, score_floor),
         )
     trim_allocators()
-    proof = prove(engine, out, floor, config.audit_rows, kept)
+    proof = prove(engine, out, score_floor, config.audit_rows, kept)
     write_json(out / "proof.json", proof)
     trim_allocators()
     if limits.k:

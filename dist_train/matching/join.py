@@ -49,8 +49,8 @@ class JoinLimits:
     score_floor: float
     k: int = 0
     budget: float = float("inf")
-    """Pairs in all; with more of them the score floor is raised, up to `highest_floor`."""
-    highest_floor: float = 1.0
+    """Pairs in all; with more of them the score floor is raised, up to `highest_score_floor`."""
+    highest_score_floor: float = 1.0
 
 
 def join(engine: Engine, limits: JoinLimits, out: Path, runtime: Runtime) -> None:
@@ -82,10 +82,10 @@ def join(engine: Engine, limits: JoinLimits, out: Path, runtime: Runtime) -> Non
                 with work.claim(pair.number) as ours:
                     if ours and not work.is_done(pair.number) and not finished.exists():
                         any_free = True
-                        floor = work.score_floor(
-                            limits.score_floor, limits.budget, limits.highest_floor
+                        score_floor = work.score_floor(
+                            limits.score_floor, limits.budget, limits.highest_score_floor
                         )
-                        now = replace(limits, score_floor=floor)
+                        now = replace(limits, score_floor=score_floor)
                         score_block_pair(engine, now, pair, work, known)
                         bar.update(1)
             if any_free:
@@ -192,13 +192,13 @@ def apply_score_floor(out: Path, score_floor: float) -> int:
 
 def pairs_in_memory(vectors: ItemVectors, device: torch.device, pairs_per_item: float) -> Pairs:
     """The best-scored pairs of a few items on one process, about `pairs_per_item` an item."""
-    floor = sampled_score_floor(vectors, pairs_per_item)
+    score_floor = sampled_score_floor(vectors, pairs_per_item)
     kernel = kernels_for(device, bf16=False)[0]
     engine = GemmEngine(vectors, blocks_of(vectors, block_size(len(vectors))), kernel)
     tables = []
     for block_pair in engine.block_pairs:
-        for query, database in engine.candidates(block_pair, floor):
+        for query, database in engine.candidates(block_pair, score_floor):
             table = score_candidates(engine, query, database)
-            tables.append(table[table.score >= np.float32(floor)][["i", "j", *SCORES]])
+            tables.append(table[table.score >= np.float32(score_floor)][["i", "j", *SCORES]])
     table = sorted_pairs(tables)
     return Pairs(table.i.to_numpy(), table.j.to_numpy(), table.score.to_numpy())

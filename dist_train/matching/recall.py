@@ -130,8 +130,8 @@ def measured_recall(
     some = np.unique(here[np.linspace(0, len(here) - 1, min(rows, len(here))).astype(np.int64)])
     if not len(some):
         return {"nprobe": min(lists, 1)}
-    floor = sampled_score_floor(vectors, RANGE_PAIRS)
-    wanted, least, within = _exact_answers(vectors, some, floor)
+    score_floor = sampled_score_floor(vectors, RANGE_PAIRS)
+    wanted, least, within = _exact_answers(vectors, some, score_floor)
     index.nprobe = min(lists, 1)
     while True:
         found = index.nearest(vectors, some, K)
@@ -148,12 +148,12 @@ def measured_recall(
         error = np.abs(_scores(vectors, some, ids)[ids >= 0] - scores[ids >= 0])
         error = error[np.isfinite(error)]
         margin = float(np.quantile(error, 0.999)) if len(error) else 0.0
-    codes = np.isin(within, index.at_least(vectors, some, floor - margin))
+    codes = np.isin(within, index.at_least(vectors, some, score_floor - margin))
     return {
         "rows": len(some),
         "nprobe": index.nprobe,
         "recall_at_50": at_k,
-        "range_floor": floor,
+        "range_floor": score_floor,
         "range_recall": interval(int(codes.sum()), len(within)),
         "margin": margin,
     }
@@ -167,12 +167,12 @@ def interval(hits: int, of: int) -> dict[str, float]:
 
 
 def _exact_answers(
-    vectors: ItemVectors, some: np.ndarray, floor: float
+    vectors: ItemVectors, some: np.ndarray, score_floor: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The right answers for items `some` (n,), found by brute force.
 
     How many neighbours (n,) each has, at most K; the score (n,) of the last of them; codes n N + id
-    (P,) of all rows that reach the floor.
+    (P,) of all rows that reach the score floor.
     """
     sample, within = subset(vectors, some), []
     ids, known = np.full((len(some), 0), -1), np.zeros((len(some), 0), np.float32)
@@ -181,7 +181,7 @@ def _exact_answers(
         scores = coarse_scores(sample, vectors, block)
         own = np.flatnonzero((some >= block.start) & (some < block.stop))
         scores[own, some[own] - block.start] = -np.inf
-        at, by = np.nonzero(scores >= floor)
+        at, by = np.nonzero(scores >= score_floor)
         within.append(at * len(vectors) + by + block.start)
         # Twice as many as are wanted of the blocks so far: rounding may change ranks.
         here = np.where(scores > -np.inf, np.arange(block.start, block.stop), -1)

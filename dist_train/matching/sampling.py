@@ -12,7 +12,7 @@ from dist_train.matching.vectors import ItemVectors, read_rows, subset, weighted
 
 SAMPLE, QUERIES = 4_096, 256
 """Items that the kernels are timed on; items that the score floor is estimated from."""
-HIGHEST_FLOOR = 0.999
+HIGHEST_SCORE_FLOOR = 0.999
 """No budget raises the floor above it: copies of one photo must not be dropped, however many, and
 two float16 rows of the same numbers score 0.9996 to 1.0004."""
 MEASURED_FROM = 8_192
@@ -39,7 +39,7 @@ def sample_rows(vectors: ItemVectors) -> np.ndarray:
 def sampled_score_floor(vectors: ItemVectors, pairs_per_item: float) -> float:
     """The score that about `pairs_per_item` N pairs reach, estimated from a sample of the items.
 
-    Rounded up to 1/1000, so that it is the same on every machine; from 0.05 to HIGHEST_FLOOR.
+    Rounded up to 1/1000, so that it is the same on every machine; from 0.05 to HIGHEST_SCORE_FLOOR.
     """
     N = len(vectors)
     rows = np.unique(np.linspace(0, N - 1, min(N, QUERIES)).astype(np.int64))
@@ -55,7 +55,7 @@ def sampled_score_floor(vectors: ItemVectors, pairs_per_item: float) -> float:
             best = np.partition(best, len(best) - keep)[len(best) - keep :]
             lowest = best[0]
     rounded = float(np.ceil(max(float(lowest), -1.0) * 1000) / 1000)
-    return min(max(0.05, rounded), HIGHEST_FLOOR)
+    return min(max(0.05, rounded), HIGHEST_SCORE_FLOOR)
 
 
 def coarse_scores(sample: ItemVectors, vectors: ItemVectors, rows: range) -> np.ndarray:

@@ -10,7 +10,7 @@ from dist_train.evaluation.baselines import same_photo_pairs
 SHOWN = 12
 SHOWN_A_PRODUCT = 2
 ITEMS_A_PRODUCT = 30
-"""Of a product only so many items are paired for pairs never scored: two pairs are shown at most,
+"""So many items of a product are paired for pairs never scored: two pairs are shown at most,
 so the others would only cost time."""
 Kind = Literal["right", "wrong", "missed", "matches"]
 """matches is that of a catalogue without labels."""

@@ -56,7 +56,7 @@ def model_card(
         rows = [("this encoder", scores)]
         if progress.start and scores is not progress.start:
             rows.append(("baseline: the encoder before training", progress.start))
-        baseline = {"f1": scores["f1_itself_only"]}
+        baseline = {"f1": scores["f1_self_match"]}
         rows.append(("baseline: each posting matched only with itself", baseline))
         table = []
         for name, row in rows:

@@ -64,7 +64,7 @@ def start_centres(
     items: TrainingItems,
     runtime: Runtime,
 ) -> None:
-    """Before the first step: set centres to class means or to those of an earlier run, if asked.
+    """Before the first step: set centres to class means or to an earlier run's, if configured.
 
     `encoder` returns the complete encoder on every rank. Raises BadInput for a run over other
     classes, and Stopped after a signal.

@@ -20,7 +20,7 @@ from shards.storage.errors import Failed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integer type by bytes: a weight's bits are summed as integers of its own size."""
+"""Integer type by bytes: a weight's bits are summed as integers of the same size."""
 
 
 def is_zero3(encoder: nn.Module) -> bool:
@@ -66,7 +66,7 @@ def moments(prepared: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor
     from deepspeed.utils import safe_get_full_optimizer_state
 
     zero = cast(Any, optimizer).optimizer
-    # Before the first update there are none, and DeepSpeed raises if it is asked for them.
+    # Before the first update there are none, and DeepSpeed raises if they are requested.
     if not any(zero.optimizer.state.values()):
         return {}
     _link_moments(zero)

@@ -76,7 +76,7 @@ class ValidationItems:
         curve = f1_curve(self.groups, pairs.i, pairs.j, pairs.score)
         threshold, f1 = curve.best()
         recall = recall_at_1(self.groups, nearest_items(vectors, pairs))
-        scores = {"f1": f1, "threshold": float(threshold), "f1_itself_only": curve.base}
+        scores = {"f1": f1, "threshold": float(threshold), "f1_self_match": curve.base}
         # Where every item is alone in its group there is no recall, and JSON has no NaN.
         known = {} if math.isnan(recall) else {"recall_at_1": recall}
         return scores | known | {"items": len(vectors)}

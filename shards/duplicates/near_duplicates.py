@@ -21,7 +21,7 @@ BRIGHTNESS = 16
 """Levels of 256 by which near-duplicates may differ in brightness."""
 
 CHANNELS = 27
-LOOKS = np.dtype([("row", "<i8"), ("hash", "<u8"), ("colours", "u1", (CHANNELS,))])
+SIGNATURE_DTYPE = np.dtype([("row", "<i8"), ("hash", "<u8"), ("colours", "u1", (CHANNELS,))])
 """A photo's signature: its row, perceptual hash, and the mean colours of 3 × 3 cells."""
 NO_PHOTO = -1
 """The photo group of an item without a photo."""
@@ -30,12 +30,14 @@ JOINS_AT_ONCE = 200_000
 PAIRS_AT_ONCE = 50_000
 
 
-def looks(rows: Sequence[int], phash: Sequence[str], colours: Sequence[str]) -> np.ndarray:
-    """Signatures (n,) of LOOKS, 43 bytes a photo, from two columns of hex digits.
+def photo_signatures(
+    rows: Sequence[int], phash: Sequence[str], colours: Sequence[str]
+) -> np.ndarray:
+    """Signatures (n,) of SIGNATURE_DTYPE, 43 bytes a photo, from two columns of hex digits.
 
     Raises ValueError for text that is not hex of the right length.
     """
-    found = np.zeros(len(rows), LOOKS)
+    found = np.zeros(len(rows), SIGNATURE_DTYPE)
     found["row"] = rows
     found["hash"] = [int(text, 16) for text in phash]
     levels = bytes.fromhex("".join(colours))
@@ -43,14 +45,14 @@ def looks(rows: Sequence[int], phash: Sequence[str], colours: Sequence[str]) -> 
     return found
 
 
-def twins(photos: Path) -> Iterator[Pairs]:
+def near_duplicate_pairs(photos: Path) -> Iterator[Pairs]:
     """Yield rows (i, j) that connect all near-duplicates among photos of different signatures.
 
-    photos: a file of LOOKS. Not every pair of near-duplicates is yielded, but the yielded pairs
-    have the same connected components. Files lie beside `photos` meanwhile; memory does not grow
+    photos: a file of SIGNATURE_DTYPE. Not every pair of near-duplicates is yielded, but the
+    yielded pairs have the same connected components. Files lie beside `photos` meanwhile; memory does not grow
     with them.
     """
-    for piece, within in pieces(photos, LOOKS, RADIUS):
+    for piece, within in pieces(photos, SIGNATURE_DTYPE, RADIUS):
         labels, colours = np.arange(len(piece)), piece["colours"]
         held, waiting = [(labels[:0], labels[:0])], 0
         for i, j in _near(piece["hash"], within):

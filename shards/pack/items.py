@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from shards.catalogue.split import SPLITS
 from shards.duplicates.label_noise import COLUMNS, UNLEARNED, NearDuplicates
-from shards.duplicates.near_duplicates import looks, twins
+from shards.duplicates.near_duplicates import near_duplicate_pairs, photo_signatures
 from shards.storage.files import atomic_path
 
 PLACES = ("split", "class_id", "shard", "slot")
@@ -110,7 +110,7 @@ class Counts(TypedDict):
     items: dict[str, int]
     products: dict[str, int]
     classes: int
-    twins: NearDuplicates
+    near_duplicates: NearDuplicates
     indexed_tars: NotRequired[int]
     products_in_several_splits: NotRequired[int]
 
@@ -141,8 +141,8 @@ def group_photos(database: sqlite3.Connection, folder: Path) -> None:
                 database.executemany(ADD, equal)
                 new = [(row, *signature) for row, first, *signature in rows if row == first]
                 if new:
-                    file.write(looks(*zip(*new, strict=True)).tobytes())
-        for i, j in twins(photos):
+                    file.write(photo_signatures(*zip(*new, strict=True)).tobytes())
+        for i, j in near_duplicate_pairs(photos):
             late, early = np.maximum(i, j).tolist(), np.minimum(i, j).tolist()
             database.executemany(ADD, zip(late, early, strict=True))
     connect(database)
@@ -165,7 +165,7 @@ def count_items(database: sqlite3.Connection, noise: Path) -> Counts:
     for place, name in enumerate(("items", "products")):
         counts[name] = {s: of_split[s][place] if s in of_split else 0 for s in SPLITS}
     classes = database.execute("SELECT IFNULL(MAX(class_id), -1) + 1 FROM item").fetchone()[0]
-    found = {"classes": classes, "twins": find_label_noise(database, noise)}
+    found = {"classes": classes, "near_duplicates": find_label_noise(database, noise)}
     return cast(Counts, counts | found)
 
 

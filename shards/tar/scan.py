@@ -198,6 +198,6 @@ def _name_and_size(header: _Header, extended: dict[str, bytes]) -> tuple[str, in
         raise ValueError(f"the name {name!r} leads out of the tar's folder")
     if "size" in extended:
         if not re.fullmatch(rb"\d{1,20}", extended["size"]):
-            raise ValueError(f"a size that is no number: {extended['size'][:40]!r}")
+            raise ValueError(f"a size that is not numeric: {extended['size'][:40]!r}")
         size = int(extended["size"])
     return name, size

@@ -17,7 +17,7 @@ def reference_scores(vectors: np.ndarray, groups: np.ndarray) -> dict[str, float
     right = groups[nearest] == groups
     alone = f1_at(cosines, groups, np.inf)
     return {
-        "f1": max([alone, *f1]), "f1_itself_only": alone, "items": len(groups),
+        "f1": max([alone, *f1]), "f1_self_match": alone, "items": len(groups),
         "recall_at_1": right[shared].mean(),
     }  # fmt: skip
 

@@ -30,7 +30,7 @@ from shards.duplicates.near_duplicates import (
     COLOURS,
     NO_PHOTO,
     RADIUS,
-    looks,
+    photo_signatures,
 )
 from shards.pack.items import connect, create_items, find_label_noise
 from shards.pack.pack import pack
@@ -206,7 +206,7 @@ def test_photos_without_looks_are_compared_by_their_bytes():
 def test_text_that_is_no_hash_or_no_colours_is_refused():
     for broken in (("zz", "00" * 27), ("00", "x" * 54), ("00", "00" * 26)):
         with pytest.raises(ValueError, match=r"hex|reshape|invalid literal"):
-            looks([0], *([text] for text in broken))
+            photo_signatures([0], *([text] for text in broken))
 
 
 @pytest.mark.timeout(60)
@@ -371,8 +371,10 @@ def test_a_copied_photo_is_listed_as_noise_and_left_out_of_scores(tmp_path: Path
 
     items = pd.read_parquet(out / "items.parquet")
     assert items.photo_group.tolist() == [0, 0, 2, NO_PHOTO, 4, 2]
-    assert counts["twins"] == {"photo_groups": 2, "postings": 4, "largest": 2, "noise_groups": 1,
-                               "noise_postings": 2, "across_splits": 2}  # fmt: skip
+    assert counts["near_duplicates"] == {
+        "photo_groups": 2, "postings": 4, "largest": 2, "noise_groups": 1,
+        "noise_postings": 2, "across_splits": 2,
+    }  # fmt: skip
     noise = pd.read_parquet(out / "label_noise.parquet")
     assert list(zip(noise.posting_id, noise.label_group, strict=True)) == [
         ("taught", train), ("copied", test)

@@ -209,7 +209,7 @@ def test_the_card_names_data_recipe_scores_and_baselines(exported: Exported) -> 
     assert f"| head.margin | {stage['config']['head']['margin']} |" in card
     scores = counts["val"]
     assert f"{scores['items']:.0f} validation postings" in card
-    for score in (scores["f1"], scores["f1_itself_only"]):
+    for score in (scores["f1"], scores["f1_self_match"]):
         assert f"{score:.4f}" in card
     assert "baseline: each posting matched only with itself" in card
     assert "floor: the encoder before training" in card

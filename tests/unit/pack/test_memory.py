@@ -41,7 +41,7 @@ if found:
 images = Path(sys.argv[4]) if len(sys.argv) > 4 else None
 counts = pack.pack(Path(sys.argv[1]), images, Path(sys.argv[2]), PackOptions(shard_items=1000))
 lines = Path("/proc/self/status").read_text().splitlines()
-print(counts["twins"]["photo_groups"])
+print(counts["near_duplicates"]["photo_groups"])
 print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 """
 SMALL = [1_000, 2**18, 2**12]

@@ -94,7 +94,7 @@ def scored(monkeypatch):
         left = list(values)
 
         def score(self, encoder, config, runtime):
-            return {"f1": left.pop(0), "threshold": 0.5, "f1_itself_only": 0.1, "items": 9}
+            return {"f1": left.pop(0), "threshold": 0.5, "f1_self_match": 0.1, "items": 9}
 
         monkeypatch.setattr(validation.ValidationItems, "score", score)
         return left

@@ -21,7 +21,7 @@ class Items:
     fingerprint: str = "0123456789abcdef" * 4
 
 
-SCORES = {"f1": 0.5, "threshold": 0.25, "f1_itself_only": 0.125, "items": 9.0}
+SCORES = {"f1": 0.5, "threshold": 0.25, "f1_self_match": 0.125, "items": 9.0}
 
 
 def test_without_validation_products_it_says_so() -> None:

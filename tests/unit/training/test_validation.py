@@ -150,5 +150,5 @@ def test_where_nobody_has_a_partner_there_is_no_recall_and_no_better_threshold()
     groups, vectors = products([1] * 6, [0.5] * 6)
     got = ValidationItems(None, np.arange(6), groups).score_vectors(vectors, CPU)
     assert "recall_at_1" not in got
-    assert (got["f1"], got["f1_itself_only"], got["items"]) == (1.0, 1.0, 6)
+    assert (got["f1"], got["f1_self_match"], got["items"]) == (1.0, 1.0, 6)
     assert got["threshold"] > (vectors @ vectors.T)[np.triu_indices(6, 1)].max() - 1e-6
