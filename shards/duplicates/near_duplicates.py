@@ -49,8 +49,8 @@ def near_duplicate_pairs(photos: Path) -> Iterator[Pairs]:
     """Yield rows (i, j) that connect all near-duplicates among photos of different signatures.
 
     photos: a file of SIGNATURE_DTYPE. Not every pair of near-duplicates is yielded, but the
-    yielded pairs have the same connected components. Files lie beside `photos` meanwhile; memory does not grow
-    with them.
+    yielded pairs have the same connected components. Files lie beside `photos` meanwhile; memory
+    does not grow with them.
     """
     for piece, within in pieces(photos, SIGNATURE_DTYPE, RADIUS):
         labels, colours = np.arange(len(piece)), piece["colours"]
