@@ -89,5 +89,5 @@ def test_a_process_that_is_alone_where_two_were_meant_is_refused(
     code, output = ended(launch(Path(str(config)), *arguments, "--num_processes", 2, "-m",
                               "dist_train", *verb))  # fmt: skip
     assert code != 0
-    assert "told of several processes and has started this one alone" in output
+    assert "was to start several processes and has started only this one" in output
     assert not (tmp_path / "run").exists()
