@@ -84,7 +84,7 @@ def test_ranks_write_what_one_process_writes(whole, alone, tmp_path, world, kind
     )
     about = json.loads((tmp_path / "index/index.json").read_text())
     assert about == json.loads((alone / "index.json").read_text())
-    for name in ("recall@50", "range recall"):
-        assert f"{name} of {about['factory']}" in output
+    assert f"recall@50 of {about['factory']}" in output
+    assert "range recall " in output
     if kind == "Flat":
         assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs]
