@@ -65,7 +65,7 @@ class HeadEstimate:
 
     @property
     def buffers(self) -> int:
-        """The most that attempts at one time beside these, in a pass or in the optimizer's step."""
+        """The most that is held at one time beside these, in a pass or in the optimizer's step."""
         chunk = min(self.chunk, self.seen)
         logits, rows = chunk * self.batch * 4, chunk * self.width * 4
         # For each class the nearest centre's value (4) and number (8).
@@ -75,8 +75,8 @@ class HeadEstimate:
         # Unit centres and lengths; embeddings, what normalisation keeps of them (3); all items as
         # they came (with one rank these are the same) and scaled.
         held = logits + rows + self.seen * 4 + 4 * own + items * (1 if self.world == 1 else 2)
-        # Own items and centres while these are normalised; there is no gradient yet.
-        forward = (1 + 3 * self.centres) * own - self.gradient_of_pass
+        # The centres of own items while these are normalised; there is no gradient yet.
+        forward = 3 * self.centres * own - self.gradient_of_pass
         # Weighted by the softmax, and their gradient; own, own centres. Then in a chunk the
         # nearest centres, or the product for the component along the centre; at the end the
         # gradient of own items.

@@ -98,7 +98,8 @@ def write_decided(out, embedding, accepted: list[Pair], weights: dict[str, float
     """A match directory with these pairs of rows accepted, and nothing that is not read here."""
     pairs = out.with_name(f"{out.name}-pairs")
     stage_files.begin(pairs, PAIRS, {}, parents_for(pairs, embedding=embedding))
-    stage_files.finish(pairs, {}, [])
+    write_json(pairs / "proof.json", {"score_floor": 0.0, "weights": weights})
+    stage_files.finish(pairs, {}, [pairs / "proof.json"])
     stage_files.begin(out, MATCHES, {}, parents_for(out, pairs=pairs))
     names = pd.read_parquet(embedding / "items.parquet").posting_id.tolist()
     lists = {name: [name] for name in names}

@@ -20,6 +20,7 @@ from dist_train.report.html import render, write_report
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
 from shards.storage import stage_files
+from shards.storage.files import write_json
 from shards.storage.errors import BadInput
 
 HOSTILE = '<script>alert("x")</script> & <img src=https://example.org/a.png onerror=x>'
@@ -65,6 +66,8 @@ def write_matches(root: Path, items, pairs, threshold=0.5, **parents: Path) -> P
 
 def _fill_pairs(joined: Path, pairs: pd.DataFrame) -> None:
     (joined / "pairs").mkdir()
+    weights = {"image": 0.5, "text": 0.5}
+    write_json(joined / "proof.json", {"score_floor": 0.0, "weights": weights})
     half = len(pairs) // 2
     for number, part in enumerate((pairs[:half], pairs[half:])):
         part.to_parquet(joined / "pairs" / f"{number}.parquet", index=False)
