@@ -11,7 +11,7 @@ from dist_train.matching import pairs as joined
 from dist_train.matching.pairs import PairSet
 from shards.storage import stage_files
 from shards.storage.errors import Corrupt
-from shards.storage.files import write_parquet
+from shards.storage.files import write_json, write_parquet
 from tests.support.match_tables import groups_table, matches_table
 
 N, THRESHOLD = 400, 0.5
@@ -33,6 +33,8 @@ def case(tmp_path):
     stage_files.begin(tmp_path / "joined", PAIRS, {}, {})
     for number, some in enumerate(np.array_split(rng.permutation(len(pairs)), 7)):
         write_parquet(tmp_path / f"joined/pairs/{number:05d}.parquet", pairs.iloc[some])
+    proof = {"score_floor": 0.3, "weights": {"image": 1.0}}
+    write_json(tmp_path / "joined/proof.json", proof)
     stage_files.finish(tmp_path / "joined", {}, list(tmp_path.glob("joined/pairs/*")))
     return tmp_path, postings, pairs
 

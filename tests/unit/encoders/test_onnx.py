@@ -212,7 +212,7 @@ def test_the_card_names_data_recipe_scores_and_baselines(exported: Exported) -> 
     for score in (scores["f1"], scores["f1_self_match"]):
         assert f"{score:.4f}" in card
     assert "baseline: each posting matched only with itself" in card
-    assert "floor: the encoder before training" in card
+    assert "baseline: the encoder before training" in card
     assert {"config.json", "model.safetensors"} <= {path.name for path in exported.folder.iterdir()}
 
 
