@@ -20,8 +20,8 @@ from dist_train.report.html import render, write_report
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
 from shards.storage import stage_files
-from shards.storage.files import write_json
 from shards.storage.errors import BadInput
+from shards.storage.files import write_json
 
 HOSTILE = '<script>alert("x")</script> & <img src=https://example.org/a.png onerror=x>'
 
