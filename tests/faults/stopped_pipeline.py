@@ -18,7 +18,7 @@ import torch
 from dist_train.cli import main
 
 PLACES = [
-    "shards.pack.pack:_seal",
+    "shards.pack.pack:seal",
     "dist_train.training.checkpoint:Checkpoints.load_newest",
     "dist_train.training.loop:export",
     "dist_train.embedding.embed:unit_vectors",

@@ -72,14 +72,14 @@ DRIVER = """
 import os, signal, sys
 from pathlib import Path
 from shards.storage import files
-from shards.pack import pack
+from shards.pack.pack import pack
 from shards.photos.options import PackOptions
 
 catalogue, folder = Path(sys.argv[1]), Path(sys.argv[2])
 replace = os.replace
 
-def pack(out):
-    pack.pack(catalogue, catalogue.parent / "images", out, PackOptions(size=24, shard_items=6))
+def pack_into(out):
+    pack(catalogue, catalogue.parent / "images", out, PackOptions(size=24, shard_items=6))
 
 def killed_at(number, after):
     count = 0
@@ -92,7 +92,7 @@ def killed_at(number, after):
             os.kill(os.getpid(), signal.SIGKILL)
         count += 1
     os.replace = counted
-    pack(folder / str(number))
+    pack_into(folder / str(number))
 
 number = 0
 while True:

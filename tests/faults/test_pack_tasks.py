@@ -136,7 +136,7 @@ def test_a_catalogue_that_changes_under_the_pack_is_not_finished(few: Path, tmp_
         return seal(plan, source, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pack, "seal", changed)
+        patch.setattr("shards.pack.pack.seal", changed)
         with pytest.raises(BadInput, match=r"few\.csv: has changed while it was packed"):
             pack(catalogue, few.parent / "images", out, OPTIONS)
     assert not (out / "manifest.json").exists()
