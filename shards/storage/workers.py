@@ -51,6 +51,7 @@ def each(
             while running:
                 yield running.popleft().result()
         except BrokenProcessPool:
+            held.close()  # the pool's SIGTERM, which they ignore, would leave the others waiting
             raise Failed(
                 f"{work}: one of {workers} processes was killed, perhaps for lack of memory (see "
                 "dmesg); the same command goes on, with fewer --workers in less memory"
