@@ -18,13 +18,11 @@ from pathlib import Path
 
 import yaml
 
-from dist_train.config.options import (
-    Config,
-    EmbedConfig,
+from dist_train.config.options import Config, EmbedConfig, JoinConfig
+from dist_train.config.training import (
     HeadOptions,
     ImageEncoderOptions,
     ImageTraining,
-    JoinConfig,
     TextEncoderOptions,
     TextTraining,
 )

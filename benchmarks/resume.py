@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from dist_train.config.options import ImageTraining
+from dist_train.config.training import ImageTraining
 from dist_train.encoders.batches import load
 from dist_train.encoders.image import ImageInputs
 from dist_train.synthetic.catalogue import generate

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import profile
 
 from benchmarks.server import Worker
-from dist_train.config.options import ImageEncoderOptions
+from dist_train.config.training import ImageEncoderOptions
 from dist_train.encoders.image import ImageEncoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.estimate import HeadEstimate

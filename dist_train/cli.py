@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from dist_train import __version__, cli_pipeline, command
-from dist_train.config.options import (
-    EmbedConfig,
-    ImageTraining,
-    IndexConfig,
-    JoinConfig,
-    MatchConfig,
-    TextTraining,
-)
+from dist_train.config.options import EmbedConfig, IndexConfig, JoinConfig, MatchConfig
+from dist_train.config.training import ImageTraining, TextTraining
 from shards.photos.options import PackOptions
 from shards.read.remote import shown
 from shards.storage.errors import BadInput

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from dist_train.config.options import Config, Device
+from dist_train.config.options import Config
+from dist_train.config.values import Device
 from shards.storage.errors import Failed
 
 Flat = Parameter(name="*")

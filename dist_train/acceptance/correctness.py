@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from dist_train.acceptance.outcomes import Proof
-from dist_train.config.options import ImageEncoderOptions, TextEncoderOptions
+from dist_train.config.training import ImageEncoderOptions, TextEncoderOptions
 from dist_train.distributed.stage import EMBEDDING
 from dist_train.doctor.all_reduce import run_ranks
 from dist_train.embedding.store import part_path

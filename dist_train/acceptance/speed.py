@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dist_train.acceptance.outcomes import Rate
-from dist_train.config.options import ImageEncoderOptions
+from dist_train.config.training import ImageEncoderOptions
 from dist_train.distributed.precision import supports_bf16
 from dist_train.doctor.all_reduce import bus_bandwidth
 from dist_train.encoders.image import ImageEncoder

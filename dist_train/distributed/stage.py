@@ -83,7 +83,7 @@ def new_attempt() -> Attempt:
     attempt: Attempt = {"attempt": uuid.uuid4().hex}
     if job := os.environ.get("DIST_TRAIN_JOB", ""):
         attempt["job"] = job
-        attempt["restart"] = int(os.environ.get("DIST_TRAIN_ATTEMPT", "0"))
+        attempt["restart"] = int(os.environ.get("DIST_TRAIN_RESTART", "0"))
     return attempt
 
 

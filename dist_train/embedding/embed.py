@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from dist_train.config.options import EmbedConfig, Modality, result_options
+from dist_train.config.options import EmbedConfig
+from dist_train.config.values import Modality, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime, row_blocks
 from dist_train.embedding.store import MODALITIES, part_path

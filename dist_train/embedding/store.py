@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from dist_train.config.options import Modality
+from dist_train.config.values import Modality
 from dist_train.distributed.stage import EMBEDDING
 from shards.storage import stage_files
 from shards.storage.errors import Corrupt

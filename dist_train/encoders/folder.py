@@ -9,12 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from dist_train.config.options import (
-    ImageEncoderOptions,
-    Modality,
-    TextEncoderOptions,
-    result_options,
-)
+from dist_train.config.training import ImageEncoderOptions, TextEncoderOptions
+from dist_train.config.values import Modality, result_options
 from dist_train.encoders.image import ImageEncoder
 from dist_train.encoders.text import TextEncoder
 from shards.storage.errors import BadInput

@@ -13,12 +13,8 @@ from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
 from torch import nn
 
-from dist_train.config.options import (
-    ImageEncoderOptions,
-    ImageTraining,
-    TrainingOptions,
-    local_path,
-)
+from dist_train.config.training import ImageEncoderOptions, ImageTraining, TrainingOptions
+from dist_train.config.values import local_path
 from dist_train.distributed.precision import autocast
 from dist_train.encoders.pooling import (
     Neck,

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from dist_train.config.options import TextEncoderOptions, TrainingOptions, local_path
+from dist_train.config.training import TextEncoderOptions, TrainingOptions
+from dist_train.config.values import local_path
 from dist_train.distributed.precision import autocast
 from dist_train.encoders.pooling import Neck, freeze_shift, mean_of_tokens, unavailable
 from dist_train.evaluation.titles import decode_escapes

@@ -21,7 +21,9 @@ import torch
 
 from dist_train.acceptance.speed import join as product_rate
 from dist_train.acceptance.speed import seconds as seconds_of
-from dist_train.config.options import Config, Modality, TrainingOptions, bytes_of
+from dist_train.config.options import Config
+from dist_train.config.training import TrainingOptions
+from dist_train.config.values import Modality, bytes_of
 from dist_train.distributed.memory import device_peak_bytes, free_memory, reset_peak
 from dist_train.doctor.machine import existing
 from dist_train.encoders.batches import Batch, BatchPlan, Inputs, load

@@ -55,7 +55,7 @@ class Posting(NamedTuple):
 def generate(
     out: Path, items: int, *, seed: int = 1, photos: bool = True, workers: int = 1
 ) -> None:
-    """Write OUT/catalogue.csv with `items` rows and, unless told not to, OUT/images/.
+    """Write OUT/catalogue.csv with `items` rows and, with `photos`, OUT/images/.
 
     Memory does not grow with `items`: rows are made in
     blocks of BLOCK, and the first blocks of a large catalogue are those of a small one.

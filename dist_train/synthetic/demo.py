@@ -3,15 +3,14 @@
 import os
 from pathlib import Path
 
-from dist_train.config.options import (
-    Config,
-    EmbedConfig,
+from dist_train.config.options import Config, EmbedConfig
+from dist_train.config.training import (
     HeadOptions,
     ImageEncoderOptions,
     ImageTraining,
     TextEncoderOptions,
     TextTraining,
-)  # fmt: skip
+)
 from dist_train.synthetic.catalogue import generate
 from shards.photos.options import PackOptions
 from shards.storage.errors import BadInput

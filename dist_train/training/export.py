@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from dist_train.config.options import Modality, result_options
+from dist_train.config.values import Modality, result_options
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.folder import save_encoder
 from dist_train.training.data import TrainingItems

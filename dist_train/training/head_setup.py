@@ -7,7 +7,7 @@ from hashlib import sha256
 import numpy as np
 import torch
 
-from dist_train.config.options import TrainingOptions
+from dist_train.config.training import TrainingOptions
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load, plan_batches, unit_vectors
 from dist_train.encoders.folder import Encoder

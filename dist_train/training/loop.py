@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dist_train.config.options import Modality, TrainingOptions, result_options
+from dist_train.config.training import TrainingOptions
+from dist_train.config.values import Modality, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load

@@ -13,7 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers.integrations import unset_hf_deepspeed_config
 
-from dist_train.config.options import Modality, TrainingOptions
+from dist_train.config.training import TrainingOptions
+from dist_train.config.values import Modality
 from dist_train.distributed.barrier import timeout
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.folder import Encoder, new_encoder

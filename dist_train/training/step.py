@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from dist_train.config.options import TrainingOptions
+from dist_train.config.training import TrainingOptions
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import FEW, Batch
 from dist_train.encoders.pooling import Neck

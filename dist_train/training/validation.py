@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dist_train.config.options import Modality, TrainingOptions
+from dist_train.config.training import TrainingOptions
+from dist_train.config.values import Modality
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load, plan_batches, unit_vectors
 from dist_train.encoders.folder import Encoder

@@ -48,7 +48,7 @@ read_environment() {
     ARGUMENTS=("${@//%a/${SLURM_ARRAY_TASK_ID:-0}}")
     RESTARTS=${SLURM_RESTART_COUNT:-0} # unset, not 0, the first time
     # By these an earlier attempt that still runs notices that it must not write any more.
-    export DIST_TRAIN_JOB=$JOB DIST_TRAIN_ATTEMPT=$RESTARTS
+    export DIST_TRAIN_JOB=$JOB DIST_TRAIN_RESTART=$RESTARTS
 
     export GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-1}}
     LAUNCHED=

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dist_train.config.options import ImageTraining
+from dist_train.config.training import ImageTraining
 from dist_train.training.data import training_items
 from shards.read.shard_set import ShardSet
 from tests.support.attempts import Attempt, served

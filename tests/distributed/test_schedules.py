@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_train.config.options import ImageTraining
+from dist_train.config.training import ImageTraining
 from dist_train.encoders.batches import Batch, load
 from dist_train.training.data import TrainingItems, training_items
 from shards.read.shard_set import Item, ShardSet

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dist_train.config.options import TextTraining
+from dist_train.config.training import TextTraining
 from dist_train.training.data import training_items
 from shards.catalogue.split import split_of
 from shards.pack.pack import pack

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dist_train.config.options import HeadOptions, ImageEncoderOptions, ImageTraining
+from dist_train.config.training import HeadOptions, ImageEncoderOptions, ImageTraining
 from shards.read.shard_set import ShardSet
 from tests.support.launching import LAUNCHERS, run
 from tests.support.plain_training import plain_training

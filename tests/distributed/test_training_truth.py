@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dist_train.config.options import (
+from dist_train.config.training import (
     HeadOptions,
     ImageEncoderOptions,
     ImageTraining,

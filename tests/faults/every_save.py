@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from dist_train.config.options import ImageEncoderOptions, ImageTraining
+from dist_train.config.training import ImageEncoderOptions, ImageTraining
 from dist_train.training.data import training_items
 from dist_train.training.loop import train
 from shards.read.shard_set import ShardSet

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_train.config.options import ImageTraining
+from dist_train.config.training import ImageTraining
 from dist_train.training.data import TrainingItems, training_items
 from shards.read.shard_set import ShardSet
 from tests.support.logged_ranks import logged_rows, start_logged

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.config.options import HeadOptions, ImageEncoderOptions, ImageTraining
+from dist_train.config.training import HeadOptions, ImageEncoderOptions, ImageTraining
 from dist_train.training.checkpoint import _fault
 from dist_train.training.loop import train
 from tests.support.comparing import largest_difference

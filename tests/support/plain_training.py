@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from dist_train.config.options import TrainingOptions
+from dist_train.config.training import TrainingOptions
 from dist_train.encoders.batches import load
 from dist_train.encoders.folder import Encoder, new_encoder
 from dist_train.heads.centres import initial_centres

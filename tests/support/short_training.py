@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dist_train.config.options import (
+from dist_train.config.training import (
     HeadOptions,
     ImageEncoderOptions,
     ImageTraining,

@@ -7,20 +7,15 @@ from typing import Any
 
 import pytest
 
-from dist_train.config.options import (
-    Config,
-    EmbedConfig,
+from dist_train.config.options import Config, EmbedConfig, IndexConfig, JoinConfig, MatchConfig
+from dist_train.config.training import (
     HeadOptions,
     ImageEncoderOptions,
     ImageTraining,
-    IndexConfig,
-    JoinConfig,
-    MatchConfig,
     TextEncoderOptions,
     TextTraining,
-    local_path,
-    result_options,
 )
+from dist_train.config.values import local_path, result_options
 from shards.photos.options import PackOptions
 from shards.storage.errors import BadInput
 

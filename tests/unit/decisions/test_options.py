@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from dist_train import cli
-from dist_train.config.options import (
+from dist_train.config.training import (
     ImageEncoderOptions,
     ImageTraining,
     TextEncoderOptions,

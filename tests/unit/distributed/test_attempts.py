@@ -20,7 +20,7 @@ from tests.support.short_training import STEPS, checkpoint, image_config
 
 @pytest.fixture(autouse=True)
 def _outside_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DIST_TRAIN_JOB", "DIST_TRAIN_ATTEMPT"):
+    for name in ("DIST_TRAIN_JOB", "DIST_TRAIN_RESTART"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -43,7 +43,7 @@ def test_every_start_is_another_attempt(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("DIST_TRAIN_JOB", "17_3")
     attempt = stage.new_attempt()
     assert (attempt["job"], attempt["restart"]) == ("17_3", 0)
-    monkeypatch.setenv("DIST_TRAIN_ATTEMPT", "4")
+    monkeypatch.setenv("DIST_TRAIN_RESTART", "4")
     assert stage.new_attempt()["restart"] == 4
 
 
@@ -60,7 +60,7 @@ def test_before_it_begins_only_a_later_restart_of_its_job_is_newer(
     stage_files.write_status(tmp_path, "running", by=known)
     if job:
         monkeypatch.setenv("DIST_TRAIN_JOB", job)
-        monkeypatch.setenv("DIST_TRAIN_ATTEMPT", str(restart))
+        monkeypatch.setenv("DIST_TRAIN_RESTART", str(restart))
     before = write_times(tmp_path)
     runtime = Runtime("cpu")
     if late:
@@ -121,7 +121,7 @@ def test_the_newest_keeps_its_name_to_the_end(
 ) -> None:
     """By that, `status` and the next start know whose word it is."""
     monkeypatch.setenv("DIST_TRAIN_JOB", "17")
-    monkeypatch.setenv("DIST_TRAIN_ATTEMPT", "2")
+    monkeypatch.setenv("DIST_TRAIN_RESTART", "2")
     runtime = Runtime("cpu")
     for ending, state in ((Stopped("now"), "preempted"), (ValueError("bad"), "failed")):
         with pytest.raises(type(ending)), runtime.stage(tmp_path / state, stage.RUN, {}, {}):

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dist_train.config.options import (
-    EmbedConfig,
+from dist_train.config.options import EmbedConfig
+from dist_train.config.training import (
     ImageEncoderOptions,
     ImageTraining,
     TextEncoderOptions,

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from benchmarks.pictures import encoded
-from dist_train.config.options import ImageTraining
+from dist_train.config.training import ImageTraining
 from dist_train.encoders.image import ImageInputs
 from shards.read.shard_set import Item
 from shards.storage.errors import BadInput

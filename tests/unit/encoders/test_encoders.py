@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.pictures import encoded, originals
-from dist_train.config.options import ImageEncoderOptions, TextEncoderOptions
+from dist_train.config.training import ImageEncoderOptions, TextEncoderOptions
 from dist_train.encoders.batches import BatchPlan, load
 from dist_train.encoders.folder import load_encoder, new_encoder, save_encoder
 from dist_train.encoders.image import ImageEncoder

@@ -9,7 +9,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from dist_train.config.options import ImageEncoderOptions
+from dist_train.config.training import ImageEncoderOptions
 from dist_train.encoders.folder import new_encoder, save_encoder
 from dist_train.encoders.image import ImageEncoder
 

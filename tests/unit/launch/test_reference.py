@@ -8,8 +8,13 @@ import pytest
 
 from dist_train.cli import app
 from dist_train.command import CONFIG_FIRST
+from dist_train.decisions.threshold import Threshold
 from dist_train.embedding.embed import COLUMNS
-from dist_train.matching.pairs import SCORES
+from dist_train.evaluation.f1_curve import SavedCurve
+from dist_train.evaluation.metrics import GroupSizeScore
+from dist_train.evaluation.scores import Difference, MatcherScore, Scores
+from dist_train.matching.pairs import SCORES, Audit, Proof
+from dist_train.slurm.jobs import Job
 from docs.generate_reference import reference
 from shards.duplicates.label_noise import COLUMNS as NOISE
 from shards.pack.items import OWN
@@ -26,6 +31,21 @@ def test_the_committed_options_are_those_of_the_code() -> None:
 def test_every_column_of_a_table_is_described(columns: tuple[str, ...]) -> None:
     described = re.findall(r"^\| (`.*?) \|", (DOCS / "reference" / "files.md").read_text(), re.M)
     assert set(columns) <= {name for cell in described for name in re.findall(r"`(\w+)`", cell)}
+
+
+@pytest.mark.parametrize(
+    ("section", "records"),
+    [
+        ("Pairs", (Proof, Audit)),
+        ("Matches", (Threshold, SavedCurve, Scores, MatcherScore, Difference, GroupSizeScore)),
+        ("OUT of run", (Job,)),
+    ],
+)
+def test_every_key_of_a_json_file_is_described(section: str, records: tuple[type, ...]) -> None:
+    text = (DOCS / "reference" / "files.md").read_text()
+    text = text[text.index(f"\n## {section}") :].partition("\n## ")[2].partition("\n## ")[0]
+    keys = {key for record in records for key in record.__annotations__} - {"format"}
+    assert keys <= set(re.findall(r"`(\w+)`", text))
 
 
 def test_every_link_leads_to_a_file() -> None:
@@ -53,7 +73,7 @@ def test_every_path_that_is_named_exists() -> None:
 
 def test_every_command_of_the_documents_is_one() -> None:
     """Indented lines that begin with dist-train: verbs and options are known and well formed."""
-    pages = [DOCS.parent / "README.md", *DOCS.rglob("*.md")]
+    pages, parsed = [DOCS.parent / "README.md", *DOCS.rglob("*.md")], 0
     for page in pages:
         text = page.read_text().replace("\\\n", " ")
         for line in re.findall(r"^    dist-train (.*)$", text, re.M):
@@ -61,3 +81,5 @@ def test_every_command_of_the_documents_is_one() -> None:
             if words[0] in CONFIG_FIRST or "…" in words:
                 continue  # the file they name is the reader's
             app.parse_args(words, exit_on_error=False, print_error=False)
+            parsed += 1
+    assert parsed > 20

@@ -58,6 +58,7 @@ PHRASES = {
     r"\btiles?\b": ("block pair", "this tile"),
     r"\bjudges?\b": ("validator", "the judge"),
     r"\btwins?\b": ("near-duplicates", "two twins"),
+    r"(?<!score.)\bfloors\b": ("baselines", "above the floors"),
     r"\broads?\b": ("pipeline", "the road"),
     r"\bthe house\b": ("layer", "the house"),
     r"\blife\b": ("attempt", "an older life"),

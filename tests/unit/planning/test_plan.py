@@ -13,14 +13,8 @@ import pytest
 import torch
 import yaml
 
-from dist_train.config.options import (
-    Config,
-    EmbedConfig,
-    HeadOptions,
-    ImageTraining,
-    IndexConfig,
-    JoinConfig,
-)
+from dist_train.config.options import Config, EmbedConfig, IndexConfig, JoinConfig
+from dist_train.config.training import HeadOptions, ImageTraining
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.planning import plan as planning
 from dist_train.planning.plan import (

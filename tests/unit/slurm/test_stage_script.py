@@ -245,7 +245,7 @@ def test_a_task_of_an_array_has_its_number_everywhere(job: Job) -> None:
     job.run("pack", "--task", "%a", "--out", "run/%a-%a", **array)
     assert job.stage() == [["-m", "dist_train", "pack", "--task", "5", "--out", "run/5-5"]]
     environment = job.environment()
-    assert (environment["DIST_TRAIN_JOB"], environment["DIST_TRAIN_ATTEMPT"]) == ("69_5", "2")
+    assert (environment["DIST_TRAIN_JOB"], environment["DIST_TRAIN_RESTART"]) == ("69_5", "2")
     assert job.requeued() == [["69_5"]]
     asked = [words for words in job.calls("scontrol") if words[2:4] == ["show", "job"]]
     assert asked == [["scontrol", "--oneliner", "show", "job", "69_5"]]
@@ -256,7 +256,7 @@ def test_without_an_array_the_job_is_its_number_and_the_task_0(job: Job) -> None
     job.run("pack", "--task", "%a")
     assert job.stage()[0][-1] == "0"
     environment = job.environment()
-    assert (environment["DIST_TRAIN_JOB"], environment["DIST_TRAIN_ATTEMPT"]) == ("70", "0")
+    assert (environment["DIST_TRAIN_JOB"], environment["DIST_TRAIN_RESTART"]) == ("70", "0")
 
 
 # ── where the processes meet

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dist_train.config.options import Config, ImageTraining, JoinConfig
+from dist_train.config.options import Config, JoinConfig
 from dist_train.config.slurm import SlurmConfig, SlurmJob
+from dist_train.config.training import ImageTraining
 from dist_train.distributed import stage
 from dist_train.slurm import commands
 from dist_train.slurm.status import check, status
@@ -144,7 +145,7 @@ def finish(folder: Path, kind: str, options: dict) -> None:
 
 
 def test_done_with_other_options_is_refused(here: Path) -> None:
-    from dist_train.config.options import result_options
+    from dist_train.config.values import result_options
 
     finish(Path("runs/plain/image"), stage.RUN, result_options(PLAIN.image) | {"modality": "image"})
     submit(PLAIN, dry_run=True)
@@ -233,7 +234,7 @@ def test_a_late_attempt_of_the_same_job_does_not_take_over(tmp_path: Path, monke
     monkeypatch.setenv("DIST_TRAIN_JOB", "17_3")
     attempts = []
     for restart in ("0", "1", "2"):
-        monkeypatch.setenv("DIST_TRAIN_ATTEMPT", restart)
+        monkeypatch.setenv("DIST_TRAIN_RESTART", restart)
         attempts.append(stage.new_attempt())
     stage_files.begin(tmp_path, stage.RUN, {}, {})
     stage_files.write_status(tmp_path, "running", by=attempts[1])

@@ -4,14 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.config.options import (
-    EmbedConfig,
-    ImageEncoderOptions,
-    ImageTraining,
-    IndexConfig,
-    JoinConfig,
-    MatchConfig,
-)
+from dist_train.config.options import EmbedConfig, IndexConfig, JoinConfig, MatchConfig
+from dist_train.config.training import ImageEncoderOptions, ImageTraining
 from dist_train.decisions.match import match
 from dist_train.embedding.embed import embed
 from dist_train.matching.build_pairs import build_pairs

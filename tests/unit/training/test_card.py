@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.config.options import ImageTraining
+from dist_train.config.training import ImageTraining
 from dist_train.training.export import model_card
 from dist_train.training.setup import Progress
 

@@ -17,10 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dist_train.config.options import (
-    TextEncoderOptions,
-    TextTraining,
-)
+from dist_train.config.training import TextEncoderOptions, TextTraining
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.folder import load_encoder
 from dist_train.monitor.metrics import read_metrics

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_train.config.options import HeadOptions, ImageTraining, TextTraining
+from dist_train.config.training import HeadOptions, ImageTraining, TextTraining
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.training.data import TrainingItems, training_items
 from dist_train.training.optimisation import (

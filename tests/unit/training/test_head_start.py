@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dist_train.config.options import HeadOptions, ImageEncoderOptions, ImageTraining
+from dist_train.config.training import HeadOptions, ImageEncoderOptions, ImageTraining
 from dist_train.distributed.runtime import Runtime
 from dist_train.heads.centres import initial_centres
 from dist_train.training.data import training_items

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_train.config.options import HeadOptions, ImageTraining, TextTraining
+from dist_train.config.training import HeadOptions, ImageTraining, TextTraining
 from dist_train.training.data import mix_of_step
 from dist_train.training.loop import train
 from shards.storage.errors import BadInput

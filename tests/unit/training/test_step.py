@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AlbertConfig, AlbertModel
 
-from dist_train.config.options import HeadOptions
+from dist_train.config.training import HeadOptions
 from dist_train.encoders.folder import load_encoder
 from dist_train.training import setup
 from dist_train.training.data import training_items

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dist_train.config.options import ImageEncoderOptions, ImageTraining
+from dist_train.config.training import ImageEncoderOptions, ImageTraining
 from dist_train.decisions.comparison import Comparison
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.folder import new_encoder
