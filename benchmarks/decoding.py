@@ -23,7 +23,7 @@ from timm.data import create_transform
 
 from benchmarks.paired import faster, report, seconds
 from benchmarks.pictures import catalogue, originals, psnr
-from dist_train.encoders.image import ImageInputs
+from dist_train.encoders.batches import ImageInputs
 from shards.pack.pack import pack
 from shards.photos.decode import Recipe, decode_photo
 from shards.photos.options import PackOptions
@@ -85,7 +85,7 @@ def by_pillow(photo: bytes) -> Image.Image:
 
 def by_us(reader: ItemReader, recipe: Recipe) -> Callable[[], None]:
     """Our reader and the image encoder's own inputs."""
-    inputs = ImageInputs(image_size=SIZE, decode=recipe, mean=MEAN, std=STD, min_crop=None)
+    inputs = ImageInputs(image_size=SIZE, decode=recipe, mean=MEAN, std=STD)
 
     def run() -> None:
         for first in range(0, PHOTOS, BATCH):

@@ -16,8 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from dist_train.config.training import ImageTraining
-from dist_train.encoders.batches import load
-from dist_train.encoders.image import ImageInputs
+from dist_train.encoders.batches import ImageInputs, load
 from dist_train.synthetic.catalogue import generate
 from dist_train.training.data import TrainingItems
 from shards.pack.pack import pack
@@ -26,7 +25,7 @@ from shards.read.shard_set import ItemReader
 from tests.support.many_items import many_items
 
 ITEMS, BATCH, TIMES, ALLOWED = 10_000_000, 16, 41, 0.020
-INPUTS = ImageInputs(224, [0.5] * 3, [0.5] * 3, 0.5)
+INPUTS = ImageInputs(224, [0.5] * 3, [0.5] * 3, augmentation=ImageTraining())
 
 
 def first_batch(

@@ -22,7 +22,7 @@ from torch.profiler import profile
 
 from benchmarks.server import Worker
 from dist_train.config.training import ImageEncoderOptions
-from dist_train.encoders.image import ImageEncoder
+from dist_train.encoders.encoder import ImageEncoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.heads.row_optimizer import RowAdamW

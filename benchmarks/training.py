@@ -29,11 +29,11 @@ from dist_train.config.training import (
     HeadOptions,
     ImageEncoderOptions,
     ImageTraining,
+    Modality,
     TextEncoderOptions,
     TextTraining,
     TrainingOptions,
 )
-from dist_train.config.values import Modality
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import Batch
 from dist_train.training import loop as training_loop

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from shards.pack.pack import Counts
 
 Flat = Parameter(name="*")
+Shards = Annotated[
+    str,
+    Parameter(
+        help="A shard set: its folder, or its address (https://, s3://, gs://, whatever fsspec "
+        "opens)."
+    ),
+]
+RunFolder = Annotated[
+    Path, Parameter(help="Folder for the run. The same command resumes where it stopped.")
+]
 app = App(
     name="dist-train",
     help="Find which postings of a catalogue are the same product.",
@@ -38,18 +48,12 @@ def generate(
 ) -> None:
     """Generate a synthetic catalogue with photos, titles and product labels.
 
-    Parameters
-    ----------
-    items
-        Number of postings.
-    out
-        Folder for catalogue.csv and images/.
-    seed
-        Another seed gives another catalogue; the same seed the same bytes.
-    photos
-        Paint a photo for each posting.
-    workers
-        Processes that paint photos.
+    Args:
+        items: Number of postings.
+        out: Folder for catalogue.csv and images/.
+        seed: Another seed gives another catalogue; the same seed the same bytes.
+        photos: Paint a photo for each posting.
+        workers: Processes that paint photos.
     """
     from dist_train.synthetic import catalogue
 
@@ -66,51 +70,36 @@ def pack(
     columns: str = "",
     task: int = 0,
     of: int = 1,
-    options: Annotated[PackOptions, Flat] = PackOptions(),  # noqa: B008
+    options: Annotated[PackOptions, Flat] = PackOptions(),
 ) -> None:
     """Pack a catalogue and its photos into a shard set, which all other stages read.
 
     The same command resumes where it stopped.
 
-    Parameters
-    ----------
-    catalogue
-        CSV, TSV, Parquet or JSON Lines file with the columns posting_id, image, title, label_group.
-    out
-        Folder for the shard set.
-    images
-        Folder that the photo paths of the catalogue are relative to.
-    columns
-        Names of the columns where they differ, such as posting_id=sku,title=name.
-    task
-        Number of this pack among those that share the work, from 0 to OF - 1. In a Slurm array:
-        --task $SLURM_ARRAY_TASK_ID.
-    of
-        Number of packs that share the work, started in any order on one or several machines.
+    Args:
+        catalogue: CSV, TSV, Parquet or JSON Lines file with the columns posting_id, image, title,
+            label_group.
+        out: Folder for the shard set.
+        images: Folder that the photo paths of the catalogue are relative to.
+        columns: Names of the columns where they differ, such as posting_id=sku,title=name.
+        task: Number of this pack among those that share the work, from 0 to OF - 1. In a Slurm
+            array: --task $SLURM_ARRAY_TASK_ID.
+        of: Number of packs that share the work, started in any order on one or several machines.
     """
     from shards.pack import pack
 
     counts = pack.pack(catalogue, images, out, options, _columns(columns), pack.Task(task, of))
     if counts is None:  # other packs are still building; what is missing was logged
         return
-    print(
-        f"{counts['packed']} postings packed, {counts['rejected']} rejected, "
-        f"{counts['with_reason']} with a remark (column reason of {out / 'items.parquet'}); "
-        f"{counts['products']['train']} products to train on"
-    )
-    _print_near_duplicates(out, counts)
+    _print_counts(f"{counts['packed']} postings packed", out, counts)
 
 
 @app.command
-def verify(shards: str, /, *, workers: int = 1) -> None:
+def verify(shards: Shards, /, *, workers: int = 1) -> None:
     """Compare every byte of a shard set with the checksums written when it was packed.
 
-    Parameters
-    ----------
-    shards
-        A shard set: its folder, or its address (https://, s3://, gs://, whatever fsspec opens).
-    workers
-        Processes that read.
+    Args:
+        workers: Processes that read.
     """
     from shards.read.verify import verify as faults_of
 
@@ -124,45 +113,27 @@ def verify(shards: str, /, *, workers: int = 1) -> None:
 def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: int = 1) -> None:
     """Make existing WebDataset tars a shard set without rewriting them.
 
-    Parameters
-    ----------
-    folder
-        Folder with the tars, at any depth; tars in folders train, val and test are of that split.
-    columns
-        Names in the json members where they differ, such as posting_id=sku,label_group=product.
-    leave
-        Suffixes of members that are not read, such as npy,depth.png.
-    workers
-        Processes that read.
+    Args:
+        folder: Folder with the tars, at any depth; tars in folders train, val and test are of that
+            split.
+        columns: Names in the json members where they differ, such as
+            posting_id=sku,label_group=product.
+        leave: Suffixes of members that are not read, such as npy,depth.png.
+        workers: Processes that read.
     """
     from shards.pack.index_tars import index_tars as adopt
 
     ignored = [suffix for suffix in leave.split(",") if suffix]
     counts = adopt(folder, _columns(columns), ignored, workers)
-    print(
-        f"{counts['packed']} items in {counts['indexed_tars']} tars indexed, "
-        f"{counts['rejected']} rejected, {counts['with_reason']} with a remark (column reason of "
-        f"{folder / 'items.parquet'}); {counts['products']['train']} products to train on"
-    )
-    _print_near_duplicates(folder, counts)
+    done = f"{counts['packed']} items in {counts['indexed_tars']} tars indexed"
+    _print_counts(done, folder, counts)
 
 
 @train_app.command
 def image(
-    *,
-    shards: str,
-    out: Path,
-    options: Annotated[ImageTraining, Flat] = ImageTraining(),  # noqa: B008
+    *, shards: Shards, out: RunFolder, options: Annotated[ImageTraining, Flat] = ImageTraining()
 ) -> None:
-    """Fine-tune the image encoder on the products of a shard set.
-
-    Parameters
-    ----------
-    shards
-        A shard set: its folder, or its address (https://, s3://, gs://, whatever fsspec opens).
-    out
-        Folder for the run. The same command resumes where it stopped.
-    """
+    """Fine-tune the image encoder on the products of a shard set."""
     from dist_train.training.loop import train
 
     train("image", shards, out, options)
@@ -170,20 +141,9 @@ def image(
 
 @train_app.command
 def text(
-    *,
-    shards: str,
-    out: Path,
-    options: Annotated[TextTraining, Flat] = TextTraining(),  # noqa: B008
+    *, shards: Shards, out: RunFolder, options: Annotated[TextTraining, Flat] = TextTraining()
 ) -> None:
-    """Fine-tune the text encoder on the products of a shard set.
-
-    Parameters
-    ----------
-    shards
-        A shard set: its folder, or its address (https://, s3://, gs://, whatever fsspec opens).
-    out
-        Folder for the run. The same command resumes where it stopped.
-    """
+    """Fine-tune the text encoder on the products of a shard set."""
     from dist_train.training.loop import train
 
     train("text", shards, out, options)
@@ -193,12 +153,9 @@ def text(
 def export(run: Path, /, *, onnx: Path) -> None:
     """Export the encoder of a finished run to ONNX, for use outside PyTorch.
 
-    Parameters
-    ----------
-    run
-        Folder of a finished train image or train text.
-    onnx
-        File to write. The model maps prepared pixels or tokens to vectors of length one.
+    Args:
+        run: Folder of a finished train image or train text.
+        onnx: File to write. The model maps prepared pixels or tokens to vectors of length one.
     """
     from dist_train.encoders.onnx import export_onnx
 
@@ -209,26 +166,20 @@ def export(run: Path, /, *, onnx: Path) -> None:
 @app.command
 def embed(
     *,
-    shards: str,
+    shards: Shards,
     out: Path,
     image: Path | None = None,
     text: Path | None = None,
-    options: Annotated[EmbedConfig, Flat] = EmbedConfig(),  # noqa: B008
+    options: Annotated[EmbedConfig, Flat] = EmbedConfig(),
 ) -> None:
     """Compute the image and text vectors of every item of a shard set.
 
     Give --image, --text or both. The same command resumes where it stopped.
 
-    Parameters
-    ----------
-    shards
-        A shard set: its folder, or its address (https://, s3://, gs://, whatever fsspec opens).
-    out
-        Folder for the embedding set.
-    image
-        Folder of a finished train image, whose encoder is used.
-    text
-        Folder of a finished train text, whose encoder is used.
+    Args:
+        out: Folder for the embedding set.
+        image: Folder of a finished train image, whose encoder is used.
+        text: Folder of a finished train text, whose encoder is used.
     """
     from dist_train.embedding import embed as stage
 
@@ -237,20 +188,13 @@ def embed(
 
 @app.command
 def index(
-    embeddings: Path,
-    /,
-    *,
-    out: Path,
-    options: Annotated[IndexConfig, Flat] = IndexConfig(),  # noqa: B008
+    embeddings: Path, /, *, out: Path, options: Annotated[IndexConfig, Flat] = IndexConfig()
 ) -> None:
     """Build a sharded FAISS index over an embedding set.
 
-    Parameters
-    ----------
-    embeddings
-        Folder of an embedding set.
-    out
-        Folder for the index. The same command resumes where it stopped.
+    Args:
+        embeddings: Folder of an embedding set.
+        out: Folder for the index. The same command resumes where it stopped.
     """
     from dist_train.matching.index import build_index
 
@@ -264,19 +208,15 @@ def join(
     *,
     index: Path,
     out: Path,
-    options: Annotated[JoinConfig, Flat] = JoinConfig(),  # noqa: B008
+    options: Annotated[JoinConfig, Flat] = JoinConfig(),
 ) -> None:
     """Find every pair of items down to a score floor, and the nearest neighbours of each item.
 
-    Parameters
-    ----------
-    embeddings
-        Folder of an embedding set.
-    index
-        Folder of the index over it.
-    out
-        Folder for the pairs. Several of these commands may work on it together, started at any
-        time; the same command resumes where it stopped.
+    Args:
+        embeddings: Folder of an embedding set.
+        index: Folder of the index over it.
+        out: Folder for the pairs. Several of these commands may work on it together, started at any
+            time; the same command resumes where it stopped.
     """
     from dist_train.matching.build_pairs import build_pairs
 
@@ -285,20 +225,13 @@ def join(
 
 @app.command
 def match(
-    pairs: Path,
-    /,
-    *,
-    out: Path,
-    options: Annotated[MatchConfig, Flat] = MatchConfig(),  # noqa: B008
+    pairs: Path, /, *, out: Path, options: Annotated[MatchConfig, Flat] = MatchConfig()
 ) -> None:
     """Decide which of the scored pairs are matches, and write matches and groups.
 
-    Parameters
-    ----------
-    pairs
-        Folder that join has written.
-    out
-        Folder for the matches. To try another threshold give another folder: it takes seconds.
+    Args:
+        pairs: Folder that join has written.
+        out: Folder for the matches. To try another threshold give another folder: it takes seconds.
     """
     from dist_train.decisions import match as stage
 
@@ -309,12 +242,10 @@ def match(
 def evaluate(matches: Path, /, *, compare: tuple[str, ...] = ()) -> None:
     """Score matches on the test products, beside baselines that need no encoder.
 
-    Parameters
-    ----------
-    matches
-        Folder that match has written.
-    compare
-        Other embedding sets over the same shards, scored beside it: FOLDER, or NAME=FOLDER.
+    Args:
+        matches: Folder that match has written.
+        compare: Other embedding sets over the same shards, scored beside it: FOLDER, or
+            NAME=FOLDER.
     """
     from dist_train.decisions import score
     from dist_train.evaluation.scores import score_table
@@ -327,10 +258,8 @@ def evaluate(matches: Path, /, *, compare: tuple[str, ...] = ()) -> None:
 def report(matches: Path, /) -> None:
     """Write report.html: scores, curves and photos of matches, in one file.
 
-    Parameters
-    ----------
-    matches
-        Folder that match has written.
+    Args:
+        matches: Folder that match has written.
     """
     from dist_train.report.html import write_report
 
@@ -342,10 +271,14 @@ def main() -> None:
     command.call(app)
 
 
-def _print_near_duplicates(shards: Path, counts: "Counts") -> None:
+def _print_counts(done: str, shards: Path, counts: "Counts") -> None:
     from shards.duplicates.label_noise import describe_near_duplicates
     from shards.tar.layout import LABEL_NOISE
 
+    print(
+        f"{done}, {counts['rejected']} rejected, {counts['with_reason']} with a remark (column "
+        f"reason of {shards / 'items.parquet'}); {counts['products']['train']} products to train on"
+    )
     print(describe_near_duplicates(counts["near_duplicates"], shards / LABEL_NOISE))
 
 

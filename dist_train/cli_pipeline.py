@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from dist_train.config.options import Config
-from dist_train.config.values import Device
+from dist_train.config.training import Device
 from shards.storage.errors import Failed
 
 Flat = Parameter(name="*")
@@ -15,12 +15,9 @@ Flat = Parameter(name="*")
 def demo(*, out: Path = Path("demo"), items: int = 2000) -> None:
     """Generate a catalogue and run every stage on it: minutes on a laptop, without a network.
 
-    Parameters
-    ----------
-    out
-        Folder for the catalogue and all stages. The same command resumes where it stopped.
-    items
-        Number of postings to generate.
+    Args:
+        out: Folder for the catalogue and all stages. The same command resumes where it stopped.
+        items: Number of postings to generate.
     """
     from dist_train.synthetic.demo import demo_config
 
@@ -52,12 +49,10 @@ def plan(*, config: Annotated[Config, Flat], processes: int = 0, json: bool = Fa
     Prints seconds, memory of one process and bytes on disk, from rates that it measures on a
     sample. What does not fit is listed with the setting that makes it fit; then the exit code is 1.
 
-    Parameters
-    ----------
-    processes
-        Processes that the stages will run on, all on this machine. 0: one for each GPU, or one.
-    json
-        Print JSON instead of a table.
+    Args:
+        processes: Processes that the stages will run on, all on this machine. 0: one for each GPU,
+            or one.
+        json: Print JSON instead of a table.
     """
     from dataclasses import asdict
     from json import dumps
@@ -75,10 +70,9 @@ def submit(*, config: Annotated[Config, Flat], dry_run: bool = False) -> None:
 
     Stages that are done, or whose job is still in the queue, are not submitted again.
 
-    Parameters
-    ----------
-    dry_run
-        Only write the scripts, to OUT/slurm/dry-run, and have sbatch check them if it is installed.
+    Args:
+        dry_run: Only write the scripts, to OUT/slurm/dry-run, and have sbatch check them if it is
+            installed.
     """
     from dist_train.slurm import commands
     from dist_train.slurm import submit as slurm
@@ -95,10 +89,8 @@ def status(folder: Path, /) -> None:
 
     The exit code is 0 if all are done, 1 if one has failed, 3 if one is not done yet.
 
-    Parameters
-    ----------
-    folder
-        The folder OUT of a run or submit, or the folder of one stage.
+    Args:
+        folder: The folder OUT of a run or submit, or the folder of one stage.
     """
     from dist_train.slurm import status as slurm
     from dist_train.slurm.table import format_status
@@ -114,14 +106,10 @@ def doctor(*, out: Path = Path(), device: Device = "auto", json: bool = False) -
     Checks the installed packages, GPU, memory, disk, limits, ports, clock, network and Slurm. The
     exit code is 1 if something would keep work from running.
 
-    Parameters
-    ----------
-    out
-        Folder that the stages are to be written to, whose disk is checked.
-    device
-        Device to be used. cuda: it is a fault if no GPU answers.
-    json
-        Print JSON instead of lines.
+    Args:
+        out: Folder that the stages are to be written to, whose disk is checked.
+        device: Device to be used. cuda: it is a fault if no GPU answers.
+        json: Print JSON instead of lines.
     """
     from dist_train.doctor.doctor import examine
     from dist_train.doctor.finding import findings_json

@@ -54,15 +54,19 @@ def add_config_option(app: App) -> None:
     ) -> None:
         """Call the verb.
 
-        Parameters
-        ----------
-        config
-            YAML file with any options of the verb; options on the command line override it.
+        Args:
+            config: YAML file with any options of the verb; options on the command line override it.
         """
-        if tokens[:1] and tokens[0] in CONFIG_FIRST and tokens[1:2] and tokens[1][:1] != "-":
+        if len(tokens) > 1 and tokens[0] in CONFIG_FIRST and not tokens[1].startswith("-"):
             config, tokens = Path(tokens[1]), (tokens[0], *tokens[2:])
         if config is not None:
-            options = _read_yaml(config)
+            try:
+                options = yaml.load(config.read_text(), _Loader) or {}
+            except OSError:
+                raise BadInput(f"{config}: no such config file") from None
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                reason = " ".join(str(error).split())
+                raise BadInput(f"{config}: not YAML ({reason})") from None
             # Nested under the verb's name: at the top level cyclopts would silently drop keys that
             # are verbs as well (pack, embed, index, match).
             for verb in reversed(app.parse_commands(tokens)[0]):
@@ -82,15 +86,6 @@ _Loader.yaml_implicit_resolvers = {
 }
 for _tag, _form in NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(_form), list("-+.0123456789"))
-
-
-def _read_yaml(config: Path) -> dict:
-    try:
-        return yaml.load(config.read_text(), _Loader) or {}
-    except OSError:
-        raise BadInput(f"{config}: no such config file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{config}: not YAML ({' '.join(str(error).split())})") from None
 
 
 def _leave_process_group() -> None:

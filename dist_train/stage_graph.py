@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 
 from dist_train.config.options import Config, EmbedConfig, IndexConfig, JoinConfig, MatchConfig
-from dist_train.config.training import TrainingOptions
-from dist_train.config.values import Modality, as_json, result_options
+from dist_train.config.training import Modality, TrainingOptions, as_json, result_options
 from dist_train.decisions.threshold import given_threshold
 from dist_train.distributed.launcher import under_launcher
 from dist_train.distributed.signals import StopFlag

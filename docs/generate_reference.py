@@ -55,7 +55,7 @@ def verbs(of: App, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ..
 
 def section(words: tuple[str, ...], verb: App) -> str:
     """Heading, first paragraphs of the docstring, and the table of one verb."""
-    about, _, _ = (inspect.getdoc(verb.default_command) or "").partition("Parameters\n-----")
+    about, _, _ = (inspect.getdoc(verb.default_command) or "").partition("Args:\n")
     arguments = list(verb.assemble_argument_collection(parse_docstring=True))
     parts = [f"## {' '.join(words)}", about.strip()]
     if words[0] not in CONFIG_FIRST:

@@ -20,8 +20,7 @@ from dist_train.config.training import ImageEncoderOptions, TextEncoderOptions
 from dist_train.distributed.stage import EMBEDDING
 from dist_train.doctor.all_reduce import run_ranks
 from dist_train.embedding.store import part_path
-from dist_train.encoders.image import ImageEncoder
-from dist_train.encoders.text import TextEncoder
+from dist_train.encoders.encoder import ImageEncoder, TextEncoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.matching.faiss_library import faiss, on_gpu
 from dist_train.matching.pairs import PairSet

@@ -11,7 +11,7 @@ from dist_train.acceptance.outcomes import Rate
 from dist_train.config.training import ImageEncoderOptions
 from dist_train.distributed.precision import supports_bf16
 from dist_train.doctor.all_reduce import bus_bandwidth
-from dist_train.encoders.image import ImageEncoder
+from dist_train.encoders.encoder import ImageEncoder
 from dist_train.matching.kernels import kernels_for
 
 PEAKS = {

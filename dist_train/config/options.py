@@ -1,22 +1,32 @@
 """The tree of options: meanings, units, defaults and checks, for YAML and the command line."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from dist_train.config.slurm import SlurmConfig
-from dist_train.config.training import ImageTraining, TextTraining, TrainingOptions
-from dist_train.config.values import (
+from dist_train.config.training import (
     Device,
+    ImageTraining,
     Modality,
     Precision,
-    bytes_of,
+    TextTraining,
+    TrainingOptions,
     check_positive,
     check_range,
 )
 from shards.photos.options import NO_EFFECT_ON_RESULT, PackOptions
 from shards.storage.errors import BadInput
+
+
+def bytes_of(text: str) -> int:
+    """Bytes of a size such as 8GB, 500MB or 2.5 GB (1 GB is 1e9 bytes); BadInput for others."""
+    found = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kMGT]?)B?\s*", text)
+    if found is None or not float(found[1]) > 0:
+        raise BadInput(f"memory {text}: write a size as 8GB or 500MB")
+    return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
 
 
 @dataclass(frozen=True, kw_only=True)

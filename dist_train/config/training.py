@@ -1,17 +1,51 @@
-"""Options of training: the encoders, the margin softmax head and the training of each."""
+"""Options of training, and what the options of all stages share: types, checks, form as JSON."""
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from dist_train.config.values import Device, Precision, check_positive, check_range
 from shards.photos.decode import Recipe
 from shards.photos.options import NO_EFFECT_ON_RESULT
 from shards.storage.errors import BadInput
 
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "bf16", "fp32"]
+Modality = Literal["image", "text"]
 RAND_AUGMENT = r"rand(-(m(max)?\d+|n[1-9]\d*|(p[01]|mstd\d+)(\.\d+)?|inc[01]|t(3aw?|weights)))*"
+
+
+def result_options(options: Any) -> dict[str, Any]:
+    """The options (a dataclass) that a result depends on, as JSON values.
+
+    Fields with NO_EFFECT_ON_RESULT stay out, also those of nested options.
+    """
+    named = {f.name: getattr(options, f.name) for f in fields(options) if not f.metadata.get("how")}
+    return {k: result_options(v) if is_dataclass(v) else as_json(v) for k, v in named.items()}
+
+
+def as_json(value: Any, without_none: bool = False) -> Any:
+    """`value` with tuples as lists and paths as text; `without_none` drops keys without a value."""
+    if isinstance(value, dict):
+        kept = {key: inner for key, inner in value.items() if not (without_none and inner is None)}
+        return {key: as_json(inner, without_none) for key, inner in kept.items()}
+    if isinstance(value, tuple | list):
+        return [as_json(inner, without_none) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def check_range(options: Any, low: float, high: float, *names: str) -> None:
+    for name in names:
+        # Written so that NaN is refused as well.
+        if not low <= getattr(options, name) <= high:
+            raise BadInput(f"{name}: {getattr(options, name)}, must lie in {low} to {high}")
+
+
+def check_positive(options: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(options, name) > 0:
+            raise BadInput(f"{name}: {getattr(options, name)}, must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

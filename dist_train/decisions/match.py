@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from dist_train.config.options import MatchConfig
-from dist_train.config.values import result_options
+from dist_train.config.training import result_options
 from dist_train.decisions.match_lists import read_postings, write_lists
 from dist_train.decisions.threshold import Given, Threshold, decide_threshold, given_threshold
 from dist_train.distributed import stage

@@ -11,8 +11,7 @@ import torch
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
 from torch.utils.cpp_extension import get_default_build_root
 
-from dist_train.config.training import ImageTraining
-from dist_train.config.values import Device
+from dist_train.config.training import Device, ImageTraining
 from dist_train.doctor import machine, services, software
 from dist_train.doctor.all_reduce import all_reduce
 from dist_train.doctor.finding import Finding, fault

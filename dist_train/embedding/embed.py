@@ -12,12 +12,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from dist_train.config.options import EmbedConfig
-from dist_train.config.values import Modality, result_options
+from dist_train.config.training import Modality, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime, row_blocks
 from dist_train.embedding.store import MODALITIES, part_path
 from dist_train.encoders.batches import FEW, load, plan_batches, unit_vectors
-from dist_train.encoders.folder import load_encoder
+from dist_train.encoders.encoder import load_encoder
 from shards.read.location import Location
 from shards.read.shard_set import ShardSet
 from shards.storage import stage_files
@@ -39,8 +39,8 @@ def embed(
     Raises BadInput when no run is given, one is unfinished, or `out` holds something else; Failed
     when too many items are unreadable or an encoder gives NaN or Inf; Stopped after a signal.
     """
-    given: dict[Modality, Path | None] = {"image": image, "text": text}
-    runs = {modality: run for modality, run in given.items() if run is not None}
+    given = zip(MODALITIES, (image, text), strict=True)
+    runs = {modality: run for modality, run in given if run is not None}
     if not runs:
         raise BadInput("embed: name at least one run, --image RUN or --text RUN")
     runtime = Runtime(config.device)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from dist_train.config.values import Modality
+from dist_train.config.training import Modality
 from dist_train.distributed.stage import EMBEDDING
 from shards.storage import stage_files
 from shards.storage.errors import Corrupt
@@ -18,7 +18,7 @@ MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 
 class Rows:
-    """The rows of one modality over several memory-mapped blocks; matching/rows.py reads them."""
+    """The rows of one modality over memory-mapped blocks; matching/vectors.py reads them."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         """`parts`: blocks (n, D) of equal D, in the order of their rows."""
@@ -60,8 +60,8 @@ class EmbeddingSet:
 
     def rows(self, modality: str) -> Rows:
         """The vectors of a modality, memory-mapped; Corrupt when a file cannot be read."""
-        names, parts = sorted(n for n in self.manifest["files"] if n.startswith(f"{modality}-")), []
-        for name in names:
+        parts = []
+        for name in sorted(n for n in self.manifest["files"] if n.startswith(f"{modality}-")):
             with corrupt_error(self.path / name) as path:
                 parts.append(np.load(path, mmap_mode="r"))
         return Rows(parts)

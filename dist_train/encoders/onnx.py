@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_train.encoders.folder import Encoder, load_encoder
-from dist_train.encoders.image import ImageEncoder
+from dist_train.encoders.encoder import Encoder, ImageEncoder, load_encoder
 from shards.storage.errors import BadInput
 from shards.storage.files import atomic_path, read_json
 
@@ -47,14 +46,14 @@ def export_onnx(run: Path, file: Path) -> None:
         # Two tensors: of one given twice the exporter makes a single input.
         example = tuple(torch.ones(2, 7, dtype=torch.int64) for _ in INPUTS[modality])
         free = ({0: batch, 1: torch.export.Dim("length", min=2, max=512)},) * 2
-    names = {"input_names": INPUTS[modality], "output_names": ["vectors"]}
     program = torch.onnx.export(
         _UnitVectors(encoder).eval(),
         example,
         dynamo=True,
         verbose=False,
         dynamic_shapes=(free,),
-        **names,
+        input_names=INPUTS[modality],
+        output_names=["vectors"],
     )
     assert program is not None
     with atomic_path(file) as temporary:

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import TypedDict
 
-from dist_train.config.options import JoinConfig
-from dist_train.config.values import bytes_of, result_options
+from dist_train.config.options import JoinConfig, bytes_of
+from dist_train.config.training import result_options
 from dist_train.distributed import stage
 from dist_train.distributed.memory import peak_bytes, trim_allocators
 from dist_train.distributed.precision import supports_bf16

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dist_train.config.options import IndexConfig
-from dist_train.config.values import Modality, bytes_of, result_options
+from dist_train.config.options import IndexConfig, bytes_of
+from dist_train.config.training import Modality, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime, row_blocks
 from dist_train.embedding.store import EmbeddingSet

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 
-from dist_train.config.values import Modality
+from dist_train.config.training import Modality
 from dist_train.embedding.store import EmbeddingSet, Rows, corrupt_error
 from shards.storage.errors import BadInput, Corrupt
 

@@ -21,13 +21,12 @@ import torch
 
 from dist_train.acceptance.speed import join as product_rate
 from dist_train.acceptance.speed import seconds as seconds_of
-from dist_train.config.options import Config
-from dist_train.config.training import TrainingOptions
-from dist_train.config.values import Modality, bytes_of
+from dist_train.config.options import Config, bytes_of
+from dist_train.config.training import Modality, TrainingOptions
 from dist_train.distributed.memory import device_peak_bytes, free_memory, reset_peak
 from dist_train.doctor.machine import existing
 from dist_train.encoders.batches import Batch, BatchPlan, Inputs, load
-from dist_train.encoders.folder import new_encoder
+from dist_train.encoders.encoder import new_encoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.matching.blocks import CHUNK, PROGRAM, join_bounds, join_peak
 from dist_train.training.head_setup import head_estimate
@@ -311,7 +310,7 @@ def measure_encoder(
         raise BadInput(f"no posting of a sample has {modality}: leave {modality} out of encoders")
     reset_peak(device)
     before, began = device_peak_bytes(device), time.process_time()
-    encoder = new_encoder(modality, options.encoder, options.seed).to(device).eval()
+    encoder = new_encoder(options.encoder, options.seed).to(device).eval()
     loading = time.process_time() - began
     encoder.precision = options.precision
     if modality == "image":
@@ -326,7 +325,7 @@ def measure_encoder(
     def decode(prepare: Inputs) -> Batch:
         return next(load(shard_set.reader(), prepare, [batch], 0))
 
-    ways, cpu = (encoder.inputs(), encoder.training_inputs(options)), torch.device("cpu")
+    ways, cpu = (encoder.inputs(), encoder.inputs(options)), torch.device("cpu")
     read, augment = (seconds_of(partial(decode, way), cpu, 0.2, 2) / large for way in ways)
     inputs = decode(ways[1]).inputs_on(device)
 

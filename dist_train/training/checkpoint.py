@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dist_train.distributed.runtime import Runtime
-from dist_train.encoders.folder import save_tensors
+from dist_train.encoders.encoder import save_tensors
 from dist_train.heads.class_parallel import load_head, save_head
 from dist_train.monitor.metrics import Metrics
 from dist_train.training.setup import Training

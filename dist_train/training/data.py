@@ -10,8 +10,7 @@ from hashlib import blake2b
 import numpy as np
 import torch
 
-from dist_train.config.training import ImageTraining, TrainingOptions
-from dist_train.config.values import Modality
+from dist_train.config.training import ImageTraining, Modality, TrainingOptions
 from dist_train.encoders.batches import BatchPlan
 from shards.order.global_order import Order, StoredOrder, WindowOrder
 from shards.order.product_order import ProductOrder

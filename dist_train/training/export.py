@@ -3,9 +3,9 @@
 import logging
 from pathlib import Path
 
-from dist_train.config.values import Modality, result_options
+from dist_train.config.training import Modality, result_options
 from dist_train.distributed.runtime import Runtime
-from dist_train.encoders.folder import save_encoder
+from dist_train.encoders.encoder import save_encoder
 from dist_train.training.data import TrainingItems
 from dist_train.training.setup import Progress, Training
 from shards.storage import stage_files

@@ -10,7 +10,7 @@ import torch
 from dist_train.config.training import TrainingOptions
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load, plan_batches, unit_vectors
-from dist_train.encoders.folder import Encoder
+from dist_train.encoders.encoder import Encoder
 from dist_train.heads.class_parallel import ClassMeans, MarginHead, load_head
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.heads.margins import margin_shares

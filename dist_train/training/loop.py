@@ -6,8 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dist_train.config.training import TrainingOptions
-from dist_train.config.values import Modality, result_options
+from dist_train.config.training import Modality, TrainingOptions, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load
@@ -79,7 +78,7 @@ def fit(
             for step in range(start, last)
             for plan in items.plans(step, step + 1, runtime.rank, runtime.world)
         )
-        inputs = training.encoder.training_inputs(config)
+        inputs = training.encoder.inputs(config)
         batches = load(items.reader, inputs, plans, config.workers, stand_ins=items.numbers)
         meter = Meter(runtime.device)
         stepper = Stepper(training, config, meter.timed_batches(batches), runtime)

@@ -15,7 +15,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch.optim import AdamW, Optimizer
 
 from dist_train.config.training import HeadOptions, TrainingConfig, TrainingOptions
-from dist_train.encoders.folder import Encoder
+from dist_train.encoders.encoder import Encoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.row_optimizer import RowAdamW, coalesced
 from shards.storage.errors import BadInput

@@ -13,11 +13,10 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers.integrations import unset_hf_deepspeed_config
 
-from dist_train.config.training import TrainingOptions
-from dist_train.config.values import Modality
+from dist_train.config.training import Modality, TrainingOptions
 from dist_train.distributed.barrier import timeout
 from dist_train.distributed.runtime import Runtime
-from dist_train.encoders.folder import Encoder, new_encoder
+from dist_train.encoders.encoder import Encoder, new_encoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.row_optimizer import RowAdamW
 from dist_train.training.data import TrainingItems
@@ -101,7 +100,7 @@ def set_up(
     accelerator = _new_accelerator(config, runtime)
     plugin = accelerator.state.deepspeed_plugin
     zero3 = plugin is not None and plugin.zero_stage == 3
-    encoder = new_encoder(modality, config.encoder, config.seed).to(runtime.device)
+    encoder = new_encoder(config.encoder, config.seed).to(runtime.device)
     # Set inside the encoder: DeepSpeed's engine switches an autocast around it off.
     encoder.precision = config.precision
     if modality == "image" and plugin is None:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from dist_train.config.training import TrainingOptions
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import FEW, Batch
-from dist_train.encoders.pooling import Neck
+from dist_train.encoders.encoder import Neck
 from dist_train.training.data import mix_of_step
 from dist_train.training.optimisation import clip_head
 from dist_train.training.setup import Training

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dist_train.config.training import TrainingOptions
-from dist_train.config.values import Modality
+from dist_train.config.training import Modality, TrainingOptions
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load, plan_batches, unit_vectors
-from dist_train.encoders.folder import Encoder
+from dist_train.encoders.encoder import Encoder
 from dist_train.evaluation.f1_curve import f1_curve, pairs_per_item
 from dist_train.evaluation.labelled import near_duplicates_across_splits
 from dist_train.evaluation.metrics import recall_at_1

@@ -29,7 +29,7 @@ from dist_train.config.training import (
 )
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load
-from dist_train.encoders.folder import Encoder, load_encoder, new_encoder
+from dist_train.encoders.encoder import Encoder, load_encoder, new_encoder
 from dist_train.evaluation.labelled import near_duplicates_across_splits
 from dist_train.heads.centres import initial_centres
 from dist_train.training import loop
@@ -156,7 +156,7 @@ def test_losses_weights_and_scores_are_those_of_plain_pytorch(
         assert (centres_of(out, 6) - plain.centres).abs().max() <= 1e-5, world
         scores = {row["step"]: row for row in rows if "val/f1" in row}
         assert list(scores) == ([0, 4, 6] if config.validate_every == 0.4 else [0, 6])
-        start = new_encoder("image", config.encoder, config.seed)
+        start = new_encoder(config.encoder, config.seed)
         assert_scores(scores[0], *scores_of(start, shard_set, "image"))
         end = load_encoder(out / "encoder", "image")
         assert_scores(scores[6], *scores_of(end, shard_set, "image"))
@@ -171,7 +171,7 @@ def stepper_of(shards: Path, modality: str, config: TrainingOptions) -> Stepper:
     runtime = Runtime("cpu")
     items = training_items(ShardSet(shards), modality, config, runtime.world)
     training: Training = set_up(modality, config, items, runtime)
-    inputs = training.encoder.training_inputs(config)
+    inputs = training.encoder.inputs(config)
     plans = items.plans(0, 3, runtime.rank, runtime.world)
     return Stepper(training, config, load(items.reader, inputs, plans, 0), runtime)
 
@@ -279,7 +279,7 @@ def test_centres_that_begin_as_means_point_where_the_items_do(
     assert [training for _, training in answers] == [True, True]
     found = torch.from_numpy(np.concatenate([centres for centres, _ in answers])).double()
     items = training_items(ShardSet(shard_set), "image", config, 1)
-    encoder = new_encoder("image", config.encoder, config.seed)
+    encoder = new_encoder(config.encoder, config.seed)
     random = initial_centres(0, items.classes, encoder.width, config.seed, 2).double()
     for number, mean in enumerate(class_means(encoder, items)):
         own = slice(2 * number, 2 * number + 2)

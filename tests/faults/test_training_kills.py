@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from dist_train.config.training import ImageTraining, TextTraining
-from dist_train.config.values import Modality
+from dist_train.config.training import ImageTraining, Modality, TextTraining
 from dist_train.training.data import training_items
 from shards.read.shard_set import ShardSet
 from tests.support.attempts import Attempt, served

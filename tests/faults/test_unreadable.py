@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dist_train.encoders.batches import BatchPlan, load
-from dist_train.encoders.image import ImageInputs
+from dist_train.config.training import ImageTraining
+from dist_train.encoders.batches import BatchPlan, ImageInputs, load
 from dist_train.monitor.metrics import read_metrics
 from shards.read.shard_set import ItemReader, ShardSet
 from shards.storage.errors import Corrupt
@@ -20,7 +20,7 @@ from tests.support.damage import flip_photos
 from tests.support.launching import command, environment, run
 
 pytestmark = pytest.mark.timeout(600)
-PIXELS = ImageInputs(32, [0.5] * 3, [0.5] * 3, 0.5)
+PIXELS = ImageInputs(32, [0.5] * 3, [0.5] * 3, augmentation=ImageTraining())
 
 
 @pytest.fixture(scope="module")

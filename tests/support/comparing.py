@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from dist_train.encoders.folder import load_encoder
+from dist_train.encoders.encoder import load_encoder
 from shards.read.shard_set import ShardSet
 
 

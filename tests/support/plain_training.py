@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from dist_train.config.training import TrainingOptions
 from dist_train.encoders.batches import load
-from dist_train.encoders.folder import Encoder, new_encoder
+from dist_train.encoders.encoder import Encoder, new_encoder
 from dist_train.heads.centres import initial_centres
 from dist_train.training.data import TrainingItems, training_items
 from shards.read.shard_set import ShardSet
@@ -43,13 +43,13 @@ def plain_training(
 ) -> Plain:
     """The training after as many steps as `rates` (of encoder and head)."""
     items = training_items(shards, modality, config, 1)
-    encoder = new_encoder(modality, config.encoder, config.seed).train()
+    encoder = new_encoder(config.encoder, config.seed).train()
     encoder.precision = config.precision
     centres = _start(encoder, items, config).requires_grad_()
     plain = Plain(encoder, centres)
     optimizers = _optimizers(encoder, centres, config)
     trained = [p for p in encoder.parameters() if p.requires_grad]
-    inputs = encoder.inputs(getattr(config, "min_crop", None))
+    inputs = encoder.inputs(config)
     plans = items.plans(0, len(rates), 0, 1)
     batches = load(items.reader, inputs, plans, 0, stand_ins=items.numbers)
     margins = _margins(items, config)

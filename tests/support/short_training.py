@@ -60,7 +60,7 @@ def stepper_of(shard_set, config, steps: int = 4, spoilt: tuple[int, ...] = ()) 
     runtime = Runtime("cpu")
     items = training_items(ShardSet(shard_set), modality, config, 1)
     training = set_up(modality, config, items, runtime)
-    inputs = training.encoder.training_inputs(config)
+    inputs = training.encoder.inputs(config)
     batches = list(load(items.reader, inputs, items.plans(0, steps, 0, 1), 0))
     for number in spoilt:
         batches[number].inputs[0][2] = float("nan")

@@ -14,8 +14,9 @@ from dist_train.config.training import (
     ImageTraining,
     TextEncoderOptions,
     TextTraining,
+    result_options,
 )
-from dist_train.config.values import local_path, result_options
+from dist_train.encoders.encoder import local_path
 from shards.photos.options import PackOptions
 from shards.storage.errors import BadInput
 

@@ -24,7 +24,7 @@ from dist_train.distributed.runtime import row_blocks
 from dist_train.embedding.embed import embed
 from dist_train.embedding.store import EmbeddingSet, Rows
 from dist_train.encoders.batches import Batch, plan_batches, unit_vectors
-from dist_train.encoders.folder import load_encoder
+from dist_train.encoders.encoder import load_encoder
 from dist_train.matching.vectors import ItemVectors, ModalityVectors, read_rows
 from dist_train.training.loop import train
 from shards.pack.pack import pack

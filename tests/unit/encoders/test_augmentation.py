@@ -7,7 +7,7 @@ from PIL import Image
 
 from benchmarks.pictures import encoded
 from dist_train.config.training import ImageTraining
-from dist_train.encoders.image import ImageInputs
+from dist_train.encoders.batches import ImageInputs
 from shards.read.shard_set import Item
 from shards.storage.errors import BadInput
 
@@ -20,7 +20,7 @@ FORMS = [
 @pytest.mark.parametrize("form", FORMS)
 def test_what_passes_the_check_makes_photos(form):
     config = ImageTraining(rand_augment=form)
-    inputs = ImageInputs(32, [0.5] * 3, [0.5] * 3, 0.5, rand_augment=config.rand_augment)
+    inputs = ImageInputs(32, [0.5] * 3, [0.5] * 3, augmentation=config)
     colours = np.random.default_rng(0).integers(0, 256, (40, 44, 3), np.uint8)
     photo = encoded(Image.fromarray(colours), 90)
     items = [Item(f"p{n}", photo, "", -1) for n in range(200)]

@@ -22,11 +22,11 @@ from dist_train import cli
 from dist_train.config.training import (
     ImageEncoderOptions,
     ImageTraining,
+    Modality,
     TextEncoderOptions,
     TextTraining,
 )
-from dist_train.config.values import Modality
-from dist_train.encoders.folder import load_encoder
+from dist_train.encoders.encoder import load_encoder
 from dist_train.encoders.onnx import export_onnx
 from dist_train.training.loop import train
 from shards.pack.pack import pack

@@ -10,8 +10,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from dist_train.config.training import ImageEncoderOptions
-from dist_train.encoders.folder import new_encoder, save_encoder
-from dist_train.encoders.image import ImageEncoder
+from dist_train.encoders.encoder import ImageEncoder, new_encoder, save_encoder
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 
@@ -32,7 +31,7 @@ def encoder_of(model: object, pooling: str, size: int = 64) -> ImageEncoder:
     options = ImageEncoderOptions(
         model=str(model), pretrained=False, image_size=size, pooling=pooling
     )  # fmt: skip
-    return new_encoder("image", options, 0)
+    return new_encoder(options, 0)
 
 
 def without_gradient(encoder: ImageEncoder) -> list[str]:
@@ -98,7 +97,7 @@ def test_only_a_network_that_begins_at_random_takes_the_statistics_of_its_batche
 ):
     save_encoder(encoder_of("mobilenetv3_small_050", "auto", 32), tmp_path, "")
     options = ImageEncoderOptions(model=str(tmp_path), image_size=32, pretrained=pretrained)
-    encoder = new_encoder("image", options, 0)
+    encoder = new_encoder(options, 0)
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     for training in (True, False, True):
         encoder.train(training)

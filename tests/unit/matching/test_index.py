@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dist_train.config.options import IndexConfig
-from dist_train.config.values import bytes_of
+from dist_train.config.options import IndexConfig, bytes_of
 from dist_train.distributed.stage import EMBEDDING
 from dist_train.embedding.store import EmbeddingSet, part_path
 from dist_train.matching.faiss_library import choose_kind

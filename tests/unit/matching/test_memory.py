@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dist_train.config.values import bytes_of
+from dist_train.config.options import bytes_of
 from dist_train.matching.blocks import join_bounds
 from shards.storage.errors import BadInput
 from tests.support.launching import ROOT, environment
@@ -15,8 +15,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from dist_train.config.options import JoinConfig
-from dist_train.config.values import bytes_of
+from dist_train.config.options import JoinConfig, bytes_of
 from dist_train.embedding.store import Rows
 from dist_train.matching import build_pairs as stage_join
 from dist_train.matching.build_pairs import set_up

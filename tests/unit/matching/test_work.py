@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dist_train.config.values import bytes_of
+from dist_train.config.options import bytes_of
 from dist_train.distributed.runtime import Runtime
 from dist_train.matching.blocks import (
     CHUNK,

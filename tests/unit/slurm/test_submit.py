@@ -101,7 +101,7 @@ def test_the_options_of_a_stage_are_those_of_the_config(here: Path) -> None:
     app, read = App(), []
 
     @app.default
-    def verb(*, options: ImageTraining = ImageTraining()) -> None:  # noqa: B008
+    def verb(*, options: ImageTraining = ImageTraining()) -> None:
         read.append(options)
 
     verb.__annotations__["options"] = __import__("typing").Annotated[
@@ -145,7 +145,7 @@ def finish(folder: Path, kind: str, options: dict) -> None:
 
 
 def test_done_with_other_options_is_refused(here: Path) -> None:
-    from dist_train.config.values import result_options
+    from dist_train.config.training import result_options
 
     finish(Path("runs/plain/image"), stage.RUN, result_options(PLAIN.image) | {"modality": "image"})
     submit(PLAIN, dry_run=True)

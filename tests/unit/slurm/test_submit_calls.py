@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dist_train.config.options import Config, EmbedConfig, JoinConfig, MatchConfig
-from dist_train.config.values import result_options
+from dist_train.config.training import result_options
 from dist_train.distributed import stage
 from dist_train.slurm import commands
 from dist_train.slurm.submit import submit

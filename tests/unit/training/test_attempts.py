@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dist_train.encoders.folder import load_encoder
+from dist_train.encoders.encoder import load_encoder
 from dist_train.training import validation
 from dist_train.training.loop import train
 from shards.storage.errors import Stopped

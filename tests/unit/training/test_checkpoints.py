@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dist_train.config.training import TextEncoderOptions, TextTraining
 from dist_train.distributed.runtime import Runtime
-from dist_train.encoders.folder import load_encoder
+from dist_train.encoders.encoder import load_encoder
 from dist_train.monitor.metrics import read_metrics
 from dist_train.training.checkpoint import Checkpoints, _fault
 from dist_train.training.loop import train

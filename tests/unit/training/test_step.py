@@ -10,7 +10,7 @@ import torch
 from transformers import AlbertConfig, AlbertModel
 
 from dist_train.config.training import HeadOptions
-from dist_train.encoders.folder import load_encoder
+from dist_train.encoders.encoder import load_encoder
 from dist_train.training import setup
 from dist_train.training.data import training_items
 from dist_train.training.loop import train

@@ -10,7 +10,7 @@ import torch
 from dist_train.config.training import ImageEncoderOptions, ImageTraining
 from dist_train.decisions.comparison import Comparison
 from dist_train.distributed.runtime import Runtime
-from dist_train.encoders.folder import new_encoder
+from dist_train.encoders.encoder import new_encoder
 from dist_train.evaluation.f1_curve import (
     LEAST_PAIRS_PER_ITEM,
     MOST_PAIRS,
@@ -133,7 +133,7 @@ def test_items_with_a_near_duplicate_in_another_split_are_not_scored(
 def test_a_validation_leaves_the_encoder_in_the_mode_that_it_was_in(shard_set, tiny_vit, training):
     """That which learns in training, the average of its weights in evaluation."""
     config = ImageTraining(workers=0, precision="fp32")
-    encoder = new_encoder("image", ImageEncoderOptions(model=str(tiny_vit), image_size=32), 0)
+    encoder = new_encoder(ImageEncoderOptions(model=str(tiny_vit), image_size=32), 0)
     seen, modules = [], list(encoder.train(training).modules())
     encoder.register_forward_hook(lambda *_: seen.append({one.training for one in modules}))
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
