@@ -19,10 +19,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from benchmarks.server import Worker
-from dist_train.heads.class_parallel import MarginHead
+from dist_train.heads.centres import RowAdamW
+from dist_train.heads.class_parallel import MarginHead, arcface
 from dist_train.heads.estimate import HeadEstimate
-from dist_train.heads.margins import arcface
-from dist_train.heads.row_optimizer import RowAdamW
 
 B, C, D, SCALE, MARGIN = 512, 200_000, 256, 64.0, 0.5
 MATRIX = B * C * 4

@@ -37,7 +37,8 @@ def first_batch(
     items = TrainingItems(reader, numbers, 2, config, "f" * 64)
     saved = items.state.at(int(place * ITEMS) // BATCH * BATCH).to_json()
     position = items.state.check_goes_on(saved, "state.json")
-    batch = next(iter(load(reader, INPUTS, items.plans_at(position, 0, 1), 0)))
+    step = position // BATCH
+    batch = next(iter(load(reader, INPUTS, items.plans(step, step + 1, 0, 1), 0)))
     assert batch.inputs[0].shape == (BATCH, 3, 224, 224)
     return time.perf_counter() - start
 

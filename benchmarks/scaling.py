@@ -23,9 +23,9 @@ from torch.profiler import profile
 from benchmarks.server import Worker
 from dist_train.config.training import ImageEncoderOptions
 from dist_train.encoders.encoder import ImageEncoder
+from dist_train.heads.centres import RowAdamW
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.estimate import HeadEstimate
-from dist_train.heads.row_optimizer import RowAdamW
 from dist_train.training.optimisation import clip_head
 
 MODEL, PIXELS = "vit_tiny_patch16_224", 224
@@ -77,7 +77,7 @@ def predicted(step: TrainingStep, world: int, batch: int = BATCH) -> dict[str, i
     head = HeadEstimate(classes=CLASSES, width=step.encoder.width, batch=batch, world=world)
     # Of each column the sum, the count and the squares about the mean; and their gradients.
     neck = 2 * 3 * step.encoder.width * 4
-    return {"encoder": 4 * step.parameters(), "head": head.communication, "neck": neck}
+    return {"encoder": 4 * step.parameters(), "head": head.traffic[1], "neck": neck}
 
 
 def products() -> Callable[[], None]:

@@ -3,12 +3,9 @@
 No B x C tensor exists (see chunks.py). Three collectives a pass whatever W: all-gather of
 embeddings and labels together, all-reduce of two numbers an item, reduce-scatter of the gradient of
 the embeddings. The centres' gradient stays on its rank.
-
-On disk a head is one safetensors file a rank. head-<first>-<last>.safetensors holds `weight`,
-`exp_avg`, `exp_avg_sq` ((last - first) * K, D) and `step` ((last - first) * K,) of these classes.
-Any number of ranks loads any such files that cover the classes.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +14,63 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dist_train.heads.centres import INIT_STD, class_range, classes_of_step, initial_centres
-from dist_train.heads.chunks import Chunks, Exponentials, unit_rows
-from dist_train.heads.margins import MARGINS, Margin
-from dist_train.heads.row_optimizer import RowAdamW, coalesced
+from dist_train.heads.centres import (
+    INIT_STD,
+    RowAdamW,
+    classes_of_step,
+    coalesce_gradient,
+    initial_centres,
+)
+from dist_train.heads.chunks import Exponentials, unit_rows
 from shards.storage.errors import BadInput, Corrupt
 from shards.storage.files import atomic_path
 
-LABEL_BITS = 40
-"""Bits of a label with its sign."""
 # Their names since torch 2.14, which warns at every call of the older ones.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-class MarginHead(torch.nn.Module):
-    """Class centres of this rank's classes and the margin softmax loss over all of them.
+def arcface(cosine: torch.Tensor, margin: torch.Tensor | float) -> torch.Tensor:
+    """cos(theta + margin), continued below theta = pi - margin by a line that keeps it monotone.
 
-    Stays outside `accelerator.prepare()`: DDP would overwrite the shards with rank 0's.
+    Deng et al., ArcFace (CVPR 2019); `margin` in radians, 0 to pi / 2.
     """
+    m = torch.as_tensor(margin, dtype=cosine.dtype, device=cosine.device)
+    # The squared sine of the nearest cosine to 1: it keeps d sin / d cos finite at the poles, and
+    # short of them nothing changes.
+    smallest = torch.finfo(cosine.dtype).eps
+    sine = (1 - cosine * cosine).clamp(min=smallest).sqrt()
+    rotated = cosine * m.cos() - sine * m.sin()
+    return torch.where(cosine > -m.cos(), rotated, cosine - m * m.sin())
+
+
+def cosface(cosine: torch.Tensor, margin: torch.Tensor | float) -> torch.Tensor:
+    """cos(theta) - margin. Wang et al., CosFace (CVPR 2018)."""
+    return cosine - torch.as_tensor(margin, dtype=cosine.dtype, device=cosine.device)
+
+
+MARGINS: dict[str, Callable[..., torch.Tensor]] = {"arcface": arcface, "cosface": cosface}
+"""From target cosines (n,) and their margins (n,) to the cosines that the softmax sees.
+
+By differentiable torch operations that are finite on all of [-1, 1]. One more is one function.
+"""
+
+
+def margin_shares(sizes: torch.Tensor, smallest: float) -> torch.Tensor:
+    """Fraction of the margin that each class gets, (C,) float64 from sizes (C,): rare ones more.
+
+    n^(-1/4), moved and stretched so that the largest class gets `smallest` and the rarest 1 (Ha
+    et al., Google Landmark Recognition 2020, third place). With equal sizes all get 1.
+    """
+    rare = sizes.clamp(min=1).double().pow(-0.25)
+    span = rare.max() - rare.min()
+    if span == 0:
+        return torch.ones_like(rare)
+    return smallest + (1 - smallest) * (rare - rare.min()) / span
+
+
+class MarginHead(torch.nn.Module):
+    """Class centres of this rank's classes and the margin softmax loss over all of them."""
 
     def __init__(
         self, *, classes: int, width: int, loss: str, scale: float, chunk: int, seed: int,
@@ -49,14 +84,17 @@ class MarginHead(torch.nn.Module):
         (C,) is the fraction of the margin that each class gets. `chunk` counts centres.
         """
         super().__init__()
-        self.first, self.last = class_range(classes, rank, world)
+        # The classes of a rank: contiguous, balanced, lower ranks have more.
+        size, more = divmod(classes, world)
+        self.first = rank * size + min(rank, more)
+        self.last = self.first + size + (rank < more)
         self.classes, self.scale, self.chunk, self.seed = classes, scale, chunk, seed
         self.centres, self.sample, self.detached = centres, sample, detached
-        self.margin_of: Margin = MARGINS[loss]
+        self.margin_of = MARGINS[loss]
         start = initial_centres(self.first, self.last, width, seed, centres)
         self.weight = torch.nn.Parameter(start)
         if sample < 1:  # else the sparse rows of every pass of a step would be kept side by side
-            self.weight.register_post_accumulate_grad_hook(_coalesce_gradient)
+            self.weight.register_post_accumulate_grad_hook(coalesce_gradient)
         own = None if shares is None else shares[self.first : self.last].clone()
         self.register_buffer("shares", own, persistent=False)
 
@@ -68,20 +106,11 @@ class MarginHead(torch.nn.Module):
         `embeddings` (b, D) of this rank, any length; `labels` (b,) global class ids. Every rank
         gives the same b. The gradient is scaled by W, as DDP and ZeRO average over ranks. With
         `sample` below 1 the centres get a sparse gradient of the rows that `step` sees. Raises
-        BadInput for float16 and for labels that are no class.
+        BadInput for labels that are no class.
         """
-        if torch.float16 in (embeddings.dtype, self.weight.dtype):
-            raise BadInput(
-                "the head got float16: exp(64) does not fit and a loss scale would differ from "
-                "rank to rank; use precision bf16 or fp32"
-            )
         with torch.autocast(embeddings.device.type, enabled=False):
             unit = unit_rows(embeddings.to(self.weight.dtype))
             return _ShardedMarginSoftmax.apply(unit, self.weight, labels, self, margin, step)
-
-    def margins(self, classes: torch.Tensor, margin: float) -> torch.Tensor | float:
-        """The margin of each of `classes` (m,), counted from this rank's first."""
-        return margin if self.shares is None else margin * self.shares[classes]
 
 
 def world() -> int:
@@ -97,9 +126,9 @@ def gather(rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torc
     """
     if world() == 1:
         return rows, labels
-    # float32 holds integers of 24 bits exactly, bfloat16 of 8.
+    # float32 holds integers of 24 bits exactly, bfloat16 of 8; a label with its sign has 40.
     bits, width = 20 if rows.dtype.itemsize >= 4 else 8, rows.shape[1]
-    highest, *others = (labels >> shift for shift in range(LABEL_BITS - bits, -1, -bits))
+    highest, *others = (labels >> shift for shift in range(40 - bits, -1, -bits))
     digits = torch.stack([highest, *(one % (1 << bits) for one in others)], 1)
     packed = torch.cat([rows, digits.to(rows.dtype)], 1)
     out = packed.new_empty(world() * len(packed), packed.shape[1])
@@ -108,11 +137,6 @@ def gather(rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torc
     for column in out[:, width:].to(torch.int64).unbind(1):
         gathered = (gathered << bits) + column
     return out[:, :width].contiguous(), gathered
-
-
-def _coalesce_gradient(weight: torch.Tensor) -> None:
-    assert weight.grad is not None
-    weight.grad = coalesced(weight.grad)
 
 
 class _ShardedMarginSoftmax(torch.autograd.Function):
@@ -141,28 +165,29 @@ class _ShardedMarginSoftmax(torch.autograd.Function):
         seen = None
         if head.sample < 1:
             seen = classes_of_step(head.first, head.last, classes, head.sample, head.seed, step)
-        chunks = Chunks(weight, head.centres, seen, head.chunk, items, classes)
-        exponentials = Exponentials(batch, chunks, head.scale)
+        exponentials = Exponentials(
+            batch, head.scale, weight, head.centres, seen, head.chunk, items, classes
+        )
 
         # Cosine (m,) of each of these items with the nearest of its class's K centres (m, K, D).
-        centres = chunks.targets()
-        cosine, best = (batch[chunks.items][:, None] * centres).sum(2).max(1)
+        centres, items = exponentials.targets(), exponentials.items
+        cosine, best = (batch[items][:, None] * centres).sum(2).max(1)
         centre = centres[torch.arange(len(best), device=best.device), best]
         del centres  # only the nearest is needed from here on
 
         # With its margin, and d(that) / d(cosine) by autograd. Detached, the slope is 1, as in
         # Partial FC (An et al., CVPR 2022), whose margin is computed without gradient.
-        margins = head.margins(targets[chunks.items] - head.first, margin)
+        shares = 1 if head.shares is None else head.shares[targets[items] - head.first]
         with torch.enable_grad():
             at = cosine.detach().requires_grad_()
-            reduced = head.margin_of(at, margins)
+            reduced = head.margin_of(at, margin * shares)
             (slope,) = torch.autograd.grad(reduced.sum(), at)
         slope = torch.ones_like(slope) if head.detached else slope
 
         # Two numbers an item over all ranks: sum of the other classes, own logit.
         sums = torch.zeros(2, len(batch), dtype=torch.float64, device=unit.device)
         sums[0] = exponentials.sums()
-        sums[1, chunks.items] = head.scale * reduced.detach().double()
+        sums[1, items] = head.scale * reduced.detach().double()
         if world() > 1:
             dist.all_reduce(sums)
         # log(other classes / own class): from it the loss of a well-classified item keeps its
@@ -177,20 +202,19 @@ class _ShardedMarginSoftmax(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, lse, rest, best, centre, slope = ctx.saved_tensors
         head, exponentials = ctx.head, ctx.exponentials
-        chunks, dtype = exponentials.chunks, weight.dtype
-        each = grads[0].double() * head.scale / len(lse)
+        dtype, of_item = weight.dtype, grads[0].double() * head.scale / len(lse)
         # Below -scale there is no other class, and 1 / exp(lse) could leave float32's range.
-        factor = each * (-lse.clamp(min=-head.scale - 1)).exp()
-        own = -each * torch.sigmoid(rest[chunks.items]) * slope
+        factor = of_item * (-lse.clamp(min=-head.scale - 1)).exp()
+        own = -of_item * torch.sigmoid(rest[exponentials.items]) * slope
         d_batch, d_rows = exponentials.gradients(factor.to(dtype), own.to(dtype), best, centre)
         # NaN or Inf in the centres' gradient is passed on to that of the embeddings, and with it to
         # the encoder's on all ranks: a rank that checks only the latter skips the step as well.
         d_batch += 0 * torch.linalg.vector_norm(d_rows)
         d_weight = d_rows
-        if chunks.seen is not None:
+        if exponentials.seen is not None:
             # The rows of `weight` that are seen, ascending: coalesced as it is.
-            sub_centres = torch.arange(chunks.each, device=weight.device)
-            rows = (chunks.seen[:, None] * chunks.each + sub_centres).flatten()
+            sub_centres = torch.arange(head.centres, device=weight.device)
+            rows = (exponentials.seen[:, None] * head.centres + sub_centres).flatten()
             d_weight = torch.sparse_coo_tensor(
                 rows[None], d_rows, weight.shape, is_coalesced=True, check_invariants=False
             )
@@ -212,33 +236,38 @@ class ClassMeans:
     batches, and the sums are equal to the bit for any number of ranks.
     """
 
-    def __init__(self, first: int, last: int, width: int, device: torch.device) -> None:
-        self.first, self.last = first, last
-        self.sums = torch.zeros(last - first, width, dtype=torch.float64, device=device)
+    def __init__(self, head: MarginHead) -> None:
+        self.head, shape = head, (head.last - head.first, head.weight.shape[1])
+        self.sums = torch.zeros(shape, dtype=torch.float64, device=head.weight.device)
 
     def add(self, vectors: torch.Tensor, labels: torch.Tensor) -> None:
         """`vectors` (b, D) float32 and `labels` (b,), -1 for padding rows; all ranks call it."""
         rows, classes = gather(vectors, labels)
-        own = ((classes >= self.first) & (classes < self.last)).nonzero().squeeze(1)
-        self.sums.index_add_(0, classes[own] - self.first, rows[own].double())
+        first, last = self.head.first, self.head.last
+        own = ((classes >= first) & (classes < last)).nonzero().squeeze(1)
+        self.sums.index_add_(0, classes[own] - first, rows[own].double())
 
-    def write_to(self, weight: torch.Tensor, each: int) -> int:
-        """Set the centres ((last - first) * each, D) of classes that have a mean; their number.
+    def write(self) -> int:
+        """Set the head's centres of classes that have a mean; the number of these classes.
 
         A centre gets the mean's direction, plus an eighth of its random start where there are
         sub-centres, which keeps these apart.
         """
+        weight, each = self.head.weight.data, self.head.centres
         known = self.sums.norm(dim=1) > 0
         unit = torch.nn.functional.normalize(self.sums[known], dim=1).to(weight.dtype)
-        by_class = weight.view(len(self.sums), each, weight.shape[1])
+        by_class = weight.unflatten(0, (-1, each))  # a view
         size = INIT_STD * weight.shape[1] ** 0.5
-        rest = by_class[known] if each > 1 else torch.zeros_like(by_class[known])
-        by_class[known] = unit[:, None] * size + rest / 8
+        by_class[known] = unit[:, None] * size + by_class[known] * (each > 1) / 8
         return int(known.sum())
 
 
 def save_head(folder: Path, head: MarginHead, optimizer: RowAdamW) -> None:
-    """Write this rank's classes into `folder`; a rank without classes writes nothing."""
+    """Write this rank's classes into `folder`; a rank without classes writes nothing.
+
+    head-<first>-<last>.safetensors holds `weight`, `exp_avg`, `exp_avg_sq` ((last - first) * K, D)
+    and `step` ((last - first) * K,) of these classes.
+    """
     if head.last == head.first:
         return
     plain = {name: value.cpu().contiguous() for name, value in _tensors(head, optimizer).items()}
@@ -249,7 +278,7 @@ def save_head(folder: Path, head: MarginHead, optimizer: RowAdamW) -> None:
 def load_head(
     folder: Path, head: MarginHead, optimizer: RowAdamW, classes: int | None = None
 ) -> None:
-    """Fill this rank's classes from `folder`, equal to the bit.
+    """Fill this rank's classes, equal to the bit, from files of any number of ranks in `folder`.
 
     `classes`: how many there were when it was written; the rows of later ones stay as they are.
     Raises Corrupt where classes are missing or are in two files, BadInput for another number of

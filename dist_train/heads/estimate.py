@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dist_train.heads.row_optimizer import BLOCK
+from dist_train.heads.centres import ROW_BLOCK
 from shards.storage.files import format_bytes
 
 
@@ -81,7 +81,7 @@ class HeadEstimate:
         # nearest centres, or the product for the component along the centre; at the end the
         # gradient of own items.
         backward = 2 * items + 2 * own + max(nearest, rows, 2 * own)
-        step = min(BLOCK, self.seen) * self.width * 4
+        step = min(ROW_BLOCK, self.seen) * self.width * 4
         if self.sample < 1:
             # A sparse gradient is sorted, which takes another and three lists of numbers.
             step = max(4 * step, self.gradient_of_pass + 3 * 8 * self.seen)
@@ -93,21 +93,16 @@ class HeadEstimate:
         return 8 * self.batch * self.seen * self.width
 
     @property
-    def communication(self) -> int:
-        """Bytes that a step's collectives carry, as the size of each one's complete tensor.
+    def traffic(self) -> tuple[int, int]:
+        """Collectives of a step, and the bytes they carry: the size of each one's complete tensor.
 
         A pass: B x (D + 2) numbers gathered, 2 B doubles summed, B x D numbers reduced and
         scattered; a step: one number, the norm. A ring moves (W - 1) / W of it past each rank.
         """
         if self.world == 1:
-            return 0
+            return 0, 0
         one = self.batch * (self.width + 2) * 4 + 16 * self.batch + self.batch * self.width * 4
-        return self.passes * one + 8
-
-    @property
-    def collectives(self) -> int:
-        """Calls a step."""
-        return 0 if self.world == 1 else 3 * self.passes + 1
+        return 3 * self.passes + 1, self.passes * one + 8
 
     @property
     def total(self) -> int:
@@ -120,8 +115,9 @@ class HeadEstimate:
 
     def __str__(self) -> str:
         names = ("weights", "gradient", "moments", "buffers", "total")
+        collectives, size = self.traffic
         memory = ", ".join(f"{name} {format_bytes(getattr(self, name))}" for name in names)
         return (
             f"head: {self.classes} classes, {self.rows} centres x {self.width} a rank: {memory}; "
-            f"{self.collectives} collectives a step carry {format_bytes(self.communication)}"
+            f"{collectives} collectives a step carry {format_bytes(size)}"
         )

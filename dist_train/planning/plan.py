@@ -29,8 +29,8 @@ from dist_train.encoders.batches import Batch, BatchPlan, Inputs, load
 from dist_train.encoders.encoder import new_encoder
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.matching.blocks import CHUNK, PROGRAM, join_bounds, join_peak
-from dist_train.training.head_setup import head_estimate
 from dist_train.training.optimisation import encoder_optimizer, head_optimizer
+from dist_train.training.setup import head_estimate
 from shards.catalogue.carried_columns import Carried
 from shards.catalogue.rows import COLUMNS, Catalogue
 from shards.catalogue.split import split_of

@@ -5,7 +5,7 @@ step-00001000/encoder.safetensors          weights and buffers
               head-<first>-<last>.safetensors   centres and moments of these classes
               average.safetensors          the moving average of the encoder, if there is one
               best.safetensors             the best encoder so far, if it is to be kept
-              state.json                   step, classes, position in the order, counts, scores
+              state.json                   step, classes, position in the order, Progress
               manifest.json                sizes and sha256 of all of them, written last
 """
 
@@ -14,46 +14,30 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.encoder import save_tensors
 from dist_train.heads.class_parallel import load_head, save_head
 from dist_train.monitor.metrics import Metrics
-from dist_train.training.setup import Training
-from dist_train.training.sharded_state import (
-    complete_state,
-    load_complete_state,
-    load_moments,
-    moments,
-)
+from dist_train.training.setup import Training, class_names_digest
 from shards.order.state import check_equal
 from shards.storage.errors import BadInput, Failed
 from shards.storage.files import read_json, sha256_file, sync, write_json
 
 FORMAT = 3
 ALWAYS = {"encoder.safetensors", "optimizer.safetensors", "state.json"}
+MOMENTS = ("exp_avg", "exp_avg_sq")
 log = logging.getLogger(__name__)
-
-
-class State(TypedDict):
-    """state.json."""
-
-    format: int
-    step: int
-    order: dict[str, Any]
-    classes: int
-    class_names: str
-    """Digest of the label groups by class."""
-    progress: dict[str, Any]
-    """All of Progress but its weights."""
 
 
 class Checkpoints:
@@ -64,41 +48,48 @@ class Checkpoints:
         self.run, self.folder = run, run / "checkpoints"
         self.keep, self.runtime, self.grace = keep, runtime, grace
 
-    def save(self, training: Training, step: int, metrics: Metrics | None = None) -> float:
-        """Write the checkpoint of `step`; all ranks call it at the same step. The seconds it took.
+    def save(self, training: Training, step: int, metrics: Metrics | None = None) -> None:
+        """Write the checkpoint of `step`; all ranks call it at the same step.
 
-        Does nothing, in 0 seconds, where it exists. Raises Failed on all ranks when one cannot
-        write; the checkpoints before it stay complete.
+        Does nothing where it exists. Raises Failed on all ranks when one cannot write; the
+        checkpoints before it stay complete.
         """
         final, began = self.folder / f"step-{step:08d}", time.monotonic()
         if self.runtime.broadcast(final.exists()):
-            return 0.0
+            return
         self.runtime.check_newest(self.run)
         # Each attempt has its own: one that was cut off may still write into its.
         temporary = self.folder / f".{final.name}.tmp-{self.runtime.attempt.get('attempt', '')}"
         # Gathered by all ranks together, written by rank 0.
-        tensors = {
-            "encoder": complete_state(training.encoder),
-            "optimizer": moments(training.prepared, training.optimizer),
-        }
+        tensors = {"encoder": training.complete_state(), "optimizer": moments(training)}
         if training.average is not None:
             tensors["average"] = training.average.module.state_dict()
-        progress = {f.name: getattr(training.progress, f.name) for f in fields(training.progress)}
+        progress = {**vars(training.progress)}
         if best_weights := progress.pop("best_weights"):
             tensors["best"] = best_weights
-        state: State = {
+        order = training.items.state
+        state = {
             "format": FORMAT,
             "step": step,
-            "order": training.order.at(step * training.order.batch).to_json(),
+            "order": order.at(step * order.batch).to_json(),
             "classes": training.head.classes,
-            "class_names": training.class_names,
+            "class_names": class_names_digest(training.items.class_names),
             "progress": progress,
         }
-        self._on_main(lambda: self._write(temporary, tensors, state), temporary)
-        self._on_all(
-            lambda: save_head(temporary, training.head, training.head_optimizer), temporary
-        )
-        self._on_main(lambda: self._finish(temporary, final), temporary)
+        with self._writing(temporary):
+            if self.runtime.is_main:
+                # Unfinished ones go first: on a disk without room for two, none would ever fit.
+                for folder in self.folder.glob(".step-*.tmp*"):
+                    shutil.rmtree(folder, ignore_errors=True)  # its attempt may still be writing
+                temporary.mkdir(parents=True)
+                for name, values in tensors.items():
+                    save_tensors(temporary / f"{name}.safetensors", values)
+                write_json(temporary / "state.json", state)
+        with self._writing(temporary):
+            save_head(temporary, training.head, training.head_optimizer)
+        with self._writing(temporary):
+            if self.runtime.is_main:
+                self._finish(temporary, final)
         seconds = self.runtime.broadcast(time.monotonic() - began)
         log.info("%s: written in %.1f s", final, seconds)
         if seconds > self.grace and self.runtime.is_main:
@@ -109,16 +100,13 @@ class Checkpoints:
             )
         if metrics is not None:
             metrics.write(step, "save", {"seconds": seconds})
-        return seconds
 
-    def _on_main(self, action: Callable[[], None], temporary: Path) -> None:
-        self._on_all(action if self.runtime.is_main else lambda: None, temporary)
-
-    def _on_all(self, action: Callable[[], None], temporary: Path) -> None:
-        """Have every rank do its `action`; where one cannot write, all of them raise Failed."""
+    @contextmanager
+    def _writing(self, temporary: Path) -> Iterator[None]:
+        """Where one rank cannot write in the block, all of them raise Failed at its end."""
         fault = ""
         try:
-            action()
+            yield
         except (OSError, SafetensorError) as error:
             fault = f"rank {self.runtime.rank}: {error}"
         faults = [one for one in self.runtime.all_gather(fault) if one]
@@ -133,17 +121,6 @@ class Checkpoints:
             f"complete checkpoint is {newest}; make room (--keep 1 needs that of two), and the "
             "same command goes on from it"
         )
-
-    def _write(
-        self, temporary: Path, tensors: dict[str, dict[str, torch.Tensor]], state: State
-    ) -> None:
-        # Unfinished ones go first: on a disk without room for two, none would ever fit.
-        for folder in self.folder.glob(".step-*.tmp*"):
-            shutil.rmtree(folder, ignore_errors=True)  # its attempt may still be writing
-        temporary.mkdir(parents=True)
-        for name, values in tensors.items():
-            save_tensors(temporary / f"{name}.safetensors", values)
-        write_json(temporary / "state.json", state)
 
     def _finish(self, temporary: Path, final: Path) -> None:
         """Write the manifest, rename the folder to `final`, and keep the newest `keep` only."""
@@ -164,8 +141,8 @@ class Checkpoints:
         A damaged one is removed with a warning. Raises BadInput when the ranks, or the checkpoint
         and this training, differ in their order.
         """
-        check_equal(self.runtime.all_gather(training.order.to_json()))
-        step = 0
+        order, step = training.items.state, 0
+        check_equal(self.runtime.all_gather(order.to_json()))
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             fault = self.runtime.broadcast(_fault(folder) if self.runtime.is_main else "")
             if not fault:
@@ -175,30 +152,28 @@ class Checkpoints:
             self.runtime.barrier()
             if self.runtime.is_main:
                 shutil.rmtree(folder)
-        position = step * training.order.batch
-        check_equal(self.runtime.all_gather(training.order.at(position).to_json()))
+        check_equal(self.runtime.all_gather(order.at(step * order.batch).to_json()))
         return step
 
     def _load(self, folder: Path, training: Training) -> int:
         """Load one checkpoint; BadInput when it is of another training. Its step."""
-        state: State = read_json(folder / "state.json")
+        state = read_json(folder / "state.json")
         if state["format"] != FORMAT or state["classes"] != training.head.classes:
             raise BadInput(f"{folder}: of another format or number of classes; start a new run")
-        step, batch = int(state["step"]), training.order.batch
-        position = training.order.check_goes_on(state["order"], str(folder))
-        if position != step * batch:
+        step, order = int(state["step"]), training.items.state
+        position = order.check_goes_on(state["order"], str(folder))
+        if position != step * order.batch:
             raise BadInput(
                 f"{folder}: {step} steps took {position} items, with another batch_size than now; "
                 "continue with that one, or start a new run"
             )
-        load_complete_state(training.encoder, load_file(folder / "encoder.safetensors"))
+        with training.with_complete_weights(writer=0):
+            training.encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
         progress, best = training.progress, folder / "best.safetensors"
-        for name, value in state["progress"].items():
-            setattr(progress, name, value)
+        vars(progress).update(state["progress"])
         keeps_best = best.exists() and self.runtime.is_main
         progress.best_weights = load_file(best) if keeps_best else {}
-        saved = load_file(folder / "optimizer.safetensors")
-        load_moments(training.prepared, training.optimizer, saved, progress.updates)
+        load_moments(training, load_file(folder / "optimizer.safetensors"))
         if training.average is not None:
             training.average.module.load_state_dict(load_file(folder / "average.safetensors"))
         load_head(folder, training.head, training.head_optimizer)
@@ -226,3 +201,82 @@ def _fault(folder: Path) -> str:
         return str(error)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         return f"{path}: not as it was written ({type(error).__name__}: {error})"
+
+
+def moments(training: Training) -> dict[str, torch.Tensor]:
+    """AdamW's `exp_avg/NAME` and `exp_avg_sq/NAME` of every trained parameter, complete.
+
+    All ranks call it together; empty before any update.
+    """
+    if not training.uses_deepspeed:
+        return {
+            f"{kind}/{name}": training.optimizer.state[parameter][kind]
+            for name, parameter in training.encoder.named_parameters()
+            for kind in MOMENTS
+            if kind in training.optimizer.state.get(parameter, {})
+        }
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    zero = cast(Any, training.optimizer).optimizer
+    # Before the first update there are none, and DeepSpeed raises if they are requested.
+    if not any(zero.optimizer.state.values()):
+        return {}
+    _link_moments(zero)
+    found = {}
+    for name, parameter in training.encoder.named_parameters():
+        for kind in MOMENTS if parameter.requires_grad else ():
+            value = safe_get_full_optimizer_state(parameter, kind)
+            assert value is not None  # every trained parameter was linked
+            found[f"{kind}/{name}"] = value
+    return found
+
+
+def load_moments(training: Training, saved: dict[str, torch.Tensor]) -> None:
+    """Restore what `moments` returned after `progress.updates`; the weights are loaded before."""
+    optimizer, step = training.optimizer, float(training.progress.updates)
+    # Of a parameter that is not trained, nothing was saved.
+    of_parameter = {
+        parameter: {kind: saved[f"{kind}/{name}"] for kind in MOMENTS}
+        for name, parameter in training.encoder.named_parameters()
+        if f"{MOMENTS[0]}/{name}" in saved
+    }
+    if not training.uses_deepspeed:
+        for parameter, values in of_parameter.items():
+            placed = {kind: value.to(parameter.device) for kind, value in values.items()}
+            optimizer.state[parameter] = {"step": torch.tensor(step), **placed}
+        return
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    zero = cast(Any, optimizer).optimizer
+    if saved:
+        # This rank's float32 copies of the weights, which the optimizer steps on.
+        copies = getattr(zero, "fp32_partitioned_groups_flat", None)
+        for flat in zero.single_partition_of_fp32_groups if copies is None else copies:
+            state = {kind: torch.zeros_like(flat) for kind in MOMENTS}
+            zero.optimizer.state[flat] = {"step": torch.tensor(step), **state}
+        _link_moments(zero)
+    for parameter, values in of_parameter.items():
+        for kind, saved_value in values.items():
+            value, shard = saved_value.to(parameter.device), getattr(parameter, "ds_tensor", None)
+            if shard is None:
+                safe_set_full_optimizer_state(parameter, value, kind)
+                continue
+            # ZeRO-3 pads the last rank's shard; DeepSpeed's own function refuses a value that
+            # needs padding.
+            size, rank, world = shard.numel(), dist.get_rank(), dist.get_world_size()
+            flat = nn.functional.pad(value.flatten(), (0, size * world - value.numel()))
+            own = flat[rank * size : (rank + 1) * size]
+            safe_set_local_optimizer_state(parameter, own, kind)
+    # ZeRO steps on its own float32 copy of the weights that have just been loaded.
+    zero.refresh_fp32_params()
+
+
+def _link_moments(zero: Any) -> None:
+    # DeepSpeed links a parameter to its moments when the first group has stepped, and so finds
+    # none for the others; linked again, all are there. ZeRO-3 looks them up instead.
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    if hasattr(zero, "fp32_partitioned_groups_flat"):
+        return
+    for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+        lazy_init_hp_params_optimizer_state(group, flat, zero.optimizer.state)

@@ -3,6 +3,7 @@
 Everything is a function of (seed, position or step), so the number of processes changes nothing.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -56,31 +57,20 @@ class TrainingItems:
         """Steps of the complete training; the last epoch's tail runs on into the next order."""
         return -(-round(self.config.epochs * self.order.positions) // self.config.batch_size)
 
-    @property
-    def epoch_steps(self) -> float:
-        """Steps an epoch."""
-        return self.order.positions / self.config.batch_size
-
-    def plans(self, first: int, last: int, rank: int, world: int) -> list[BatchPlan]:
-        """This rank's forward passes of the steps `first` to `last` - 1: `accumulation` a step."""
-        size = self.config.batch_size
-        return [p for t in range(first, last) for p in self.plans_at(t * size, rank, world)]
-
-    def plans_at(self, position: int, rank: int, world: int) -> list[BatchPlan]:
-        """This rank's forward passes of the one step that begins at `position`.
+    def plans(self, first: int, last: int, rank: int, world: int) -> Iterator[BatchPlan]:
+        """This rank's forward passes of the steps `first` to `last` - 1: `accumulation` a step.
 
         A pure function of (seed, position): rank r takes the r-th slice of each global pass.
+        Planned one by one, so that starting costs the same at any position.
         """
         passes, seed = self.config.accumulation, self.config.seed
         share = self.config.batch_size // (passes * world)
-        plans = []
-        for number in range(passes):
-            start = position + (number * world + rank) * share
+        for number in range(first * passes, last * passes):
+            start = (number * world + rank) * share
             positions = np.arange(start, start + share, dtype=np.int64)
             keys = [blake2b(f"{seed}:{p}".encode(), digest_size=4) for p in positions]
             seeds = np.array([int.from_bytes(key.digest(), "big") for key in keys], np.int64)
-            plans.append(BatchPlan(self.numbers[self.order.at(positions)], seeds))
-        return plans
+            yield BatchPlan(self.numbers[self.order.at(positions)], seeds)
 
 
 def training_items(

@@ -5,7 +5,6 @@ one number.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -14,10 +13,10 @@ from timm.scheduler import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import AdamW, Optimizer
 
-from dist_train.config.training import HeadOptions, TrainingConfig, TrainingOptions
+from dist_train.config.training import TrainingConfig, TrainingOptions
 from dist_train.encoders.encoder import Encoder
+from dist_train.heads.centres import RowAdamW
 from dist_train.heads.class_parallel import MarginHead
-from dist_train.heads.row_optimizer import RowAdamW, coalesced
 from shards.storage.errors import BadInput
 
 EPS = 1e-6
@@ -52,35 +51,45 @@ def head_optimizer(head: MarginHead, config: TrainingOptions) -> RowAdamW:
     return RowAdamW(head.weight, lr=config.head.lr, weight_decay=config.weight_decay, eps=EPS)
 
 
-def clip_head(head: MarginHead, limit: float, also_sum: torch.Tensor | None = None) -> torch.Tensor:
-    """Scale the head's gradient to norm `limit` over all ranks; its norm before, () float64.
+def clip_head(head: MarginHead, limit: float, *others: torch.Tensor) -> torch.Tensor:
+    """Scale the head's gradient to norm `limit` over all ranks, without a wait of the host.
 
-    `also_sum` (n,) is summed over ranks in place, in the same collective. The host does not wait.
+    Returns the norm before and the sums of the scalars `others` over ranks, (1 + len(others),)
+    float64, in one collective.
     """
-    assert head.weight.grad is not None
-    grad = head.weight.grad = coalesced(head.weight.grad)
+    grad = head.weight.grad
+    assert grad is not None
     values = grad.values() if grad.is_sparse else grad
-    sums = torch.linalg.vector_norm(values).double().square()[None]
-    if also_sum is not None:
-        sums = torch.cat([sums, also_sum.double()])
+    squared = torch.linalg.vector_norm(values).double().square()
+    sums = torch.stack([squared, *(other.double() for other in others)])
     if dist.is_initialized():
         dist.all_reduce(sums)
-    norm = sums[0].sqrt()
+    norm = sums[0].sqrt_()
     values.mul_((limit / norm).clamp(max=1).to(values.dtype))
-    if also_sum is not None:
-        also_sum.copy_(sums[1:])
-    return norm
+    return sums
 
 
-@dataclass(frozen=True)
 class Schedule:
-    """Learning rates of encoder and head, and the margin; the encoder's begin at step `frozen`."""
+    """Learning rates of encoder and head, warm-up and decay over `steps`, and the margin's ramp."""
 
-    encoder: Scheduler
-    head: Scheduler
-    options: HeadOptions
-    steps: int
-    frozen: int
+    def __init__(
+        self, encoder: Optimizer, head: Optimizer, config: TrainingConfig, steps: int
+    ) -> None:
+        self.options, self.steps = config.head, steps
+        self.frozen = round(config.freeze * steps)
+        warmup = config.warmup if config.head.warmup is None else config.head.warmup
+        self.schedulers: list[Scheduler] = []
+        cases = (encoder, config.warmup, steps - self.frozen), (head, warmup, steps)
+        for optimizer, rising, length in cases:
+            if config.schedule == "one-cycle":
+                self.schedulers.append(OneCycle(optimizer, length, rising))
+                continue
+            warm = round(rising * length)
+            first = optimizer.param_groups[0]["lr"] / (warm + 1)
+            # At least two steps of cosine: timm warns of one that has no effect.
+            cosine = {"t_initial": max(length - warm, 2), "t_in_epochs": False}
+            rise = {"warmup_t": warm, "warmup_prefix": True, "warmup_lr_init": first}
+            self.schedulers.append(CosineLRScheduler(optimizer, **cosine, **rise))
 
     def apply(self, step: int) -> float:
         """Set the learning rates of `step` and return its margin.
@@ -89,34 +98,14 @@ class Schedule:
         under DDP and ZeRO alike; AdamW's moments are gathered meanwhile. The margin rises linearly
         from 0 over the share `ramp` of all steps.
         """
-        self.head.step_update(step)
+        encoder, head = self.schedulers
+        head.step_update(step)
         if step < self.frozen:
-            self.encoder.update_groups(0.0)
+            encoder.update_groups(0.0)
         else:
-            self.encoder.step_update(step - self.frozen)
+            encoder.step_update(step - self.frozen)
         ramp = self.options.ramp * self.steps
         return self.options.margin * min(1.0, (step + 1) / ramp if ramp else 1.0)
-
-
-def make_schedule(
-    encoder: Optimizer, head: Optimizer, config: TrainingConfig, steps: int
-) -> Schedule:
-    """Warm-up and decay for each optimizer over `steps`, the margin's ramp beside them."""
-    frozen = round(config.freeze * steps)
-    warmup = config.warmup if config.head.warmup is None else config.head.warmup
-    schedulers: list[Scheduler] = []
-    cases = (encoder, config.warmup, steps - frozen), (head, warmup, steps)
-    for optimizer, rising, length in cases:
-        if config.schedule == "one-cycle":
-            schedulers.append(OneCycle(optimizer, length, rising))
-            continue
-        warm = round(rising * length)
-        first = optimizer.param_groups[0]["lr"] / (warm + 1)
-        # At least two steps of cosine: timm warns of one that has no effect.
-        cosine = {"t_initial": max(length - warm, 2), "t_in_epochs": False}
-        rise = {"warmup_t": warm, "warmup_prefix": True, "warmup_lr_init": first}
-        schedulers.append(CosineLRScheduler(optimizer, **cosine, **rise))
-    return Schedule(schedulers[0], schedulers[1], config.head, steps, frozen)
 
 
 class OneCycle(Scheduler):
@@ -126,9 +115,6 @@ class OneCycle(Scheduler):
     where this is a function of the step.
     """
 
-    START, END = 1 / 25, 1 / 250_000
-    BETA_AT_ENDS, BETA_AT_PEAK = 0.95, 0.85
-
     def __init__(self, optimizer: Optimizer, steps: int, rising: float) -> None:
         """`rising`: the share of the `steps` before the peak."""
         self.peak, self.last = max(rising * steps - 1, 0.0), max(steps - 1, 1)
@@ -137,12 +123,12 @@ class OneCycle(Scheduler):
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
         """Set learning rates and beta1 of the step `num_updates`."""
         super().step_update(num_updates, metric)
-        beta = self._between(num_updates, self.BETA_AT_ENDS, self.BETA_AT_PEAK, self.BETA_AT_ENDS)
+        beta = self._between(num_updates, 0.95, 0.85, 0.95)
         for group in self.optimizer.param_groups:
             group["betas"] = (beta, group["betas"][1])
 
     def _get_lr(self, t: int) -> list[float]:
-        return [peak * self._between(t, self.START, 1.0, self.END) for peak in self.base_values]
+        return [peak * self._between(t, 1 / 25, 1.0, 1 / 250_000) for peak in self.base_values]
 
     def _between(self, step: int, first: float, peak: float, last: float) -> float:
         """From `first` to `peak` and on to `last`, each along half a cosine."""

@@ -1,10 +1,14 @@
 """What a training consists of, built once: encoder, head, optimizers, schedule, progress."""
 
 import copy
+import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin
@@ -16,20 +20,17 @@ from transformers.integrations import unset_hf_deepspeed_config
 from dist_train.config.training import Modality, TrainingOptions
 from dist_train.distributed.barrier import timeout
 from dist_train.distributed.runtime import Runtime
+from dist_train.encoders.batches import load, plan_batches, unit_vectors
 from dist_train.encoders.encoder import Encoder, new_encoder
-from dist_train.heads.class_parallel import MarginHead
-from dist_train.heads.row_optimizer import RowAdamW
+from dist_train.heads.centres import RowAdamW
+from dist_train.heads.class_parallel import ClassMeans, MarginHead, load_head, margin_shares
+from dist_train.heads.estimate import HeadEstimate
 from dist_train.training.data import TrainingItems
-from dist_train.training.head_setup import class_names_digest, new_head
-from dist_train.training.optimisation import (
-    Schedule,
-    encoder_optimizer,
-    head_optimizer,
-    make_schedule,
-)
-from dist_train.training.sharded_state import complete_state, load_complete_state
-from shards.order.state import OrderState
-from shards.storage.errors import BadInput
+from dist_train.training.optimisation import Schedule, encoder_optimizer, head_optimizer
+from shards.storage.errors import BadInput, Stopped
+from shards.storage.files import read_json
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,6 +62,8 @@ class Progress:
 class Training:
     """The objects that a step works on; `prepared` is `encoder` wrapped for DDP or DeepSpeed."""
 
+    items: TrainingItems
+    runtime: Runtime
     accelerator: Accelerator
     encoder: Encoder
     prepared: nn.Module
@@ -68,21 +71,33 @@ class Training:
     head: MarginHead
     head_optimizer: RowAdamW
     schedule: Schedule
-    order: OrderState
-    """Position in the item order before the first step."""
-    class_names: str
-    """Digest of the label groups by class."""
+    uses_deepspeed: bool
+    """Whether DeepSpeed holds the encoder's optimizer."""
     gathered: Encoder | None
     """Under ZeRO-3, where `encoder` holds shards: a second encoder that can hold all weights."""
     average: ModelEmaV3 | None
     """Moving average of the encoder's weights and statistics, if `ema` is above 0."""
-    progress: Progress
+    progress: Progress = field(default_factory=Progress)
+
+    def with_complete_weights(self, writer: int | None = None) -> AbstractContextManager[object]:
+        """All ranks together: in it each has all weights; ZeRO-3 then shards those of `writer`."""
+        if self.gathered is None:
+            return nullcontext()
+        from deepspeed.runtime.zero import GatheredParameters
+
+        return GatheredParameters(list(self.encoder.parameters()), modifier_rank=writer)
+
+    def complete_state(self) -> dict[str, torch.Tensor]:
+        """The state of `encoder` with complete tensors; all ranks call it together."""
+        with self.with_complete_weights():
+            state = self.encoder.state_dict()
+            return state if self.gathered is None else {k: v.clone() for k, v in state.items()}
 
     def complete_encoder(self) -> Encoder:
         """The encoder with all its present weights on this rank; all ranks call it together."""
         if self.gathered is None:
             return self.encoder
-        load_complete_state(self.gathered, complete_state(self.encoder))
+        self.gathered.load_state_dict(self.complete_state())
         return self.gathered
 
     def encoder_to_validate(self) -> Encoder:
@@ -90,16 +105,14 @@ class Training:
         return self.complete_encoder() if self.average is None else self.average.module
 
 
-def set_up(
-    modality: Modality, config: TrainingOptions, items: TrainingItems, runtime: Runtime
-) -> Training:
+def set_up(modality: Modality, items: TrainingItems, runtime: Runtime) -> Training:
     """Build everything before the first step, the same for every number of ranks.
 
     Raises BadInput for a launcher or option that would give wrong weights.
     """
+    config = items.config
     accelerator = _new_accelerator(config, runtime)
     plugin = accelerator.state.deepspeed_plugin
-    zero3 = plugin is not None and plugin.zero_stage == 3
     encoder = new_encoder(config.encoder, config.seed).to(runtime.device)
     # Set inside the encoder: DeepSpeed's engine switches an autocast around it off.
     encoder.precision = config.precision
@@ -107,44 +120,41 @@ def set_up(
         # DeepSpeed broadcasts weights as rows of bytes and cannot handle this layout.
         encoder.to(memory_format=torch.channels_last)
     bare_optimizer = encoder_optimizer(encoder, config)
-    gathered = copy.deepcopy(encoder) if zero3 else None
+    gathered = copy.deepcopy(encoder) if plugin is not None and plugin.zero_stage == 3 else None
     # The warm-up follows closely at first: after t updates at most 1 - (1 + t)^(-2/3) is kept.
     average = ModelEmaV3(encoder, decay=config.ema, use_warmup=True) if config.ema else None
     if config.gradient_checkpointing:
         encoder.recompute_activations()
     if config.compile:
-        if zero3:
-            raise BadInput(
-                "compile: ZeRO-3 moves weights while the encoder runs; use ZeRO-2 or DDP"
-            )
         encoder.compile_backbone()
     # The head stays outside: DDP would overwrite its shards, ZeRO has no place for them.
     prepared, optimizer = accelerator.prepare(encoder, bare_optimizer)
-    head = new_head(config, items, encoder.width, runtime)
+    head = new_head(items, encoder.width, runtime)
     optimizer_of_head = head_optimizer(head, config)
     # The learning rates that count are those of the optimizer inside accelerate's wrapper.
     inner = getattr(optimizer, "optimizer", optimizer)
     prepared.train()
     return Training(
+        items=items,
+        runtime=runtime,
         accelerator=accelerator,
         encoder=encoder,
         prepared=prepared,
         optimizer=optimizer,
         head=head,
         head_optimizer=optimizer_of_head,
-        schedule=make_schedule(inner, optimizer_of_head, config, items.steps),
-        order=items.state,
-        class_names=class_names_digest(items.class_names),
+        schedule=Schedule(inner, optimizer_of_head, config, items.steps),
+        uses_deepspeed=plugin is not None,
         gathered=gathered,
         average=average,
-        progress=Progress(),
     )
 
 
 def _new_accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
     """The accelerator that the launcher asks for, with our batch size, precision and clipping.
 
-    Raises BadInput for a launcher that asks for float16 or for weights in bfloat16.
+    Raises BadInput for a launcher that asks for float16, for weights in bfloat16, or for ZeRO-3
+    with `compile`.
     """
     float16 = BadInput(
         "the launcher asks for fp16: one rank's overflow would skip its step alone, and "
@@ -164,22 +174,99 @@ def _new_accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
         ],
     )
     plugin = accelerator.state.deepspeed_plugin
-    deepspeed: dict[str, Any] = {} if plugin is None else plugin.deepspeed_config
-    types = ("fp16", "bf16", "bfloat16")
-    enabled = [name for name in types if deepspeed.get(name, {}).get("enabled") is True]
-    if "fp16" in enabled:
+    if plugin is None:
+        return accelerator
+    deepspeed: dict[str, Any] = plugin.deepspeed_config
+    if deepspeed.get("fp16", {}).get("enabled") is True:
         raise float16
-    if enabled:
+    if any(deepspeed.get(name, {}).get("enabled") is True for name in ("bf16", "bfloat16")):
         raise BadInput(
             "DeepSpeed's JSON enables bf16: the weights themselves would be bfloat16, and a "
             "checkpoint would lose the float32 ones that are stepped on; take bf16 out of it and "
             "give --precision bf16, which multiplies in bfloat16 and keeps the weights"
         )
-    if plugin is not None:
-        share = config.batch_size // (config.accumulation * runtime.world)
-        deepspeed["train_micro_batch_size_per_gpu"] = share
-        deepspeed["gradient_accumulation_steps"] = config.accumulation
-        deepspeed["gradient_clipping"] = config.clip
-        # Otherwise transformers shards a new model's weights, whatever zero3_init_flag says.
-        unset_hf_deepspeed_config()
+    if config.compile and plugin.zero_stage == 3:
+        raise BadInput("compile: ZeRO-3 moves weights while the encoder runs; use ZeRO-2 or DDP")
+    share = config.batch_size // (config.accumulation * runtime.world)
+    deepspeed["train_micro_batch_size_per_gpu"] = share
+    deepspeed["gradient_accumulation_steps"] = config.accumulation
+    deepspeed["gradient_clipping"] = config.clip
+    # Otherwise transformers shards a new model's weights, whatever zero3_init_flag says.
+    unset_hf_deepspeed_config()
     return accelerator
+
+
+def head_estimate(config: TrainingOptions, classes: int, width: int, world: int) -> HeadEstimate:
+    """Memory that the head of a training over `classes` will need on one of `world` ranks."""
+    options = config.head
+    return HeadEstimate(
+        classes=classes, width=width, batch=config.batch_size // config.accumulation,
+        world=world, centres=options.centres, sample=options.sample, chunk=options.chunk,
+        passes=config.head_passes,
+    )  # fmt: skip
+
+
+def new_head(items: TrainingItems, width: int, runtime: Runtime) -> MarginHead:
+    """This rank's shard of the head over the classes of `items`; logs its memory first."""
+    config, options, shares = items.config, items.config.head, None
+    log.info("%s", head_estimate(config, items.classes, width, runtime.world))
+    if options.margin_of_largest is not None and options.margin > 0:
+        class_ids = items.reader.records["class_id"][items.numbers].astype(np.int64)
+        sizes = torch.from_numpy(np.bincount(class_ids, minlength=items.classes))
+        shares = margin_shares(sizes, options.margin_of_largest / options.margin)
+    head = MarginHead(
+        classes=items.classes, width=width, loss=options.loss, scale=options.scale,
+        chunk=options.chunk, seed=config.seed, rank=runtime.rank, world=runtime.world,
+        centres=options.centres, sample=options.sample,
+        detached=options.gradient == "detached", shares=shares,
+    )  # fmt: skip
+    return head.to(runtime.device)
+
+
+def class_names_digest(names: np.ndarray) -> str:
+    """SHA-256 that is equal for equal lists of label groups (C,), by class id."""
+    return sha256("\n".join(names.tolist()).encode()).hexdigest()
+
+
+def start_centres(training: Training) -> None:
+    """Before the first step: set centres to class means or to an earlier run's, if configured.
+
+    Raises BadInput for a run over other classes, and Stopped after a signal.
+    """
+    items, head, runtime = training.items, training.head, training.runtime
+    config, options = items.config, items.config.head
+    if options.start == "means":
+        # Every rank computes each W-th batch; the batches, and so the means, are equal for every W.
+        encoder, class_ids = training.complete_encoder(), items.reader.records["class_id"]
+        size, width = config.batch_size, head.weight.shape[1]
+        plans = plan_batches(items.reader, items.numbers, size)
+        means = ClassMeans(head)
+        encoder.eval()
+        batches = load(items.reader, encoder.inputs(), runtime.share(plans), config.workers)
+        # All ranks take equally many rounds; one without a batch in the last adds padding only.
+        for _ in range(-(-len(plans) // runtime.world)):
+            vectors, labels = torch.zeros(size, width), torch.full((size,), -1)
+            for numbers, unit in unit_vectors(encoder, batches, 1, runtime.device):
+                vectors[: len(numbers)] = torch.from_numpy(unit)
+                labels[: len(numbers)] = torch.from_numpy(class_ids[numbers].astype(np.int64))
+            means.add(vectors.to(runtime.device), labels.to(runtime.device))
+            if runtime.any_stop_requested():
+                raise Stopped("stopped by a signal before the first step; the same command begins")
+        encoder.train()
+        known = runtime.all_reduce_sum(means.write())
+        log.info("centres of %d of %d classes start at their mean embedding", known, head.classes)
+    if options.grow_from is not None:
+        # Centres, moments and steps of the classes that the earlier run had are taken over.
+        run = options.grow_from
+        folder = max((run / "checkpoints").glob("step-*"), default=None)
+        if folder is None:
+            raise BadInput(f"{run}: has no checkpoint to grow from; name a finished run")
+        state = read_json(folder / "state.json")
+        known = int(state["classes"])
+        if class_names_digest(items.class_names[:known]) != state["class_names"]:
+            raise BadInput(
+                f"{folder}: its {known} classes are not the first of these {head.classes}; grow "
+                "from a run over the same catalogue, whose class ids were only added to"
+            )
+        load_head(folder, head, training.head_optimizer, known)
+        log.info("centres of %d of %d classes taken from %s", known, head.classes, folder)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_train.heads.centres import classes_of_step, initial_centres
-from dist_train.heads.class_parallel import MarginHead, gather
+from dist_train.heads.class_parallel import MarginHead, gather, margin_shares
 from dist_train.heads.estimate import HeadEstimate
-from dist_train.heads.margins import margin_shares
 from dist_train.training.optimisation import clip_head
 from shards.storage.errors import BadInput
 from tests.support.margin_reference import reference_loss
@@ -240,8 +239,8 @@ def test_a_step_sends_four_times_and_as_many_bytes_as_said(
                 classes=50, width=16, batch=6 * world, world=world, passes=passes
             )
             counted = ranks.ask(count_collectives, problem, passes)
-            assert set(counted) == {(estimate.collectives, estimate.communication)}
-            assert estimate.collectives == (0 if world == 1 else 3 * passes + 1)
+            assert set(counted) == {estimate.traffic}
+            assert estimate.traffic[0] == (0 if world == 1 else 3 * passes + 1)
 
 
 def norms(rank: int, world: int, problem: Problem) -> tuple[float, np.ndarray]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dist_train.heads.centres import class_range, initial_centres
-from dist_train.heads.class_parallel import ClassMeans
+from dist_train.heads.centres import initial_centres
+from dist_train.heads.class_parallel import ClassMeans, MarginHead
 from tests.support.ranks import Ranks
 
 pytestmark = pytest.mark.timeout(600)
@@ -23,21 +23,26 @@ def items() -> tuple[torch.Tensor, torch.Tensor]:
     return vectors, classes + (classes >= 3)
 
 
+def head_of(classes: int, width: int, rank: int, world: int, **options: int) -> MarginHead:
+    """One rank's head before anything is set."""
+    shape = {"classes": classes, "width": width, "rank": rank, "world": world}
+    return MarginHead(loss="arcface", scale=8, chunk=3, **shape, **options)
+
+
 def means(rank: int, world: int, each: int) -> np.ndarray:
     """This rank's centres after every item has been added, batches dealt out in turn."""
-    first, last = class_range(C, rank, world)
+    head = head_of(C, D, rank, world, seed=5, centres=each)
     vectors, classes = items()
     batches = torch.arange(ITEMS).split(BATCH)
-    found = ClassMeans(first, last, D, torch.device("cpu"))
+    found = ClassMeans(head)
     for begin in range(0, len(batches), world):
         padded, labels = torch.zeros(BATCH, D), torch.full((BATCH,), -1)
         if begin + rank < len(batches):
             rows = batches[begin + rank]
             padded[: len(rows)], labels[: len(rows)] = vectors[rows], classes[rows]
         found.add(padded, labels)
-    weight = initial_centres(first, last, D, 5, each)
-    assert found.write_to(weight, each) == last - first - (first <= 3 < last)
-    return weight.numpy()
+    assert found.write() == head.last - head.first - (head.first <= 3 < head.last)
+    return head.weight.detach().numpy()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,7 @@ def test_sub_centres_of_a_mean_lie_near_it_and_apart(groups: list[Ranks]) -> Non
 
 def started(rank: int, world: int) -> np.ndarray:
     """This rank's random centres."""
-    return initial_centres(*class_range(700, rank, world), 5, 3).numpy()
+    return head_of(700, 5, rank, world, seed=3).weight.detach().numpy()
 
 
 def test_random_centres_do_not_depend_on_the_ranks(groups: list[Ranks]) -> None:

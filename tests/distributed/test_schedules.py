@@ -56,11 +56,7 @@ def rank_batches(
 ) -> Iterator[Batch]:
     """What one process reads from `position` on until it is killed."""
     size = items.config.batch_size
-    plans = (
-        plan
-        for start in range(position, items.steps * size, size)
-        for plan in items.plans_at(start, rank, world)
-    )
+    plans = items.plans(position // size, items.steps, rank, world)
     return load(items.reader, Seeds(), plans, workers)
 
 
@@ -98,7 +94,7 @@ def test_killed_and_resized_it_takes_every_item_in_the_one_order(
         taken += items_taken
         seeds += seeds_taken
         saved = items.state.at(position + steps * size).to_json()
-    undisturbed = [p for t in range(items.steps) for p in items.plans_at(t * size, 0, 1)]
+    undisturbed = list(items.plans(0, items.steps, 0, 1))
     assert taken == np.concatenate([plan.items for plan in undisturbed]).tolist()
     assert seeds == np.concatenate([plan.seeds for plan in undisturbed]).tolist()
     length = items.order.positions
@@ -119,7 +115,8 @@ def test_every_world_that_cuts_the_batch_is_taken_and_every_other_refused(
         for world in range(1, 14):
             if size % (world * photos) == 0:
                 items = training_items(shards, "image", config, world)
-                assert len(items.plans(0, 1, world - 1, world)[0].items) == size // world
+                (plan,) = items.plans(0, 1, world - 1, world)
+                assert len(plan.items) == size // world
                 continue
             unit = world * photos
             with pytest.raises(BadInput, match=f"multiple of {unit}, the nearest is") as refused:
@@ -137,9 +134,12 @@ def test_another_batch_size_goes_on_in_the_same_order(shard_set: Path) -> None:
         return TrainingItems(reader, numbers, 2, config, "f" * 64)
 
     taken, position = [], 0
-    for size in (24, 250, 7, 64) * 4:
+    # Each size divides the position that it begins at; the last ones reach into further epochs.
+    for size in (24, 8, 16, 48, 32, 64, 96, 36, 27, 117, 52, 260, 195, 39, 507, 1521):
+        step, rest = divmod(position, size)
+        assert rest == 0
         saved = items(24).state.at(position).to_json()
         assert items(size).state.check_goes_on(saved, "state.json") == position
-        taken += [int(n) for plan in items(size).plans_at(position, 0, 1) for n in plan.items]
+        taken += [int(n) for plan in items(size).plans(step, step + 1, 0, 1) for n in plan.items]
         position += size
     assert taken == items(1).order.at(np.arange(position)).tolist()

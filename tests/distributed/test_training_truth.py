@@ -34,11 +34,8 @@ from dist_train.evaluation.labelled import near_duplicates_across_splits
 from dist_train.heads.centres import initial_centres
 from dist_train.training import loop
 from dist_train.training.data import training_items
-from dist_train.training.head_setup import start_centres
-from dist_train.training.loop import train
-from dist_train.training.setup import Training, set_up
-from dist_train.training.sharded_state import compare_replicas
-from dist_train.training.step import Stepper, fix_bucket_order
+from dist_train.training.loop import Stepper, compare_replicas, fix_bucket_order, train
+from dist_train.training.setup import Training, set_up, start_centres
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import Failed
 from tests.support.comparing import losses, weights
@@ -170,10 +167,10 @@ def stepper_of(shards: Path, modality: str, config: TrainingOptions) -> Stepper:
     """A training before its first step, with the batches of this rank."""
     runtime = Runtime("cpu")
     items = training_items(ShardSet(shards), modality, config, runtime.world)
-    training: Training = set_up(modality, config, items, runtime)
+    training: Training = set_up(modality, items, runtime)
     inputs = training.encoder.inputs(config)
     plans = items.plans(0, 3, runtime.rank, runtime.world)
-    return Stepper(training, config, load(items.reader, inputs, plans, 0), runtime)
+    return Stepper(training, load(items.reader, inputs, plans, 0))
 
 
 def drawn(rank: int, world: int, shards: Path, config: TextTraining, step: int) -> np.ndarray:
@@ -214,8 +211,9 @@ def heard(rank: int, world: int, shards: Path, config: ImageTraining, one: int) 
     """
     as_launched(rank, world)
     stepper = stepper_of(shards, "image", config)
-    runtime, requested = stepper.runtime, stepper.runtime.stop_requested
-    before = stepper.run_step(0).stopping
+    runtime = stepper.training.runtime
+    requested = runtime.stop_requested
+    before = stepper.run_step(0)[1]
 
     def late() -> bool:
         time.sleep(0.3)  # the others have looked by then
@@ -224,7 +222,7 @@ def heard(rank: int, world: int, shards: Path, config: ImageTraining, one: int) 
 
     if rank == one:
         runtime.stop_requested = late
-    return [before, stepper.run_step(1).stopping, runtime.any_stop_requested()]
+    return [before, stepper.run_step(1)[1], runtime.any_stop_requested()]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -265,8 +263,8 @@ def begun(rank: int, world: int, shards: Path, config: ImageTraining) -> tuple[n
     as_launched(rank, world)
     runtime = Runtime("cpu")
     items = training_items(ShardSet(shards), "image", config, runtime.world)
-    training = set_up("image", config, items, runtime)
-    start_centres(training.head, training.head_optimizer, training.complete_encoder, items, runtime)
+    training = set_up("image", items, runtime)
+    start_centres(training)
     modes = {module.training for module in training.encoder.modules()}
     return training.head.weight.detach().numpy(), modes == {True}
 

@@ -26,7 +26,7 @@ def flip_photos(shards: Path, splits: tuple[str, ...], every: int) -> list[int]:
 def spoil_batch(monkeypatch, shard_set, config, step: int) -> None:
     """Put NaN into the batch of `step`, whichever attempt trains it."""
     items = training_items(ShardSet(shard_set), "image", config, 1)
-    spoilt, real_load = items.plans(step, step + 1, 0, 1)[0].items, loop.load
+    spoilt, real_load = next(items.plans(step, step + 1, 0, 1)).items, loop.load
 
     def load(*arguments, **options):
         for batch in real_load(*arguments, **options):

@@ -19,7 +19,7 @@ from dist_train.cli import main
 from dist_train.encoders.batches import Batch
 from dist_train.heads.chunks import Exponentials
 from dist_train.training import loop
-from dist_train.training.step import Stepper
+from dist_train.training.loop import Stepper
 
 
 class Fault:

@@ -15,10 +15,10 @@ from dist_train.config.training import (
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load
 from dist_train.monitor.metrics import read_metrics
+from dist_train.training.checkpoint import moments
 from dist_train.training.data import training_items
+from dist_train.training.loop import Stepper
 from dist_train.training.setup import set_up
-from dist_train.training.sharded_state import moments
-from dist_train.training.step import Stepper
 from shards.read.shard_set import ShardSet
 
 STEPS = 7
@@ -51,7 +51,7 @@ def text_config(tiny_bert: Path, **options) -> TextTraining:
 def new_training(shard_set: Path, config):
     """A training before its first step."""
     runtime = Runtime("cpu")
-    return set_up("image", config, training_items(ShardSet(shard_set), "image", config, 1), runtime)
+    return set_up("image", training_items(ShardSet(shard_set), "image", config, 1), runtime)
 
 
 def stepper_of(shard_set, config, steps: int = 4, spoilt: tuple[int, ...] = ()) -> Stepper:
@@ -59,12 +59,12 @@ def stepper_of(shard_set, config, steps: int = 4, spoilt: tuple[int, ...] = ()) 
     modality = "image" if isinstance(config, ImageTraining) else "text"
     runtime = Runtime("cpu")
     items = training_items(ShardSet(shard_set), modality, config, 1)
-    training = set_up(modality, config, items, runtime)
+    training = set_up(modality, items, runtime)
     inputs = training.encoder.inputs(config)
     batches = list(load(items.reader, inputs, items.plans(0, steps, 0, 1), 0))
     for number in spoilt:
         batches[number].inputs[0][2] = float("nan")
-    return Stepper(training, config, iter(batches), runtime)
+    return Stepper(training, iter(batches))
 
 
 def checkpoint(run: Path, step: int) -> Path:
@@ -82,7 +82,7 @@ def remove_checkpoints_after(run: Path, step: int) -> None:
 def state_of(training) -> dict[str, torch.Tensor]:
     """Everything that a step depends on."""
     out = {f"encoder/{k}": v for k, v in training.encoder.state_dict().items()}
-    out |= {f"moments/{k}": v for k, v in moments(training.prepared, training.optimizer).items()}
+    out |= {f"moments/{k}": v for k, v in moments(training).items()}
     of_head = training.head_optimizer.state[training.head.weight]
     return out | {"head": training.head.weight} | {f"head/{k}": v for k, v in of_head.items()}
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from dist_train.heads.centres import RowAdamW
 from dist_train.heads.class_parallel import MarginHead
 from dist_train.heads.estimate import HeadEstimate
-from dist_train.heads.row_optimizer import RowAdamW
 from dist_train.training.optimisation import clip_head
 from tests.support.ranks import Ranks
 
@@ -86,7 +86,7 @@ def test_on_two_ranks_too(tmp_path):
 def test_it_says_so_for_people():
     estimate = HeadEstimate(classes=1_000_000, width=512, batch=2_048, world=8)
     assert estimate.weights == 125_000 * 512 * 4
-    assert estimate.collectives == 4
+    assert estimate.traffic[0] == 4
     assert str(estimate).startswith(
         "head: 1000000 classes, 125000 centres x 512 a rank: weights 256.0 MB"
     )
@@ -98,5 +98,4 @@ def test_communication_is_counted_from_two_ranks_on():
     shape = {"classes": 40, "width": 4, "batch": 8, "passes": 2}
     estimates = [HeadEstimate(**shape, world=world) for world in (1, 2, 3)]
     bytes_of_a_step = 2 * (8 * 6 * 4 + 2 * 8 * 8 + 8 * 4 * 4) + 8
-    assert [one.communication for one in estimates] == [0, bytes_of_a_step, bytes_of_a_step]
-    assert [one.collectives for one in estimates] == [0, 7, 7]
+    assert [one.traffic for one in estimates] == [(0, 0), *[(7, bytes_of_a_step)] * 2]

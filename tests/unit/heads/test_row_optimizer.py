@@ -5,9 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_train.heads.centres import classes_of_step, uniform
+from dist_train.heads.centres import ROW_BLOCK, RowAdamW, classes_of_step, uniform
 from dist_train.heads.class_parallel import MarginHead
-from dist_train.heads.row_optimizer import BLOCK, RowAdamW
 
 
 def steps(optimizer_of, grads: list[torch.Tensor]) -> torch.Tensor:
@@ -24,7 +23,7 @@ def steps(optimizer_of, grads: list[torch.Tensor]) -> torch.Tensor:
 OPTIONS = {"lr": 0.03, "weight_decay": 0.1, "eps": 1e-6}
 
 
-@pytest.mark.parametrize("rows", [5, BLOCK + 3])
+@pytest.mark.parametrize("rows", [5, ROW_BLOCK + 3])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_with_all_rows_it_is_torchs_adamw(rows, sparse):
     grads = [torch.randn(rows, 3, dtype=torch.float64) for _ in range(6)]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from dist_train.heads.centres import RowAdamW
 from dist_train.heads.class_parallel import MarginHead, load_head, save_head
-from dist_train.heads.row_optimizer import RowAdamW
 from shards.storage.errors import BadInput, Corrupt
 
 STATE = ("exp_avg", "exp_avg_sq", "step")

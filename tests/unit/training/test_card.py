@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from dist_train.config.training import ImageTraining
-from dist_train.training.export import model_card
 from dist_train.training.setup import Progress
+from dist_train.training.validation import model_card
 
 
 @dataclass

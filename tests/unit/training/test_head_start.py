@@ -13,9 +13,8 @@ from dist_train.config.training import HeadOptions, ImageEncoderOptions, ImageTr
 from dist_train.distributed.runtime import Runtime
 from dist_train.heads.centres import initial_centres
 from dist_train.training.data import training_items
-from dist_train.training.head_setup import class_names_digest, start_centres
 from dist_train.training.loop import train
-from dist_train.training.setup import set_up
+from dist_train.training.setup import class_names_digest, set_up, start_centres
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
 from shards.read.shard_set import ShardSet
@@ -40,8 +39,8 @@ def earlier(shard_set, tiny_vit, tmp_path_factory):
 
 def started(shards, config):
     runtime, items = Runtime("cpu"), training_items(ShardSet(shards), "image", config, 1)
-    training = set_up("image", config, items, runtime)
-    start_centres(training.head, training.head_optimizer, training.complete_encoder, items, runtime)
+    training = set_up("image", items, runtime)
+    start_centres(training)
     return training, items
 
 
@@ -123,6 +122,6 @@ def test_the_margin_of_the_largest_class_is_that_of_the_option(shard_set, tiny_v
     )
     ids = items.reader.records["class_id"][items.numbers]
     sizes = torch.from_numpy(np.bincount(ids, minlength=items.classes))
-    margins = training.head.margins(torch.arange(items.classes), training.schedule.apply(0))
+    margins = training.schedule.apply(0) * training.head.shares
     assert {round(float(m), 6) for m in margins[sizes == sizes.max()]} == {0.1}
     assert {round(float(m), 6) for m in margins[sizes == sizes.min()]} == {0.4}

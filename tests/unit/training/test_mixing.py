@@ -88,7 +88,7 @@ def watched_step(shard_set, config):
     stepper.batches, seen = iter(batches), []
     encoder.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out.detach())))
     centres = stepper.training.head.weight.detach().clone()
-    loss = stepper.run_step(0).values["loss"]
+    loss = stepper.run_step(0)[0]["loss"]
     passes = [
         (batch.inputs[0], pixels, vectors, batch.class_ids)
         for batch, (pixels, vectors) in zip(batches, seen, strict=False)

@@ -13,10 +13,8 @@ from dist_train.config.training import HeadOptions
 from dist_train.encoders.encoder import load_encoder
 from dist_train.training import setup
 from dist_train.training.data import training_items
-from dist_train.training.loop import train
+from dist_train.training.loop import Stepper, checksum, train
 from dist_train.training.optimisation import encoder_optimizer
-from dist_train.training.sharded_state import checksum
-from dist_train.training.step import Stepper
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput, Failed
 from tests.support.faulty_rank import spoil_centres
@@ -50,14 +48,14 @@ def test_a_batch_with_nan_changes_nothing(shard_set, tiny_vit, caplog, accumulat
     for plan in training_items(ShardSet(shard_set), "image", config, 1).plans(1, 2, 0, 1):
         ids += [str(one) for one in ShardSet(shard_set).packed.posting_id[plan.items]]
     with caplog.at_level(logging.WARNING, "dist_train"):
-        values = stepper.run_step(1).values
+        values = stepper.run_step(1)[0]
     assert values["skipped"] == training.progress.skipped == 1
     assert training.progress.updates == 1
     assert equal_tensors(everything(training), before)
     assert "step 1: left out on all ranks" in caplog.text
     assert all(one in caplog.text for one in ids)
     assert len(ids) == 16
-    assert stepper.run_step(2).values["skipped"] == 1
+    assert stepper.run_step(2)[0]["skipped"] == 1
     assert training.progress.skipped_in_a_row == 0
     after = everything(training)
     assert all(torch.isfinite(value).all() for value in after.values())
@@ -69,7 +67,7 @@ def test_centres_whose_gradient_is_infinite_leave_the_step_out_too(shard_set, ti
     stepper.run_step(0)
     before = everything(stepper.training)
     spoil_centres()
-    values = stepper.run_step(1).values
+    values = stepper.run_step(1)[0]
     assert values["loss"] < 100
     # DeepSpeed reads nothing but the encoder's norm.
     assert not values["grad_norm"] < float("inf")
@@ -125,7 +123,7 @@ def test_a_frozen_encoder_keeps_every_bit_and_then_moves(shard_set, tiny_vit):
 
 def lr_scales(stepper: Stepper) -> dict[str, float]:
     names = {p: name for name, p in stepper.training.encoder.named_parameters()}
-    groups = encoder_optimizer(stepper.training.encoder, stepper.config).param_groups
+    groups = encoder_optimizer(stepper.training.encoder, stepper.training.items.config).param_groups
     return {names[p]: group.get("lr_scale", 1.0) for group in groups for p in group["params"]}
 
 
@@ -141,7 +139,7 @@ def test_lower_layers_learn_more_slowly(shard_set, tiny_vit, tiny_bert):
         for part, scale in ((low, 0.25), (middle, 0.5), (top, 1.0), ("neck", 1.0)):
             assert {value for name, value in scales.items() if part in name} == {scale}, part
         stepper = stepper_of(shard_set, config, 1)
-        values, groups = stepper.run_step(0).values, stepper.training.optimizer.param_groups
+        values, groups = stepper.run_step(0)[0], stepper.training.optimizer.param_groups
         assert values["lr"] == max(group["lr"] for group in groups) > groups[0]["lr"]
 
 
@@ -159,7 +157,7 @@ def test_layer_decay_is_refused_where_all_layers_are_one(shard_set, tiny_bert, t
 
 def test_the_largest_seed_trains(shard_set, tiny_vit):
     stepper = stepper_of(shard_set, image_config(tiny_vit, seed=2**32 - 1, mixup=0.3), 1)
-    assert 0 < stepper.run_step(0).values["loss"] < 100
+    assert 0 < stepper.run_step(0)[0]["loss"] < 100
 
 
 # Memory and speed

@@ -21,7 +21,7 @@ from dist_train.evaluation.labelled import near_duplicates_across_splits
 from dist_train.evaluation.metrics import recall_at_1
 from dist_train.matching.vectors import vectors_of_array
 from dist_train.training import validation
-from dist_train.training.validation import ValidationItems, nearest_items, validation_items
+from dist_train.training.validation import ValidationItems, nearest_items, score_vectors
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
 from shards.read.shard_set import ShardSet
@@ -65,7 +65,7 @@ def exact(groups: np.ndarray, vectors: np.ndarray) -> Exact:
 @pytest.mark.parametrize("case", CASES)
 def test_scores_are_those_of_all_pairs_however_large_the_products(case):
     groups, vectors = products(*CASES[case])
-    got = ValidationItems(None, np.arange(len(vectors)), groups).score_vectors(vectors, CPU)
+    got = score_vectors(groups, vectors, CPU)
     wanted = exact(groups, vectors)
     assert got["f1"] == pytest.approx(wanted.f1, abs=1e-4)
     assert got["recall_at_1"] == pytest.approx(wanted.recall, abs=1e-12)
@@ -123,7 +123,7 @@ def test_items_with_a_near_duplicate_in_another_split_are_not_scored(
     for modality in ("image", "text"):
         val = shards.packed[(shards.packed.split == "val") & shards.packed[f"has_{modality}"]]
         with caplog.at_level("INFO", "dist_train"):
-            items = validation_items(shards, modality)
+            items = ValidationItems(shards, modality)
         assert crossing[val.index].sum() >= len(val_items) // 2
         assert items.numbers.tolist() == val.index[~crossing[val.index]].tolist()
         assert f"of {len(val)} items have a near-duplicate in another split" in caplog.text
@@ -137,7 +137,7 @@ def test_a_validation_leaves_the_encoder_in_the_mode_that_it_was_in(shard_set, t
     seen, modules = [], list(encoder.train(training).modules())
     encoder.register_forward_hook(lambda *_: seen.append({one.training for one in modules}))
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    items = validation_items(ShardSet(shard_set), "image")
+    items = ValidationItems(ShardSet(shard_set), "image")
     scores = items.score(encoder, config, Runtime("cpu"))
     assert scores["items"] == len(items.numbers)
     assert seen == [{False}] * len(seen)
@@ -148,7 +148,7 @@ def test_a_validation_leaves_the_encoder_in_the_mode_that_it_was_in(shard_set, t
 
 def test_where_nobody_has_a_partner_there_is_no_recall_and_no_better_threshold():
     groups, vectors = products([1] * 6, [0.5] * 6)
-    got = ValidationItems(None, np.arange(6), groups).score_vectors(vectors, CPU)
+    got = score_vectors(groups, vectors, CPU)
     assert "recall_at_1" not in got
     assert (got["f1"], got["f1_self_match"], got["items"]) == (1.0, 1.0, 6)
     assert got["threshold"] > (vectors @ vectors.T)[np.triu_indices(6, 1)].max() - 1e-6
