@@ -75,12 +75,13 @@ def candidates_of(
             products.fill_diagonal_(0 if products.dtype == torch.uint8 else -torch.inf)
         bounds = []
         for chunk, axis in ((queries, 1), (database, 0)):
-            kth_best = nearest.kth_best_of(chunk.ids).astype(np.float64)
+            places = np.searchsorted(nearest.rows, chunk.ids)  # the items of both chunks are there
+            kth_best = nearest.kth_best[places].astype(np.float64)
             # For items without k neighbours yet, the k-th best of these products is a bound.
             missing = np.flatnonzero(np.isneginf(kth_best))
             if len(missing) and products.shape[axis] > nearest.k:
-                places = torch.from_numpy(missing).to(products.device)
-                some = products.index_select(1 - axis, places)
+                lines = torch.from_numpy(missing).to(products.device)
+                some = products.index_select(1 - axis, lines)
                 best = torch.topk(some, nearest.k, dim=axis).values.select(axis, nearest.k - 1)
                 kth_best[missing] = kernel.to_scores(best.cpu().numpy()) - margin
             bounds.append(np.minimum(score_floor, kth_best))

@@ -4,7 +4,7 @@ An engine finds candidate pairs: some too many, never too few. Exact scores deci
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,14 +12,7 @@ import numpy as np
 import torch
 
 from dist_train.distributed.memory import trim_allocators
-from dist_train.matching.blocks import (
-    CHUNK,
-    Block,
-    BlockPair,
-    block_pairs_of,
-    common_modalities,
-    disjoint_area,
-)
+from dist_train.matching.blocks import CHUNK, Block, BlockPair, common_modalities, disjoint_area
 from dist_train.matching.coarse_pass import Candidates, Chunk, CoarsePassStats, candidates_of
 from dist_train.matching.kernels import Form, Kernel, use_threads
 from dist_train.matching.nearest import Nearest
@@ -42,18 +35,14 @@ class Engine(Protocol):
     symmetric: bool
     """A candidate counts for both its items; else only query items learn their neighbours."""
     vectors: ItemVectors
-    first_new: int
-    """Pairs of rows that both lie before it are left out."""
     stats: CoarsePassStats
     loaded: OrderedDict[int, Any]
     """What is in memory, by number of block or shard; it may be cleared between block pairs."""
+    block_rows: Sequence[range | np.ndarray]
+    """Ascending row numbers of every block of query items; if symmetric, of every block."""
     block_pairs: list[BlockPair]
     disjoint_area: int
     """Unordered pairs that no block pair holds because the items have no common modality."""
-
-    def items_of(self, block_pair: BlockPair) -> np.ndarray:
-        """Ascending row numbers (n,) of the items whose neighbours the block pair finds."""
-        ...
 
     def candidates(
         self, block_pair: BlockPair, score_floor: float, nearest: Nearest | None = None
@@ -79,32 +68,30 @@ class _LoadedBlock:
 
 
 class GemmEngine:
-    """Multiplies blocks of the stored rows with each other, every unordered pair of them once."""
+    """Multiplies blocks of the stored rows with each other, every unordered pair of them once.
+
+    The partners of a block come in ascending order, those of the next block in descending order:
+    one block changes at a time.
+    """
 
     name, exact, symmetric = "gemm", True, True
 
     def __init__(
-        self,
-        vectors: ItemVectors,
-        blocks: list[Block],
-        kernel: Kernel,
-        held: int = 2,
-        first_new: int = 0,
+        self, vectors: ItemVectors, blocks: list[Block], kernel: Kernel, held: int = 2
     ) -> None:
-        """At most `held` (2 or more) of the blocks stay in memory.
-
-        Pairs of rows that both lie before `first_new` are left out.
-        """
+        """At most `held` (2 or more) of the blocks stay in memory."""
         use_threads()
         self.vectors, self.blocks, self.kernel = vectors, blocks, kernel
-        self.first_new, self.block_pairs = first_new, block_pairs_of(blocks, first_new)
-        self.stats, self.disjoint_area = CoarsePassStats(), disjoint_area(vectors, first_new)
+        self.block_rows = [block.rows for block in blocks]
+        self.stats, self.disjoint_area = CoarsePassStats(), disjoint_area(vectors)
         self._held, self._current = held, set[int]()
         self.loaded: OrderedDict[int, _LoadedBlock] = OrderedDict()
-
-    def items_of(self, block_pair: BlockPair) -> np.ndarray:
-        ids = [self.blocks[n].ids() for n in {block_pair.query, block_pair.database}]
-        return np.sort(np.concatenate(ids))
+        self.block_pairs: list[BlockPair] = []
+        for a, one in enumerate(blocks):
+            partners = [b for b in range(a, len(blocks)) if common_modalities(one, blocks[b])]
+            for b in partners if a % 2 == 0 else reversed(partners):
+                area = len(one) * (len(one) + 1) // 2 if a == b else len(one) * len(blocks[b])
+                self.block_pairs.append(BlockPair(len(self.block_pairs), a, b, area))
 
     def candidates(
         self, block_pair: BlockPair, score_floor: float, nearest: Nearest | None = None

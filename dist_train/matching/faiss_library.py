@@ -111,10 +111,8 @@ def choose_kind(wanted: str, items: int, width: int, memory: int) -> Kind:
         codes = next((m for m in range(width // 4, 0, -1) if width % m == 0), 1)
         reason = f"approximate, rows as codes of {codes} bytes"
         choices.append((codes, Kind("IVF", f"IVF{lists},PQ{codes}x8", reason)))
-    sizes = [int(items * row_bytes * OVERHEAD) for row_bytes, _ in choices]
-    last = len(choices) - 1
-    chosen = next((n for n, needed in enumerate(sizes) if needed <= memory), last)
-    kind, needed = choices[chosen][1], sizes[chosen]
+    sizes = [(int(items * row_bytes * OVERHEAD), kind) for row_bytes, kind in choices]
+    needed, kind = next((size for size in sizes if size[0] <= memory), sizes[-1])
     fits = "within" if needed <= memory else "more than"
     reason = f"{kind.reason}: {needed / 1e9:.2f} GB, {fits} the {memory / 1e9:.2f} GB given"
     return Kind(kind.name, kind.factory, reason)

@@ -111,7 +111,9 @@ def score_block_pair(
     counts: dict[int, int] = {}
     files, nearest = 0, None
     if known is not None:
-        rows = engine.items_of(block_pair)
+        numbers = {block_pair.query} | ({block_pair.database} if engine.symmetric else set())
+        parts = [np.asarray(engine.block_rows[n], np.int64) for n in numbers]
+        rows = np.sort(np.concatenate(parts))
         nearest = Nearest(rows, limits.k, known.read(rows))
     for query, database in engine.candidates(block_pair, limits.score_floor, nearest):
         table = score_candidates(engine, query, database)

@@ -39,8 +39,6 @@ class Proof(TypedDict):
     items: int
     score_floor: float
     block_pairs: int
-    old: int
-    """Rows before this one were joined already; their pairs with one another are left out."""
     pairs_covered: int
     coarse_pass_error: float
     coarse_pass_margin: float
