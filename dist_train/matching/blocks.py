@@ -104,8 +104,7 @@ def join_bounds(items: int, stored: int, prepared: int, width: int, memory: int)
     """
     tables = PAIR_BYTES * PAIRS_IN_MEMORY + 24 * CHUNK * width
     fixed = PROGRAM + PRODUCT_BYTES * CHUNK**2 + tables
-    block = block_size(items)
-    row = stored + prepared
+    block, row = block_size(items), stored + prepared
     while fixed + 2 * block * row > memory and block > CHUNK:
         block = max(CHUNK, block // 2)
     least = fixed + 2 * min(block, items) * row

@@ -13,8 +13,15 @@ import torch
 
 from dist_train.distributed.memory import trim_allocators
 from dist_train.matching.blocks import CHUNK, Block, BlockPair, common_modalities, disjoint_area
-from dist_train.matching.coarse_pass import Candidates, Chunk, CoarsePassStats, candidates_of
-from dist_train.matching.kernels import Form, Kernel, use_threads
+from dist_train.matching.kernels import (
+    Candidates,
+    Chunk,
+    CoarsePassStats,
+    Form,
+    Kernel,
+    candidates_of,
+    use_threads,
+)
 from dist_train.matching.nearest import Nearest
 from dist_train.matching.vectors import ItemVectors, check_finite, read_rows, weighted_rows
 

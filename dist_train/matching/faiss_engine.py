@@ -6,17 +6,15 @@ lower row number, so shards wholly before the query block are searched for neigh
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dist_train.matching.blocks import BlockPair
-from dist_train.matching.coarse_pass import CoarsePassStats
 from dist_train.matching.engines import RowPairs
 from dist_train.matching.faiss_library import EXACT, faiss, gpus, on_cpu, on_gpu, set_nprobe
-from dist_train.matching.kernels import U, use_threads
+from dist_train.matching.kernels import CoarsePassStats, U, use_threads
 from dist_train.matching.nearest import Nearest
 from dist_train.matching.vectors import ItemVectors
 
@@ -154,39 +152,21 @@ class ShardSearch:
 
         Beyond GPU_MOST the search continues on the CPU.
         """
-        found, unfinished = self._search_growing(queries, k, least, GPU_MOST)
-        if not len(unfinished):
-            return found
-        cpu = copy(self)
-        cpu.shard = on_cpu(self.shard)
-        again, _ = cpu._search_growing(queries[unfinished], 2 * GPU_MOST, least, self.shard.ntotal)
-        both = zip(found, (unfinished[again[0]], *again[1:]), strict=True)
-        query, row, score = (np.concatenate(pair) for pair in both)
-        return query, row, score
-
-    def _search_growing(
-        self, queries: np.ndarray, k: int, least: Callable[[np.ndarray], Any], most: int
-    ) -> tuple[Hits, np.ndarray]:
-        """Hits of the queries for which `most` are enough, and the numbers of the other queries.
-
-        k doubles for those whose last hit may still be wanted.
-        """
-        most = min(most, self.shard.ntotal)
-        unfinished = np.arange(len(queries))
+        shard, k, unfinished = self.shard, min(k, GPU_MOST), np.arange(len(queries))
         found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
         while len(unfinished):
-            k = min(k, most)
-            scores, ids = self.shard.search(queries[unfinished], k, params=self.parameters)
+            if k > GPU_MOST and shard is self.shard:
+                shard = on_cpu(shard)
+            k = min(k, shard.ntotal)
+            scores, ids = shard.search(queries[unfinished], k, params=self.parameters)
             # Where fewer rows can be found the last ids are -1.
-            full = (scores[:, -1] >= least(scores)) & (ids[:, -1] >= 0) & (k < self.shard.ntotal)
+            full = (scores[:, -1] >= least(scores)) & (ids[:, -1] >= 0) & (k < shard.ntotal)
             row, rank = np.nonzero(ids[~full] >= 0)
             found.append((unfinished[~full][row], ids[~full][row, rank], scores[~full][row, rank]))
             unfinished = unfinished[full]
-            if k == most:
-                break
-            k *= 2
+            k = 2 * k if k >= GPU_MOST else min(2 * k, GPU_MOST)
         where, ids, scores = (np.concatenate(side) for side in zip(*found, strict=True))
-        return (where, ids, scores), unfinished
+        return where, ids, scores
 
 
 def rounding_margin(vectors: ItemVectors, kind: str) -> float:

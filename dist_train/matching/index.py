@@ -29,13 +29,7 @@ from dist_train.matching.recall import TARGET, ShardedIndex, measured_recall
 from dist_train.matching.vectors import ItemVectors, open_vectors, subset
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt
-from shards.storage.files import (
-    atomic_path,
-    read_json,
-    remove_abandoned,
-    sha256_file,
-    write_json,
-)
+from shards.storage.files import atomic_path, read_json, remove_abandoned, sha256_file, write_json
 from shards.storage.lock import locked
 
 FORMAT = 3

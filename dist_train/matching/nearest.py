@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dist_train.matching.pairs import no_pairs
 from dist_train.matching.vectors import ItemVectors
 from shards.storage.files import atomic_path
 
@@ -96,8 +97,8 @@ def merge_nearest(files: list[Path], vectors: ItemVectors, k: int, out: Path) ->
 
     Items are merged in ranges, so that memory does not grow with their number.
     """
-    with atomic_path(out) as temporary:
-        writer = None
+    schema = pa.Schema.from_pandas(no_pairs(), preserve_index=False)
+    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for start in range(0, len(vectors), MERGED):
             rows = np.arange(start, min(start + MERGED, len(vectors)))
             nearest = Nearest(rows, k, np.full(len(rows), -np.inf, np.float32))
@@ -109,8 +110,4 @@ def merge_nearest(files: list[Path], vectors: ItemVectors, k: int, out: Path) ->
             for first in range(0, max(len(table), 1), SCORED):
                 i, j = (table[name].to_numpy()[first : first + SCORED] for name in ("i", "j"))
                 scored = pd.DataFrame({"i": i, "j": j} | vectors.scores(i, j))
-                part = pa.Table.from_pandas(scored, preserve_index=False)
-                writer = writer or pq.ParquetWriter(temporary, part.schema)
-                writer.write_table(part)
-        assert writer is not None
-        writer.close()
+                writer.write_table(pa.Table.from_pandas(scored, schema, preserve_index=False))

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from dist_train.config.values import Modality
-from dist_train.embedding.store import EmbeddingSet, Rows, corrupt_error
+from dist_train.embedding.store import EmbeddingSet, Rows, read_items
 from shards.storage.errors import BadInput, Corrupt
 
 EXACT_ROWS = 512
@@ -139,17 +138,12 @@ def open_vectors(
     Raises BadInput when no item has a vector, Corrupt when items.parquet cannot be read.
     """
     weights = {"image": image_weight, "text": 1 - image_weight}
+    # Only these columns: names and titles of all items would fill the memory.
+    items = read_items(embeddings.path, [f"has_{name}" for name in names])
     modalities: dict[str, ModalityVectors] = {}
     for name in names:
-        rows = embeddings.rows(name)
-        # Only two columns of items.parquet: names and titles of all items would fill the memory.
-        present = np.zeros(len(rows), bool)
-        with corrupt_error(embeddings.path / "items.parquet") as path, pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["row", f"has_{name}"]):
-                row, has = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
-                present[row[row >= 0]] = has[row >= 0]
-        weight = weights[name] if len(names) > 1 else 1.0
-        modalities[name] = ModalityVectors(rows, present, weight)
+        weight, present = weights[name] if len(names) > 1 else 1.0, items[f"has_{name}"].to_numpy()
+        modalities[name] = ModalityVectors(embeddings.rows(name), present, weight)
     if not any(vectors.present.any() for vectors in modalities.values()):
         raise BadInput(
             f"{embeddings.path}: no item has a vector of {' or '.join(names) or 'any'} modality; "

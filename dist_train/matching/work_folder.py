@@ -123,13 +123,6 @@ class WorkFolder:
         return min(max(lowest, raised), max(lowest, highest))
 
 
-def histogram(scores: np.ndarray) -> list[list[int]]:
-    """How many scores (P,) lie in each step of the grid: [[step, count], ...]."""
-    steps = np.searchsorted(EDGES, scores, side="right") - 1
-    found, counts = np.unique(steps.clip(min=0), return_counts=True)
-    return np.stack([found, counts], axis=1).tolist()
-
-
 def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     """A Parquet file of the join, or some columns of it. Raises Corrupt when it is broken."""
     try:
