@@ -75,11 +75,7 @@ class _LoadedBlock:
 
 
 class GemmEngine:
-    """Multiplies blocks of the stored rows with each other, every unordered pair of them once.
-
-    The partners of a block come in ascending order, those of the next block in descending order:
-    one block changes at a time.
-    """
+    """Multiplies blocks of the stored rows with each other, every unordered pair of them once."""
 
     name, exact, symmetric = "gemm", True, True
 
@@ -96,6 +92,7 @@ class GemmEngine:
         self.block_pairs: list[BlockPair] = []
         for a, one in enumerate(blocks):
             partners = [b for b in range(a, len(blocks)) if common_modalities(one, blocks[b])]
+            # Ascending, those of the next block descending: one block changes at a time.
             for b in partners if a % 2 == 0 else reversed(partners):
                 area = len(one) * (len(one) + 1) // 2 if a == b else len(one) * len(blocks[b])
                 self.block_pairs.append(BlockPair(len(self.block_pairs), a, b, area))
@@ -111,10 +108,8 @@ class GemmEngine:
         waiting: list[Candidates] = []
         count = 0
         for m, one in enumerate(queries):
-            for n, other in enumerate(others):
-                if query == database and n < m:
-                    continue
-                same = query == database and n == m
+            for n, other in enumerate(others[m:] if query == database else others):
+                same = query == database and n == 0
                 at, by, values = candidates_of(
                     self.kernel, one, other, same, score_floor, nearest, self.stats
                 )

@@ -67,8 +67,7 @@ class FaissEngine:
                 area = max(0, min(rows.stop, held.start) - rows.start) * len(held)
                 area += both * (held.stop - max(rows.start, held.start)) - both * (both - 1) // 2
                 if area or k:
-                    pair = BlockPair(len(self.block_pairs), block, number, area)
-                    self.block_pairs.append(pair)
+                    self.block_pairs.append(BlockPair(len(self.block_pairs), block, number, area))
 
     def candidates(
         self, block_pair: BlockPair, score_floor: float, nearest: Nearest | None = None
@@ -93,9 +92,8 @@ class FaissEngine:
                 if len(who) and mask[held.start : held.stop].any():
                     found = self._search(self.loaded[number], queries[who], mask, score_floor, k)
                     query, database, scores = who[found[0]] + start, found[1], found[2]
-                    some = slice(0, CHECKED)
-                    truth = self.vectors.scores(query[some], database[some])["score"]
-                    self.stats.add(truth, scores[some])
+                    truth = self.vectors.scores(query[:CHECKED], database[:CHECKED])["score"]
+                    self.stats.add(truth, scores[:CHECKED])
                     yield query, database
 
     def _search(

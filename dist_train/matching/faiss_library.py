@@ -123,15 +123,6 @@ def number_of_lists(items: int) -> int:
     return max(1, min(int(4 * items**0.5), items // TRAIN_PER_LIST))
 
 
-def has_lists(index: Any) -> bool:
-    """Whether the index has inverted lists: it stores ids itself, and FAISS builds it on a GPU.
-
-    A copy of Flat or SQfp16 on a GPU gains nothing. An IVF behind a transform (OPQ, PCA) is wrapped
-    and built on a CPU.
-    """
-    return isinstance(index, faiss.IndexIVF)
-
-
 def set_nprobe(index: Any, nprobe: int) -> None:
     """Set how many lists a search visits; 0 for an index without lists."""
     if nprobe:

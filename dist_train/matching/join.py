@@ -75,20 +75,16 @@ def join(engine: Engine, limits: JoinLimits, out: Path, runtime: Runtime) -> Non
             if not bar.disable:  # what others did does not count as this worker's pace
                 bar.initial += done - bar.n
             bar.n = done
-            any_free = False
             for pair in missing:
                 if runtime.stop_requested():
                     raise Stopped(f"{out}: stopped by a signal; the same command goes on")
                 with work.claim(pair.number) as ours:
                     if ours and not work.is_done(pair.number) and not finished.exists():
-                        any_free = True
                         score_block_pair(engine, limits, pair, work, known)
                         bar.update(1)
-            if any_free:
-                idle_since = time.monotonic()
-            else:
-                idle = time.monotonic() - idle_since
-                time.sleep(min(max(idle / 8, POLL[0]), POLL[1]))
+                        idle_since = time.monotonic()
+            idle = time.monotonic() - idle_since
+            time.sleep(min(max(idle / 8, POLL[0]), POLL[1]))
         bar.update(total - bar.n)
     engine.loaded.clear()
     trim_allocators()
@@ -163,8 +159,7 @@ def score_candidates(engine: Engine, query: np.ndarray, database: np.ndarray) ->
 
 def sorted_pairs(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Tables of pairs as one: i, j, score, score_image, score_text by i, then j."""
-    table = pd.concat([no_pairs(), *tables], ignore_index=True)
-    return table.sort_values(["i", "j"], ignore_index=True)
+    return pd.concat([no_pairs(), *tables]).sort_values(["i", "j"], ignore_index=True)
 
 
 def apply_score_floor(out: Path, score_floor: float) -> int:

@@ -49,10 +49,7 @@ class Prepared:
 
 
 class Kernel:
-    """Multiplies rows in a floating-point type.
-
-    float32 on a CPU goes through NumPy's BLAS; bfloat16 is for CPUs that have it, float16 for GPUs.
-    """
+    """Multiplies rows in float32, on CPUs that have it in bfloat16, on GPUs in float16."""
 
     one_form = True
     """Query and database rows are prepared alike."""
@@ -241,12 +238,11 @@ def candidates_of(
     margin = kernel.margin(queries.prepared, database.prepared)
     stats.margin = max(stats.margin, margin)
     # The score that a pair must reach for its query item (n,), and for its database item (m,).
-    rows = columns = np.asarray(score_floor, np.float64)
+    rows, columns = (np.full(len(chunk.ids), score_floor) for chunk in (queries, database))
     if nearest is not None:
         if same:
             products.fill_diagonal_(0 if products.dtype == torch.uint8 else -torch.inf)
-        bounds = []
-        for chunk, axis in ((queries, 1), (database, 0)):
+        for chunk, bounds, axis in ((queries, rows, 1), (database, columns, 0)):
             places = np.searchsorted(nearest.rows, chunk.ids)  # the items of both chunks are there
             kth_best = nearest.kth_best[places].astype(np.float64)
             # For items without k neighbours yet, the k-th best of these products is a bound.
@@ -256,34 +252,27 @@ def candidates_of(
                 some = products.index_select(1 - axis, lines)
                 best = torch.topk(some, nearest.k, dim=axis).values.select(axis, nearest.k - 1)
                 kth_best[missing] = kernel.to_scores(best.cpu().numpy()) - margin
-            bounds.append(np.minimum(score_floor, kth_best))
-        rows, columns = bounds
-    lowest = kernel.to_products(rows - margin), kernel.to_products(columns - margin)
-    at, by = _at_least(products, *lowest)
+            np.minimum(bounds, kth_best, out=bounds)
+    lowest = None if nearest is None else kernel.to_products(columns - margin)
+    at, by = _at_least(products, kernel.to_products(rows - margin), lowest)
     if same:
         at, by = at[at < by], by[at < by]
-    values = products[torch.from_numpy(at), torch.from_numpy(by)].cpu().numpy()
-    values = kernel.to_scores(values)
+    values = kernel.to_scores(products[torch.from_numpy(at), torch.from_numpy(by)].cpu().numpy())
     if kernel.device.type == "cpu" and margin > WIDE:
         scores, off = _recomputed(queries, database, at, by)
         stats.add(scores, values)
-        least = np.broadcast_to(rows, len(queries.ids))[at]
-        least = np.minimum(least, np.broadcast_to(columns, len(database.ids))[by])
-        keep = scores >= least - off
+        keep = scores >= np.minimum(rows[at], columns[by]) - off
         at, by, values = at[keep], by[keep], values[keep]
     return at, by, values
 
 
 def _at_least(
-    products: torch.Tensor, rows: np.ndarray, columns: np.ndarray
+    products: torch.Tensor, rows: np.ndarray, columns: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (P,), (P,) of products that reach the bound of their row or of their column.
-
-    `rows` (n,) and `columns` (m,) are the bounds; if they are scalars, one bound holds for all.
-    """
+    """Positions (P,), (P,) of products that reach the bound of their row (n,) or column (m,)."""
     if products.device.type != "cpu":
-        reached = products >= torch.from_numpy(rows).to(products.device)[..., None]
-        if rows.ndim:
+        reached = products >= torch.from_numpy(rows).to(products.device)[:, None]
+        if columns is not None:
             reached |= products >= torch.from_numpy(columns).to(products.device)
         at, by = reached.nonzero().cpu().numpy().T
         return at, by
@@ -293,12 +282,9 @@ def _at_least(
     for start in range(0, len(values), STRIP):
         strip = values[start : start + STRIP]
         reached, more = masks[:, : len(strip)]
-        if rows.ndim:
-            np.greater_equal(strip, rows[start : start + STRIP, None], out=reached)
-            np.greater_equal(strip, columns[None], out=more)
-            reached |= more
-        else:
-            np.greater_equal(strip, rows, out=reached)
+        np.greater_equal(strip, rows[start : start + STRIP, None], out=reached)
+        if columns is not None:
+            reached |= np.greater_equal(strip, columns, out=more)
         found.append(np.flatnonzero(reached) + start * values.shape[1])
     return np.divmod(np.concatenate(found), values.shape[1])
 

@@ -75,10 +75,7 @@ def coarse_scores(sample: ItemVectors, vectors: ItemVectors, rows: range) -> np.
 
 @dataclass(frozen=True)
 class KernelTime:
-    """A kernel, and the processor time of its coarse pass in nanoseconds a pair of rows.
-
-    0 where only one kernel was considered and nothing was measured.
-    """
+    """A kernel, and the processor time of its coarse pass in ns a pair of rows; 0: not measured."""
 
     kernel: Kernel
     nanoseconds: float
@@ -118,10 +115,7 @@ def time_kernels(
 
 
 def faiss_nanoseconds(rows: np.ndarray, kind: str, score_floor: float) -> float:
-    """Processor time of FAISS's range search for an unordered pair of the sample `rows` (n, D).
-
-    It finds each pair twice, once from each side.
-    """
+    """Processor time of FAISS's range search for an unordered pair of the sample `rows` (n, D)."""
     # Imported only here: a training's validation never comes here, and its loaders fork.
     from dist_train.matching.faiss_library import faiss
 
@@ -130,4 +124,5 @@ def faiss_nanoseconds(rows: np.ndarray, kind: str, score_floor: float) -> float:
     index.add(rows)
     queries = rows[:FAISS_QUERIES]
     timer = Timer(lambda: index.range_search(queries, score_floor), timer=process_time)
+    # It finds each pair twice, once from each side.
     return 2e9 * min(timer.repeat(TRIES, 1)) / (len(queries) * len(rows))

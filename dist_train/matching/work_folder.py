@@ -22,9 +22,8 @@ from shards.storage.errors import Corrupt
 from shards.storage.files import read_json, write_json, write_parquet
 from shards.storage.lock import NO_LOCKS, locked
 
-GRID = 1_000
-"""Steps of the score floor in a unit of score."""
-EDGES = np.arange(-GRID, GRID + 1).astype(np.float32) / np.float32(GRID)
+EDGES = np.arange(-1_000, 1_001).astype(np.float32) / np.float32(1_000)
+"""The grid of scores: lower edges of the histogram's steps, and what the score floor may be."""
 SELDOM = 50
 """The records of other workers are read again after so many times the seconds a reading takes."""
 LOCKED = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
