@@ -4,7 +4,7 @@ An engine finds candidate pairs: some too many, never too few. Exact scores deci
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,8 +45,8 @@ class Engine(Protocol):
     stats: CoarsePassStats
     loaded: OrderedDict[int, Any]
     """What is in memory, by number of block or shard; it may be cleared between block pairs."""
-    block_rows: Sequence[range | np.ndarray]
-    """Ascending row numbers of every block of query items; if symmetric, of every block."""
+    block_rows: list[Any]
+    """Ascending row numbers, a range or (n,), of each query block; if symmetric, of each block."""
     block_pairs: list[BlockPair]
     disjoint_area: int
     """Unordered pairs that no block pair holds because the items have no common modality."""

@@ -48,8 +48,8 @@ class FaissEngine:
         """`about` is the index.json of these `shards`; query blocks have `size` rows."""
         use_threads()
         self.vectors, self.stored_rows = vectors, vectors.stored_rows
-        N, held = len(vectors), (range(*rows) for rows in about["rows"])
-        self.shards = list(zip(shards, held, strict=True))
+        N, bounds = len(vectors), [range(first, last) for first, last in about["rows"]]
+        self.shards = list(zip(shards, bounds, strict=True))
         self.block_rows = [range(n, min(n + size, N)) for n in range(0, N, size)]
         self.device, self.nprobe = device, about["recall"].get("nprobe", 0)
         self.kind, self.exact = about["kind"], about["kind"] in EXACT

@@ -60,8 +60,7 @@ def join(engine: Engine, limits: JoinLimits, out: Path, runtime: Runtime) -> Non
     """
     work, finished = WorkFolder(out), out / MANIFEST
     remove_abandoned(out)
-    kth_best = work.hidden / "kth_best.f32"
-    known = KthBestScores(kth_best, len(engine.vectors)) if limits.k else None
+    known = KthBestScores(work.hidden / "kth_best.f32", len(engine.vectors)) if limits.k else None
     total = len(engine.block_pairs)
     begin = total * runtime.rank // runtime.world
     mine = engine.block_pairs[begin:] + engine.block_pairs[:begin]

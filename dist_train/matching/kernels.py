@@ -64,9 +64,8 @@ class Kernel:
 
     def prepare(self, rows: np.ndarray, form: Form) -> Prepared:
         """Rows float32 (n, D) in the form in which they are multiplied."""
-        exact = torch.from_numpy(rows)
+        exact, error = torch.from_numpy(rows), 0.0
         values = exact.to(self.dtype)
-        error = 0.0
         if self.dtype != torch.float32:
             error = float((exact.double() - values.double()).norm(dim=1).max())
         return Prepared(values.to(self.device), len(rows), rows.shape[1], _longest(rows), error)

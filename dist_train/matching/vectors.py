@@ -164,7 +164,7 @@ def read_rows(rows: Rows, wanted: range | np.ndarray) -> np.ndarray:
     memory of the process. Raises Corrupt where a file is shorter than when it was opened.
     """
     out = np.empty((len(wanted), rows.width), rows.parts[0].dtype)
-    numbers = np.asarray(wanted)
+    numbers = np.asarray(wanted, np.int64)
     edges = np.searchsorted(numbers, [0, *rows.ends])
     for part, end, first, last in zip(rows.parts, rows.ends, edges, edges[1:], strict=False):
         here = numbers[first:last] - (end - len(part))
