@@ -1,4 +1,4 @@
-"""Blocks of items, the fixed list of block pairs, and the memory that blocks take.
+"""Blocks of items, pairs of them, and the memory that blocks take.
 
 Complete items, items with a photo only and items with a title only lie in separate blocks, so that
 all pairs of a block pair are compared in the same modalities with the same weights.
@@ -33,7 +33,6 @@ PRODUCT_BYTES = 4 + 40
 class Block:
     """Ascending row numbers of items that have exactly `modalities`."""
 
-    number: int
     modalities: tuple[str, ...]
     rows: range | np.ndarray
 
@@ -64,19 +63,13 @@ def block_size(items: int) -> int:
     return -(-wanted // CHUNK) * CHUNK if wanted > SMALLEST_BLOCK else SMALLEST_BLOCK
 
 
-def blocks_of(vectors: ItemVectors, size: int, first_new: int = 0) -> list[Block]:
-    """All items that have a vector, cut into blocks of at most `size`.
-
-    Rows from `first_new` on lie in separate blocks, after the blocks of the rows before them.
-    """
+def blocks_of(vectors: ItemVectors, size: int) -> list[Block]:
+    """All items that have a vector, cut into blocks of at most `size`."""
     found: list[Block] = []
-    for first, last in ((0, first_new), (first_new, len(vectors))):
-        for kind, mask in vectors.kinds.items():
-            modalities = tuple(vectors.modalities) if kind == "complete" else (kind,)
-            here = mask[first:last]
-            rows = range(first, last) if here.all() else first + np.flatnonzero(here)
-            for start in range(0, len(rows), size):
-                found.append(Block(len(found), modalities, rows[start : start + size]))
+    for kind, mask in vectors.kinds.items():
+        modalities = tuple(vectors.modalities) if kind == "complete" else (kind,)
+        rows = range(len(mask)) if mask.all() else np.flatnonzero(mask)
+        found += [Block(modalities, rows[n : n + size]) for n in range(0, len(rows), size)]
     return found
 
 
@@ -85,42 +78,12 @@ def common_modalities(one: Block, other: Block) -> tuple[str, ...]:
     return tuple(name for name in one.modalities if name in other.modalities)
 
 
-def block_pairs_of(blocks: list[Block], first_new: int = 0) -> list[BlockPair]:
-    """Every unordered pair of blocks with a common modality, in an order that reuses blocks.
-
-    The partners of a block come in ascending order, those of the next block in descending order:
-    one block changes at a time. Pairs of rows that both lie before `first_new` are left out.
-    """
-    found: list[BlockPair] = []
-    new = next((n for n, block in enumerate(blocks) if block.rows[0] >= first_new), len(blocks))
-    for a, one in enumerate(blocks):
-        later = range(max(a, new), len(blocks))
-        partners = [b for b in later if common_modalities(one, blocks[b])]
-        for b in partners if a % 2 == 0 else reversed(partners):
-            area = len(one) * (len(one) + 1) // 2 if a == b else len(one) * len(blocks[b])
-            found.append(BlockPair(len(found), a, b, area))
-    return found
-
-
-def required_area(items: int, first_new: int = 0) -> int:
-    """Unordered pairs, self-matches included, with at least one row at `first_new` or after.
-
-    N (N + 1) / 2 when all rows are new; else N_new N_old + N_new (N_new + 1) / 2.
-    """
-    return (items * (items + 1) - first_new * (first_new + 1)) // 2
-
-
-def disjoint_area(vectors: ItemVectors, first_new: int = 0) -> int:
-    """Those of `required_area` that no block pair holds: the items have no common modality."""
-
-    def disjoint(N: int) -> int:
-        nothing = int((~vectors.any_modality[:N]).sum())
-        pairs = nothing * (N - nothing) + nothing * (nothing + 1) // 2
-        masks = [v.present & ~vectors.complete for v in vectors.modalities.values()]
-        single = [int(mask[:N].sum()) for mask in masks]
-        return pairs + (single[0] * single[1] if len(single) == 2 else 0)
-
-    return disjoint(len(vectors)) - disjoint(first_new)
+def disjoint_area(vectors: ItemVectors) -> int:
+    """Unordered pairs, self-matches included, that no block pair holds: no common modality."""
+    N, nothing = len(vectors), int((~vectors.any_modality).sum())
+    pairs = nothing * (N - nothing) + nothing * (nothing + 1) // 2
+    single = [int(mask.sum()) for kind, mask in vectors.kinds.items() if kind != "complete"]
+    return pairs + (single[0] * single[1] if len(single) == 2 else 0)
 
 
 @dataclass(frozen=True)
@@ -141,8 +104,7 @@ def join_bounds(items: int, stored: int, prepared: int, width: int, memory: int)
     """
     tables = PAIR_BYTES * PAIRS_IN_MEMORY + 24 * CHUNK * width
     fixed = PROGRAM + PRODUCT_BYTES * CHUNK**2 + tables
-    block = block_size(items)
-    row = stored + prepared
+    block, row = block_size(items), stored + prepared
     while fixed + 2 * block * row > memory and block > CHUNK:
         block = max(CHUNK, block // 2)
     least = fixed + 2 * min(block, items) * row

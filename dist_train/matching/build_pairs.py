@@ -24,7 +24,6 @@ from dist_train.matching.pairs import Proof
 from dist_train.matching.proof import prove
 from dist_train.matching.sampling import (
     HIGHEST_SCORE_FLOOR,
-    KernelTime,
     faiss_nanoseconds,
     sample_rows,
     sampled_score_floor,
@@ -104,24 +103,17 @@ def build_pairs(embeddings: Path, index: Path, out: Path, config: JoinConfig) ->
 
 
 def set_up(
-    vectors: ItemVectors,
-    index: Path | None,
-    out: Path,
-    config: JoinConfig,
-    runtime: Runtime,
-    first_new: int = 0,
-    score_floor: float | None = None,
+    vectors: ItemVectors, index: Path, out: Path, config: JoinConfig, runtime: Runtime
 ) -> tuple[Engine, JoinLimits, Bounds]:
     """Agree with the other workers on the score floor, the engine and the blocks.
 
-    `index` is read only by the engine faiss; without a `score_floor` the budget sets it. Raises
-    BadInput when the memory is too little.
+    Raises BadInput when the memory is too little.
     """
     work, kernels = WorkFolder(out), kernels_for(runtime.device, supports_bf16(runtime.device))
     with locked(work.lock):  # no worker clears the folder now
         path = work.hidden / "plan.json"
         if not path.exists():
-            write_json(path, _plan(vectors, index, config, runtime, score_floor, kernels))
+            write_json(path, _plan(vectors, index, config, runtime, kernels))
         plan: JoinPlan = read_json(path)  # read now: the folder may be cleared after this
     # All workers have the blocks of the first; how many of them are held is for each to decide. A
     # complete item is prepared once for each of the modalities that others may lack.
@@ -132,44 +124,31 @@ def set_up(
     )
     bounds = Bounds(theirs.block, min(theirs.held, mine.held), mine.bytes)
     engine: Engine
-    if plan["engine"] == "faiss" and index:
-        about = read_index_json(index)
-        held = [range(first, last) for first, last in about["rows"]]
-        shards = list(zip(index_shards(index), held, strict=True))
-        N, size = len(vectors), bounds.block
-        queries = [range(n, min(n + size, N)) for n in range(0, N, size)]
-        device = runtime.device.type
-        engine = FaissEngine(vectors, shards, queries, about, config.neighbours, device)
+    if plan["engine"] == "faiss":
+        shards, about, device = index_shards(index), read_index_json(index), runtime.device.type
+        engine = FaissEngine(vectors, shards, about, bounds.block, config.neighbours, device)
     else:
         # Another machine than the first worker's may lack its kernel; the pairs are the same.
         kernel = next((one for one in kernels if one.name == plan["kernel"]), kernels[0])
-        blocks = blocks_of(vectors, bounds.block, first_new)
-        engine = GemmEngine(vectors, blocks, kernel, bounds.held, first_new)
+        engine = GemmEngine(vectors, blocks_of(vectors, bounds.block), kernel, bounds.held)
         log.info("kernel %s", ", rather than ".join(plan["considered"]))
     log.info(
         "engine %s (%s) on %s, score floor %.3f; blocks of %d rows, %d held, at most %.2f GB",
         *(plan["engine"], plan["reason"], runtime.device, plan["score_floor"]),
         *(bounds.block, bounds.held, bounds.bytes / 1e9),
     )
-    budget = SLACK * config.pairs_per_item * len(vectors)
-    limit = config.max_score_floor
-    highest = HIGHEST_SCORE_FLOOR if limit is None else min(limit, HIGHEST_SCORE_FLOOR)
-    limits = JoinLimits(plan["score_floor"], config.neighbours, budget, highest)
-    return engine, limits, bounds
+    budget, highest = SLACK * config.pairs_per_item * len(vectors), HIGHEST_SCORE_FLOOR
+    if config.max_score_floor is not None:
+        highest = min(config.max_score_floor, highest)
+    return engine, JoinLimits(plan["score_floor"], config.neighbours, budget, highest), bounds
 
 
 def _plan(
-    vectors: ItemVectors,
-    index: Path | None,
-    config: JoinConfig,
-    runtime: Runtime,
-    score_floor: float | None,
-    kernels: list[Kernel],
+    vectors: ItemVectors, index: Path, config: JoinConfig, runtime: Runtime, kernels: list[Kernel]
 ) -> JoinPlan:
-    """Choose the score floor, the engine and the kernel."""
+    """Choose the score floor, the engine for these items on this machine, and the kernel."""
     limit = config.max_score_floor
-    if score_floor is None:
-        score_floor = sampled_score_floor(vectors, config.pairs_per_item)
+    score_floor = sampled_score_floor(vectors, config.pairs_per_item)
     if limit is not None and limit < score_floor:
         log.warning(
             "--max-score-floor %.3f is below the budget's score floor of %.3f: more pairs than "
@@ -185,10 +164,19 @@ def _plan(
             score_floor,
         )
     times = time_kernels(vectors, score_floor, config.neighbours, kernels)
-    engine, reason = config.engine, "requested"
+    engine, reason, ours = config.engine, "requested", times[0].nanoseconds
     if engine == "auto":
-        kind = read_index_json(index)["kind"] if index else None
-        engine, reason = _faster_engine(vectors, kind, times[0], score_floor, runtime)
+        engine, kind = "gemm", read_index_json(index)["kind"]
+        if runtime.device.type != "cpu":
+            reason = "FAISS has no range search on a GPU"
+        elif kind not in EXACT:
+            reason = f"it is exact, the index of kind {kind} is not"
+        elif not ours:
+            reason = f"{len(vectors)} items take either engine no time"
+        else:
+            theirs = faiss_nanoseconds(sample_rows(vectors), kind, score_floor)
+            reason = f"gemm takes {ours:.2f} ns a pair, faiss {theirs:.2f} (measured on a sample)"
+            engine = "gemm" if ours <= theirs else "faiss"
     return {
         "score_floor": score_floor,
         "engine": engine,
@@ -197,24 +185,6 @@ def _plan(
         "kernel": times[0].kernel.name,
         "considered": [str(timed) for timed in times],
     }
-
-
-def _faster_engine(
-    vectors: ItemVectors, kind: str | None, ours: KernelTime, score_floor: float, runtime: Runtime
-) -> tuple[str, str]:
-    """The engine for these items on this machine, beside an index of `kind`, and the reason."""
-    if runtime.device.type != "cpu":
-        return "gemm", "FAISS has no range search on a GPU"
-    if kind is None:
-        return "gemm", "there is no index"
-    if kind not in EXACT:
-        return "gemm", f"it is exact, the index of kind {kind} is not"
-    if not ours.nanoseconds:
-        return "gemm", f"{len(vectors)} items take either engine no time"
-    theirs = faiss_nanoseconds(sample_rows(vectors), kind, score_floor)
-    times = f"gemm takes {ours.nanoseconds:.2f} ns a pair, faiss {theirs:.2f}"
-    engine = "gemm" if ours.nanoseconds <= theirs else "faiss"
-    return engine, f"{times} (measured on a sample)"
 
 
 def finish(engine: Engine, limits: JoinLimits, out: Path, config: JoinConfig) -> Proof:

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from dist_train.distributed.memory import trim_allocators
-from dist_train.matching.blocks import (
-    CHUNK,
-    Block,
-    BlockPair,
-    block_pairs_of,
-    common_modalities,
-    disjoint_area,
+from dist_train.matching.blocks import CHUNK, Block, BlockPair, common_modalities, disjoint_area
+from dist_train.matching.kernels import (
+    Candidates,
+    Chunk,
+    CoarsePassStats,
+    Form,
+    Kernel,
+    candidates_of,
+    use_threads,
 )
-from dist_train.matching.coarse_pass import Candidates, Chunk, CoarsePassStats, candidates_of
-from dist_train.matching.kernels import Form, Kernel, use_threads
 from dist_train.matching.nearest import Nearest
 from dist_train.matching.vectors import ItemVectors, check_finite, read_rows, weighted_rows
 
@@ -42,18 +42,14 @@ class Engine(Protocol):
     symmetric: bool
     """A candidate counts for both its items; else only query items learn their neighbours."""
     vectors: ItemVectors
-    first_new: int
-    """Pairs of rows that both lie before it are left out."""
     stats: CoarsePassStats
     loaded: OrderedDict[int, Any]
     """What is in memory, by number of block or shard; it may be cleared between block pairs."""
+    block_rows: list[Any]
+    """Ascending row numbers, a range or (n,), of each query block; if symmetric, of each block."""
     block_pairs: list[BlockPair]
     disjoint_area: int
     """Unordered pairs that no block pair holds because the items have no common modality."""
-
-    def items_of(self, block_pair: BlockPair) -> np.ndarray:
-        """Ascending row numbers (n,) of the items whose neighbours the block pair finds."""
-        ...
 
     def candidates(
         self, block_pair: BlockPair, score_floor: float, nearest: Nearest | None = None
@@ -84,27 +80,22 @@ class GemmEngine:
     name, exact, symmetric = "gemm", True, True
 
     def __init__(
-        self,
-        vectors: ItemVectors,
-        blocks: list[Block],
-        kernel: Kernel,
-        held: int = 2,
-        first_new: int = 0,
+        self, vectors: ItemVectors, blocks: list[Block], kernel: Kernel, held: int = 2
     ) -> None:
-        """At most `held` (2 or more) of the blocks stay in memory.
-
-        Pairs of rows that both lie before `first_new` are left out.
-        """
+        """At most `held` (2 or more) of the blocks stay in memory."""
         use_threads()
         self.vectors, self.blocks, self.kernel = vectors, blocks, kernel
-        self.first_new, self.block_pairs = first_new, block_pairs_of(blocks, first_new)
-        self.stats, self.disjoint_area = CoarsePassStats(), disjoint_area(vectors, first_new)
+        self.block_rows = [block.rows for block in blocks]
+        self.stats, self.disjoint_area = CoarsePassStats(), disjoint_area(vectors)
         self._held, self._current = held, set[int]()
         self.loaded: OrderedDict[int, _LoadedBlock] = OrderedDict()
-
-    def items_of(self, block_pair: BlockPair) -> np.ndarray:
-        ids = [self.blocks[n].ids() for n in {block_pair.query, block_pair.database}]
-        return np.sort(np.concatenate(ids))
+        self.block_pairs: list[BlockPair] = []
+        for a, one in enumerate(blocks):
+            partners = [b for b in range(a, len(blocks)) if common_modalities(one, blocks[b])]
+            # Ascending, those of the next block descending: one block changes at a time.
+            for b in partners if a % 2 == 0 else reversed(partners):
+                area = len(one) * (len(one) + 1) // 2 if a == b else len(one) * len(blocks[b])
+                self.block_pairs.append(BlockPair(len(self.block_pairs), a, b, area))
 
     def candidates(
         self, block_pair: BlockPair, score_floor: float, nearest: Nearest | None = None
@@ -117,10 +108,8 @@ class GemmEngine:
         waiting: list[Candidates] = []
         count = 0
         for m, one in enumerate(queries):
-            for n, other in enumerate(others):
-                if query == database and n < m:
-                    continue
-                same = query == database and n == m
+            for n, other in enumerate(others[m:] if query == database else others):
+                same = query == database and n == 0
                 at, by, values = candidates_of(
                     self.kernel, one, other, same, score_floor, nearest, self.stats
                 )

@@ -6,17 +6,15 @@ lower row number, so shards wholly before the query block are searched for neigh
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dist_train.matching.blocks import BlockPair
-from dist_train.matching.coarse_pass import CoarsePassStats
 from dist_train.matching.engines import RowPairs
 from dist_train.matching.faiss_library import EXACT, faiss, gpus, on_cpu, on_gpu, set_nprobe
-from dist_train.matching.kernels import U, use_threads
+from dist_train.matching.kernels import CoarsePassStats, U, use_threads
 from dist_train.matching.nearest import Nearest
 from dist_train.matching.vectors import ItemVectors
 
@@ -36,21 +34,23 @@ Hits = tuple[np.ndarray, np.ndarray, np.ndarray]
 class FaissEngine:
     """Searches the saved shards, one in memory at a time."""
 
-    name, symmetric, disjoint_area, first_new = "faiss", False, 0, 0
+    name, symmetric, disjoint_area = "faiss", False, 0
 
     def __init__(
         self,
         vectors: ItemVectors,
-        shards: Sequence[tuple[Path, range]],
-        blocks: Sequence[range],
+        shards: Sequence[Path],
         about: dict[str, Any],
+        size: int,
         k: int = 0,
         device: str = "cpu",
     ) -> None:
-        """`shards` with the rows they hold; query `blocks` of rows; `about` is index.json."""
+        """`about` is the index.json of these `shards`; query blocks have `size` rows."""
         use_threads()
         self.vectors, self.stored_rows = vectors, vectors.stored_rows
-        self.shards, self.blocks = list(shards), list(blocks)
+        N, bounds = len(vectors), [range(first, last) for first, last in about["rows"]]
+        self.shards = list(zip(shards, bounds, strict=True))
+        self.block_rows = [range(n, min(n + size, N)) for n in range(0, N, size)]
         self.device, self.nprobe = device, about["recall"].get("nprobe", 0)
         self.kind, self.exact = about["kind"], about["kind"] in EXACT
         self.loaded: OrderedDict[int, Any] = OrderedDict()
@@ -61,34 +61,39 @@ class FaissEngine:
         # Shard by shard, so that a worker that scores them in turn reads each shard once.
         self.block_pairs: list[BlockPair] = []
         for number, (_, held) in enumerate(self.shards):
-            for block, rows in enumerate(self.blocks):
+            for block, rows in enumerate(self.block_rows):
                 # Pairs (i, j) with i in the block, j in the shard and i <= j.
                 both = max(0, min(rows.stop, held.stop) - max(rows.start, held.start))
                 area = max(0, min(rows.stop, held.start) - rows.start) * len(held)
                 area += both * (held.stop - max(rows.start, held.start)) - both * (both - 1) // 2
                 if area or k:
-                    pair = BlockPair(len(self.block_pairs), block, number, area)
-                    self.block_pairs.append(pair)
-
-    def items_of(self, block_pair: BlockPair) -> np.ndarray:
-        return np.asarray(self.blocks[block_pair.query], np.int64)
+                    self.block_pairs.append(BlockPair(len(self.block_pairs), block, number, area))
 
     def candidates(
         self, block_pair: BlockPair, score_floor: float, nearest: Nearest | None = None
     ) -> Iterator[RowPairs]:
-        block, shard = self.blocks[block_pair.query], self._shard(block_pair.database)
-        held, k = self.shards[block_pair.database][1], 0 if nearest is None else nearest.k
+        block, number = self.block_rows[block_pair.query], block_pair.database
+        (path, held), k = self.shards[number], 0 if nearest is None else nearest.k
+        if number not in self.loaded:
+            self.loaded.clear()
+            shard = faiss.read_index(str(path))
+            set_nprobe(shard, self.nprobe)  # before it is copied: on a GPU it is set differently
+            # On a GPU FAISS silently ignores the selector of rows, so all rows must be wanted.
+            masks = [mask[held.start : held.stop] for mask in self.vectors.kinds.values()]
+            all_wanted = all(mask.all() or not mask.any() for mask in masks)
+            if gpus() > 0 and self.device == "cuda" and (all_wanted or not self.exact):
+                shard = on_gpu(shard)
+            self.loaded[number] = shard
         for start in range(block.start, block.stop, QUERIES):
             rows = range(start, min(start + QUERIES, block.stop))
             for kind, mask in self.vectors.kinds.items():
                 queries, able = self.vectors.queries(rows, kind)
                 who = np.flatnonzero(able)
                 if len(who) and mask[held.start : held.stop].any():
-                    found = self._search(shard, queries[who], mask, score_floor, k)
+                    found = self._search(self.loaded[number], queries[who], mask, score_floor, k)
                     query, database, scores = who[found[0]] + start, found[1], found[2]
-                    some = slice(0, CHECKED)
-                    truth = self.vectors.scores(query[some], database[some])["score"]
-                    self.stats.add(truth, scores[some])
+                    truth = self.vectors.scores(query[:CHECKED], database[:CHECKED])["score"]
+                    self.stats.add(truth, scores[:CHECKED])
                     yield query, database
 
     def _search(
@@ -106,23 +111,6 @@ class FaissEngine:
         code = query[here] * len(self.vectors) + row[here]
         _, first = np.unique(code, return_index=True)
         return query[here][first], row[here][first], score[here][first]
-
-    def _shard(self, number: int) -> Any:
-        """A shard, read unless it is in memory, and on the GPU where that can be.
-
-        On a GPU FAISS silently ignores the selector of rows, so all rows must be wanted.
-        """
-        if number not in self.loaded:
-            self.loaded.clear()
-            path, held = self.shards[number]
-            index = faiss.read_index(str(path))
-            set_nprobe(index, self.nprobe)  # before it is copied: on a GPU it is set differently
-            masks = [mask[held.start : held.stop] for mask in self.vectors.kinds.values()]
-            all_wanted = all(mask.all() or not mask.any() for mask in masks)
-            if gpus() > 0 and self.device == "cuda" and (all_wanted or not self.exact):
-                index = on_gpu(index)
-            self.loaded[number] = index
-        return self.loaded[number]
 
 
 class ShardSearch:
@@ -162,42 +150,24 @@ class ShardSearch:
 
         Beyond GPU_MOST the search continues on the CPU.
         """
-        found, unfinished = self._search_growing(queries, k, least, GPU_MOST)
-        if not len(unfinished):
-            return found
-        cpu = copy(self)
-        cpu.shard = on_cpu(self.shard)
-        again, _ = cpu._search_growing(queries[unfinished], 2 * GPU_MOST, least, self.shard.ntotal)
-        both = zip(found, (unfinished[again[0]], *again[1:]), strict=True)
-        query, row, score = (np.concatenate(pair) for pair in both)
-        return query, row, score
-
-    def _search_growing(
-        self, queries: np.ndarray, k: int, least: Callable[[np.ndarray], Any], most: int
-    ) -> tuple[Hits, np.ndarray]:
-        """Hits of the queries for which `most` are enough, and the numbers of the other queries.
-
-        k doubles for those whose last hit may still be wanted.
-        """
-        most = min(most, self.shard.ntotal)
-        unfinished = np.arange(len(queries))
+        shard, k, unfinished = self.shard, min(k, GPU_MOST), np.arange(len(queries))
         found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
         while len(unfinished):
-            k = min(k, most)
-            scores, ids = self.shard.search(queries[unfinished], k, params=self.parameters)
+            if k > GPU_MOST and shard is self.shard:
+                shard = on_cpu(shard)
+            k = min(k, shard.ntotal)
+            scores, ids = shard.search(queries[unfinished], k, params=self.parameters)
             # Where fewer rows can be found the last ids are -1.
-            full = (scores[:, -1] >= least(scores)) & (ids[:, -1] >= 0) & (k < self.shard.ntotal)
+            full = (scores[:, -1] >= least(scores)) & (ids[:, -1] >= 0) & (k < shard.ntotal)
             row, rank = np.nonzero(ids[~full] >= 0)
             found.append((unfinished[~full][row], ids[~full][row, rank], scores[~full][row, rank]))
             unfinished = unfinished[full]
-            if k == most:
-                break
-            k *= 2
+            k = 2 * k if k >= GPU_MOST else min(2 * k, GPU_MOST)
         where, ids, scores = (np.concatenate(side) for side in zip(*found, strict=True))
-        return (where, ids, scores), unfinished
+        return where, ids, scores
 
 
-def rounding_margin(vectors: ItemVectors, kind: str = "Flat") -> float:
+def rounding_margin(vectors: ItemVectors, kind: str) -> float:
     """The most by which an exact kind's score may differ from the true one."""
     # Where a GPU searches, the query is in float16 too: the half-precision error counts twice.
     relative = (vectors.width + 16) * U + (2 * FLOAT16_ERROR if kind == "SQfp16" else 0.0)

@@ -111,10 +111,8 @@ def choose_kind(wanted: str, items: int, width: int, memory: int) -> Kind:
         codes = next((m for m in range(width // 4, 0, -1) if width % m == 0), 1)
         reason = f"approximate, rows as codes of {codes} bytes"
         choices.append((codes, Kind("IVF", f"IVF{lists},PQ{codes}x8", reason)))
-    sizes = [int(items * row_bytes * OVERHEAD) for row_bytes, _ in choices]
-    last = len(choices) - 1
-    chosen = next((n for n, needed in enumerate(sizes) if needed <= memory), last)
-    kind, needed = choices[chosen][1], sizes[chosen]
+    sizes = [(int(items * row_bytes * OVERHEAD), kind) for row_bytes, kind in choices]
+    needed, kind = next((size for size in sizes if size[0] <= memory), sizes[-1])
     fits = "within" if needed <= memory else "more than"
     reason = f"{kind.reason}: {needed / 1e9:.2f} GB, {fits} the {memory / 1e9:.2f} GB given"
     return Kind(kind.name, kind.factory, reason)
@@ -123,15 +121,6 @@ def choose_kind(wanted: str, items: int, width: int, memory: int) -> Kind:
 def number_of_lists(items: int) -> int:
     """About 4 sqrt(N), as FAISS's guidelines recommend, with enough items to train each list."""
     return max(1, min(int(4 * items**0.5), items // TRAIN_PER_LIST))
-
-
-def has_lists(index: Any) -> bool:
-    """Whether the index has inverted lists: it stores ids itself, and FAISS builds it on a GPU.
-
-    A copy of Flat or SQfp16 on a GPU gains nothing. An IVF behind a transform (OPQ, PCA) is wrapped
-    and built on a CPU.
-    """
-    return isinstance(index, faiss.IndexIVF)
 
 
 def set_nprobe(index: Any, nprobe: int) -> None:

@@ -19,7 +19,6 @@ from dist_train.matching.faiss_library import (
     choose_kind,
     faiss,
     gpus,
-    has_lists,
     number_of_lists,
     on_cpu,
     on_gpu,
@@ -29,13 +28,7 @@ from dist_train.matching.recall import TARGET, ShardedIndex, measured_recall
 from dist_train.matching.vectors import ItemVectors, open_vectors, subset
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt
-from shards.storage.files import (
-    atomic_path,
-    read_json,
-    remove_abandoned,
-    sha256_file,
-    write_json,
-)
+from shards.storage.files import atomic_path, read_json, remove_abandoned, sha256_file, write_json
 from shards.storage.lock import locked
 
 FORMAT = 3
@@ -131,7 +124,7 @@ def _build_shards(
                 wanted = min(N, max(TRAIN_PER_LIST * number_of_lists(N), 20_000))
                 sample = subset(vectors, np.unique(np.linspace(0, N - 1, wanted).astype(np.int64)))
                 # Only inverted lists are trained as a copy on a GPU that comes back unchanged.
-                copy = on_gpu(index) if gpus() and has_lists(index) else index
+                copy = on_gpu(index) if gpus() and isinstance(index, faiss.IndexIVF) else index
                 copy.train(sample.database(range(len(sample))))
                 index = on_cpu(copy) if copy is not index else index
             with atomic_path(out / TRAINED) as temporary:
@@ -150,9 +143,9 @@ def _build_shards(
 def build_shard(vectors: ItemVectors, rows: range, trained: Path, path: Path) -> None:
     """Write the FAISS file of consecutive rows, from the empty index at `trained`."""
     index = faiss.read_index(str(trained))
-    if not has_lists(index):
+    if not isinstance(index, faiss.IndexIVF):  # an IVF stores ids itself, unless behind OPQ or PCA
         index = faiss.IndexIDMap2(index)
-    elif gpus():
+    elif gpus():  # a copy of another kind would gain nothing
         index = on_gpu(index)
     for start in range(rows.start, rows.stop, ADDED):
         some = range(start, min(start + ADDED, rows.stop))
@@ -170,7 +163,6 @@ def _finish(
     runtime: Runtime,
 ) -> None:
     """Measure the index's recall, write index.json and the manifest, remove `.work`."""
-    runtime.barrier()
     if runtime.is_main:
         weights = {name: one.weight for name, one in vectors.modalities.items()}
         shards = [out / SHARD.format(number) for number in range(len(bounds))]

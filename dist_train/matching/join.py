@@ -6,7 +6,7 @@ die and be started again.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from dist_train.matching.nearest import KthBestScores, Nearest
 from dist_train.matching.pairs import SCORES, no_pairs
 from dist_train.matching.sampling import sampled_score_floor
 from dist_train.matching.vectors import ItemVectors
-from dist_train.matching.work_folder import Record, WorkFolder, histogram, read_table
+from dist_train.matching.work_folder import EDGES, Record, WorkFolder, read_table
 from dist_train.monitor.progress import progress_bar
 from shards.storage.errors import Stopped
 from shards.storage.files import remove_abandoned, write_parquet
@@ -60,8 +60,7 @@ def join(engine: Engine, limits: JoinLimits, out: Path, runtime: Runtime) -> Non
     """
     work, finished = WorkFolder(out), out / MANIFEST
     remove_abandoned(out)
-    kth_best = work.hidden / "kth_best.f32"
-    known = KthBestScores(kth_best, len(engine.vectors)) if limits.k else None
+    known = KthBestScores(work.hidden / "kth_best.f32", len(engine.vectors)) if limits.k else None
     total = len(engine.block_pairs)
     begin = total * runtime.rank // runtime.world
     mine = engine.block_pairs[begin:] + engine.block_pairs[:begin]
@@ -75,24 +74,16 @@ def join(engine: Engine, limits: JoinLimits, out: Path, runtime: Runtime) -> Non
             if not bar.disable:  # what others did does not count as this worker's pace
                 bar.initial += done - bar.n
             bar.n = done
-            any_free = False
             for pair in missing:
                 if runtime.stop_requested():
                     raise Stopped(f"{out}: stopped by a signal; the same command goes on")
                 with work.claim(pair.number) as ours:
                     if ours and not work.is_done(pair.number) and not finished.exists():
-                        any_free = True
-                        score_floor = work.score_floor(
-                            limits.score_floor, limits.budget, limits.highest_score_floor
-                        )
-                        now = replace(limits, score_floor=score_floor)
-                        score_block_pair(engine, now, pair, work, known)
+                        score_block_pair(engine, limits, pair, work, known)
                         bar.update(1)
-            if any_free:
-                idle_since = time.monotonic()
-            else:
-                idle = time.monotonic() - idle_since
-                time.sleep(min(max(idle / 8, POLL[0]), POLL[1]))
+                        idle_since = time.monotonic()
+            idle = time.monotonic() - idle_since
+            time.sleep(min(max(idle / 8, POLL[0]), POLL[1]))
         bar.update(total - bar.n)
     engine.loaded.clear()
     trim_allocators()
@@ -107,25 +98,26 @@ def score_block_pair(
 ) -> None:
     """Find, score and commit the pairs and neighbours of one block pair."""
     number, checked = block_pair.number, engine.stats.checked
+    score_floor = work.score_floor(limits.score_floor, limits.budget, limits.highest_score_floor)
     tables: list[pd.DataFrame] = []
-    counts: dict[int, int] = {}
-    files, nearest = 0, None
+    files, counts, nearest = 0, np.zeros(len(EDGES), np.int64), None
     if known is not None:
-        rows = engine.items_of(block_pair)
+        numbers = {block_pair.query} | ({block_pair.database} if engine.symmetric else set())
+        parts = [np.asarray(engine.block_rows[n], np.int64) for n in numbers]
+        rows = np.sort(np.concatenate(parts))
         nearest = Nearest(rows, limits.k, known.read(rows))
-    for query, database in engine.candidates(block_pair, limits.score_floor, nearest):
+    for query, database in engine.candidates(block_pair, score_floor, nearest):
         table = score_candidates(engine, query, database)
-        i, j, score = (table[name].to_numpy() for name in ("i", "j", "score"))
-        mirrored = table.mirrored.to_numpy() > 0
+        i, j, mirrored, score = (table[n].to_numpy() for n in ("i", "j", "mirrored", "score"))
         if nearest is not None and engine.symmetric:
             nearest.add(np.concatenate([i, j]), np.concatenate([j, i]), np.tile(score, 2))
         elif nearest is not None:
             nearest.add(np.where(mirrored, j, i), np.where(mirrored, i, j), score)
-        keep = (score >= np.float32(limits.score_floor)) & ~mirrored
+        keep = (score >= np.float32(score_floor)) & ~mirrored
         if keep.any():
             tables.append(table.loc[keep, ["i", "j", *SCORES]])
-            for step, count in histogram(score[keep]):
-                counts[step] = counts.get(step, 0) + count
+            steps = np.searchsorted(EDGES, score[keep], side="right") - 1
+            counts += np.bincount(steps.clip(min=0), minlength=len(EDGES))
             if sum(map(len, tables)) > PAIRS_IN_MEMORY:
                 write_parquet(work.pairs_path(number, files), sorted_pairs(tables))
                 files, tables = files + 1, []
@@ -135,7 +127,7 @@ def score_block_pair(
     record: Record = {
         "area": block_pair.area,
         "files": files,
-        "histogram": sorted(map(list, counts.items())),
+        "histogram": np.stack([np.flatnonzero(counts), counts[counts > 0]], axis=1).tolist(),
         "error": engine.stats.error,
         "margin": engine.stats.margin,
         "checked": engine.stats.checked - checked,
@@ -148,8 +140,8 @@ def score_block_pair(
 def score_candidates(engine: Engine, query: np.ndarray, database: np.ndarray) -> pd.DataFrame:
     """i, j, mirrored, score, score_image, score_text of candidates (P,), i < j, by exact scores.
 
-    `mirrored` is 1 where j was the query item of an engine that finds both sides: the pair itself
-    is reported by another block pair. Self-matches and pairs without a score are left out.
+    `mirrored` is true where j was the query item of an engine that finds both sides: the pair is
+    reported by another block pair. Self-matches and pairs without a score are left out.
     """
     scores = engine.vectors.scores(query, database, engine.stored_rows)
     # Filtered as arrays: when neighbours are wanted, every product gives a table of few rows.
@@ -158,7 +150,7 @@ def score_candidates(engine: Engine, query: np.ndarray, database: np.ndarray) ->
     columns = {
         "i": np.minimum(query, database),
         "j": np.maximum(query, database),
-        "mirrored": ((query > database) & (not engine.symmetric)).astype(np.int8),
+        "mirrored": (query > database) & (not engine.symmetric),
     }
     columns |= {name: score[real] for name, score in scores.items()}
     return pd.DataFrame(columns, copy=False)
@@ -166,8 +158,7 @@ def score_candidates(engine: Engine, query: np.ndarray, database: np.ndarray) ->
 
 def sorted_pairs(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Tables of pairs as one: i, j, score, score_image, score_text by i, then j."""
-    table = pd.concat([no_pairs(), *tables], ignore_index=True)
-    return table.sort_values(["i", "j"], ignore_index=True)
+    return pd.concat([no_pairs(), *tables]).sort_values(["i", "j"], ignore_index=True)
 
 
 def apply_score_floor(out: Path, score_floor: float) -> int:

@@ -1,4 +1,9 @@
-"""Matrix products of the coarse pass in low precision, each with a proven error margin.
+"""The coarse pass: products of low precision, and the pairs whose score may be high enough.
+
+A kernel's products are cheap and have a wide, proven margin. A pair that reaches its score floor
+within that margin is multiplied again over the float32 rows, without copying them side by side
+(FAISS's indexed inner product). What remains is within rounding of the floor and goes on to the
+exact scores.
 
 With x^ the rounded form of a row x and d_x = |x - x^| measured row by row, Cauchy-Schwarz gives
 |x.y - x^.y^| <= d_x |y| + |x^| d_y. The sum itself, in float32 and in any order, is off by at most
@@ -8,6 +13,7 @@ n u / (1 - n u) |x^| |y^|, u = 2^-24 (Higham, Accuracy and Stability of Numerica
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,11 +21,19 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from dist_train.matching.nearest import Nearest
+
 U = 2.0**-24
 Form = Literal["query", "database"]
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 3}
 """Bytes of a number of a row as each kernel multiplies it; for int8 the query form, the database
 form and what the allocator loses between so many arrays of their size (measured)."""
+WIDE = 1e-3
+"""With margins above this candidates are re-computed; below, nearly all of them are wanted."""
+STRIP = 256
+"""Rows of a product that are compared at a time."""
+Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Positions (P,) among the query rows and among the database rows, and coarse scores (P,)."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +49,7 @@ class Prepared:
 
 
 class Kernel:
-    """Multiplies rows in a floating-point type.
-
-    float32 on a CPU goes through NumPy's BLAS; bfloat16 is for CPUs that have it, float16 for GPUs.
-    """
+    """Multiplies rows in float32, on CPUs that have it in bfloat16, on GPUs in float16."""
 
     one_form = True
     """Query and database rows are prepared alike."""
@@ -53,9 +64,8 @@ class Kernel:
 
     def prepare(self, rows: np.ndarray, form: Form) -> Prepared:
         """Rows float32 (n, D) in the form in which they are multiplied."""
-        exact = torch.from_numpy(rows)
+        exact, error = torch.from_numpy(rows), 0.0
         values = exact.to(self.dtype)
-        error = 0.0
         if self.dtype != torch.float32:
             error = float((exact.double() - values.double()).norm(dim=1).max())
         return Prepared(values.to(self.device), len(rows), rows.shape[1], _longest(rows), error)
@@ -179,6 +189,123 @@ def kernels_for(device: torch.device, bf16: bool) -> list[Kernel]:
         if too_low.any() or (kernel.to_scores(products) > truth + margin).any():
             return found
     return [*found, kernel]
+
+
+@dataclass
+class CoarsePassStats:
+    """Observed errors of the coarse pass: evidence that its margin holds."""
+
+    error: float = 0.0
+    """Largest difference from the true score among the products that were checked."""
+    margin: float = 0.0
+    """Largest margin that was allowed for."""
+    checked: int = 0
+
+    def add(self, truth: np.ndarray, values: np.ndarray) -> None:
+        """Compare coarse scores (P,) with true ones; those that are not finite do not count."""
+        difference = np.abs(truth.astype(np.float64) - values)
+        difference = difference[np.isfinite(difference)]
+        self.checked += len(difference)
+        self.error = max(self.error, float(difference.max(initial=0.0)))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a block, as a kernel multiplies them and as they are stored."""
+
+    ids: np.ndarray
+    """Row numbers int64 (n,)."""
+    prepared: Prepared
+    modalities: Sequence[tuple[float, np.ndarray]]
+    """Weight and stored rows float32 (n, D) of each modality; the weights sum to one."""
+
+
+def candidates_of(
+    kernel: Kernel,
+    queries: Chunk,
+    database: Chunk,
+    same: bool,
+    score_floor: float,
+    nearest: Nearest | None,
+    stats: CoarsePassStats,
+) -> Candidates:
+    """All pairs whose score may reach `score_floor` or be among the best of an item in `nearest`.
+
+    `same`: both chunks are the same rows; each pair is then given once, self-matches are left out.
+    """
+    products = kernel.product(queries.prepared, database.prepared)
+    margin = kernel.margin(queries.prepared, database.prepared)
+    stats.margin = max(stats.margin, margin)
+    # The score that a pair must reach for its query item (n,), and for its database item (m,).
+    rows, columns = (np.full(len(chunk.ids), score_floor) for chunk in (queries, database))
+    if nearest is not None:
+        if same:
+            products.fill_diagonal_(0 if products.dtype == torch.uint8 else -torch.inf)
+        for chunk, bounds, axis in ((queries, rows, 1), (database, columns, 0)):
+            places = np.searchsorted(nearest.rows, chunk.ids)  # the items of both chunks are there
+            kth_best = nearest.kth_best[places].astype(np.float64)
+            # For items without k neighbours yet, the k-th best of these products is a bound.
+            missing = np.flatnonzero(np.isneginf(kth_best))
+            if len(missing) and products.shape[axis] > nearest.k:
+                lines = torch.from_numpy(missing).to(products.device)
+                some = products.index_select(1 - axis, lines)
+                best = torch.topk(some, nearest.k, dim=axis).values.select(axis, nearest.k - 1)
+                kth_best[missing] = kernel.to_scores(best.cpu().numpy()) - margin
+            np.minimum(bounds, kth_best, out=bounds)
+    lowest = None if nearest is None else kernel.to_products(columns - margin)
+    at, by = _at_least(products, kernel.to_products(rows - margin), lowest)
+    if same:
+        at, by = at[at < by], by[at < by]
+    values = kernel.to_scores(products[torch.from_numpy(at), torch.from_numpy(by)].cpu().numpy())
+    if kernel.device.type == "cpu" and margin > WIDE:
+        scores, off = _recomputed(queries, database, at, by)
+        stats.add(scores, values)
+        keep = scores >= np.minimum(rows[at], columns[by]) - off
+        at, by, values = at[keep], by[keep], values[keep]
+    return at, by, values
+
+
+def _at_least(
+    products: torch.Tensor, rows: np.ndarray, columns: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (P,), (P,) of products that reach the bound of their row (n,) or column (m,)."""
+    if products.device.type != "cpu":
+        reached = products >= torch.from_numpy(rows).to(products.device)[:, None]
+        if columns is not None:
+            reached |= products >= torch.from_numpy(columns).to(products.device)
+        at, by = reached.nonzero().cpu().numpy().T
+        return at, by
+    values, found = products.numpy(), []
+    # In strips, so that the masks stay in the cache.
+    masks = np.empty((2, STRIP, values.shape[1]), bool)
+    for start in range(0, len(values), STRIP):
+        strip = values[start : start + STRIP]
+        reached, more = masks[:, : len(strip)]
+        np.greater_equal(strip, rows[start : start + STRIP, None], out=reached)
+        if columns is not None:
+            reached |= np.greater_equal(strip, columns, out=more)
+        found.append(np.flatnonzero(reached) + start * values.shape[1])
+    return np.divmod(np.concatenate(found), values.shape[1])
+
+
+def _recomputed(
+    queries: Chunk, database: Chunk, at: np.ndarray, by: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Scores float64 (P,) from float32 products of the stored rows, and their largest error."""
+    # Imported only here: a training's validation never comes here, and its loaders fork.
+    from dist_train.matching.faiss_library import faiss
+
+    assert not len(at) or (at.max() < len(queries.ids) and by.max() < len(database.ids))
+    where = [np.ascontiguousarray(places, np.int64) for places in (at, by)]
+    scores, dots, width = np.zeros(len(at)), np.empty(len(at), np.float32), 0
+    both = zip(queries.modalities, database.modalities, strict=True)
+    for (weight, rows), (_, others) in both:
+        assert all(side.dtype == np.float32 and side.flags.c_contiguous for side in (rows, others))
+        pointers = [faiss.swig_ptr(x) for x in (rows, where[0], others, where[1], dots)]
+        faiss.pairwise_indexed_inner_product(rows.shape[1], len(at), *pointers)
+        scores += weight * dots
+        width += rows.shape[1]
+    return scores, sum_error(width + 16) * queries.prepared.length * database.prepared.length
 
 
 def use_threads() -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dist_train.matching.pairs import no_pairs
 from dist_train.matching.vectors import ItemVectors
 from shards.storage.files import atomic_path
 
@@ -32,14 +33,12 @@ class KthBestScores:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Scores (n,) of ascending row numbers."""
-        first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+        first, last = int(rows[0]), int(rows[-1]) + 1
         known = np.fromfile(self.path, np.float32, last - first, offset=4 * first)
         return known[rows - first]
 
     def raise_to(self, rows: np.ndarray, scores: np.ndarray) -> None:
         """Write scores (n,) of ascending row numbers where they are higher than before."""
-        if not len(rows):
-            return
         first, last = int(rows[0]), int(rows[-1]) + 1
         known = np.fromfile(self.path, np.float32, last - first, offset=4 * first)
         known[rows - first] = np.maximum(known[rows - first], scores)
@@ -56,16 +55,6 @@ class Nearest:
         self.rows, self.k, self.kth_best = rows, k, kth_best.copy()
         self.scores = np.full((len(rows), k), -np.inf, np.float32)
         self.ids = np.full((len(rows), k), -1, np.int64)
-
-    def kth_best_of(self, rows: np.ndarray) -> np.ndarray:
-        """The score (n,) that a neighbour of each of `rows` must reach, -inf for any.
-
-        It is +inf for rows that are not held here.
-        """
-        if not len(self.rows):
-            return np.full(len(rows), np.inf)
-        place = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
-        return np.where(self.rows[place] == rows, self.kth_best[place], np.inf)
 
     def add(self, items: np.ndarray, others: np.ndarray, scores: np.ndarray) -> None:
         """Add neighbours `others` (P,) of `items` (P,) held here; duplicates count once."""
@@ -108,9 +97,9 @@ def merge_nearest(files: list[Path], vectors: ItemVectors, k: int, out: Path) ->
 
     Items are merged in ranges, so that memory does not grow with their number.
     """
-    with atomic_path(out) as temporary:
-        writer = None
-        for start in range(0, max(len(vectors), 1), MERGED):
+    schema = pa.Schema.from_pandas(no_pairs(), preserve_index=False)
+    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for start in range(0, len(vectors), MERGED):
             rows = np.arange(start, min(start + MERGED, len(vectors)))
             nearest = Nearest(rows, k, np.full(len(rows), -np.inf, np.float32))
             for file in files:
@@ -121,8 +110,4 @@ def merge_nearest(files: list[Path], vectors: ItemVectors, k: int, out: Path) ->
             for first in range(0, max(len(table), 1), SCORED):
                 i, j = (table[name].to_numpy()[first : first + SCORED] for name in ("i", "j"))
                 scored = pd.DataFrame({"i": i, "j": j} | vectors.scores(i, j))
-                part = pa.Table.from_pandas(scored, preserve_index=False)
-                writer = writer or pq.ParquetWriter(temporary, part.schema)
-                writer.write_table(part)
-        assert writer is not None
-        writer.close()
+                writer.write_table(pa.Table.from_pandas(scored, schema, preserve_index=False))

@@ -39,8 +39,6 @@ class Proof(TypedDict):
     items: int
     score_floor: float
     block_pairs: int
-    old: int
-    """Rows before this one were joined already; their pairs with one another are left out."""
     pairs_covered: int
     coarse_pass_error: float
     coarse_pass_margin: float
@@ -62,7 +60,7 @@ class PairSet:
     def __init__(self, path: Path) -> None:
         """Open `path`; raises BadInput when it is not a finished pairs directory."""
         self.path = path
-        self.counts: dict[str, int] = stage_files.open_finished(path, stage.PAIRS)["counts"]
+        stage_files.open_finished(path, stage.PAIRS)
         self.proof: Proof = read_json(path / "proof.json")
         self.score_floor = self.proof["score_floor"]
         """The lowest kept score: nothing is known of pairs below it."""

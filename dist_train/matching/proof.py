@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import beta
 
-from dist_train.matching.blocks import required_area
 from dist_train.matching.engines import Engine
 from dist_train.matching.pairs import Audit, Proof
 from dist_train.matching.vectors import ItemVectors, read_rows
@@ -29,10 +28,10 @@ def prove(engine: Engine, out: Path, score_floor: float, audit_rows: int, pairs:
 
     An engine that is not exact is measured, not refused: its recall stands in the proof.
     """
-    vectors, first_new = engine.vectors, engine.first_new
+    vectors, N = engine.vectors, len(engine.vectors)
     records = list(WorkFolder(out).records().values())
-    covered = sum(record["area"] for record in records) + engine.disjoint_area
-    required = required_area(len(vectors), first_new)
+    covered, required = engine.disjoint_area, N * (N + 1) // 2
+    covered += sum(record["area"] for record in records)
     if covered != required:
         raise Failed(
             f"the block pairs cover {covered} pairs of {required}: remove the folder and join again"
@@ -40,15 +39,13 @@ def prove(engine: Engine, out: Path, score_floor: float, audit_rows: int, pairs:
     error = max((record["error"] for record in records), default=0.0)
     margin = max((record["margin"] for record in records), default=0.0)
     checked = sum(record["checked"] for record in records)
-    found = audit(vectors, out, score_floor, audit_rows, first_new)
-    formula = "N_new N_old + N_new (N_new + 1) / 2" if first_new else "N (N + 1) / 2"
-    lines = (
-        f"{len(records)} block pairs cover {covered} pairs, all of {formula}",
+    found = audit(vectors, out, score_floor, audit_rows)
+    for line in (
+        f"{len(records)} block pairs cover {covered} pairs, all of N (N + 1) / 2",
         f"coarse pass off by at most {error:.1e} in {checked} checked, margin {margin:.1e}",
         f"audit of {found['rows']} rows in float64: {found['missed']} of {found['true']} pairs "
         f"missed, {found['wrong']} wrong; recall at least {found['recall_low']:.4f} (95 %)",
-    )
-    for line in lines:
+    ):
         log.info("proof: %s", line)
     again = "join again into a new folder; if it happens again, report it"
     if found["wrong"]:
@@ -64,10 +61,9 @@ def prove(engine: Engine, out: Path, score_floor: float, audit_rows: int, pairs:
     return {
         "engine": engine.name,
         "exact": engine.exact,
-        "items": len(vectors),
+        "items": N,
         "score_floor": score_floor,
         "block_pairs": len(records),
-        "old": first_new,
         "pairs_covered": covered,
         "coarse_pass_error": error,
         "coarse_pass_margin": margin,
@@ -78,23 +74,34 @@ def prove(engine: Engine, out: Path, score_floor: float, audit_rows: int, pairs:
     }
 
 
-def audit(
-    vectors: ItemVectors, out: Path, score_floor: float, rows: int, first_new: int = 0
-) -> Audit:
-    """Compare the pairs of some new items with all of theirs, in float64 by separate code."""
+def audit(vectors: ItemVectors, out: Path, score_floor: float, rows: int) -> Audit:
+    """Compare the pairs of some items with all of theirs, in float64 by separate code."""
     N = len(vectors)
-    some = np.unique(np.linspace(first_new, N - 1, min(rows, N - first_new)).astype(np.int64))
+    some = np.unique(np.linspace(0, N - 1, min(rows, N)).astype(np.int64))
     ours: set[int] = set()
     for path in sorted((out / "pairs").glob("*.parquet")):
         table = read_table(path)
         table = table[np.isin(table.i, some) | np.isin(table.j, some)]
         ours.update((table.i * N + table.j).tolist())
-    true, near = _true_pairs(vectors, some, score_floor)
-    # The two float64 sums differ by 1e-15: at the floor the exact score decides.
-    edge = np.array(sorted(near), np.int64)
-    if len(edge):
-        scores = vectors.scores(edge // N, edge % N)["score"]
-        true |= set(edge[scores >= np.float32(score_floor)].tolist())
+    true: set[int] = set()
+    mine = {name: vectors.stored_rows(name, some) for name in vectors.modalities}
+    for start in range(0, N, STEP):
+        block = range(start, min(start + STEP, N))
+        total = np.zeros((len(some), len(block)))
+        weight = np.zeros_like(total)
+        for name, one in vectors.modalities.items():
+            both = np.outer(one.present[some], one.present[block.start : block.stop])
+            stored = read_rows(one.rows, block).astype(np.float64)
+            total += one.weight * (mine[name] @ stored.T) * both
+            weight += one.weight * both
+        with np.errstate(invalid="ignore"):
+            score = total / weight
+        at, by = np.nonzero(score >= score_floor - 1e-7)
+        i, j, clear = some[at], by + start, score[at, by] >= score_floor + 1e-7
+        # The two float64 sums differ by 1e-15: at the floor the exact score decides.
+        clear[~clear] = vectors.scores(i[~clear], j[~clear])["score"] >= np.float32(score_floor)
+        codes = np.minimum(i, j) * N + np.maximum(i, j)
+        true.update(codes[clear & (i != j)].tolist())
     missed, m = len(true - ours), len(true)
     return {
         "rows": len(some),
@@ -104,31 +111,3 @@ def audit(
         "recall": (m - missed) / m if m else 1.0,
         "recall_low": float(beta.ppf(0.05, m - missed, missed + 1)) if m > missed else 0.0,
     }
-
-
-def _true_pairs(
-    vectors: ItemVectors, some: np.ndarray, score_floor: float
-) -> tuple[set[int], set[int]]:
-    """Codes i N + j, i < j, of the pairs of rows `some` (n,) clearly above the score floor, and of
-    those within 1e-7 of it."""
-    above: set[int] = set()
-    edge: set[int] = set()
-    mine = {name: vectors.stored_rows(name, some) for name in vectors.modalities}
-    for start in range(0, len(vectors), STEP):
-        block = range(start, min(start + STEP, len(vectors)))
-        total = np.zeros((len(some), len(block)))
-        weight = np.zeros_like(total)
-        for name, one in vectors.modalities.items():
-            both = np.outer(one.present[some], one.present[block.start : block.stop])
-            rows = read_rows(one.rows, block).astype(np.float64)
-            total += one.weight * (mine[name] @ rows.T) * both
-            weight += one.weight * both
-        with np.errstate(invalid="ignore"):
-            score = total / weight
-        near = abs(score - score_floor) < 1e-7
-        for chosen, codes in ((score >= score_floor + 1e-7, above), (near, edge)):
-            a, b = np.nonzero(chosen)
-            i, j = some[a], b + start
-            code = np.minimum(i, j) * len(vectors) + np.maximum(i, j)
-            codes.update(code[i != j].tolist())
-    return above, edge

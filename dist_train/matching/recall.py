@@ -1,6 +1,5 @@
 """A sharded index searched as one, and its recall against exact scores, with an interval."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,12 @@ TARGET = 0.95
 class ShardedIndex:
     """The shards of an index, searched as one."""
 
-    def __init__(
-        self, shards: Sequence[Path], kind: str, nprobe: int = 0, memory: int | None = None
-    ) -> None:
-        """`nprobe` lists of every shard are searched, and can be changed at any time.
-
-        Shards beyond `memory` bytes are read again by every search.
-        """
-        self.paths, self.kind, self.nprobe = list(shards), kind, nprobe
+    def __init__(self, shards: Sequence[Path], kind: str, memory: float = float("inf")) -> None:
+        """Shards beyond `memory` bytes are read again by every search."""
+        self.paths, self.kind, self._free = list(shards), kind, memory
+        self.nprobe = 0
+        """Lists of every shard that are searched; it can be changed at any time."""
         self._held: dict[Path, Any] = {}
-        self._free = sys.maxsize if memory is None else memory
 
     def shards(self) -> Iterator[Any]:
         """The FAISS indexes, one after the other."""
@@ -59,7 +54,6 @@ class ShardedIndex:
         More than k are searched for, with all ties, so that neither FAISS's rounding nor the shard
         of a row changes a rank.
         """
-        margin = 2 * self.margin(vectors)
         item, ids, score = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
         # Cut down after every shard, so that memory does not grow with their number.
         for found in self._found(vectors, rows, lambda shard, some: shard.nearest(some, 2 * k)):
@@ -68,7 +62,7 @@ class ShardedIndex:
             rank = ranks(item)
             last = np.full(int(item.max(initial=-1)) + 1, -np.inf)
             last[item[rank == 2 * k]] = score[rank == 2 * k]
-            keep = score >= last[item] - margin
+            keep = score >= last[item] - 2 * self.margin(vectors)
             item, ids, score = item[keep], ids[keep], score[keep]
         item, ids = item[ids != rows[item]], ids[ids != rows[item]]
         score = vectors.scores(rows[item], ids)["score"]

@@ -1,13 +1,14 @@
 """What a sample of the items decides before the join: score floor, fastest kernel, engine."""
 
-import time
 from dataclasses import dataclass
+from functools import partial
+from time import process_time
+from timeit import Timer
 
 import numpy as np
 
 from dist_train.matching.blocks import CHUNK
-from dist_train.matching.coarse_pass import Chunk, CoarsePassStats, candidates_of
-from dist_train.matching.kernels import Kernel, use_threads
+from dist_train.matching.kernels import Chunk, CoarsePassStats, Kernel, candidates_of, use_threads
 from dist_train.matching.vectors import ItemVectors, read_rows, subset, weighted_rows
 
 SAMPLE, QUERIES = 4_096, 256
@@ -74,10 +75,7 @@ def coarse_scores(sample: ItemVectors, vectors: ItemVectors, rows: range) -> np.
 
 @dataclass(frozen=True)
 class KernelTime:
-    """A kernel, and the processor time of its coarse pass in nanoseconds a pair of rows.
-
-    0 where only one kernel was considered and nothing was measured.
-    """
+    """A kernel, and the processor time of its coarse pass in ns a pair of rows; 0: not measured."""
 
     kernel: Kernel
     nanoseconds: float
@@ -104,36 +102,27 @@ def time_kernels(
         scores = rows[:FAISS_QUERIES] @ rows[len(rows) // 2 :].T
         score_floor = min(score_floor, float(np.quantile(scores, max(0.0, 1 - k / len(vectors)))))
     some, others = rows[:TIMED_QUERIES], rows[TIMED_QUERIES : TIMED_QUERIES + TIMED_ROWS]
-    ids, chunks = np.arange(len(rows)), []
+    ids, timers = np.arange(len(rows)), []
     for kernel in kernels:
         queries = Chunk(ids[: len(some)], kernel.prepare(some, "query"), [(1.0, some)])
         database = Chunk(ids[: len(others)], kernel.prepare(others, "database"), [(1.0, others)])
-        chunks.append((queries, database))
-    best = [float("inf")] * len(kernels)
-    for _ in range(TRIES):
-        for n, (kernel, (queries, database)) in enumerate(zip(kernels, chunks, strict=True)):
-            begin = time.process_time()
-            candidates_of(kernel, queries, database, False, score_floor, None, CoarsePassStats())
-            best[n] = min(best[n], time.process_time() - begin)
+        arguments = kernel, queries, database, False, score_floor, None, CoarsePassStats()
+        timers.append(Timer(partial(candidates_of, *arguments), timer=process_time))
+    rounds = [[timer.timeit(1) for timer in timers] for _ in range(TRIES)]
     each = 1e9 / (len(some) * len(others))
-    times = [KernelTime(kernel, each * t) for kernel, t in zip(kernels, best, strict=True)]
+    times = [KernelTime(kernel, each * min(t)) for kernel, *t in zip(kernels, *rounds, strict=True)]
     return sorted(times, key=lambda timed: timed.nanoseconds)
 
 
 def faiss_nanoseconds(rows: np.ndarray, kind: str, score_floor: float) -> float:
-    """Processor time of FAISS's range search for an unordered pair of the sample `rows` (n, D).
-
-    It finds each pair twice, once from each side.
-    """
+    """Processor time of FAISS's range search for an unordered pair of the sample `rows` (n, D)."""
     # Imported only here: a training's validation never comes here, and its loaders fork.
     from dist_train.matching.faiss_library import faiss
 
     use_threads()
     index = faiss.index_factory(rows.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
     index.add(rows)
-    queries, best = rows[:FAISS_QUERIES], float("inf")
-    for _ in range(TRIES):
-        begin = time.process_time()
-        index.range_search(queries, score_floor)
-        best = min(best, (time.process_time() - begin) / (len(queries) * len(rows)))
-    return 2e9 * best
+    queries = rows[:FAISS_QUERIES]
+    timer = Timer(lambda: index.range_search(queries, score_floor), timer=process_time)
+    # It finds each pair twice, once from each side.
+    return 2e9 * min(timer.repeat(TRIES, 1)) / (len(queries) * len(rows))

@@ -9,15 +9,13 @@ item's own index row or, when the item lacks a modality, the other divided by sq
 one modality it is that modality alone, divided by sqrt(w).
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from dist_train.config.training import Modality
-from dist_train.embedding.store import EmbeddingSet, Rows, corrupt_error
+from dist_train.embedding.store import EmbeddingSet, Rows, read_items
 from shards.storage.errors import BadInput, Corrupt
 
 EXACT_ROWS = 512
@@ -46,6 +44,7 @@ class ItemVectors:
         self.any_modality = np.logical_or.reduce(present)
         self.width = sum(vectors.rows.width for vectors in modalities.values())
         """D of the rows that an index holds."""
+        self._roots = {name: np.sqrt(vectors.weight) for name, vectors in modalities.items()}
         masks = {name: v.present & ~self.complete for name, v in modalities.items()}
         masks = {name: mask for name, mask in masks.items() if mask.any()}
         self.kinds: dict[str, np.ndarray] = {"complete": self.complete} | masks
@@ -56,21 +55,20 @@ class ItemVectors:
 
     def database(self, rows: range) -> np.ndarray:
         """Index rows, float32 (n, D). Raises Corrupt where a row holds NaN or Inf."""
-        return self._scaled(rows, {name: np.sqrt(v.weight) for name, v in self.modalities.items()})
+        return self._scaled(rows, self._roots)
 
     def queries(self, rows: range, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """Query vectors, float32 (n, D), for database rows of a kind; which items (n,) have one.
 
         Raises Corrupt where a row holds NaN or Inf.
         """
-        roots = {name: np.sqrt(v.weight) for name, v in self.modalities.items()}
-        if kind != "complete":
-            able = self.modalities[kind].present[rows.start : rows.stop]
-            scales = {name: float(name == kind) / root for name, root in roots.items()}
-            return self._scaled(rows, scales), able
-        complete = self.complete[rows.start : rows.stop, None]
-        scales = {name: np.where(complete, root, 1 / root) for name, root in roots.items()}
-        return self._scaled(rows, scales), self.any_modality[rows.start : rows.stop]
+        if kind == "complete":
+            complete, able = self.complete[rows.start : rows.stop, None], self.any_modality
+            scales = {n: np.where(complete, root, 1 / root) for n, root in self._roots.items()}
+        else:
+            able = self.modalities[kind].present
+            scales = {name: float(name == kind) / root for name, root in self._roots.items()}
+        return self._scaled(rows, scales), able[rows.start : rows.stop]
 
     def _scaled(self, rows: range, scales: dict[str, np.ndarray | float]) -> np.ndarray:
         """The modalities of consecutive items side by side, each times its scale: () or (n, 1)."""
@@ -140,17 +138,12 @@ def open_vectors(
     Raises BadInput when no item has a vector, Corrupt when items.parquet cannot be read.
     """
     weights = {"image": image_weight, "text": 1 - image_weight}
+    # Only these columns: names and titles of all items would fill the memory.
+    items = read_items(embeddings.path, [f"has_{name}" for name in names])
     modalities: dict[str, ModalityVectors] = {}
     for name in names:
-        rows = embeddings.rows(name)
-        # Only two columns of items.parquet: names and titles of all items would fill the memory.
-        present = np.zeros(len(rows), bool)
-        with corrupt_error(embeddings.path / "items.parquet") as path, pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["row", f"has_{name}"]):
-                row, has = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
-                present[row[row >= 0]] = has[row >= 0]
-        weight = weights[name] if len(names) > 1 else 1.0
-        modalities[name] = ModalityVectors(rows, present, weight)
+        weight, present = weights[name] if len(names) > 1 else 1.0, items[f"has_{name}"].to_numpy()
+        modalities[name] = ModalityVectors(embeddings.rows(name), present, weight)
     if not any(vectors.present.any() for vectors in modalities.values()):
         raise BadInput(
             f"{embeddings.path}: no item has a vector of {' or '.join(names) or 'any'} modality; "
@@ -167,41 +160,27 @@ def vectors_of_array(rows: np.ndarray) -> ItemVectors:
 def read_rows(rows: Rows, wanted: range | np.ndarray) -> np.ndarray:
     """Stored rows (n, D) in their own dtype, for ascending row numbers.
 
-    Files are read, not mapped: the pages of a map would stay in the memory of the process. Raises
-    Corrupt where a file is shorter than when it was opened.
+    Files are read, each run of neighbours at once, not mapped: the pages of a map would stay in the
+    memory of the process. Raises Corrupt where a file is shorter than when it was opened.
     """
     out = np.empty((len(wanted), rows.width), rows.parts[0].dtype)
-    numbers = np.asarray(wanted)
+    numbers = np.asarray(wanted, np.int64)
     edges = np.searchsorted(numbers, [0, *rows.ends])
     for part, end, first, last in zip(rows.parts, rows.ends, edges, edges[1:], strict=False):
-        if first < last:
-            _read_block(part, numbers[first:last] - (end - len(part)), out[first:last])
+        here = numbers[first:last] - (end - len(part))
+        if not isinstance(part, np.memmap) or part.filename is None:
+            out[first:last] = part[here]
+        elif first < last:
+            starts = np.flatnonzero(np.r_[True, np.diff(here) != 1])
+            with open(part.filename, "rb") as file:
+                for run, stop in zip(starts, [*starts[1:], len(here)], strict=True):
+                    unread = out[first + run : first + stop].data.cast("B")
+                    file.seek(part.offset + int(here[run]) * rows.width * part.itemsize)
+                    if file.readinto(unread) < len(unread):
+                        raise Corrupt(
+                            f"{part.filename}: shorter than when it was opened; embed again"
+                        )
     return out
-
-
-def _read_block(block: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> None:
-    """Fill `out` (n, D) with ascending rows (n,) of one file, one read for each run of neighbours.
-
-    A block that is not memory-mapped is copied from.
-    """
-    if not isinstance(block, np.memmap) or block.filename is None:
-        out[:] = block[numbers]
-        return
-    size = block.shape[1] * block.itemsize
-    starts = np.flatnonzero(np.r_[True, np.diff(numbers) != 1])
-    flat = out.data.cast("B") if out.size else memoryview(b"")
-    descriptor = os.open(block.filename, os.O_RDONLY)
-    try:
-        for first, last in zip(starts, [*starts[1:], len(numbers)], strict=True):
-            unread = flat[first * size : last * size]
-            offset = block.offset + int(numbers[first]) * size
-            while len(unread):
-                count = os.preadv(descriptor, [unread], offset)
-                if not count:
-                    raise Corrupt(f"{block.filename}: shorter than when it was opened; embed again")
-                unread, offset = unread[count:], offset + count
-    finally:
-        os.close(descriptor)
 
 
 def check_finite(rows: Rows, wanted: range | np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -22,9 +22,8 @@ from shards.storage.errors import Corrupt
 from shards.storage.files import read_json, write_json, write_parquet
 from shards.storage.lock import NO_LOCKS, locked
 
-GRID = 1_000
-"""Steps of the score floor in a unit of score."""
-EDGES = np.arange(-GRID, GRID + 1).astype(np.float32) / np.float32(GRID)
+EDGES = np.arange(-1_000, 1_001).astype(np.float32) / np.float32(1_000)
+"""The grid of scores: lower edges of the histogram's steps, and what the score floor may be."""
 SELDOM = 50
 """The records of other workers are read again after so many times the seconds a reading takes."""
 LOCKED = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
@@ -121,13 +120,6 @@ class WorkFolder:
         step = fits[0] if len(fits) else len(EDGES) - 1
         raised = float(EDGES[step]) if above[0] > budget else lowest
         return min(max(lowest, raised), max(lowest, highest))
-
-
-def histogram(scores: np.ndarray) -> list[list[int]]:
-    """How many scores (P,) lie in each step of the grid: [[step, count], ...]."""
-    steps = np.searchsorted(EDGES, scores, side="right") - 1
-    found, counts = np.unique(steps.clip(min=0), return_counts=True)
-    return np.stack([found, counts], axis=1).tolist()
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:

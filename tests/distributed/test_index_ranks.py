@@ -32,8 +32,9 @@ def alone(whole) -> Path:
     return whole / "alone"
 
 
-def answers(item_vectors, index: ShardedIndex) -> np.ndarray:
+def answers(item_vectors, index: ShardedIndex, nprobe: int = 0) -> np.ndarray:
     """Ids of the K nearest of every seventh complete item, ranked by the score that decides."""
+    index.nprobe = nprobe
     return index.nearest(item_vectors, np.flatnonzero(item_vectors.complete)[::7], K)
 
 
@@ -79,8 +80,8 @@ def test_ranks_write_what_one_process_writes(whole, alone, tmp_path, world, kind
     item_vectors = indexed_vectors(alone, EmbeddingSet(whole / "emb"))
     nprobe = json.loads((alone / "index.json").read_text())["recall"]["nprobe"]
     np.testing.assert_array_equal(
-        answers(item_vectors, ShardedIndex(ours, kind, nprobe)),
-        answers(item_vectors, ShardedIndex(theirs, kind, nprobe)),
+        answers(item_vectors, ShardedIndex(ours, kind), nprobe),
+        answers(item_vectors, ShardedIndex(theirs, kind), nprobe),
     )
     about = json.loads((tmp_path / "index/index.json").read_text())
     assert about == json.loads((alone / "index.json").read_text())

@@ -191,7 +191,7 @@ def whole(tmp_path_factory):
 def test_every_kind_says_how_much_it_finds(whole, tmp_path, kind):
     about = build_index(whole / "emb", tmp_path / "index", IndexConfig(kind=kind))
     item_vectors = indexed_vectors(tmp_path / "index", EmbeddingSet(whole / "emb"))
-    index = ShardedIndex(index_shards(tmp_path / "index"), kind, about["recall"]["nprobe"])
+    index = ShardedIndex(index_shards(tmp_path / "index"), kind)
     told = measured_recall(item_vectors, index, 100, about["recall"]["nprobe"])
     if kind in ("Flat", "SQfp16"):
         assert told["recall_at_50"]["share"] == told["range_recall"]["share"] == 1
@@ -289,7 +289,8 @@ def test_what_an_approximate_index_says_is_off_by_no_more_than_its_margin(whole,
     config = IndexConfig(kind="IVF10,SQ4", recall_rows=50)
     told = build_index(whole / "emb", tmp_path / "index", config)["recall"]
     item_vectors = indexed_vectors(tmp_path / "index", EmbeddingSet(whole / "emb"))
-    index = ShardedIndex(index_shards(tmp_path / "index"), "IVF10,SQ4", told["nprobe"])
+    index = ShardedIndex(index_shards(tmp_path / "index"), "IVF10,SQ4")
+    index.nprobe = told["nprobe"]
     rows = np.linspace(0, 2999, 50).astype(int)
     scores, ids = index.search(item_vectors.queries(range(3000), "complete")[0][rows], 50)
     wide = item_vectors.database(range(3000)).astype(np.float64)

@@ -81,12 +81,7 @@ def gemm(item_vectors: ItemVectors, block: int, kernel: str = "float32") -> Gemm
 
 def faiss_engine(item_vectors: ItemVectors, index: Path, k: int, block: int = 4096) -> FaissEngine:
     """The engine over a saved index."""
-    about, items = read_index_json(index), len(item_vectors)
-    held = [range(*rows) for rows in about["rows"]]
-    queries = [range(n, min(n + block, items)) for n in range(0, items, block)]
-    return FaissEngine(
-        item_vectors, list(zip(index_shards(index), held, strict=True)), queries, about, k
-    )
+    return FaissEngine(item_vectors, index_shards(index), read_index_json(index), block, k)
 
 
 def opened(

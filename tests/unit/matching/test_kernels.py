@@ -14,9 +14,14 @@ from dist_train.distributed.runtime import Runtime
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.matching import build_pairs as stage_join
 from dist_train.matching.build_pairs import set_up
-from dist_train.matching.coarse_pass import Chunk, CoarsePassStats, candidates_of
 from dist_train.matching.index import build_index, indexed_vectors
-from dist_train.matching.kernels import Form, kernels_for
+from dist_train.matching.kernels import (
+    Chunk,
+    CoarsePassStats,
+    Form,
+    candidates_of,
+    kernels_for,
+)
 from dist_train.matching.sampling import KernelTime, faiss_nanoseconds, time_kernels
 from dist_train.matching.vectors import vectors_of_array
 from dist_train.matching.work_folder import WorkFolder
@@ -140,14 +145,16 @@ def indexed(tmp_path_factory):
         ("Flat", 1e-3, "gemm", r"gemm takes 0\.00 ns a pair, faiss \d+\.\d+ \(measured"),
         ("Flat", 1e9, "faiss", r"gemm takes 10+\.00 ns a pair, faiss \d+\.\d+ \(measured"),
         ("IVF", 1.0, "gemm", "it is exact, the index of kind IVF is not"),
-        (None, 1.0, "gemm", "there is no index"),
     ],
 )
-def test_the_engine_is_chosen_by_measurement(indexed, kind, ours, engine, why):
-    choice = KernelTime(KERNELS["float32"], ours)
-    chosen, reason = stage_join._faster_engine(indexed[1], kind, choice, 0.6, Runtime("cpu"))
-    assert chosen == engine
-    assert re.match(why, reason)
+def test_the_engine_is_chosen_by_measurement(indexed, monkeypatch, kind, ours, engine, why):
+    choices, (folder, item_vectors) = [KernelTime(KERNELS["float32"], ours)], indexed
+    monkeypatch.setattr(stage_join, "time_kernels", lambda *_: choices)
+    monkeypatch.setattr(stage_join, "read_index_json", lambda _: {"kind": kind})
+    config = JoinConfig(max_score_floor=0.6)
+    plan = stage_join._plan(item_vectors, folder / "Flat", config, Runtime("cpu"), [])
+    assert plan["engine"] == engine
+    assert re.match(why, plan["reason"])
 
 
 def test_faiss_is_timed_on_the_sample():

@@ -32,9 +32,9 @@ block_pairs = sys.argv[5]
 files = sorted(out.glob("image-*.npy"))
 rows = Rows([np.load(path, mmap_mode="r") for path in files])
 item_vectors = ItemVectors({"image": ModalityVectors(rows, np.ones(items, bool), 1.0)})
-config = JoinConfig(memory=memory, neighbours=5, pairs_per_item=5, device="cpu")
+config = JoinConfig(engine="gemm", memory=memory, neighbours=5, pairs_per_item=5, device="cpu")
 runtime = Runtime("cpu")
-engine, limits, bounds = set_up(item_vectors, None, out / "pairs", config, runtime)
+engine, limits, bounds = set_up(item_vectors, out / "index", out / "pairs", config, runtime)
 before = peak_bytes()
 some = engine.block_pairs[:: max(1, len(engine.block_pairs) // int(block_pairs))]
 engine.block_pairs[:] = some

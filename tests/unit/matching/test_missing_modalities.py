@@ -75,9 +75,6 @@ def test_floors_on_disk_only_rise_and_only_where_they_are_told(tmp_path):
             truth[row] = max(truth[row], value)
         wanted = np.sort(rng.choice(20, 7, replace=False))
         np.testing.assert_array_equal(KthBestScores(tmp_path / "f", 20).read(wanted), truth[wanted])
-    none = np.zeros(0, np.int64)
-    floors.raise_to(none, np.zeros(0, np.float32))
-    assert len(floors.read(none)) == 0
     np.testing.assert_array_equal(floors.read(np.arange(20)), truth)
 
 
@@ -104,8 +101,7 @@ def test_the_best_so_far_are_the_best_of_all_in_any_batches(k, batch):
     pd.testing.assert_frame_equal(
         table, pd.DataFrame(wanted, columns=["i", "j", "score"]), check_dtype=False
     )
-    assert near.kth_best_of(rows).tolist() == [least[row] for row in rows]
-    assert near.kth_best_of(np.array([0, 4, 99])).tolist() == [np.inf] * 3  # rows that are not held
+    assert near.kth_best.tolist() == [least[row] for row in rows]
 
 
 # Sizes

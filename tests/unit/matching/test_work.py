@@ -11,14 +11,7 @@ import torch
 
 from dist_train.config.options import bytes_of
 from dist_train.distributed.runtime import Runtime
-from dist_train.matching.blocks import (
-    CHUNK,
-    block_pairs_of,
-    block_size,
-    blocks_of,
-    disjoint_area,
-    join_bounds,
-)
+from dist_train.matching.blocks import CHUNK, block_size, blocks_of, disjoint_area, join_bounds
 from dist_train.matching.engines import GemmEngine
 from dist_train.matching.join import JoinLimits, apply_score_floor, join
 from dist_train.matching.kernels import Kernel, Prepared, kernels_for
@@ -36,7 +29,7 @@ PLAIN = kernels_for(torch.device("cpu"), bf16=False)[0]
 def test_block_pairs_hold_every_pair_once(size):
     item_vectors = indexed_like(planted(300, 8))
     blocks = blocks_of(item_vectors, size)
-    pairs = block_pairs_of(blocks)
+    pairs = GemmEngine(item_vectors, blocks, PLAIN).block_pairs
     seen = np.zeros((300, 300), np.int64)
     for pair in pairs:
         one, other = blocks[pair.query].ids(), blocks[pair.database].ids()
@@ -59,7 +52,7 @@ def test_a_list_of_block_pairs_stays_short(items):
 
 
 def test_one_block_changes_at_a_time():
-    pairs = block_pairs_of(blocks_of(vectors_of_array(np.ones((1000, 2), np.float32)), 100))
+    pairs = gemm(vectors_of_array(np.ones((1000, 2), np.float32)), 100).block_pairs
     for n in range(2, len(pairs)):
         lately = {b for pair in pairs[n - 2 : n] for b in (pair.query, pair.database)}
         assert len({pairs[n].query, pairs[n].database} - lately) <= 1
