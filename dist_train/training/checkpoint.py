@@ -34,7 +34,7 @@ from dist_train.training.sharded_state import (
     load_moments,
     moments,
 )
-from shards.order.state import check_equal
+from shards.order.global_order import check_equal
 from shards.storage.errors import BadInput, Failed
 from shards.storage.files import read_json, sha256_file, sync, write_json
 

@@ -29,7 +29,7 @@ from dist_train.training.optimisation import (
     make_schedule,
 )
 from dist_train.training.sharded_state import complete_state, load_complete_state
-from shards.order.state import OrderState
+from shards.order.global_order import OrderState
 from shards.storage.errors import BadInput
 
 

@@ -39,7 +39,10 @@ def shown(text: str) -> str:
 
 
 class Remote:
-    """A folder at a URL; every process, also a forked one, opens separate connections."""
+    """A folder at a URL; every process, also a forked one, opens separate connections.
+
+    Its methods raise Unreachable after TRIES or an error that no retry cures.
+    """
 
     def __init__(self, url: str) -> None:
         """Raises BadInput for a URL that no installed file system opens."""
@@ -47,21 +50,18 @@ class Remote:
         self._folder()
 
     def where(self, name: str = "") -> str:
-        """The address of a file below the URL, without secrets, for messages."""
+        """The address of a file below the URL, or the URL, without secrets, for messages."""
         return shown(_below(self.url, name) if name else self.url)
 
     def read(self, name: str) -> bytes | None:
-        """A small file; None where there is none. Raises Unreachable."""
+        """A small file; None where there is none."""
         try:
             return self._retried(name, lambda files, path: files.cat_file(path))
-        except FileNotFoundError:
+        except Corrupt:
             return None
 
     def pieces(self, name: str, start: int, size: int) -> Iterator[bytes]:
-        """Yield the bytes from `start` on of a file of `size` bytes, at most CHUNK at a time.
-
-        Raises Corrupt when there is none, Unreachable when it cannot be fetched.
-        """
+        """Yield a file of `size` bytes from `start` on, at most CHUNK at a time; Corrupt if none."""
 
         def fetch(files: Any, path: str) -> bytes:
             data = files.cat_file(path, start=start, end=end)
@@ -76,31 +76,22 @@ class Remote:
 
         while start < size:
             end = min(start + CHUNK, size)
-            try:
-                data = self._retried(name, fetch)
-            except FileNotFoundError:
-                raise Corrupt(f"{self.where(name)}: missing; restore it there") from None
+            data = self._retried(name, fetch)
             yield data
             start += len(data)
 
-    def size(self, name: str) -> int | None:
-        """Bytes of a file; None where the server does not report it. Raises as `pieces` does."""
-        try:
-            return self._retried(name, lambda files, path: files.info(path)["size"])
-        except FileNotFoundError:
-            raise Corrupt(f"{self.where(name)}: missing; restore it there") from None
+    def remote_size(self, name: str) -> int | None:
+        """Bytes of a file by the server, None where it does not report it; Corrupt if none."""
+        return self._retried(name, lambda files, path: files.info(path)["size"])
 
     def _retried(self, name: str, call: Callable[[Any, str], T]) -> T:
-        """`call(file system, path)` for the file `name`, up to TRIES times with growing waits.
-
-        Raises Unreachable after the last try or an error that no retry cures.
-        """
+        """`call(file system, path)` for the file `name`, up to TRIES times with growing waits."""
         for number in range(1, TRIES + 1):
             try:
                 files, root = self._folder()
                 return call(files, _below(root, name))
             except FileNotFoundError:
-                raise
+                raise Corrupt(f"{self.where(name)}: missing; restore it there") from None
             except Exception as error:  # every file system has its own exceptions
                 message = f"{self.where(name)}: {shown(f'{type(error).__name__}: {error}')}"
                 status = getattr(error, "status", None)  # of an HTTP answer
@@ -124,31 +115,29 @@ class Remote:
         # fsspec's event loop does not survive a fork. A forked process opens its own and keeps a
         # reference to the parent's: the finaliser of that one would wait for the dead loop.
         key = (os.getpid(), self.url)
-        if key not in _opened:
-            _opened[key] = _open(self.url)
+        if key in _opened:
+            return _opened[key]
+        import fsspec  # takes a fifth of a second, which sets on disk need not pay
+
+        scheme = self.url.partition("://")[0].rpartition("::")[2].lower()
+        options: dict[str, Any] = {}
+        try:
+            if scheme in ("http", "https"):
+                import aiohttp
+
+                # fsspec's default ends every request after five minutes, even one that progresses.
+                # A body that a proxy compressed on the way would not have the bytes of a range.
+                timeout = aiohttp.ClientTimeout(sock_connect=STALLED / 2, sock_read=STALLED)
+                headers = {"Accept-Encoding": "identity"}
+                options = {"client_kwargs": {"timeout": timeout, "headers": headers}}
+            _opened[key] = fsspec.core.url_to_fs(self.url, **options)
+        except (ImportError, ValueError) as error:
+            package = PACKAGES.get(scheme, f"the fsspec file system for {scheme}")
+            raise BadInput(
+                f"{self.where()}: {shown(str(error))}; install {package}, or give a folder or "
+                "another URL"
+            ) from None
         return _opened[key]
-
-
-def _open(url: str) -> tuple[Any, str]:
-    import fsspec  # takes a fifth of a second, which sets on disk need not pay
-
-    scheme = url.partition("://")[0].rpartition("::")[2].lower()
-    options: dict[str, Any] = {}
-    try:
-        if scheme in ("http", "https"):
-            import aiohttp
-
-            # fsspec's default ends every request after five minutes, even one that progresses. A
-            # body that a proxy compressed on the way would not have the bytes of a range.
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALLED / 2, sock_read=STALLED)
-            headers = {"Accept-Encoding": "identity"}
-            options = {"client_kwargs": {"timeout": timeout, "headers": headers}}
-        return fsspec.core.url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:
-        package = PACKAGES.get(scheme, f"the fsspec file system for {scheme}")
-        raise BadInput(
-            f"{shown(url)}: {shown(str(error))}; install {package}, or give a folder or another URL"
-        ) from None
 
 
 def _below(root: str, name: str) -> str:

@@ -21,7 +21,6 @@ from shards.storage.errors import BadInput, CacheFull, Corrupt, Failed, Unreadab
 from shards.tar.index import ABSENT, MEMBERS, RECORD, TEXTS, ShardIndex, parse_index
 from shards.tar.layout import ITEMS, KIND, index_of, is_tar, shard_path
 
-FROM_JSON = json.JSONDecoder().decode
 FIELDS = {name: (RECORD.names or ()).index(f"{name}_at") for name in MEMBERS}
 """Where in a record the offset, the size and the crc of each member begin."""
 MAX_OPEN = 256
@@ -42,12 +41,9 @@ class ShardSet:
     """A finished shard set, in a folder or at a URL."""
 
     def __init__(self, location: Location) -> None:
-        """Open the set at a path or any URL that fsspec opens.
-
-        Raises BadInput when it is not a finished shard set, Unreachable when a URL does not answer.
-        """
+        """Raises BadInput for what is no finished shard set, Unreachable as `open_files` does."""
         self.files = open_files(location, KIND)
-        self.location = str(self.files)
+        self.location = self.files.where()
         self.manifest = self.files.manifest
         self.fingerprint: str = self.manifest["fingerprint"]
 
@@ -76,9 +72,9 @@ class ShardSet:
 
     def photo(self, posting_id: str) -> bytes | None:
         """The stored JPEG of a posting; None when it has none or is not in the set."""
-        if posting_id not in self._row_of:
+        if (place := self._row_of.get(posting_id)) is None:
             return None
-        row = self.packed.iloc[self._row_of[posting_id]]
+        row = self.packed.iloc[place]
         tar = row.tar if self._mixed else str(shard_path(Path(), row.split, row.shard))
         reader = ItemReader(self.files, [(tar, row.split)])
         return reader[int(np.searchsorted(reader.records["slot"], row.slot))].photo
@@ -150,7 +146,7 @@ class ItemReader:
         else:
             # The form of json is checked, since a matching crc proves nothing of it.
             try:
-                about = FROM_JSON(found.get("json", b"{}").decode())
+                about = json.loads(found.get("json", b"{}").decode())
                 posting_id, title = about["posting_id"], about["title"]
             except (ValueError, TypeError, LookupError, RecursionError):
                 posting_id = title = None
@@ -187,28 +183,27 @@ class ItemReader:
                     f"({error.strerror}); look at its disk"
                 ) from None
             if crc32(found[name]) != record[field + 2]:
-                if not is_renewed and self.files.renew(self.tars[tar]):
+                if isinstance(self.files, Mirror) and not is_renewed:
+                    self.files.cache.discard_if_damaged(self.files.content(self.tars[tar]))
                     self._close()
                     return self._members(tar, record, names, is_renewed=True)
-                what = f"member {name}: bytes differ from its crc"
-                raise Unreadable(f"{self._where(tar, record)}, {what}")
+                raise Unreadable(
+                    f"{self._where(tar, record)}, member {name}: bytes differ from its crc"
+                )
         return found
 
     def _file(self, tar: int) -> int:
         """The descriptor of a tar, opened when it is first needed."""
-
-        def opened() -> int:
-            with self.files.open(self.tars[tar]) as file:
-                return os.dup(file.fileno())
-
         if tar not in self._open:
             if len(self._open) >= MAX_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
             try:
-                self._open[tar] = opened()
+                file = self.files.open(self.tars[tar])
             except CacheFull:  # perhaps because of the copies that this reader holds open
                 self._close()
-                self._open[tar] = opened()
+                file = self.files.open(self.tars[tar])
+            with file:
+                self._open[tar] = os.dup(file.fileno())
         return self._open[tar]
 
     def _close(self) -> None:

@@ -42,20 +42,16 @@ def _fault(path: Path, name: str, listed: Mapping[str, FileFacts]) -> str:
     file, facts = path / name, listed[name]
     if not file.is_file():
         return f"{file}: missing"
-    size = file.stat().st_size
-    others = [other for other in listed if listed[other]["bytes"] == size and other != name]
-    if size != facts["bytes"] and not others:
-        return f"{file}: {size} bytes, packed with {facts['bytes']}"
     sha256 = sha256_file(file)
     if sha256 == facts["sha256"]:
         index = file.with_suffix(".idx")
         if not is_tar(name) or not index.is_file():
             return ""
         return misfit(str(file), name, index.read_bytes(), listed)
-    for other in others:
+    for other in listed:
         if listed[other]["sha256"] == sha256:
             return f"{file}: holds what belongs in {path / other}"
-    if size != facts["bytes"]:
+    if (size := file.stat().st_size) != facts["bytes"]:
         return f"{file}: {size} bytes, packed with {facts['bytes']}"
     damage = ""
     if is_tar(name):

@@ -4,6 +4,7 @@ A shard set is a stage directory too and shards/ depends on nothing of dist_trai
 files are defined here; dist_train/distributed/stage.py adds the chain of parents.
 """
 
+import json
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -178,31 +179,32 @@ def fingerprint_of(stage: dict[str, Any], files: Mapping[str, FileFacts]) -> str
 def open_finished(path: Path, kind: str) -> Manifest:
     """The manifest of a finished stage directory; raises as `read_finished` does."""
 
-    def read(name: str) -> dict[str, Any] | None:
-        return _read_ours(path / name) if (path / name).exists() else None
+    def read(name: str) -> bytes | None:
+        return (path / name).read_bytes() if (path / name).exists() else None
 
-    return read_finished(str(path), kind, read)[1]
+    return read_finished(kind, lambda name: str(path / name), read)[1]
 
 
 def read_finished(
-    where: str, kind: str, read: Callable[[str], Any | None]
+    kind: str, where: Callable[[str], str], read: Callable[[str], bytes | None]
 ) -> tuple[dict[str, Any], Manifest]:
-    """The content of (stage.json, manifest.json) of the directory that messages call `where`.
+    """The content of (stage.json, manifest.json) of a stage directory.
 
-    `read` returns a stage file by its name, None if absent. Raises BadInput when it is not a
-    directory of `kind` in this version's format, Unfinished when it has no manifest.
+    `read` returns a file by its name, None if absent; `where` is what messages call it, and by ""
+    the directory. Raises BadInput when it is not a directory of `kind` in this version's format,
+    Unfinished when it has no manifest.
     """
-    stage = read(STAGE)
-    if stage is None:
-        raise BadInput(f"{where}: not a {kind} directory (no {STAGE})")
+    folder = where("")
+    if (data := read(STAGE)) is None:
+        raise BadInput(f"{folder}: not a {kind} directory (no {STAGE})")
+    stage = parsed(data, STAGE, where(STAGE))
     if stage.get("format") != FORMAT:
-        raise BadInput(f"{where}: format {stage.get('format')}, this version reads {FORMAT}")
+        raise BadInput(f"{folder}: format {stage.get('format')}, this version reads {FORMAT}")
     if stage["kind"] != kind:
-        raise BadInput(f"{where}: holds {stage['kind']}, wanted {kind}")
-    manifest = read(MANIFEST)
-    if manifest is None:
-        raise Unfinished(f"{where}: unfinished (no {MANIFEST}); run the same command again")
-    return stage, manifest
+        raise BadInput(f"{folder}: holds {stage['kind']}, wanted {kind}")
+    if (data := read(MANIFEST)) is None:
+        raise Unfinished(f"{folder}: unfinished (no {MANIFEST}); run the same command again")
+    return stage, parsed(data, MANIFEST, where(MANIFEST))
 
 
 def check_manifest(manifest: Mapping[str, Any], where: str) -> None:
@@ -231,12 +233,16 @@ def faults_of(out: Path) -> list[str]:
     return faults
 
 
-def check_ours(value: Any, name: str, where: str) -> Any:
-    """The JSON `value` of the stage file `name`; raises Corrupt when it lacks the file's keys."""
+def parsed(data: bytes, name: str, where: str) -> Any:
+    """The JSON of the stage file `name`; raises Corrupt when it is none or lacks the file's keys."""
+    try:
+        value = json.loads(data.decode())
+    except ValueError as error:
+        raise Corrupt(f"{where}: not JSON ({error})") from None
     if not isinstance(value, dict) or not KEYS[name] <= value.keys():
         raise Corrupt(f"{where}: not a {name} of dist_train; restore it or create it again")
     return value
 
 
 def _read_ours(path: Path) -> Any:
-    return check_ours(read_json(path), path.name, str(path))
+    return parsed(path.read_bytes(), path.name, str(path))
