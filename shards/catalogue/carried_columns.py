@@ -52,21 +52,18 @@ class Carried:
 
     def schema(self) -> pa.Schema:
         """One type a column, in the order in which they appeared; text where values disagree."""
-        return pa.schema([(name, self._common_type(name)) for name in self.types])
-
-    def _common_type(self, name: str) -> pa.DataType:
-        types = self.types[name]
-        if None in types:
-            return pa.string()
-        known = {kind for kind in types if kind is not None and kind != pa.null()}
-        if len(known) <= 1:
-            return next(iter(known), pa.null())
-        if known == {pa.int64(), pa.float64()} and self.largest[name] <= EXACT:
-            return pa.float64()
-        if all(pa.types.is_decimal(kind) for kind in known):
-            schemas = [pa.schema([(name, kind)]) for kind in known]
-            return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-        return pa.string()
+        fields = []
+        for name, types in self.types.items():
+            known, kind = types - {pa.null()}, pa.string()
+            if known == {pa.int64(), pa.float64()} and self.largest[name] <= EXACT:
+                kind = pa.float64()
+            elif None not in known and len(known) <= 1:
+                kind = next(iter(known), pa.null())
+            elif None not in known and all(pa.types.is_decimal(one) for one in known):
+                schemas = [pa.schema([(name, one)]) for one in known]
+                kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+            fields.append((name, kind))
+        return pa.schema(fields)
 
 
 def of_type(column: pd.Series, kind: pa.DataType) -> pd.Series:

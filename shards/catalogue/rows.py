@@ -80,10 +80,9 @@ class Catalogue:
         """Yield all columns, chunk by chunk; `carried` has the file's names and their types."""
         names = self._names(carried.names)
         for chunk in self._chunks():
+            missing = pd.Series([None] * len(chunk), chunk.index, object)
             others = {
-                name: of_type(chunk[field.name], field.type)
-                if field.name in chunk
-                else pd.Series([None] * len(chunk), chunk.index, object)
+                name: of_type(chunk.get(field.name, missing), field.type)
                 for name, field in zip(names, carried, strict=True)
                 if name not in COLUMNS
             }

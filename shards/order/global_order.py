@@ -42,13 +42,13 @@ class Order:
         """Item numbers (int64, 0 to N-1) at `positions` (int64, 0 and up, any shape)."""
         positions = np.asarray(positions, np.int64)
         epochs, places = np.divmod(positions.ravel(), self.positions)
-        numbers = np.empty_like(places)
+        items = np.empty_like(places)
         for epoch in np.unique(epochs):
             in_epoch = epochs == epoch
-            numbers[in_epoch] = self._of_epoch(places[in_epoch], int(epoch))
-        return numbers.reshape(positions.shape)
+            items[in_epoch] = self.numbers(places[in_epoch], int(epoch))
+        return items.reshape(positions.shape)
 
-    def _of_epoch(self, places: np.ndarray, epoch: int) -> np.ndarray:
+    def numbers(self, places: np.ndarray, epoch: int) -> np.ndarray:
         """Item numbers (n,) at `places` (n,), 0 to `positions` - 1, of one epoch."""
         return permuted(places, self.items, round_keys(self.seed, epoch))
 
@@ -68,7 +68,7 @@ class WindowOrder(Order):
     chunk: int = 16
     chunks: int = 2048
 
-    def _of_epoch(self, places: np.ndarray, epoch: int) -> np.ndarray:
+    def numbers(self, places: np.ndarray, epoch: int) -> np.ndarray:
         chunks = -(-self.items // self.chunk)
         windows = max(1, (2 * chunks + self.chunks) // (2 * self.chunks))
         # Window w holds the chunks from w x chunks / windows (rounded down) to the next one's.
@@ -93,7 +93,7 @@ class StoredOrder(Order):
     name: ClassVar[str] = "none"
     seed: int = 0
 
-    def _of_epoch(self, places: np.ndarray, epoch: int) -> np.ndarray:
+    def numbers(self, places: np.ndarray, epoch: int) -> np.ndarray:
         return places
 
 

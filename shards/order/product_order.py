@@ -45,7 +45,7 @@ class ProductOrder(Order):
         """Name and parameters of this order."""
         return super().mode | {"products": self.products, "photos": self.photos}
 
-    def _of_epoch(self, places: np.ndarray, epoch: int) -> np.ndarray:
+    def numbers(self, places: np.ndarray, epoch: int) -> np.ndarray:
         if epoch not in self._epochs:
             # Two are kept: a batch may lie on both sides of an epoch's end.
             self._epochs = {e: laid for e, laid in self._epochs.items() if e == epoch - 1}

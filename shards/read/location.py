@@ -1,6 +1,7 @@
 """The location of a stage directory that is read: a folder, or any URL that fsspec opens."""
 
 import hashlib
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -43,10 +44,8 @@ class Folder:
 
     def size(self, name: str) -> int:
         """Bytes of a file; raises Corrupt when it is missing."""
-        try:
-            return (self.path / name).stat().st_size
-        except FileNotFoundError:
-            raise Corrupt(f"{self.where(name)}: missing; restore it or pack again") from None
+        with self.open(name) as file:
+            return os.fstat(file.fileno()).st_size
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading; raises Corrupt when it is missing."""
@@ -126,7 +125,9 @@ class Mirror(Remote):
     def _fault(self, name: str) -> str:
         content, found = self.content(name), hashlib.sha256()
         try:
-            if (size := self.remote_size(name)) not in (None, content.bytes):
+            # None where the server does not report it.
+            size = self.retried(name, lambda files, path: files.info(path)["size"])
+            if size not in (None, content.bytes):
                 return f"{content.where}: {size} bytes, packed with {content.bytes}"
             for piece in content.fetch(0):
                 found.update(piece)

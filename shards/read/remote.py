@@ -56,12 +56,12 @@ class Remote:
     def read(self, name: str) -> bytes | None:
         """A small file; None where there is none."""
         try:
-            return self._retried(name, lambda files, path: files.cat_file(path))
+            return self.retried(name, lambda files, path: files.cat_file(path))
         except Corrupt:
             return None
 
     def pieces(self, name: str, start: int, size: int) -> Iterator[bytes]:
-        """Yield a file of `size` bytes from `start` on, at most CHUNK at a time; Corrupt if none."""
+        """Yield a file of `size` bytes from `start` on, at most CHUNK at a time."""
 
         def fetch(files: Any, path: str) -> bytes:
             data = files.cat_file(path, start=start, end=end)
@@ -76,16 +76,15 @@ class Remote:
 
         while start < size:
             end = min(start + CHUNK, size)
-            data = self._retried(name, fetch)
+            data = self.retried(name, fetch)
             yield data
             start += len(data)
 
-    def remote_size(self, name: str) -> int | None:
-        """Bytes of a file by the server, None where it does not report it; Corrupt if none."""
-        return self._retried(name, lambda files, path: files.info(path)["size"])
+    def retried(self, name: str, call: Callable[[Any, str], T]) -> T:
+        """`call(file system, path)` for the file `name`, up to TRIES times with growing waits.
 
-    def _retried(self, name: str, call: Callable[[Any, str], T]) -> T:
-        """`call(file system, path)` for the file `name`, up to TRIES times with growing waits."""
+        Raises Corrupt when there is no such file.
+        """
         for number in range(1, TRIES + 1):
             try:
                 files, root = self._folder()

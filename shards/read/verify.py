@@ -10,10 +10,10 @@ from shards.storage.errors import Corrupt
 from shards.storage.files import sha256_file
 from shards.storage.stage_files import FileFacts
 from shards.storage.workers import each
-from shards.tar.index import MEMBERS, misfit, read_index
+from shards.tar.index import misfit, read_index
 from shards.tar.layout import KIND, is_tar
 from shards.tar.scan import members
-from shards.tar.write import check_member
+from shards.tar.write import check_members
 
 
 def verify(location: Location, workers: int = 1) -> list[str]:
@@ -57,11 +57,7 @@ def _fault(path: Path, name: str, listed: Mapping[str, FileFacts]) -> str:
     if is_tar(name):
         damage = " (outside the members: a header or padding)"
         try:
-            index = read_index(file.with_suffix(".idx"))
-            with file.open("rb") as opened:
-                for record in index.records:
-                    for member in MEMBERS:
-                        check_member(opened, record, member, file)
+            check_members(file, read_index(file.with_suffix(".idx")).records)
             for _ in members(file):
                 pass
         except Corrupt as fault:

@@ -20,13 +20,13 @@ def locked(path: Path) -> Iterator[None]:
 
     On a file system without locks the block runs unlocked, after a warning.
     """
-    held: AbstractContextManager[Any] = nullcontext()
     try:
-        held = open_locked(path, fcntl.LOCK_EX)
+        held: AbstractContextManager[Any] = open_locked(path, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
         log.warning("%s: a file system without locks; start the last task by itself", path)
+        held = nullcontext()
     with held:
         yield
 

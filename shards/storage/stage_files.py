@@ -13,8 +13,8 @@ from typing import Any, TypedDict
 
 from shards.storage.errors import BadInput, Corrupt, Unfinished
 from shards.storage.files import (
-    is_temporary,
     json_bytes,
+    names_in,
     read_json,
     sha256_file,
     sha256_json,
@@ -67,10 +67,10 @@ def begin(out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any])
     """
     wanted = {"kind": kind, "config": config, "parents": parents}
     # Listed before stage.json is looked for: another process may claim and fill the folder now.
-    names = _names(out) if out.is_dir() else set()
+    names = names_in(out) if out.is_dir() else set()
     # A stage that failed before it wrote anything (a mistyped option) leaves the folder free.
     empty = {"": {STAGE}, "failed": {STAGE, STATUS}}
-    if (out / STAGE).exists() and empty.get(status_of(out)) != _names(out):
+    if (out / STAGE).exists() and empty.get(status_of(out)) != names_in(out):
         _check_same(out, wanted)
     elif out.is_file() or names - {STAGE, STATUS}:
         raise BadInput(f"{out}: holds files of something else; name a new or an empty folder")
@@ -87,10 +87,6 @@ def begin(out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any])
         return True
     write_status(out, "running")
     return False
-
-
-def _names(out: Path) -> set[str]:
-    return {path.name for path in out.iterdir() if not is_temporary(path)}
 
 
 def _check_same(out: Path, wanted: dict[str, Any]) -> None:
@@ -234,7 +230,7 @@ def faults_of(out: Path) -> list[str]:
 
 
 def parsed(data: bytes, name: str, where: str) -> Any:
-    """The JSON of the stage file `name`; raises Corrupt when it is none or lacks the file's keys."""
+    """The JSON of the stage file `name`; raises Corrupt when it is none or lacks its keys."""
     try:
         value = json.loads(data.decode())
     except ValueError as error:

@@ -44,10 +44,6 @@ class ShardIndex:
     header: dict[str, Any]
     records: np.ndarray
 
-    def fits(self, facts: Mapping[str, Any]) -> bool:
-        """Whether this is the index of the tar with the manifest's `facts`."""
-        return self.header.get("tar_sha256") == facts.get("sha256")
-
     def of_split(self, split: str) -> "ShardIndex":
         """The index of the items of one split; a packed tar has items of one split only."""
         splits: dict[str, int] | None = self.header.get("splits")
@@ -112,7 +108,7 @@ def misfit(where: str, tar: str, index: bytes, files: Mapping[str, FileFacts]) -
     if listed is None or hashlib.sha256(index).hexdigest() != listed["sha256"]:
         return ""
     try:
-        if parse_index(index, where).fits(files[tar]):
+        if parse_index(index, where).header.get("tar_sha256") == files[tar]["sha256"]:
             return ""
     except Corrupt as fault:
         return str(fault)
