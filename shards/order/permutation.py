@@ -48,10 +48,7 @@ def permuted(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray) -> n
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al., 2014), a bijection of uint64.
-
-    Every input bit affects every output bit.
-    """
+    """The finaliser of splitmix64 (Steele et al., 2014), a bijection of uint64."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -22,10 +22,7 @@ class ProductOrder(Order):
     name = "products"
 
     def __init__(self, class_ids: np.ndarray, seed: int, products: int, photos: int) -> None:
-        """`class_ids` (N,): the class of every item. O(N log N), and O(groups log groups) an epoch.
-
-        `products` is P, `photos` is K.
-        """
+        """`class_ids` (N,): of every item; P `products`, K `photos`. O(N log N) once an epoch."""
         super().__init__(len(class_ids), seed)
         self.products, self.photos = products, photos
         self.members = np.argsort(class_ids, kind="stable")

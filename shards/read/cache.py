@@ -28,10 +28,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Content:
-    """A file to copy: its address for messages, its sha256 and size in bytes.
-
-    `fetch(start)` yields its bytes from `start` on.
-    """
+    """A file to copy; `where` is for messages, `fetch(start)` yields its bytes from `start` on."""
 
     where: str
     sha256: str
@@ -39,12 +36,16 @@ class Content:
     fetch: Callable[[int], Iterable[bytes]]
 
 
-@dataclass(frozen=True)
 class Cache:
-    """A folder of copies, of at most `limit` bytes if it is not None."""
+    """This node's folder of copies, of at most `limit` bytes if it is not None."""
 
-    folder: Path
-    limit: int | None = None
+    def __init__(self) -> None:
+        """Take folder and limit from the environment; BadInput if malformed."""
+        folder, limit = os.environ.get(FOLDER), os.environ.get(LIMIT)
+        if limit and not limit.isdecimal():
+            raise BadInput(f"{LIMIT}={limit}: write a number of bytes")
+        where = Path(folder) if folder else Path.home() / ".cache" / "dist_train"
+        self.folder, self.limit = where.absolute(), int(limit) if limit else None
 
     def open(self, content: Content) -> BinaryIO:
         """Open the copy for reading, downloading it if need be; it stays while it is open.
@@ -140,10 +141,7 @@ class Cache:
                         ) from None
 
     def _evict(self, need: int) -> int:
-        """Remove copies that nobody reads, least recently used first, until `need` bytes are free.
-
-        Returns the bytes freed, which may be fewer.
-        """
+        """Free `need` bytes: copies nobody reads go, least recently used first; the bytes freed."""
         freed = 0
         for _, size, path in sorted(self._copies()):
             if freed >= need:
@@ -160,12 +158,3 @@ class Cache:
             with suppress(FileNotFoundError):  # another process made space
                 found = path.stat()
                 yield found.st_mtime_ns, found.st_size, path
-
-
-def cache_here() -> Cache:
-    """The cache of this node, with folder and limit from the environment; BadInput if malformed."""
-    folder, limit = os.environ.get(FOLDER), os.environ.get(LIMIT)
-    if limit and not limit.isdecimal():
-        raise BadInput(f"{LIMIT}={limit}: write a number of bytes")
-    where = Path(folder) if folder else Path.home() / ".cache" / "dist_train"
-    return Cache(where.absolute(), int(limit) if limit else None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from shards.read.cache import Content, cache_here
+from shards.read.cache import Cache, Content
 from shards.read.remote import Remote, is_url
 from shards.storage import stage_files
 from shards.storage.errors import Corrupt, Unreachable
@@ -19,10 +19,7 @@ Location = str | Path
 
 
 def open_files(location: Location, kind: str) -> "Folder | Mirror":
-    """The files of the finished stage directory of `kind` at a path or URL.
-
-    Raises BadInput for anything else, Unreachable when a URL does not answer.
-    """
+    """The finished stage directory of `kind` at a path or URL; raises BadInput, or Unreachable."""
     if not isinstance(location, str) or not is_url(location):
         return Folder(Path(location), kind)
     if location.startswith("file://"):
@@ -61,7 +58,7 @@ class Mirror(Remote):
     def __init__(self, url: str, kind: str) -> None:
         """Raises BadInput, Corrupt or Unreachable, naming the URL."""
         super().__init__(url)
-        self.cache = cache_here()
+        self.cache = Cache()
         stage, self.manifest = stage_files.read_finished(kind, self.where, self.read)
         where, files = self.where(stage_files.MANIFEST), self.manifest["files"]
         if stage_files.fingerprint_of(stage, files) != self.manifest["fingerprint"]:
@@ -85,12 +82,8 @@ class Mirror(Remote):
         return self.content(name).bytes
 
     def open(self, name: str) -> BinaryIO:
-        """Open this node's copy of a file for reading; raises as `Cache.open` does.
-
-        The sha256 of the copy is compared here, except that of a tar, whose members have a crc
-        that every read checks.
-        """
-        if not is_tar(name):
+        """Open this node's copy of a file, its sha256 compared; raises as `Cache.open` does."""
+        if not is_tar(name):  # every read of a tar checks a crc
             self.cache.discard_if_damaged(self.content(name))
         return self.cache.open(self.content(name))
 
@@ -105,10 +98,7 @@ class Mirror(Remote):
         return Content(self.where(name), facts["sha256"], facts["bytes"], fetch)
 
     def faults(self) -> list[str]:
-        """Every file at the URL that differs from the manifest; no copy is kept.
-
-        Files that the manifest does not list are not looked for: HTTP has no listing.
-        """
+        """Every listed file that differs at the URL (HTTP lists no others); no copy is kept."""
         found, where = [], self.where(stage_files.STAGE)
         stage = self.read(stage_files.STAGE) or b""
         if hashlib.sha256(stage).hexdigest() != self.manifest["stage_sha256"]:

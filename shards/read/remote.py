@@ -39,10 +39,7 @@ def shown(text: str) -> str:
 
 
 class Remote:
-    """A folder at a URL; every process, also a forked one, opens separate connections.
-
-    Its methods raise Unreachable after TRIES or an error that no retry cures.
-    """
+    """A folder at a URL; every process, also a forked one, opens separate connections."""
 
     def __init__(self, url: str) -> None:
         """Raises BadInput for a URL that no installed file system opens."""

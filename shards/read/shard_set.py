@@ -1,7 +1,4 @@
-"""A shard set read by position: one pread a member, its crc checked.
-
-A set at a URL is read the same way, from copies on this node (shards/read/location.py).
-"""
+"""A shard set read by position: one pread a member, its crc checked."""
 
 import json
 import os
@@ -93,10 +90,7 @@ class ItemReader:
     """Items of some tars by position; safe to copy into worker processes."""
 
     def __init__(self, files: Folder | Mirror, sources: Sequence[tuple[str, str]]) -> None:
-        """Open the indices of `sources` (tar, split); the tars when they are first read.
-
-        Raises Corrupt naming a file that does not fit its index.
-        """
+        """Open the indices of `sources` (tar, split); Corrupt names one that does not fit."""
         self.files, self.tars = files, [tar for tar, _ in sources]
         indices: dict[str, ShardIndex] = {}
         for tar in dict.fromkeys(self.tars):
@@ -130,10 +124,7 @@ class ItemReader:
         return self.read(position)
 
     def read(self, position: int, photo: bool = True) -> Item:
-        """Read the item at `position` (0 to len - 1), without its photo if `photo` is False.
-
-        Raises Unreadable naming file and slot, Failed when the disk does not return the bytes.
-        """
+        """The item at `position`; raises Unreadable naming file and slot, Failed for the disk."""
         if not 0 <= position < len(self):
             raise IndexError(position)
         # All fields of the record at once: one by one is slow.

@@ -17,10 +17,7 @@ from shards.tar.write import check_members
 
 
 def verify(location: Location, workers: int = 1) -> list[str]:
-    """Every fault of the shard set, each naming its file; empty when all is as it was packed.
-
-    `workers` processes read the files of a folder; a set at a URL is read by this process.
-    """
+    """Every fault of a shard set, each naming its file; `workers` processes read a folder."""
     try:
         files = open_files(location, KIND)
         if isinstance(files, Mirror):

@@ -11,9 +11,6 @@ from typing import Any
 
 from shards.storage.errors import BadInput, Corrupt
 
-NOTHING_TO_SYNC = {errno.EINVAL, errno.EROFS}
-"""Errors of fsync where nothing can be waiting for the disk, as on a read-only medium."""
-
 
 def temporary_name(path: Path) -> Path:
     """The name beside `path` that this process writes under; it holds the host and process id."""
@@ -109,7 +106,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in NOTHING_TO_SYNC:
+        if error.errno not in (errno.EINVAL, errno.EROFS):  # read-only: nothing waits for the disk
             raise
     finally:
         os.close(descriptor)

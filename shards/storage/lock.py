@@ -16,10 +16,7 @@ log = logging.getLogger("shards")
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for it; the system frees it when its holder dies.
-
-    On a file system without locks the block runs unlocked, after a warning.
-    """
+    """Hold the lock file `path`, waiting for it; where there are no locks, only warn of it."""
     try:
         held: AbstractContextManager[Any] = open_locked(path, fcntl.LOCK_EX)
     except OSError as error:

@@ -39,10 +39,7 @@ class FileFacts(TypedDict):
 
 
 class Manifest(TypedDict):
-    """manifest.json; `files` has a file's facts by its path below the directory.
-
-    `sha256` is that of the manifest itself, without this key, by `sha256_json`.
-    """
+    """manifest.json; `files` by their path below the directory, `sha256` that of all other keys."""
 
     format: int
     kind: str
@@ -211,10 +208,7 @@ def check_manifest(manifest: Mapping[str, Any], where: str) -> None:
 
 
 def faults_of(out: Path) -> list[str]:
-    """Differences of stage.json and status.json from what `finish` wrote.
-
-    Raises Corrupt when the manifest itself is damaged, since it proves nothing then.
-    """
+    """Differences of stage.json and status.json; raises Corrupt when the manifest is damaged."""
     manifest = _read_ours(out / MANIFEST)
     check_manifest(manifest, str(out / MANIFEST))
     if (out / MANIFEST).read_bytes() != json_bytes(manifest):

@@ -17,8 +17,6 @@ from shards.storage.errors import Failed
 
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """The signals that request a stop: from a launcher or container, Slurm's time limit, Ctrl-C."""
-PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h."""
 
 
 def each(
@@ -26,8 +24,7 @@ def each(
 ) -> Generator[Any]:
     """Yield `function(*job)` of every job in their order; in this process when `workers` is 1.
 
-    At most 2 × `workers` jobs are held at a time, so memory does not grow with their number.
-    Raises Failed, naming the `work`, when a process was killed.
+    At most 2 × `workers` jobs are held. Raises Failed, naming `work`, when a process was killed.
     """
     if workers == 1:
         yield from (function(*job) for job in jobs)
@@ -77,10 +74,7 @@ def _start_worker(watched: Connection) -> None:
 
 @contextmanager
 def stops_blocked() -> Iterator[None]:
-    """Processes that are started inside the block begin with STOPS blocked.
-
-    A signal to this process meanwhile is delivered when the block ends.
-    """
+    """Processes started inside begin with STOPS blocked; a stop of this one waits for the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
@@ -95,7 +89,7 @@ def leave_stops_to_parent() -> None:
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited by the thread below
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of linux/prctl.h
     if os.getppid() != parent:  # it died before prctl
         os._exit(1)
 

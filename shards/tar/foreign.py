@@ -35,10 +35,7 @@ PROBE = PackOptions(size=64)
 
 @dataclass
 class _Sample:
-    """The members of one item of `tar` by role; `at` is the byte where its first begins.
-
-    Remarks on what cannot be used are collected in `reasons`.
-    """
+    """The members by role of an item that begins at byte `at`, and remarks on what is not used."""
 
     tar: Path
     key: str

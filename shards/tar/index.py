@@ -100,10 +100,7 @@ def parse_index(data: bytes, path: str) -> ShardIndex:
 
 
 def misfit(where: str, tar: str, index: bytes, files: Mapping[str, FileFacts]) -> str:
-    """The fault when `tar`, intact by the manifest's `files`, does not belong to its `index`.
-
-    Empty if there is none, and beside a damaged index, which is reported as another fault.
-    """
+    """The fault when `tar`, intact by the manifest's `files`, has the intact `index` of another."""
     listed = files.get(index_of(tar))
     if listed is None or hashlib.sha256(index).hexdigest() != listed["sha256"]:
         return ""

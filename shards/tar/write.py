@@ -48,10 +48,7 @@ def write_shard(tar: Path, samples: Iterable[Sample], before_mark: Callable[[], 
 
 
 def _header(name: str, size: int) -> bytes:
-    """The USTAR header of a member, as tarfile writes it but several times faster.
-
-    Fixed time, owner and mode: the same plan gives the same bytes.
-    """
+    """The USTAR header of a member, without time and owner: tarfile's, but several times faster."""
     head = name.encode().ljust(100, b"\0") + TEMPLATE[100:124] + b"%011o" % size + TEMPLATE[135:148]
     tail = TEMPLATE[156:]
     # The checksum counts itself as eight blanks (POSIX.1, ustar).
