@@ -31,8 +31,7 @@ log = logging.getLogger("shards")
 class Carried:
     """What was seen of each column of a catalogue: the types of its chunks, its largest integer.
 
-    None stands for a chunk of values without a common type. Only JSON Lines can hold such a column,
-    items.parquet cannot: it becomes text.
+    None is a chunk of values without a common type, as only JSON Lines can hold: it becomes text.
     """
 
     types: dict[str, set[pa.DataType | None]] = field(default_factory=dict)
@@ -63,7 +62,7 @@ class Carried:
                 self.largest[name] = max(self.largest.get(name, 0), seen)
 
     def schema(self) -> pa.Schema:
-        """A type for each column: what pyarrow infers from all its values, text where they disagree."""
+        """A type for each column: what pyarrow infers of all its values, text if they disagree."""
         fields = []
         for name, types in self.types.items():
             known, kind = types - {pa.null()}, pa.string()
@@ -95,10 +94,6 @@ class Catalogue:
                 raise BadInput(f"--columns {ours}={name}: {ours} is not one of {known}")
             if theirs.count(name) > 1:
                 raise BadInput(f"--columns {ours}={name}: {name} is given to two names")
-
-    def head(self) -> pd.DataFrame:
-        """The first postings, for checks before any work."""
-        return next(self.postings(Carried()))
 
     def postings(self, carried: Carried) -> Iterator[pd.DataFrame]:
         """Yield COLUMNS as text, noting types in `carried`; BadInput for all but a repeated id."""
@@ -197,25 +192,22 @@ class Catalogue:
         legal, but a quote that is never closed swallows rows in the same way.
         """
         csv.field_size_limit(2**31 - 1)  # for the process; pandas, which reads it too, has none
-        names: list[str] | None = None
-        row, spanning, first, last_line = 0, 0, 0, 0
+        width, row, spanning, first, last_line = 0, -1, 0, 0, 0
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=SEPARATORS[self.path.suffix.lower()])
             for cells in reader:
                 lines, last_line = reader.line_num - last_line, reader.line_num
                 if not cells or (len(cells) == 1 and not cells[0].strip()):
                     continue  # pandas skips blank lines
-                if names is None:
-                    names = cells
-                    continue
                 row += 1
-                if len(cells) < len(names):
+                width = width or len(cells)
+                if len(cells) < width:
                     raise BadInput(
                         f"{self.path}: row {row} (line {last_line}): {len(cells)} cells where the "
-                        f"first line names {len(names)}; was the file cut? Give every row all its "
+                        f"first line names {width}; was the file cut? Give every row all its "
                         "cells"
                     )
-                if lines > 1:
+                if lines > 1 and row:
                     spanning, first = spanning + 1, first or row
         if spanning:
             log.warning(
@@ -327,7 +319,5 @@ NULLABLE = {
 }
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 READERS: dict[str, Callable[[Path], Iterator[pd.DataFrame]]] = {
-    **{suffix: partial(_read_csv, separator=sep) for suffix, sep in SEPARATORS.items()},
-    ".parquet": _read_parquet,
-    ".jsonl": _read_json_lines,
-}
+    suffix: partial(_read_csv, separator=separator) for suffix, separator in SEPARATORS.items()
+} | {".parquet": _read_parquet, ".jsonl": _read_json_lines}

@@ -101,9 +101,8 @@ class StoredOrder(Order):
 class OrderState:
     """The data, the order and the position in it; under 1 kB as JSON for data of any size.
 
-    `fingerprint` is the shard set's, `mode` the order's (all its parameters), `batch` the items
-    per step and `position` the items that completed steps have used. Items that were only read
-    ahead are not counted.
+    `fingerprint` is the shard set's, `batch` the items per step and `position` the items that
+    completed steps have used: those only read ahead are not counted.
     """
 
     fingerprint: str
@@ -121,10 +120,9 @@ class OrderState:
         return {"format": FORMAT} | asdict(self)
 
     def check_goes_on(self, saved: dict[str, Any], where: str) -> int:
-        """The position of a saved state (JSON) of the same order.
+        """The position of a saved state (JSON) of the same order, be it of another batch.
 
-        Another batch is allowed where the order does not depend on it. Raises BadInput naming
-        `where` and what differs: resuming in another order would repeat and lose items.
+        Raises BadInput naming `where` and what differs: resuming would repeat and lose items.
         """
         ours = self.to_json()
         for name in ("format", "fingerprint", "seed", "mode"):

@@ -26,8 +26,7 @@ def keys_of_each(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 def permuted(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray) -> np.ndarray:
     """The values (n,), int64, of `places` (n,) under `keys` (ROUNDS, 1 or n).
 
-    Each place is below its size of `sizes`, and so is its value. Places with equal size and keys
-    get different values.
+    Places and values are below their `sizes`; with equal size and keys the values differ.
     """
     walked = places.astype(np.uint64)
     sizes = np.broadcast_to(np.asarray(sizes, np.uint64), walked.shape)

@@ -39,7 +39,6 @@ class ProductOrder(Order):
 
     @property
     def mode(self) -> Mode:
-        """Name and parameters of this order."""
         return super().mode | {"products": self.products, "photos": self.photos}
 
     def numbers(self, places: np.ndarray, epoch: int) -> np.ndarray:

@@ -23,7 +23,6 @@ from shards.storage.lock import open_locked
 FOLDER, LIMIT = "DIST_TRAIN_CACHE", "DIST_TRAIN_CACHE_BYTES"
 DOWNLOADS = 3
 """Downloads with a wrong sha256 before a file is refused."""
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Cache:
                 try:
                     rest = rest[part.write(rest) :]
                 except OSError as error:
-                    if error.errno not in NO_SPACE:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                         raise
                     if not self._evict(len(rest)):
                         raise CacheFull(

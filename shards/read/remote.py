@@ -80,7 +80,7 @@ class Remote:
     def retried(self, name: str, call: Callable[[Any, str], T]) -> T:
         """`call(file system, path)` for the file `name`, up to TRIES times with growing waits.
 
-        Raises Corrupt when there is no such file.
+        Raises Corrupt for no such file, Unreachable after the last try or where none would help.
         """
         for number in range(1, TRIES + 1):
             try:
@@ -91,10 +91,8 @@ class Remote:
             except Exception as error:  # every file system has its own exceptions
                 message = f"{self.where(name)}: {shown(f'{type(error).__name__}: {error}')}"
                 status = getattr(error, "status", None)  # of an HTTP answer
-                is_refused = isinstance(status, int) and 400 <= status < 500
-                is_final = (is_refused and status not in (408, 425, 429)) or isinstance(
-                    error, (PermissionError, ImportError, IsADirectoryError)
-                )
+                is_final = isinstance(error, (PermissionError, ImportError, IsADirectoryError))
+                is_final |= status in range(400, 500) and status not in (408, 425, 429)
                 if number == TRIES or is_final:
                     tries = f"after {number} {'try' if number == 1 else 'tries'}"
                     # Without its cause: the cause's message may hold what `shown` left out.

@@ -43,6 +43,8 @@ class ShardSet:
         self.location = self.files.where()
         self.manifest = self.files.manifest
         self.fingerprint: str = self.manifest["fingerprint"]
+        # A tar from another tool may hold items of every split.
+        self._mixed = "indexed_tars" in self.manifest["counts"]
 
     @cached_property
     def items(self) -> pd.DataFrame:
@@ -76,11 +78,6 @@ class ShardSet:
         reader = ItemReader(self.files, [(tar, row.split)])
         return reader[int(np.searchsorted(reader.records["slot"], row.slot))].photo
 
-    @property
-    def _mixed(self) -> bool:
-        # A tar from another tool may hold items of every split.
-        return "indexed_tars" in self.manifest["counts"]
-
     @cached_property
     def _row_of(self) -> dict[str, int]:
         return {posting_id: row for row, posting_id in enumerate(self.packed.posting_id)}
@@ -91,6 +88,7 @@ class ItemReader:
 
     def __init__(self, files: Folder | Mirror, sources: Sequence[tuple[str, str]]) -> None:
         """Open the indices of `sources` (tar, split); Corrupt names one that does not fit."""
+        self._open: dict[int, int] = {}
         self.files, self.tars = files, [tar for tar, _ in sources]
         indices: dict[str, ShardIndex] = {}
         for tar in dict.fromkeys(self.tars):
@@ -107,20 +105,16 @@ class ItemReader:
         self.records = np.concatenate([np.zeros(0, RECORD), *(index.records for index in found)])
         self.tar_of = np.repeat(np.arange(len(found)), [len(index.records) for index in found])
         # Only the indices of tars from other tools hold texts; packed tars have them in json.
+        text = np.dtypes.StringDType()
         self._posting_ids, self._titles = (
-            np.array(
-                [text for index in found for text in index.header.get(name, ())],
-                np.dtypes.StringDType(),
-            )
+            np.array([one for index in found for one in index.header.get(name, ())], text)
             for name in TEXTS
         )
-        self._open: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, position: int) -> Item:
-        """The complete item at `position`; see `read`."""
         return self.read(position)
 
     def read(self, position: int, photo: bool = True) -> Item:
@@ -152,8 +146,7 @@ class ItemReader:
         return self.__dict__ | {"_open": {}}
 
     def __del__(self) -> None:
-        if "_open" in self.__dict__:
-            self._close()
+        self._close()
 
     def _where(self, tar: int, record: tuple) -> str:
         return f"{self.files.where(self.tars[tar])}: slot {record[0]}"

@@ -183,9 +183,8 @@ def read_finished(
 ) -> tuple[dict[str, Any], Manifest]:
     """The content of (stage.json, manifest.json) of a stage directory.
 
-    `read` returns a file by its name, None if absent; `where` is what messages call it, and by ""
-    the directory. Raises BadInput when it is not a directory of `kind` in this version's format,
-    Unfinished when it has no manifest.
+    `read` gives a file by its name or None; `where` names it, or by "" the directory, in messages.
+    Raises BadInput unless it is of `kind` in this version's format, Unfinished without manifest.
     """
     folder = where("")
     if (data := read(STAGE)) is None:

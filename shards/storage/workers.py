@@ -83,11 +83,9 @@ def stops_blocked() -> Iterator[None]:
 
 
 def leave_stops_to_parent() -> None:
-    """Called in a worker: from now on only its parent's SIGTERM or death ends it, none of STOPS.
-
-    SIGTERM cannot simply be ignored: torch and multiprocessing end workers by it and wait.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited by the thread below
+    """Called in a worker: from now on only its parent's SIGTERM or death ends it, none of STOPS."""
+    # Not ignored: torch and multiprocessing end workers by SIGTERM. Inherited by the thread below.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     parent = os.getppid()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of linux/prctl.h
     if os.getppid() != parent:  # it died before prctl
@@ -107,9 +105,8 @@ def stops_interrupt() -> Iterator[None]:
     """Inside the block the first of STOPS raises KeyboardInterrupt, later ones are ignored.
 
     It is no Exception, so code that catches those of a broken photo does not swallow the stop.
-    Does nothing outside the main thread, which alone receives signals.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
         yield
         return
 

@@ -8,7 +8,7 @@ label, json may hold posting_id, title (or caption) and label_group. No other me
 import io
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -161,9 +161,9 @@ def scan_tar(
     return pd.DataFrame(facts), np.array(records, RECORD)
 
 
-def _samples(tar: Path, leave: Collection[str]) -> Iterator[_Sample]:
+def _samples(tar: Path, leave: Collection[str]) -> list[_Sample]:
     """Group the members of a tar by key; raises Corrupt as `scan_tar` does."""
-    seen: dict[str, int] = {}
+    samples: dict[str, _Sample] = {}
     sample = None
     for member in members(tar):
         where = f"{tar}: byte {member.header_at}: {member.name!r}"
@@ -186,21 +186,16 @@ def _samples(tar: Path, leave: Collection[str]) -> Iterator[_Sample]:
             )
         if member.size > (most := MAX_BYTES if role == "jpg" else MAX_TEXT):
             raise Corrupt(f"{where} has {member.size} bytes, over {most}; take it out of the tar")
-        if sample is None or key != sample.key:
-            if key in seen:
-                raise Corrupt(
-                    f"{where} stands apart from the other members of its item (byte {seen[key]}); "
-                    "make the tar with --sort=name"
-                )
-            if sample is not None:
-                yield sample
-            sample = _Sample(tar, key, member.header_at)
-            seen[key] = member.header_at
+        if key in samples and samples[key] is not sample:
+            raise Corrupt(
+                f"{where} stands apart from the other members of its item (byte "
+                f"{samples[key].at}); make the tar with --sort=name"
+            )
+        sample = samples.setdefault(key, _Sample(tar, key, member.header_at))
         if role in sample.members:
             raise Corrupt(
                 f"{where} beside {sample.members[role].name!r}: an item has one such member; leave "
                 "one kind unread with --leave SUFFIX"
             )
         sample.members[role] = member
-    if sample is not None:
-        yield sample
+    return list(samples.values())

@@ -27,13 +27,10 @@ TEXTS = ("posting_ids", "titles")
 """Texts of the items that the header of an indexed tar holds."""
 ABSENT = 0xFFFFFFFF
 """The size of a member that an item lacks."""
+PLACE = {"at": "<u8", "size": "<u4", "crc": "<u4"}
 RECORD = np.dtype(
     [("slot", "<u4"), ("class_id", "<i4")]
-    + [
-        (f"{member}_{field}", kind)
-        for member in MEMBERS
-        for field, kind in (("at", "<u8"), ("size", "<u4"), ("crc", "<u4"))
-    ]
+    + [(f"{member}_{name}", kind) for member in MEMBERS for name, kind in PLACE.items()]
 )
 
 

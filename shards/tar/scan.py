@@ -67,7 +67,7 @@ def members(tar: Path) -> Iterator[Member]:
                     extended = _extended(kind, size, extended, file, at + BLOCK)
                     at += BLOCK + _padded(size)
                     continue
-                name, size = _name_and_size(kind, raw, size, extended)
+                name, size = _checked(kind, raw, size, extended)
                 if at + BLOCK + _padded(size) > length:
                     raise ValueError(
                         f"{name!r} declares {size} bytes, more than is there: cut; restore it"
@@ -176,9 +176,7 @@ def _extended(
     return extended
 
 
-def _name_and_size(
-    kind: bytes, raw: bytes, size: int, extended: dict[str, bytes]
-) -> tuple[str, int]:
+def _checked(kind: bytes, raw: bytes, size: int, extended: dict[str, bytes]) -> tuple[str, int]:
     """Name and size of a member by its header and the extended ones before it, checked."""
     raw = extended.get("path", raw)
     try:

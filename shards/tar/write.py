@@ -19,8 +19,8 @@ Sample = tuple[int, int, dict[str, bytes]]
 def write_shard(tar: Path, samples: Iterable[Sample], before_mark: Callable[[], None]) -> None:
     """Write `tar`, read it back, then write its index, which marks it as complete.
 
-    `before_mark` runs before the index is written: it writes what must exist wherever the index
-    does. Raises Corrupt when a member read back differs.
+    `before_mark` writes what must exist wherever the index does. Raises Corrupt when a member
+    read back differs.
     """
     rows = []
     with atomic_path(tar) as temporary:
