@@ -20,8 +20,7 @@ from dist_train.distributed.launcher import under_launcher
 from dist_train.distributed.signals import StopFlag
 from dist_train.evaluation.scores import Scores
 from dist_train.matching.pairs import PairSet
-from shards.catalogue.carried_columns import Carried
-from shards.catalogue.rows import Catalogue
+from shards.catalogue.rows import Carried, Catalogue
 from shards.catalogue.split import split_of
 from shards.photos.options import PackOptions
 from shards.storage import stage_files

@@ -56,7 +56,7 @@ def parents_for(out: Path, **locations: Location | None) -> Parents:
             continue
         files = open_files(location, KINDS[name])
         url = isinstance(files, Mirror)
-        path = str(files) if url else os.path.relpath(files.path.resolve(), out.resolve())
+        path = files.where() if url else os.path.relpath(files.path.resolve(), out.resolve())
         parents[name] = {"path": path, "fingerprint": files.manifest["fingerprint"]}
     return parents
 

@@ -15,7 +15,7 @@ from dist_train.config.training import Device, ImageTraining
 from dist_train.doctor import machine, services, software
 from dist_train.doctor.all_reduce import all_reduce
 from dist_train.doctor.finding import Finding, fault
-from shards.read.cache import cache_here
+from shards.read.cache import Cache
 
 PORT = 29500
 """The default port of accelerate and torchrun."""
@@ -41,7 +41,7 @@ def examine(device: Device, out: Path) -> list[Finding]:
         machine.locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], infiniband),
         machine.free_disk(out),
         machine.writable("model cache", Path(HF_HUB_CACHE), "HF_HOME"),
-        machine.writable("shard cache", cache_here().folder, "DIST_TRAIN_CACHE"),
+        machine.writable("shard cache", Cache().folder, "DIST_TRAIN_CACHE"),
         machine.writable("extensions", build, "TORCH_EXTENSIONS_DIR"),
         machine.extension_locks(build, time.time()),
         machine.port(os.environ.get("MASTER_PORT", str(PORT))),

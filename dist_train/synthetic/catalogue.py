@@ -14,7 +14,7 @@ from dist_train.synthetic.products import BLOCK, Product, products_of_block
 from dist_train.synthetic.randomness import VERSION, Dice
 from dist_train.synthetic.titles import title_of
 from shards.storage.errors import BadInput
-from shards.storage.files import atomic_path, is_temporary, sync, write_json
+from shards.storage.files import atomic_path, names_in, sync, write_json
 from shards.storage.workers import each
 
 COLUMNS = ("posting_id", "image", "title", "label_group")
@@ -95,7 +95,7 @@ def _claim(plan: Plan) -> None:
     if facts.exists():
         _compare(plan, facts)
         return
-    foreign = sorted(p.name for p in plan.out.iterdir() if not is_temporary(p))
+    foreign = sorted(names_in(plan.out))
     if foreign:
         raise BadInput(
             f"{plan.out} already holds something else ({foreign[0]}); "

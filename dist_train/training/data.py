@@ -13,9 +13,8 @@ import torch
 
 from dist_train.config.training import ImageTraining, Modality, TrainingOptions
 from dist_train.encoders.batches import BatchPlan
-from shards.order.global_order import Order, StoredOrder, WindowOrder
+from shards.order.global_order import Order, OrderState, StoredOrder, WindowOrder
 from shards.order.product_order import ProductOrder
-from shards.order.state import OrderState
 from shards.read.shard_set import ItemReader, ShardSet
 from shards.storage.errors import BadInput
 
@@ -35,7 +34,7 @@ class TrainingItems:
     """Label group of each class (C,)."""
 
     @cached_property
-    def order(self) -> Order | ProductOrder:
+    def order(self) -> Order:
         """Maps positions to indices into `numbers`."""
         config = self.config
         if (photos := config.photos_per_product) > 1:

@@ -8,32 +8,80 @@ import json
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.catalogue.carried_columns import Carried, of_type
 from shards.storage.errors import BadInput
 
 COLUMNS = ("posting_id", "image", "title", "label_group")
 CHUNK = 4_096  # rows
 CHUNK_BYTES = 2**20  # of JSON Lines
-LONGEST_CELL = 2**31 - 1
+EXACT = 2**53  # integers up to here are floats without loss
 log = logging.getLogger("shards")
+
+
+@dataclass
+class Carried:
+    """What was seen of each column of a catalogue: the types of its chunks, its largest integer.
+
+    None is a chunk of values without a common type, as only JSON Lines can hold: it becomes text.
+    """
+
+    types: dict[str, set[pa.DataType | None]] = field(default_factory=dict)
+    largest: dict[str, int] = field(default_factory=dict)
+
+    def note(self, chunk: pd.DataFrame) -> None:
+        """Add the types of the columns of one chunk."""
+        for name in chunk.columns:
+            types = self.types.setdefault(name, set())
+            column = chunk[name]
+            kinds = set(map(type, column)) if column.dtype == object else set()
+            # pyarrow takes true for 1.0 behind a number, and refuses it where none stands.
+            is_mixed = kinds & {dict, list} or (bool in kinds and kinds & {int, float})
+            try:
+                values = None if is_mixed else pa.array(column, from_pandas=True)
+            except (pa.ArrowException, OverflowError):
+                values = None
+            if values is None:
+                types.add(None)
+                continue
+            kind = values.type
+            if pa.types.is_dictionary(kind):  # its integers grow with what a chunk happens to hold
+                kind = pa.dictionary(pa.int32(), kind.value_type, kind.ordered)
+            types.add(kind)
+            if kind == pa.int64():
+                ends = pc.min_max(values).as_py().values()
+                seen = max((abs(end) for end in ends if end is not None), default=0)
+                self.largest[name] = max(self.largest.get(name, 0), seen)
+
+    def schema(self) -> pa.Schema:
+        """A type for each column: what pyarrow infers of all its values, text if they disagree."""
+        fields = []
+        for name, types in self.types.items():
+            known, kind = types - {pa.null()}, pa.string()
+            if known == {pa.int64(), pa.float64()} and self.largest[name] <= EXACT:
+                kind = pa.float64()
+            elif None not in known and len(known) <= 1:
+                kind = next(iter(known), pa.null())
+            elif None not in known and all(pa.types.is_decimal(one) for one in known):
+                schemas = [pa.schema([(name, one)]) for one in known]
+                kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+            fields.append((name, kind))
+        return pa.schema(fields)
 
 
 class Catalogue:
     """A catalogue on disk, read chunk by chunk, any number of times."""
 
     def __init__(self, path: Path, columns: dict[str, str] | None = None) -> None:
-        """Name the file, and with `columns` its names of COLUMNS.
-
-        Raises BadInput for an unknown kind of file or malformed `columns`.
-        """
+        """`columns` has the file's names of COLUMNS; BadInput if malformed or of unknown kind."""
         self.path, self.columns = path, columns or {}
         if path.suffix.lower() not in READERS:
             raise BadInput(f"{path}: unknown kind of catalogue; use one of {', '.join(READERS)}")
@@ -47,15 +95,8 @@ class Catalogue:
             if theirs.count(name) > 1:
                 raise BadInput(f"--columns {ours}={name}: {name} is given to two names")
 
-    def head(self) -> pd.DataFrame:
-        """The first postings, for checks before any work."""
-        return next(self.postings(Carried()))
-
     def postings(self, carried: Carried) -> Iterator[pd.DataFrame]:
-        """Yield the text columns COLUMNS, chunk by chunk; `carried` notes the types of all columns.
-
-        Raises BadInput for all that can be wrong with a catalogue except a repeated id.
-        """
+        """Yield COLUMNS as text, noting types in `carried`; BadInput for all but a repeated id."""
         rows, empty = 0, 0
         for chunk in self._chunks():
             carried.note(chunk)
@@ -78,15 +119,21 @@ class Catalogue:
 
     def frames(self, carried: pa.Schema) -> Iterator[pd.DataFrame]:
         """Yield all columns, chunk by chunk; `carried` has the file's names and their types."""
+
+        def text(value: Any) -> str | None:
+            if isinstance(value, str):
+                return value
+            missing = pd.api.types.is_scalar(value) and pd.isna(value)
+            return None if missing else json.dumps(value, ensure_ascii=False, default=str)
+
         names = self._names(carried.names)
         for chunk in self._chunks():
-            others = {
-                name: of_type(chunk[field.name], field.type)
-                if field.name in chunk
-                else pd.Series([None] * len(chunk), chunk.index, object)
-                for name, field in zip(names, carried, strict=True)
-                if name not in COLUMNS
-            }
+            others, missing = {}, pd.Series([None] * len(chunk), chunk.index, object)
+            for name, theirs in zip(names, carried, strict=True):
+                if name not in COLUMNS:
+                    others[name] = column = chunk.get(theirs.name, missing)
+                    if column.dtype == object and pa.types.is_string(theirs.type):
+                        others[name] = column.map(text).astype(object)
             yield pd.concat([self._texts(chunk), pd.DataFrame(others, chunk.index)], axis=1)
 
     def schema(self, carried: pa.Schema) -> pa.Schema:
@@ -144,26 +191,23 @@ class Catalogue:
         pandas accepts such a row without a warning. Warns of fields that span lines: they are
         legal, but a quote that is never closed swallows rows in the same way.
         """
-        csv.field_size_limit(LONGEST_CELL)  # for the process; pandas, which reads it too, has none
-        names: list[str] | None = None
-        row, spanning, first, last_line = 0, 0, 0, 0
+        csv.field_size_limit(2**31 - 1)  # for the process; pandas, which reads it too, has none
+        width, row, spanning, first, last_line = 0, -1, 0, 0, 0
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=SEPARATORS[self.path.suffix.lower()])
             for cells in reader:
                 lines, last_line = reader.line_num - last_line, reader.line_num
                 if not cells or (len(cells) == 1 and not cells[0].strip()):
                     continue  # pandas skips blank lines
-                if names is None:
-                    names = cells
-                    continue
                 row += 1
-                if len(cells) < len(names):
+                width = width or len(cells)
+                if len(cells) < width:
                     raise BadInput(
                         f"{self.path}: row {row} (line {last_line}): {len(cells)} cells where the "
-                        f"first line names {len(names)}; was the file cut? Give every row all its "
+                        f"first line names {width}; was the file cut? Give every row all its "
                         "cells"
                     )
-                if lines > 1:
+                if lines > 1 and row:
                     spanning, first = spanning + 1, first or row
         if spanning:
             log.warning(
@@ -275,7 +319,5 @@ NULLABLE = {
 }
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 READERS: dict[str, Callable[[Path], Iterator[pd.DataFrame]]] = {
-    **{suffix: partial(_read_csv, separator=sep) for suffix, sep in SEPARATORS.items()},
-    ".parquet": _read_parquet,
-    ".jsonl": _read_json_lines,
-}
+    suffix: partial(_read_csv, separator=separator) for suffix, separator in SEPARATORS.items()
+} | {".parquet": _read_parquet, ".jsonl": _read_json_lines}

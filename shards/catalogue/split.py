@@ -7,10 +7,7 @@ TRAIN_SHARE, VAL_SHARE = 0.6, 0.2
 
 
 def split_of(label_group: str) -> str:
-    """train (60 %), val (20 %) or test (20 % of the products); unlabelled for an empty label.
-
-    Only the label group decides, so adding postings never moves a product.
-    """
+    """The split of a product: adding postings never moves it. Without a label, unlabelled."""
     if not label_group:
         return "unlabelled"
     share = int.from_bytes(blake2b(label_group.encode(), digest_size=8).digest(), "big") / 2**64

@@ -26,8 +26,7 @@ def keys_of_each(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 def permuted(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray) -> np.ndarray:
     """The values (n,), int64, of `places` (n,) under `keys` (ROUNDS, 1 or n).
 
-    Each place is below its size of `sizes`, and so is its value. Places with equal size and keys
-    get different values.
+    Places and values are below their `sizes`; with equal size and keys the values differ.
     """
     walked = places.astype(np.uint64)
     sizes = np.broadcast_to(np.asarray(sizes, np.uint64), walked.shape)
@@ -48,10 +47,7 @@ def permuted(places: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray) -> n
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al., 2014), a bijection of uint64.
-
-    Every input bit affects every output bit.
-    """
+    """The finaliser of splitmix64 (Steele et al., 2014), a bijection of uint64."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

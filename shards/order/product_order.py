@@ -7,11 +7,11 @@ so one integer is the position of a training, for any number of processes.
 
 import numpy as np
 
-from shards.order.global_order import Mode, by_epoch
+from shards.order.global_order import Mode, Order
 from shards.order.permutation import keys_of_each, mix, permuted, round_keys
 
 
-class ProductOrder:
+class ProductOrder(Order):
     """The order of N items of C classes in batches of P products x K photos.
 
     No class occurs twice in a batch if no class has more groups than an epoch has complete
@@ -19,12 +19,12 @@ class ProductOrder:
     class is spread over the batches as evenly as possible.
     """
 
-    def __init__(self, class_ids: np.ndarray, seed: int, products: int, photos: int) -> None:
-        """`class_ids` (N,): the class of every item. O(N log N), and O(groups log groups) an epoch.
+    name = "products"
 
-        `products` is P, `photos` is K.
-        """
-        self.seed, self.products, self.photos = seed, products, photos
+    def __init__(self, class_ids: np.ndarray, seed: int, products: int, photos: int) -> None:
+        """`class_ids` (N,): of every item; P `products`, K `photos`. O(N log N) once an epoch."""
+        super().__init__(len(class_ids), seed)
+        self.products, self.photos = products, photos
         self.members = np.argsort(class_ids, kind="stable")
         ordered = class_ids[self.members]
         self.first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
@@ -39,15 +39,9 @@ class ProductOrder:
 
     @property
     def mode(self) -> Mode:
-        """Name and parameters of this order."""
-        shape = {"products": self.products, "photos": self.photos}
-        return {"order": "products", "items": len(self.members)} | shape
+        return super().mode | {"products": self.products, "photos": self.photos}
 
-    def at(self, positions: np.ndarray) -> np.ndarray:
-        """Item numbers (int64, 0 to N-1) at `positions` (int64, 0 and up, any shape)."""
-        return by_epoch(positions, self.positions, self._of_epoch)
-
-    def _of_epoch(self, places: np.ndarray, epoch: int) -> np.ndarray:
+    def numbers(self, places: np.ndarray, epoch: int) -> np.ndarray:
         if epoch not in self._epochs:
             # Two are kept: a batch may lie on both sides of an epoch's end.
             self._epochs = {e: laid for e, laid in self._epochs.items() if e == epoch - 1}

@@ -34,11 +34,10 @@ from shards.storage.errors import BadInput, Corrupt, Stopped
 from shards.storage.files import read_json, remove_abandoned, sha256_file, write_json
 from shards.storage.scratch import scratch
 from shards.storage.workers import each, stops_interrupt
-from shards.tar.foreign import scan_tar
+from shards.tar.foreign import COLUMNS, scan_tar
 from shards.tar.index import MAGIC, write_index
 from shards.tar.layout import ITEMS, KIND, LABEL_NOISE, WORK, is_tar
 
-COLUMNS = ("posting_id", "title", "label_group")
 OTHERS = ("tar", "key", "folder", "cls", "image", "title")
 NAMES = ("posting_id", "image", "label_group", "tar", *OWN, "title")
 SCHEMA = pa.schema([(name, arrow_type(name)) for name in NAMES])

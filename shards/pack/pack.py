@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 
 from tqdm import tqdm
 
-from shards.catalogue.rows import Catalogue
+from shards.catalogue.rows import Carried, Catalogue
 from shards.pack.build import build_shard, is_built
 from shards.pack.disk_space import Survey, check_photos, check_room, full_disk_fails, survey
 from shards.pack.items import Counts
@@ -125,7 +125,7 @@ def _job(
             raise BadInput(f"{images}: no such folder of photos on {os.uname().nodename}")
         parents["images"] = {"path": beside(images)}
     job = Job(source, images, out, options, config | {"columns": columns}, parents)
-    job.check_images_given(source.head().image.ne("").any())
+    job.check_images_given(next(source.postings(Carried())).image.ne("").any())
     return job
 
 

@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from shards.catalogue.carried_columns import Carried
-from shards.catalogue.rows import Catalogue, check_unique
+from shards.catalogue.rows import Carried, Catalogue, check_unique
 from shards.catalogue.split import split_of
 from shards.photos.options import PackOptions
 from shards.storage.errors import BadInput

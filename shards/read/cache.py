@@ -17,21 +17,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.storage.errors import BadInput, CacheFull, Corrupt
-from shards.storage.files import sync
+from shards.storage.files import sha256_file, sync
 from shards.storage.lock import open_locked
 
 FOLDER, LIMIT = "DIST_TRAIN_CACHE", "DIST_TRAIN_CACHE_BYTES"
 DOWNLOADS = 3
 """Downloads with a wrong sha256 before a file is refused."""
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class Content:
-    """A file to copy: its address for messages, its sha256 and size in bytes.
-
-    `fetch(start)` yields its bytes from `start` on.
-    """
+    """A file to copy; `where` is for messages, `fetch(start)` yields its bytes from `start` on."""
 
     where: str
     sha256: str
@@ -39,12 +35,16 @@ class Content:
     fetch: Callable[[int], Iterable[bytes]]
 
 
-@dataclass(frozen=True)
 class Cache:
-    """A folder of copies, of at most `limit` bytes if it is not None."""
+    """This node's folder of copies, of at most `limit` bytes if it is not None."""
 
-    folder: Path
-    limit: int | None = None
+    def __init__(self) -> None:
+        """Take folder and limit from the environment; BadInput if malformed."""
+        folder, limit = os.environ.get(FOLDER), os.environ.get(LIMIT)
+        if limit and not limit.isdecimal():
+            raise BadInput(f"{LIMIT}={limit}: write a number of bytes")
+        where = Path(folder) if folder else Path.home() / ".cache" / "dist_train"
+        self.folder, self.limit = where.absolute(), int(limit) if limit else None
 
     def open(self, content: Content) -> BinaryIO:
         """Open the copy for reading, downloading it if need be; it stays while it is open.
@@ -52,9 +52,19 @@ class Cache:
         Raises Corrupt when the content differs from its sha256, CacheFull when there is no space,
         BadInput when the folder cannot be written, and what `content.fetch` raises.
         """
-        path = self.path(content.sha256)
+        path = self._path(content)
         try:
-            while (file := _open_copy(path, content.bytes)) is None:
+            while True:
+                with suppress(FileNotFoundError):
+                    file = path.open("rb")
+                    fcntl.flock(file, fcntl.LOCK_SH)
+                    found = os.fstat(file.fileno())
+                    if found.st_nlink and found.st_size == content.bytes:
+                        os.utime(file.fileno())  # the time of the last use
+                        return file
+                    file.close()
+                    if found.st_nlink:
+                        path.unlink()
                 # A separate lock file: waiting here must not be for readers of the copy.
                 with open_locked(path.with_name(f"{path.name}.lock"), fcntl.LOCK_EX) as lock:
                     try:
@@ -67,22 +77,19 @@ class Cache:
                 f"{self.folder}: cannot be written ({error.strerror}); "
                 f"name a folder on this node in {FOLDER}"
             ) from None
-        return file
-
-    def path(self, sha256: str) -> Path:
-        """The path of a copy."""
-        return self.folder / "shards" / sha256[:2] / sha256
 
     def discard_if_damaged(self, content: Content) -> None:
         """Remove a copy that was damaged on this disk; the next `open` downloads it again."""
-        path = self.path(content.sha256)
+        path = self._path(content)
         try:
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            found = sha256_file(path)
         except OSError:  # there is no copy, or `open` will raise the reason
             return
-        if sha256 != content.sha256:
+        if found != content.sha256:
             path.unlink(missing_ok=True)
+
+    def _path(self, content: Content) -> Path:
+        return self.folder / "shards" / content.sha256[:2] / content.sha256
 
     def _download(self, content: Content, path: Path) -> None:
         """Complete the partial file beside `path`, check its sha256 and rename it to `path`."""
@@ -123,7 +130,7 @@ class Cache:
                 try:
                     rest = rest[part.write(rest) :]
                 except OSError as error:
-                    if error.errno not in NO_SPACE:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                         raise
                     if not self._evict(len(rest)):
                         raise CacheFull(
@@ -133,10 +140,7 @@ class Cache:
                         ) from None
 
     def _evict(self, need: int) -> int:
-        """Remove copies that nobody reads, least recently used first, until `need` bytes are free.
-
-        Returns the bytes freed, which may be fewer.
-        """
+        """Free `need` bytes: copies nobody reads go, least recently used first; the bytes freed."""
         freed = 0
         for _, size, path in sorted(self._copies()):
             if freed >= need:
@@ -153,29 +157,3 @@ class Cache:
             with suppress(FileNotFoundError):  # another process made space
                 found = path.stat()
                 yield found.st_mtime_ns, found.st_size, path
-
-
-def cache_here() -> Cache:
-    """The cache of this node, with folder and limit from the environment; BadInput if malformed."""
-    folder, limit = os.environ.get(FOLDER), os.environ.get(LIMIT)
-    if limit and not limit.isdecimal():
-        raise BadInput(f"{LIMIT}={limit}: write a number of bytes")
-    where = Path(folder) if folder else Path.home() / ".cache" / "dist_train"
-    return Cache(where.absolute(), int(limit) if limit else None)
-
-
-def _open_copy(path: Path, size: int) -> BinaryIO | None:
-    """The copy at `path` under a shared lock; None where there is none or its size is wrong."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return None
-    fcntl.flock(file, fcntl.LOCK_SH)
-    found = os.fstat(file.fileno())
-    if found.st_nlink and found.st_size == size:
-        os.utime(file.fileno())  # the time of the last use
-        return file
-    if found.st_nlink:
-        path.unlink(missing_ok=True)
-    file.close()
-    return None

@@ -1,14 +1,14 @@
 """The location of a stage directory that is read: a folder, or any URL that fsspec opens."""
 
 import hashlib
-import json
+import os
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from shards.read.cache import Content, cache_here
+from shards.read.cache import Cache, Content
 from shards.read.remote import Remote, is_url
 from shards.storage import stage_files
 from shards.storage.errors import Corrupt, Unreachable
@@ -19,15 +19,12 @@ Location = str | Path
 
 
 def open_files(location: Location, kind: str) -> "Folder | Mirror":
-    """The files of the finished stage directory of `kind` at a path or URL.
-
-    Raises BadInput for anything else, Unreachable when a URL does not answer.
-    """
-    if isinstance(location, str) and location.startswith("file://"):
+    """The finished stage directory of `kind` at a path or URL; raises BadInput, or Unreachable."""
+    if not isinstance(location, str) or not is_url(location):
+        return Folder(Path(location), kind)
+    if location.startswith("file://"):
         return Folder(Path(unquote(urlsplit(location).path)), kind)
-    if isinstance(location, str) and is_url(location):
-        return Mirror(location, kind)
-    return Folder(Path(location), kind)
+    return Mirror(location, kind)
 
 
 class Folder:
@@ -38,19 +35,14 @@ class Folder:
         self.path = path
         self.manifest = stage_files.open_finished(path, kind)
 
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def where(self, name: str) -> str:
-        """The path of a file, for messages."""
+    def where(self, name: str = "") -> str:
+        """The path of a file below the folder, or the folder's, for messages."""
         return str(self.path / name)
 
     def size(self, name: str) -> int:
         """Bytes of a file; raises Corrupt when it is missing."""
-        try:
-            return (self.path / name).stat().st_size
-        except FileNotFoundError:
-            raise Corrupt(f"{self.where(name)}: missing; restore it or pack again") from None
+        with self.open(name) as file:
+            return os.fstat(file.fileno()).st_size
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading; raises Corrupt when it is missing."""
@@ -59,30 +51,25 @@ class Folder:
         except FileNotFoundError:
             raise Corrupt(f"{self.where(name)}: missing; restore it or pack again") from None
 
-    def renew(self, name: str) -> bool:
-        """Whether there may be a better copy of a damaged file: never, of a folder."""
-        return False
 
-
-class Mirror:
+class Mirror(Remote):
     """A finished stage directory at a URL; each file is copied to this node at its first use."""
 
     def __init__(self, url: str, kind: str) -> None:
         """Raises BadInput, Corrupt or Unreachable, naming the URL."""
-        self.remote, self.cache = Remote(url), cache_here()
-        stage, self.manifest = stage_files.read_finished(str(self), kind, self._read_json)
+        super().__init__(url)
+        self.cache = Cache()
+        stage, self.manifest = stage_files.read_finished(kind, self.where, self.read)
         where, files = self.where(stage_files.MANIFEST), self.manifest["files"]
         if stage_files.fingerprint_of(stage, files) != self.manifest["fingerprint"]:
             raise Corrupt(f"{where}: does not fit its fingerprint; copy the set there again")
         for name, facts in files.items():
             # Name and sha256 become parts of paths.
-            is_valid = (
-                isinstance(facts, dict)
-                and {"bytes", "sha256"} <= facts.keys()
-                and isinstance(facts["bytes"], int)
-                and facts["bytes"] >= 0
-                and re.fullmatch(r"[0-9a-f]{64}", str(facts["sha256"]))
-            )
+            match facts:
+                case {"bytes": int(size), "sha256": str(sha256)}:
+                    is_valid = size >= 0 and re.fullmatch(r"[0-9a-f]{64}", sha256)
+                case _:
+                    is_valid = False
             if not is_valid or name.startswith("/") or ".." in name.split("/"):
                 raise Corrupt(
                     f"{where}: file {name!r} has no path below it, size and sha256; "
@@ -90,55 +77,47 @@ class Mirror:
                 )
         stage_files.check_manifest(self.manifest, where)
 
-    def __str__(self) -> str:
-        return self.remote.where()
-
-    def where(self, name: str) -> str:
-        """The URL of a file without secrets, for messages."""
-        return self.remote.where(name)
-
     def size(self, name: str) -> int:
         """Bytes of a file by the manifest."""
-        return self._content(name).bytes
+        return self.content(name).bytes
 
     def open(self, name: str) -> BinaryIO:
-        """Open this node's copy of a file for reading; raises as `Cache.open` does.
+        """Open this node's copy of a file, its sha256 compared; raises as `Cache.open` does."""
+        if not is_tar(name):  # every read of a tar checks a crc
+            self.cache.discard_if_damaged(self.content(name))
+        return self.cache.open(self.content(name))
 
-        The sha256 of the copy is compared here, except that of a tar, whose members have a crc
-        that every read checks.
-        """
-        if not is_tar(name):
-            self.cache.discard_if_damaged(self._content(name))
-        return self.cache.open(self._content(name))
-
-    def renew(self, name: str) -> bool:
-        """Remove this node's copy if it is damaged, so that the next `open` downloads it again."""
-        self.cache.discard_if_damaged(self._content(name))
-        return True
+    def content(self, name: str) -> Content:
+        """A file as the cache takes it; raises Corrupt when the manifest does not list it."""
+        facts = self.manifest["files"].get(name)
+        if facts is None:
+            raise Corrupt(
+                f"{self.where(name)}: not in {stage_files.MANIFEST}; copy the set there again"
+            )
+        fetch = partial(self.pieces, name, size=facts["bytes"])
+        return Content(self.where(name), facts["sha256"], facts["bytes"], fetch)
 
     def faults(self) -> list[str]:
-        """Every file at the URL that differs from the manifest; no copy is kept.
-
-        Files that the manifest does not list are not looked for: HTTP has no listing.
-        """
-        found = []
-        stage = self.remote.read(stage_files.STAGE) or b""
+        """Every listed file that differs at the URL (HTTP lists no others); no copy is kept."""
+        found, where = [], self.where(stage_files.STAGE)
+        stage = self.read(stage_files.STAGE) or b""
         if hashlib.sha256(stage).hexdigest() != self.manifest["stage_sha256"]:
-            where = self.where(stage_files.STAGE)
             found.append(f"{where}: content differs from what was written; restore it")
+        name, where = stage_files.STATUS, self.where(stage_files.STATUS)
         try:
-            status = (self._read_json(stage_files.STATUS) or {"status": ""})["status"]
+            status = stage_files.parsed(self.read(name) or b'{"status": ""}', name, where)["status"]
             if status != "done":
-                where = self.where(stage_files.STATUS)
                 found.append(f"{where}: is {status!r} although the stage is finished")
         except Corrupt as fault:
             found.append(str(fault))
         return found + [fault for name in self.manifest["files"] if (fault := self._fault(name))]
 
     def _fault(self, name: str) -> str:
-        content, found = self._content(name), hashlib.sha256()
+        content, found = self.content(name), hashlib.sha256()
         try:
-            if (size := self.remote.size(name)) not in (None, content.bytes):
+            # None where the server does not report it.
+            size = self.retried(name, lambda files, path: files.info(path)["size"])
+            if size not in (None, content.bytes):
                 return f"{content.where}: {size} bytes, packed with {content.bytes}"
             for piece in content.fetch(0):
                 found.update(piece)
@@ -148,22 +127,5 @@ class Mirror:
             return f"{content.where}: content differs from what was packed"
         if not is_tar(name):
             return ""
-        index = self.remote.read(index_of(name)) or b""
+        index = self.read(index_of(name)) or b""
         return misfit(content.where, name, index, self.manifest["files"])
-
-    def _content(self, name: str) -> Content:
-        facts = self.manifest["files"].get(name)
-        if facts is None:
-            raise Corrupt(
-                f"{self.where(name)}: not in {stage_files.MANIFEST}; copy the set there again"
-            )
-        fetch = partial(self.remote.pieces, name, size=facts["bytes"])
-        return Content(self.where(name), facts["sha256"], facts["bytes"], fetch)
-
-    def _read_json(self, name: str) -> Any | None:
-        if (data := self.remote.read(name)) is None:
-            return None
-        try:
-            return stage_files.check_ours(json.loads(data), name, self.where(name))
-        except ValueError as error:
-            raise Corrupt(f"{self.where(name)}: not JSON ({error})") from None

@@ -47,21 +47,18 @@ class Remote:
         self._folder()
 
     def where(self, name: str = "") -> str:
-        """The address of a file below the URL, without secrets, for messages."""
+        """The address of a file below the URL, or the URL, without secrets, for messages."""
         return shown(_below(self.url, name) if name else self.url)
 
     def read(self, name: str) -> bytes | None:
-        """A small file; None where there is none. Raises Unreachable."""
+        """A small file; None where there is none."""
         try:
-            return self._retried(name, lambda files, path: files.cat_file(path))
-        except FileNotFoundError:
+            return self.retried(name, lambda files, path: files.cat_file(path))
+        except Corrupt:
             return None
 
     def pieces(self, name: str, start: int, size: int) -> Iterator[bytes]:
-        """Yield the bytes from `start` on of a file of `size` bytes, at most CHUNK at a time.
-
-        Raises Corrupt when there is none, Unreachable when it cannot be fetched.
-        """
+        """Yield a file of `size` bytes from `start` on, at most CHUNK at a time."""
 
         def fetch(files: Any, path: str) -> bytes:
             data = files.cat_file(path, start=start, end=end)
@@ -76,38 +73,26 @@ class Remote:
 
         while start < size:
             end = min(start + CHUNK, size)
-            try:
-                data = self._retried(name, fetch)
-            except FileNotFoundError:
-                raise Corrupt(f"{self.where(name)}: missing; restore it there") from None
+            data = self.retried(name, fetch)
             yield data
             start += len(data)
 
-    def size(self, name: str) -> int | None:
-        """Bytes of a file; None where the server does not report it. Raises as `pieces` does."""
-        try:
-            return self._retried(name, lambda files, path: files.info(path)["size"])
-        except FileNotFoundError:
-            raise Corrupt(f"{self.where(name)}: missing; restore it there") from None
-
-    def _retried(self, name: str, call: Callable[[Any, str], T]) -> T:
+    def retried(self, name: str, call: Callable[[Any, str], T]) -> T:
         """`call(file system, path)` for the file `name`, up to TRIES times with growing waits.
 
-        Raises Unreachable after the last try or an error that no retry cures.
+        Raises Corrupt for no such file, Unreachable after the last try or where none would help.
         """
         for number in range(1, TRIES + 1):
             try:
                 files, root = self._folder()
                 return call(files, _below(root, name))
             except FileNotFoundError:
-                raise
+                raise Corrupt(f"{self.where(name)}: missing; restore it there") from None
             except Exception as error:  # every file system has its own exceptions
                 message = f"{self.where(name)}: {shown(f'{type(error).__name__}: {error}')}"
                 status = getattr(error, "status", None)  # of an HTTP answer
-                is_refused = isinstance(status, int) and 400 <= status < 500
-                is_final = (is_refused and status not in (408, 425, 429)) or isinstance(
-                    error, (PermissionError, ImportError, IsADirectoryError)
-                )
+                is_final = isinstance(error, (PermissionError, ImportError, IsADirectoryError))
+                is_final |= status in range(400, 500) and status not in (408, 425, 429)
                 if number == TRIES or is_final:
                     tries = f"after {number} {'try' if number == 1 else 'tries'}"
                     # Without its cause: the cause's message may hold what `shown` left out.
@@ -124,31 +109,29 @@ class Remote:
         # fsspec's event loop does not survive a fork. A forked process opens its own and keeps a
         # reference to the parent's: the finaliser of that one would wait for the dead loop.
         key = (os.getpid(), self.url)
-        if key not in _opened:
-            _opened[key] = _open(self.url)
+        if key in _opened:
+            return _opened[key]
+        import fsspec  # takes a fifth of a second, which sets on disk need not pay
+
+        scheme = self.url.partition("://")[0].rpartition("::")[2].lower()
+        options: dict[str, Any] = {}
+        try:
+            if scheme in ("http", "https"):
+                import aiohttp
+
+                # fsspec's default ends every request after five minutes, even one that progresses.
+                # A body that a proxy compressed on the way would not have the bytes of a range.
+                timeout = aiohttp.ClientTimeout(sock_connect=STALLED / 2, sock_read=STALLED)
+                headers = {"Accept-Encoding": "identity"}
+                options = {"client_kwargs": {"timeout": timeout, "headers": headers}}
+            _opened[key] = fsspec.core.url_to_fs(self.url, **options)
+        except (ImportError, ValueError) as error:
+            package = PACKAGES.get(scheme, f"the fsspec file system for {scheme}")
+            raise BadInput(
+                f"{self.where()}: {shown(str(error))}; install {package}, or give a folder or "
+                "another URL"
+            ) from None
         return _opened[key]
-
-
-def _open(url: str) -> tuple[Any, str]:
-    import fsspec  # takes a fifth of a second, which sets on disk need not pay
-
-    scheme = url.partition("://")[0].rpartition("::")[2].lower()
-    options: dict[str, Any] = {}
-    try:
-        if scheme in ("http", "https"):
-            import aiohttp
-
-            # fsspec's default ends every request after five minutes, even one that progresses. A
-            # body that a proxy compressed on the way would not have the bytes of a range.
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALLED / 2, sock_read=STALLED)
-            headers = {"Accept-Encoding": "identity"}
-            options = {"client_kwargs": {"timeout": timeout, "headers": headers}}
-        return fsspec.core.url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:
-        package = PACKAGES.get(scheme, f"the fsspec file system for {scheme}")
-        raise BadInput(
-            f"{shown(url)}: {shown(str(error))}; install {package}, or give a folder or another URL"
-        ) from None
 
 
 def _below(root: str, name: str) -> str:

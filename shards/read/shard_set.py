@@ -1,7 +1,4 @@
-"""A shard set read by position: one pread a member, its crc checked.
-
-A set at a URL is read the same way, from copies on this node (shards/read/location.py).
-"""
+"""A shard set read by position: one pread a member, its crc checked."""
 
 import json
 import os
@@ -21,7 +18,6 @@ from shards.storage.errors import BadInput, CacheFull, Corrupt, Failed, Unreadab
 from shards.tar.index import ABSENT, MEMBERS, RECORD, TEXTS, ShardIndex, parse_index
 from shards.tar.layout import ITEMS, KIND, index_of, is_tar, shard_path
 
-FROM_JSON = json.JSONDecoder().decode
 FIELDS = {name: (RECORD.names or ()).index(f"{name}_at") for name in MEMBERS}
 """Where in a record the offset, the size and the crc of each member begin."""
 MAX_OPEN = 256
@@ -42,14 +38,13 @@ class ShardSet:
     """A finished shard set, in a folder or at a URL."""
 
     def __init__(self, location: Location) -> None:
-        """Open the set at a path or any URL that fsspec opens.
-
-        Raises BadInput when it is not a finished shard set, Unreachable when a URL does not answer.
-        """
+        """Raises BadInput for what is no finished shard set, Unreachable as `open_files` does."""
         self.files = open_files(location, KIND)
-        self.location = str(self.files)
+        self.location = self.files.where()
         self.manifest = self.files.manifest
         self.fingerprint: str = self.manifest["fingerprint"]
+        # A tar from another tool may hold items of every split.
+        self._mixed = "indexed_tars" in self.manifest["counts"]
 
     @cached_property
     def items(self) -> pd.DataFrame:
@@ -83,11 +78,6 @@ class ShardSet:
         reader = ItemReader(self.files, [(tar, row.split)])
         return reader[int(np.searchsorted(reader.records["slot"], row.slot))].photo
 
-    @property
-    def _mixed(self) -> bool:
-        # A tar from another tool may hold items of every split.
-        return "indexed_tars" in self.manifest["counts"]
-
     @cached_property
     def _row_of(self) -> dict[str, int]:
         return {posting_id: row for row, posting_id in enumerate(self.packed.posting_id)}
@@ -97,10 +87,8 @@ class ItemReader:
     """Items of some tars by position; safe to copy into worker processes."""
 
     def __init__(self, files: Folder | Mirror, sources: Sequence[tuple[str, str]]) -> None:
-        """Open the indices of `sources` (tar, split); the tars when they are first read.
-
-        Raises Corrupt naming a file that does not fit its index.
-        """
+        """Open the indices of `sources` (tar, split); Corrupt names one that does not fit."""
+        self._open: dict[int, int] = {}
         self.files, self.tars = files, [tar for tar, _ in sources]
         indices: dict[str, ShardIndex] = {}
         for tar in dict.fromkeys(self.tars):
@@ -108,7 +96,7 @@ class ItemReader:
             with files.open(name) as file:
                 indices[tar] = index = parse_index(file.read(), files.where(name))
             # A tar and index exchanged together with another shard's would fit each other.
-            is_ours = facts is not None and index.fits(facts)
+            is_ours = facts is not None and index.header.get("tar_sha256") == facts.get("sha256")
             if not is_ours or files.size(tar) != index.header["tar_bytes"]:
                 raise Corrupt(
                     f"{files.where(tar)}: does not fit its index; restore it or pack again"
@@ -117,27 +105,20 @@ class ItemReader:
         self.records = np.concatenate([np.zeros(0, RECORD), *(index.records for index in found)])
         self.tar_of = np.repeat(np.arange(len(found)), [len(index.records) for index in found])
         # Only the indices of tars from other tools hold texts; packed tars have them in json.
+        text = np.dtypes.StringDType()
         self._posting_ids, self._titles = (
-            np.array(
-                [text for index in found for text in index.header.get(name, ())],
-                np.dtypes.StringDType(),
-            )
+            np.array([one for index in found for one in index.header.get(name, ())], text)
             for name in TEXTS
         )
-        self._open: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, position: int) -> Item:
-        """The complete item at `position`; see `read`."""
         return self.read(position)
 
     def read(self, position: int, photo: bool = True) -> Item:
-        """Read the item at `position` (0 to len - 1), without its photo if `photo` is False.
-
-        Raises Unreadable naming file and slot, Failed when the disk does not return the bytes.
-        """
+        """The item at `position`; raises Unreadable naming file and slot, Failed for the disk."""
         if not 0 <= position < len(self):
             raise IndexError(position)
         # All fields of the record at once: one by one is slow.
@@ -150,7 +131,7 @@ class ItemReader:
         else:
             # The form of json is checked, since a matching crc proves nothing of it.
             try:
-                about = FROM_JSON(found.get("json", b"{}").decode())
+                about = json.loads(found.get("json", b"{}").decode())
                 posting_id, title = about["posting_id"], about["title"]
             except (ValueError, TypeError, LookupError, RecursionError):
                 posting_id = title = None
@@ -165,8 +146,7 @@ class ItemReader:
         return self.__dict__ | {"_open": {}}
 
     def __del__(self) -> None:
-        if "_open" in self.__dict__:
-            self._close()
+        self._close()
 
     def _where(self, tar: int, record: tuple) -> str:
         return f"{self.files.where(self.tars[tar])}: slot {record[0]}"
@@ -187,28 +167,27 @@ class ItemReader:
                     f"({error.strerror}); look at its disk"
                 ) from None
             if crc32(found[name]) != record[field + 2]:
-                if not is_renewed and self.files.renew(self.tars[tar]):
+                if isinstance(self.files, Mirror) and not is_renewed:
+                    self.files.cache.discard_if_damaged(self.files.content(self.tars[tar]))
                     self._close()
                     return self._members(tar, record, names, is_renewed=True)
-                what = f"member {name}: bytes differ from its crc"
-                raise Unreadable(f"{self._where(tar, record)}, {what}")
+                raise Unreadable(
+                    f"{self._where(tar, record)}, member {name}: bytes differ from its crc"
+                )
         return found
 
     def _file(self, tar: int) -> int:
         """The descriptor of a tar, opened when it is first needed."""
-
-        def opened() -> int:
-            with self.files.open(self.tars[tar]) as file:
-                return os.dup(file.fileno())
-
         if tar not in self._open:
             if len(self._open) >= MAX_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
             try:
-                self._open[tar] = opened()
+                file = self.files.open(self.tars[tar])
             except CacheFull:  # perhaps because of the copies that this reader holds open
                 self._close()
-                self._open[tar] = opened()
+                file = self.files.open(self.tars[tar])
+            with file:
+                self._open[tar] = os.dup(file.fileno())
         return self._open[tar]
 
     def _close(self) -> None:

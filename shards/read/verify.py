@@ -10,17 +10,14 @@ from shards.storage.errors import Corrupt
 from shards.storage.files import sha256_file
 from shards.storage.stage_files import FileFacts
 from shards.storage.workers import each
-from shards.tar.index import MEMBERS, misfit, read_index
+from shards.tar.index import misfit, read_index
 from shards.tar.layout import KIND, is_tar
 from shards.tar.scan import members
-from shards.tar.write import check_member
+from shards.tar.write import check_members
 
 
 def verify(location: Location, workers: int = 1) -> list[str]:
-    """Every fault of the shard set, each naming its file; empty when all is as it was packed.
-
-    `workers` processes read the files of a folder; a set at a URL is read by this process.
-    """
+    """Every fault of a shard set, each naming its file; `workers` processes read a folder."""
     try:
         files = open_files(location, KIND)
         if isinstance(files, Mirror):
@@ -42,30 +39,22 @@ def _fault(path: Path, name: str, listed: Mapping[str, FileFacts]) -> str:
     file, facts = path / name, listed[name]
     if not file.is_file():
         return f"{file}: missing"
-    size = file.stat().st_size
-    others = [other for other in listed if listed[other]["bytes"] == size and other != name]
-    if size != facts["bytes"] and not others:
-        return f"{file}: {size} bytes, packed with {facts['bytes']}"
     sha256 = sha256_file(file)
     if sha256 == facts["sha256"]:
         index = file.with_suffix(".idx")
         if not is_tar(name) or not index.is_file():
             return ""
         return misfit(str(file), name, index.read_bytes(), listed)
-    for other in others:
+    for other in listed:
         if listed[other]["sha256"] == sha256:
             return f"{file}: holds what belongs in {path / other}"
-    if size != facts["bytes"]:
+    if (size := file.stat().st_size) != facts["bytes"]:
         return f"{file}: {size} bytes, packed with {facts['bytes']}"
     damage = ""
     if is_tar(name):
         damage = " (outside the members: a header or padding)"
         try:
-            index = read_index(file.with_suffix(".idx"))
-            with file.open("rb") as opened:
-                for record in index.records:
-                    for member in MEMBERS:
-                        check_member(opened, record, member, file)
+            check_members(file, read_index(file.with_suffix(".idx")).records)
             for _ in members(file):
                 pass
         except Corrupt as fault:

@@ -5,14 +5,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from shards.storage.errors import BadInput, Corrupt
-
-NOTHING_TO_SYNC = {errno.EINVAL, errno.EROFS}
-"""Errors of fsync where nothing can be waiting for the disk, as on a read-only medium."""
 
 
 def temporary_name(path: Path) -> Path:
@@ -34,9 +31,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def is_temporary(path: Path) -> bool:
-    """Whether a file has a name that `temporary_name` gives."""
-    return path.match(".*.tmp-*")
+def names_in(folder: Path) -> set[str]:
+    """Names in a folder, without those that `temporary_name` gives."""
+    return {path.name for path in folder.iterdir() if not path.match(".*.tmp-*")}
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -47,14 +44,10 @@ def remove_abandoned(folder: Path) -> None:
             continue
         # This process has none open here. Process 1 wrote in a container that is gone: else it is
         # init, which writes none.
-        if int(pid) not in (1, os.getpid()):
-            try:
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                pass
-            except PermissionError:
-                continue  # it runs, for another user
-            else:
+        with suppress(ProcessLookupError):
+            if int(pid) not in (1, os.getpid()):
+                with suppress(PermissionError):  # it runs, for another user
+                    os.kill(int(pid), 0)
                 continue
         path.unlink(missing_ok=True)
 
@@ -113,7 +106,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in NOTHING_TO_SYNC:
+        if error.errno not in (errno.EINVAL, errno.EROFS):  # read-only: nothing waits for the disk
             raise
     finally:
         os.close(descriptor)

@@ -16,17 +16,14 @@ log = logging.getLogger("shards")
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for it; the system frees it when its holder dies.
-
-    On a file system without locks the block runs unlocked, after a warning.
-    """
-    held: AbstractContextManager[Any] = nullcontext()
+    """Hold the lock file `path`, waiting for it; where there are no locks, only warn of it."""
     try:
-        held = open_locked(path, fcntl.LOCK_EX)
+        held: AbstractContextManager[Any] = open_locked(path, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
         log.warning("%s: a file system without locks; start the last task by itself", path)
+        held = nullcontext()
     with held:
         yield
 

@@ -1,7 +1,4 @@
-"""Tables larger than memory: SQLite in a temporary file, which sorts on the disk.
-
-Whatever the number of rows, a statement takes CACHE of memory and a sort spills beside the file.
-"""
+"""Tables larger than memory: SQLite in a temporary file, whose sorts spill beside it."""
 
 import sqlite3
 from collections.abc import Iterator

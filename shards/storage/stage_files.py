@@ -4,6 +4,7 @@ A shard set is a stage directory too and shards/ depends on nothing of dist_trai
 files are defined here; dist_train/distributed/stage.py adds the chain of parents.
 """
 
+import json
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -12,8 +13,8 @@ from typing import Any, TypedDict
 
 from shards.storage.errors import BadInput, Corrupt, Unfinished
 from shards.storage.files import (
-    is_temporary,
     json_bytes,
+    names_in,
     read_json,
     sha256_file,
     sha256_json,
@@ -38,10 +39,7 @@ class FileFacts(TypedDict):
 
 
 class Manifest(TypedDict):
-    """manifest.json; `files` has a file's facts by its path below the directory.
-
-    `sha256` is that of the manifest itself, without this key, by `sha256_json`.
-    """
+    """manifest.json; `files` by their path below the directory, `sha256` that of all other keys."""
 
     format: int
     kind: str
@@ -66,10 +64,10 @@ def begin(out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any])
     """
     wanted = {"kind": kind, "config": config, "parents": parents}
     # Listed before stage.json is looked for: another process may claim and fill the folder now.
-    names = _names(out) if out.is_dir() else set()
+    names = names_in(out) if out.is_dir() else set()
     # A stage that failed before it wrote anything (a mistyped option) leaves the folder free.
     empty = {"": {STAGE}, "failed": {STAGE, STATUS}}
-    if (out / STAGE).exists() and empty.get(status_of(out)) != _names(out):
+    if (out / STAGE).exists() and empty.get(status_of(out)) != names_in(out):
         _check_same(out, wanted)
     elif out.is_file() or names - {STAGE, STATUS}:
         raise BadInput(f"{out}: holds files of something else; name a new or an empty folder")
@@ -86,10 +84,6 @@ def begin(out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any])
         return True
     write_status(out, "running")
     return False
-
-
-def _names(out: Path) -> set[str]:
-    return {path.name for path in out.iterdir() if not is_temporary(path)}
 
 
 def _check_same(out: Path, wanted: dict[str, Any]) -> None:
@@ -178,31 +172,31 @@ def fingerprint_of(stage: dict[str, Any], files: Mapping[str, FileFacts]) -> str
 def open_finished(path: Path, kind: str) -> Manifest:
     """The manifest of a finished stage directory; raises as `read_finished` does."""
 
-    def read(name: str) -> dict[str, Any] | None:
-        return _read_ours(path / name) if (path / name).exists() else None
+    def read(name: str) -> bytes | None:
+        return (path / name).read_bytes() if (path / name).exists() else None
 
-    return read_finished(str(path), kind, read)[1]
+    return read_finished(kind, lambda name: str(path / name), read)[1]
 
 
 def read_finished(
-    where: str, kind: str, read: Callable[[str], Any | None]
+    kind: str, where: Callable[[str], str], read: Callable[[str], bytes | None]
 ) -> tuple[dict[str, Any], Manifest]:
-    """The content of (stage.json, manifest.json) of the directory that messages call `where`.
+    """The content of (stage.json, manifest.json) of a stage directory.
 
-    `read` returns a stage file by its name, None if absent. Raises BadInput when it is not a
-    directory of `kind` in this version's format, Unfinished when it has no manifest.
+    `read` gives a file by its name or None; `where` names it, or by "" the directory, in messages.
+    Raises BadInput unless it is of `kind` in this version's format, Unfinished without manifest.
     """
-    stage = read(STAGE)
-    if stage is None:
-        raise BadInput(f"{where}: not a {kind} directory (no {STAGE})")
+    folder = where("")
+    if (data := read(STAGE)) is None:
+        raise BadInput(f"{folder}: not a {kind} directory (no {STAGE})")
+    stage = parsed(data, STAGE, where(STAGE))
     if stage.get("format") != FORMAT:
-        raise BadInput(f"{where}: format {stage.get('format')}, this version reads {FORMAT}")
+        raise BadInput(f"{folder}: format {stage.get('format')}, this version reads {FORMAT}")
     if stage["kind"] != kind:
-        raise BadInput(f"{where}: holds {stage['kind']}, wanted {kind}")
-    manifest = read(MANIFEST)
-    if manifest is None:
-        raise Unfinished(f"{where}: unfinished (no {MANIFEST}); run the same command again")
-    return stage, manifest
+        raise BadInput(f"{folder}: holds {stage['kind']}, wanted {kind}")
+    if (data := read(MANIFEST)) is None:
+        raise Unfinished(f"{folder}: unfinished (no {MANIFEST}); run the same command again")
+    return stage, parsed(data, MANIFEST, where(MANIFEST))
 
 
 def check_manifest(manifest: Mapping[str, Any], where: str) -> None:
@@ -213,10 +207,7 @@ def check_manifest(manifest: Mapping[str, Any], where: str) -> None:
 
 
 def faults_of(out: Path) -> list[str]:
-    """Differences of stage.json and status.json from what `finish` wrote.
-
-    Raises Corrupt when the manifest itself is damaged, since it proves nothing then.
-    """
+    """Differences of stage.json and status.json; raises Corrupt when the manifest is damaged."""
     manifest = _read_ours(out / MANIFEST)
     check_manifest(manifest, str(out / MANIFEST))
     if (out / MANIFEST).read_bytes() != json_bytes(manifest):
@@ -231,12 +222,16 @@ def faults_of(out: Path) -> list[str]:
     return faults
 
 
-def check_ours(value: Any, name: str, where: str) -> Any:
-    """The JSON `value` of the stage file `name`; raises Corrupt when it lacks the file's keys."""
+def parsed(data: bytes, name: str, where: str) -> Any:
+    """The JSON of the stage file `name`; raises Corrupt when it is none or lacks its keys."""
+    try:
+        value = json.loads(data.decode())
+    except ValueError as error:
+        raise Corrupt(f"{where}: not JSON ({error})") from None
     if not isinstance(value, dict) or not KEYS[name] <= value.keys():
         raise Corrupt(f"{where}: not a {name} of dist_train; restore it or create it again")
     return value
 
 
 def _read_ours(path: Path) -> Any:
-    return check_ours(read_json(path), path.name, str(path))
+    return parsed(path.read_bytes(), path.name, str(path))

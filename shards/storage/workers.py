@@ -17,8 +17,6 @@ from shards.storage.errors import Failed
 
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """The signals that request a stop: from a launcher or container, Slurm's time limit, Ctrl-C."""
-PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h."""
 
 
 def each(
@@ -26,8 +24,7 @@ def each(
 ) -> Generator[Any]:
     """Yield `function(*job)` of every job in their order; in this process when `workers` is 1.
 
-    At most 2 × `workers` jobs are held at a time, so memory does not grow with their number.
-    Raises Failed, naming the `work`, when a process was killed.
+    At most 2 × `workers` jobs are held. Raises Failed, naming `work`, when a process was killed.
     """
     if workers == 1:
         yield from (function(*job) for job in jobs)
@@ -77,10 +74,7 @@ def _start_worker(watched: Connection) -> None:
 
 @contextmanager
 def stops_blocked() -> Iterator[None]:
-    """Processes that are started inside the block begin with STOPS blocked.
-
-    A signal to this process meanwhile is delivered when the block ends.
-    """
+    """Processes started inside begin with STOPS blocked; a stop of this one waits for the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
@@ -89,13 +83,11 @@ def stops_blocked() -> Iterator[None]:
 
 
 def leave_stops_to_parent() -> None:
-    """Called in a worker: from now on only its parent's SIGTERM or death ends it, none of STOPS.
-
-    SIGTERM cannot simply be ignored: torch and multiprocessing end workers by it and wait.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited by the thread below
+    """Called in a worker: from now on only its parent's SIGTERM or death ends it, none of STOPS."""
+    # Not ignored: torch and multiprocessing end workers by SIGTERM. Inherited by the thread below.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of linux/prctl.h
     if os.getppid() != parent:  # it died before prctl
         os._exit(1)
 
@@ -113,9 +105,8 @@ def stops_interrupt() -> Iterator[None]:
     """Inside the block the first of STOPS raises KeyboardInterrupt, later ones are ignored.
 
     It is no Exception, so code that catches those of a broken photo does not swallow the stop.
-    Does nothing outside the main thread, which alone receives signals.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
         yield
         return
 

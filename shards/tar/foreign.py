@@ -8,7 +8,7 @@ label, json may hold posting_id, title (or caption) and label_group. No other me
 import io
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from shards.tar.scan import Member, members
 
 PHOTOS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 ROLES = dict.fromkeys(PHOTOS, "jpg") | {"json": "json", "txt": "txt", "cls": "cls"}
+COLUMNS = ("posting_id", "title", "label_group")
 MAX_TEXT = 2**20
 KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 PROBE = PackOptions(size=64)
@@ -34,11 +35,107 @@ PROBE = PackOptions(size=64)
 
 @dataclass
 class _Sample:
-    """The members of one item by role; `at` is the byte of the tar where its first begins."""
+    """The members by role of an item that begins at byte `at`, and remarks on what is not used."""
 
+    tar: Path
     key: str
     at: int
     members: dict[str, Member] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+    def read(
+        self, file: io.BufferedReader, columns: Mapping[str, str]
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """The sample's facts, and its index record without slot and class."""
+        record, data = np.zeros((), RECORD), dict.fromkeys(MEMBERS, b"")
+        for role in MEMBERS:
+            record[f"{role}_size"] = ABSENT
+        for role, member in self.members.items():
+            file.seek(member.at)
+            data[role] = file.read(member.size)
+            if len(data[role]) != member.size:
+                raise Corrupt(f"{self.tar}: became shorter while it was read; restore it")
+            record[f"{role}_at"], record[f"{role}_size"] = member.at, member.size
+            record[f"{role}_crc"] = crc32(data[role])
+        try:
+            about = json.loads(data["json"]) if "json" in self.members else {}
+        except (ValueError, RecursionError) as error:
+            raise Corrupt(f"{self._where()}: json cannot be read ({error})") from None
+        if not isinstance(about, dict):
+            raise Corrupt(f"{self._where()}: json is no object of names and values")
+        names = {column: columns.get(column, column) for column in COLUMNS}
+        posting_id = self._value(about, names["posting_id"], "posting_id")
+        if not posting_id and "posting_id" in columns:
+            raise BadInput(
+                f"{self._where()}: its json has no {names['posting_id']}; leave --columns away"
+            )
+        photo = photo_facts(self._photo(data["jpg"]) if "jpg" in self.members else None)
+        if not photo["has_image"]:
+            record["jpg_size"] = ABSENT
+        # The first that is not blank of title in json, txt, and caption in json.
+        titles = [self._value(about, names["title"], "title"), self._text(data["txt"], "txt")]
+        if "title" not in columns:
+            titles.append(self._value(about, "caption", "title"))
+        title = next((one for one in titles if one.strip()), "")
+        if len(title) > PROBE.max_title:
+            self.reasons.append(f"title of {len(title)} characters cut")
+        title = title[: PROBE.max_title]
+        is_packed = photo["has_image"] or bool(title)
+        label = self._value(about, names["label_group"], "label_group")
+        if not label.strip():  # blanks name no product
+            label = self._text(data["cls"], "cls").strip()
+        return {
+            "posting_id": posting_id,
+            "key": self.key,
+            "image": self.members["jpg"].name if "jpg" in self.members else "",
+            "label_group": label,
+            "cls": data["cls"].decode(errors="replace").strip(),
+            "status": "packed" if is_packed else "rejected",
+            "reason": "; ".join(self.reasons)
+            or ("" if is_packed else "neither a photo nor a title"),
+            **photo,
+            "has_text": bool(title),
+            "title": title,
+        }, record
+
+    def _where(self) -> str:
+        return f"{self.tar}: byte {self.at}: item {self.key!r}"
+
+    def _value(self, about: dict[str, Any], name: str, column: str) -> str:
+        """A value of json as text, empty where missing. Raises BadInput for lists and objects."""
+        value = about.get(name)
+        if value is None or value != value:  # pandas writes NaN for a missing value
+            return ""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # pandas makes integers floats where some are missing
+        if isinstance(value, list | dict):
+            raise BadInput(
+                f"{self._where()}: {name} of its json is no text or number; "
+                f"name another with --columns {column}=NAME"
+            )
+        text = value if isinstance(value, str) else json.dumps(value)
+        return text.encode(errors="replace").decode()  # half a surrogate pair is no text
+
+    def _text(self, data: bytes, role: str) -> str:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            self.reasons.append(f"{role} is not UTF-8, what cannot be read is replaced")
+            return data.decode(errors="replace")
+
+    def _photo(self, data: bytes) -> Photo | None:
+        """The photo with its size as it lies in the tar; None where it cannot be used."""
+        try:
+            photo = prepare_photo(data, PROBE)
+        except PhotoRefused as refused:
+            self.reasons.append(f"photo {self.members['jpg'].name}: {refused}")
+            return None
+        with bound_by(PROBE.max_pixels):
+            image = open_photo(data, PROBE.max_pixels)
+            width, height = image.size
+            if orientation(image) in (5, 6, 7, 8):  # lies on its side
+                width, height = height, width
+        return replace(photo, width=width, height=height)
 
 
 def scan_tar(
@@ -54,7 +151,7 @@ def scan_tar(
     facts, records = [], []
     with tar.open("rb") as file:
         for slot, sample in enumerate(_samples(tar, leave)):
-            fact, record = _SampleReader(tar, file, sample, columns).read()
+            fact, record = sample.read(file, columns)
             record["slot"] = slot
             facts.append(fact | {"slot": slot})
             if fact["status"] == "packed":
@@ -64,9 +161,9 @@ def scan_tar(
     return pd.DataFrame(facts), np.array(records, RECORD)
 
 
-def _samples(tar: Path, leave: Collection[str]) -> Iterator[_Sample]:
+def _samples(tar: Path, leave: Collection[str]) -> list[_Sample]:
     """Group the members of a tar by key; raises Corrupt as `scan_tar` does."""
-    seen: dict[str, int] = {}
+    samples: dict[str, _Sample] = {}
     sample = None
     for member in members(tar):
         where = f"{tar}: byte {member.header_at}: {member.name!r}"
@@ -89,134 +186,16 @@ def _samples(tar: Path, leave: Collection[str]) -> Iterator[_Sample]:
             )
         if member.size > (most := MAX_BYTES if role == "jpg" else MAX_TEXT):
             raise Corrupt(f"{where} has {member.size} bytes, over {most}; take it out of the tar")
-        if sample is None or key != sample.key:
-            if key in seen:
-                raise Corrupt(
-                    f"{where} stands apart from the other members of its item (byte {seen[key]}); "
-                    "make the tar with --sort=name"
-                )
-            if sample is not None:
-                yield sample
-            sample = _Sample(key, member.header_at)
-            seen[key] = member.header_at
+        if key in samples and samples[key] is not sample:
+            raise Corrupt(
+                f"{where} stands apart from the other members of its item (byte "
+                f"{samples[key].at}); make the tar with --sort=name"
+            )
+        sample = samples.setdefault(key, _Sample(tar, key, member.header_at))
         if role in sample.members:
             raise Corrupt(
                 f"{where} beside {sample.members[role].name!r}: an item has one such member; leave "
                 "one kind unread with --leave SUFFIX"
             )
         sample.members[role] = member
-    if sample is not None:
-        yield sample
-
-
-@dataclass(frozen=True)
-class _SampleReader:
-    """Reads one sample; remarks on what cannot be used are collected in `reasons`."""
-
-    tar: Path
-    file: io.BufferedReader
-    sample: _Sample
-    columns: Mapping[str, str]
-    reasons: list[str] = field(default_factory=list)
-
-    def read(self) -> tuple[dict[str, Any], np.ndarray]:
-        """The sample's facts, and its index record without slot and class."""
-        record = np.zeros((), RECORD)
-        data = {role: self._member(role, record) for role in MEMBERS}
-        try:
-            about = json.loads(data["json"]) if data["json"] is not None else {}
-        except (ValueError, RecursionError) as error:
-            raise Corrupt(f"{self._where()}: json cannot be read ({error})") from None
-        if not isinstance(about, dict):
-            raise Corrupt(f"{self._where()}: json is no object of names and values")
-        posting_id = self._value(about, "posting_id")
-        if not posting_id and "posting_id" in self.columns:
-            name = self.columns["posting_id"]
-            raise BadInput(f"{self._where()}: its json has no {name}; leave --columns away")
-        photo = photo_facts(self._photo(data["jpg"]))
-        if not photo["has_image"]:
-            record["jpg_size"] = ABSENT
-        # The first that is not blank of title in json, txt, and caption in json.
-        names = [self.columns["title"]] if "title" in self.columns else ["title", "caption"]
-        first, *others = [self._value(about, "title", name) for name in names]
-        titles = [first, self._text(data["txt"], "txt"), *others]
-        title = next((one for one in titles if one.strip()), "")
-        if len(title) > PROBE.max_title:
-            self.reasons.append(f"title of {len(title)} characters cut")
-        title = title[: PROBE.max_title]
-        is_packed = photo["has_image"] or bool(title)
-        label = self._value(about, "label_group")
-        if not label.strip():  # blanks name no product
-            label = self._text(data["cls"], "cls").strip()
-        image = self.sample.members.get("jpg")
-        return {
-            "posting_id": posting_id,
-            "key": self.sample.key,
-            "image": image.name if image else "",
-            "label_group": label,
-            "cls": (data["cls"] or b"").decode(errors="replace").strip(),
-            "status": "packed" if is_packed else "rejected",
-            "reason": "; ".join(self.reasons)
-            or ("" if is_packed else "neither a photo nor a title"),
-            **photo,
-            "has_text": bool(title),
-            "title": title,
-        }, record
-
-    def _member(self, role: str, record: np.ndarray) -> bytes | None:
-        """The bytes of a member, noted in `record`; None where the sample has none."""
-        record[f"{role}_size"] = ABSENT
-        member = self.sample.members.get(role)
-        if member is None:
-            return None
-        self.file.seek(member.at)
-        data = self.file.read(member.size)
-        if len(data) != member.size:
-            raise Corrupt(f"{self.tar}: became shorter while it was read; restore it")
-        record[f"{role}_at"], record[f"{role}_size"] = member.at, member.size
-        record[f"{role}_crc"] = crc32(data)
-        return data
-
-    def _where(self) -> str:
-        return f"{self.tar}: byte {self.sample.at}: item {self.sample.key!r}"
-
-    def _value(self, about: dict[str, Any], column: str, name: str = "") -> str:
-        """A value of json as text, empty where missing. Raises BadInput for lists and objects."""
-        name = name or self.columns.get(column, column)
-        value = about.get(name)
-        if value is None or value != value:  # pandas writes NaN for a missing value
-            return ""
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # pandas makes integers floats where some are missing
-        if isinstance(value, list | dict):
-            raise BadInput(
-                f"{self._where()}: {name} of its json is no text or number; "
-                f"name another with --columns {column}=NAME"
-            )
-        text = value if isinstance(value, str) else json.dumps(value)
-        return text.encode(errors="replace").decode()  # half a surrogate pair is no text
-
-    def _text(self, data: bytes | None, role: str) -> str:
-        if data is None:
-            return ""
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            self.reasons.append(f"{role} is not UTF-8, what cannot be read is replaced")
-            return data.decode(errors="replace")
-
-    def _photo(self, data: bytes | None) -> Photo | None:
-        """The photo with its size as it lies in the tar; None where it cannot be used."""
-        if data is None:
-            return None
-        try:
-            photo = prepare_photo(data, PROBE)
-        except PhotoRefused as refused:
-            self.reasons.append(f"photo {self.sample.members['jpg'].name}: {refused}")
-            return None
-        with bound_by(PROBE.max_pixels):
-            image = open_photo(data, PROBE.max_pixels)
-            width, height = image.size
-            if orientation(image) in (5, 6, 7, 8):  # lies on its side
-                width, height = height, width
-        return replace(photo, width=width, height=height)
+    return list(samples.values())

@@ -27,13 +27,10 @@ TEXTS = ("posting_ids", "titles")
 """Texts of the items that the header of an indexed tar holds."""
 ABSENT = 0xFFFFFFFF
 """The size of a member that an item lacks."""
+PLACE = {"at": "<u8", "size": "<u4", "crc": "<u4"}
 RECORD = np.dtype(
     [("slot", "<u4"), ("class_id", "<i4")]
-    + [
-        (f"{member}_{field}", kind)
-        for member in MEMBERS
-        for field, kind in (("at", "<u8"), ("size", "<u4"), ("crc", "<u4"))
-    ]
+    + [(f"{member}_{name}", kind) for member in MEMBERS for name, kind in PLACE.items()]
 )
 
 
@@ -43,10 +40,6 @@ class ShardIndex:
 
     header: dict[str, Any]
     records: np.ndarray
-
-    def fits(self, facts: Mapping[str, Any]) -> bool:
-        """Whether this is the index of the tar with the manifest's `facts`."""
-        return self.header.get("tar_sha256") == facts.get("sha256")
 
     def of_split(self, split: str) -> "ShardIndex":
         """The index of the items of one split; a packed tar has items of one split only."""
@@ -104,15 +97,12 @@ def parse_index(data: bytes, path: str) -> ShardIndex:
 
 
 def misfit(where: str, tar: str, index: bytes, files: Mapping[str, FileFacts]) -> str:
-    """The fault when `tar`, intact by the manifest's `files`, does not belong to its `index`.
-
-    Empty if there is none, and beside a damaged index, which is reported as another fault.
-    """
+    """The fault when `tar`, intact by the manifest's `files`, has the intact `index` of another."""
     listed = files.get(index_of(tar))
     if listed is None or hashlib.sha256(index).hexdigest() != listed["sha256"]:
         return ""
     try:
-        if parse_index(index, where).fits(files[tar]):
+        if parse_index(index, where).header.get("tar_sha256") == files[tar]["sha256"]:
             return ""
     except Corrupt as fault:
         return str(fault)

@@ -42,13 +42,6 @@ class Member:
     size: int
 
 
-@dataclass(frozen=True)
-class _Header:
-    kind: bytes
-    name: bytes
-    size: int
-
-
 def members(tar: Path) -> Iterator[Member]:
     """Every regular file of `tar` in order; folders are skipped.
 
@@ -69,18 +62,18 @@ def members(tar: Path) -> Iterator[Member]:
             length = os.fstat(file.fileno()).st_size
             extended: dict[str, bytes] = {}  # what extended headers set of the next member
             while (block := _read(file, at, BLOCK)) != bytes(BLOCK):
-                header = _parse(block)
-                if header.kind in b"xgL":
-                    extended = _extended(header, extended, file, at + BLOCK)
-                    at += BLOCK + _padded(header.size)
+                kind, raw, size = _parse(block)
+                if kind in b"xgL":
+                    extended = _extended(kind, size, extended, file, at + BLOCK)
+                    at += BLOCK + _padded(size)
                     continue
-                name, size = _name_and_size(header, extended)
+                name, size = _checked(kind, raw, size, extended)
                 if at + BLOCK + _padded(size) > length:
                     raise ValueError(
                         f"{name!r} declares {size} bytes, more than is there: cut; restore it"
                     )
                 # Before POSIX a folder was a file whose name ends in a slash.
-                is_folder = header.kind == b"5" or (header.kind == b"\0" and name.endswith("/"))
+                is_folder = kind == b"5" or (kind == b"\0" and name.endswith("/"))
                 if is_folder and size:
                     raise ValueError(f"the folder {name!r} declares {size} bytes")
                 if not is_folder:
@@ -122,7 +115,8 @@ def _check_end(file: BufferedReader, at: int) -> None:
         raise ValueError("cut inside the zeros at the end; restore it")
 
 
-def _parse(block: bytes) -> _Header:
+def _parse(block: bytes) -> tuple[bytes, bytes, int]:
+    """Kind, name and size in a header."""
     others = block[:148] + b" " * 8 + block[156:]
     excess = _number(block[148:156]) - sum(others)
     # Some old programs summed signed characters.
@@ -132,7 +126,7 @@ def _parse(block: bytes) -> _Header:
     # GNU's older format has other fields where POSIX has the first part of a long name.
     if block[257:263] == b"ustar\0" and (prefix := _until_nul(block[345:500])):
         name = prefix + b"/" + name
-    return _Header(block[156:157], name, _number(block[124:136]))
+    return block[156:157], name, _number(block[124:136])
 
 
 def _until_nul(field: bytes) -> bytes:
@@ -156,13 +150,13 @@ def _padded(size: int) -> int:
 
 
 def _extended(
-    header: _Header, extended: dict[str, bytes], file: BufferedReader, at: int
+    kind: bytes, size: int, extended: dict[str, bytes], file: BufferedReader, at: int
 ) -> dict[str, bytes]:
     """`extended` updated by the extended header whose data lies at byte `at`."""
-    if header.size > MAX_EXTENSION:
-        raise ValueError(f"an extended header of {header.size} bytes, over {MAX_EXTENSION}")
-    data = _read(file, at, _padded(header.size))[: header.size] if header.size else b""
-    if header.kind == b"L":
+    if size > MAX_EXTENSION:
+        raise ValueError(f"an extended header of {size} bytes, over {MAX_EXTENSION}")
+    data = _read(file, at, _padded(size))[:size] if size else b""
+    if kind == b"L":
         return {"path": _until_nul(data)} | extended
     records, place = {}, 0
     while place < len(data):
@@ -175,24 +169,24 @@ def _extended(
     sparse = sorted(key for key in records if key.startswith("GNU.sparse"))
     if sparse:
         raise ValueError(f"a sparse file ({sparse[0]}); make the tar without --sparse")
-    if header.kind == b"x":
+    if kind == b"x":
         return extended | records
     if {"path", "size", "linkpath"} & records.keys():
         raise ValueError("a global header that gives all members one name or size")
     return extended
 
 
-def _name_and_size(header: _Header, extended: dict[str, bytes]) -> tuple[str, int]:
+def _checked(kind: bytes, raw: bytes, size: int, extended: dict[str, bytes]) -> tuple[str, int]:
     """Name and size of a member by its header and the extended ones before it, checked."""
-    raw, size = extended.get("path", header.name), header.size
+    raw = extended.get("path", raw)
     try:
         name = raw.decode()
     except UnicodeDecodeError:
         raise ValueError(f"the name {raw!r} is not UTF-8; make the tar with UTF-8 names") from None
     if not name or "\0" in name or len(raw) > MAX_NAME:
         raise ValueError(f"an empty name or one over {MAX_NAME} bytes: {name[:80]!r}")
-    if header.kind not in b"0\x005":
-        what = REFUSED.get(header.kind, f"of the unknown kind {header.kind!r}")
+    if kind not in b"0\x005":
+        what = REFUSED.get(kind, f"of the unknown kind {kind!r}")
         raise ValueError(f"{name!r} is {what}; only files and folders are read")
     if name.startswith("/") or ".." in name.split("/"):
         raise ValueError(f"the name {name!r} leads out of the tar's folder")

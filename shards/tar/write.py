@@ -1,6 +1,5 @@
 """One tar of a shard set: plain USTAR under WebDataset's naming, written once and read back."""
 
-import io
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,22 +12,15 @@ from shards.storage.files import atomic_path, sha256_file
 from shards.tar.index import ABSENT, MEMBERS, RECORD, write_index
 
 TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
-# The checksum of all but name and size; it counts itself as blanks (POSIX.1, ustar).
-TEMPLATE_SUM = sum(TEMPLATE[100:124] + TEMPLATE[135:148] + b" " * 8 + TEMPLATE[156:])
 Sample = tuple[int, int, dict[str, bytes]]
 """(slot, class_id, members by suffix) of an item."""
-
-
-def key_of(shard: int, slot: int) -> str:
-    """WebDataset's sample key: ASCII, without a dot, unique in its split."""
-    return f"{shard:06d}_{slot:06d}"
 
 
 def write_shard(tar: Path, samples: Iterable[Sample], before_mark: Callable[[], None]) -> None:
     """Write `tar`, read it back, then write its index, which marks it as complete.
 
-    `before_mark` runs before the index is written: it writes what must exist wherever the index
-    does. Raises Corrupt when a member read back differs.
+    `before_mark` writes what must exist wherever the index does. Raises Corrupt when a member
+    read back differs.
     """
     rows = []
     with atomic_path(tar) as temporary:
@@ -39,7 +31,9 @@ def write_shard(tar: Path, samples: Iterable[Sample], before_mark: Callable[[], 
                 for name in MEMBERS:
                     if name in members:
                         data = members[name]
-                        file.write(_header(f"{key_of(int(tar.stem), slot)}.{name}", len(data)))
+                        # WebDataset's sample key: ASCII, without a dot, unique in its split.
+                        key = f"{int(tar.stem):06d}_{slot:06d}"
+                        file.write(_header(f"{key}.{name}", len(data)))
                         record[f"{name}_at"], record[f"{name}_size"] = file.tell(), len(data)
                         record[f"{name}_crc"] = crc32(data)
                         file.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
@@ -47,34 +41,30 @@ def write_shard(tar: Path, samples: Iterable[Sample], before_mark: Callable[[], 
             file.write(bytes(2 * tarfile.BLOCKSIZE))
             file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
         records = np.array(rows, RECORD)
-        with temporary.open("rb") as file:
-            for record in records:
-                for name in MEMBERS:
-                    check_member(file, record, name, temporary)
+        check_members(temporary, records)
         header = {"tar_bytes": temporary.stat().st_size, "tar_sha256": sha256_file(temporary)}
     before_mark()
     write_index(tar.with_suffix(".idx"), header, records)
 
 
 def _header(name: str, size: int) -> bytes:
-    """The USTAR header of a member, as tarfile writes it but several times faster.
-
-    Fixed time, owner and mode: the same plan gives the same bytes.
-    """
-    if size >= 8**11:
-        raise ValueError(f"{name}: {size} bytes, more than a tar header can hold")
-    digits = b"%011o" % size
-    head, rest = name.encode().ljust(100, b"\0"), TEMPLATE[100:124] + digits + TEMPLATE[135:]
-    total = sum(head) + sum(digits) + TEMPLATE_SUM
-    return head + rest[:48] + b"%06o\0 " % total + rest[56:]
+    """The USTAR header of a member, without time and owner: tarfile's, but several times faster."""
+    head = name.encode().ljust(100, b"\0") + TEMPLATE[100:124] + b"%011o" % size + TEMPLATE[135:148]
+    tail = TEMPLATE[156:]
+    # The checksum counts itself as eight blanks (POSIX.1, ustar).
+    return head + b"%06o\0 " % (sum(head) + sum(tail) + 8 * ord(" ")) + tail
 
 
-def check_member(file: io.BufferedReader, record: np.ndarray, name: str, path: Path) -> None:
-    """Raise Corrupt, naming file and member, when a member's bytes differ from its crc."""
-    size = int(record[f"{name}_size"])
-    if size == ABSENT:
-        return
-    file.seek(int(record[f"{name}_at"]))
-    data = file.read(size)
-    if len(data) != size or crc32(data) != int(record[f"{name}_crc"]):
-        raise Corrupt(f"{path}: slot {record['slot']}, member {name}: bytes differ from its crc")
+def check_members(tar: Path, records: np.ndarray) -> None:
+    """Raise Corrupt, naming file and member, when the bytes of a member differ from its crc."""
+    with tar.open("rb") as file:
+        for record in records:
+            for name in MEMBERS:
+                if (size := int(record[f"{name}_size"])) == ABSENT:
+                    continue
+                file.seek(int(record[f"{name}_at"]))
+                data = file.read(size)
+                if len(data) != size or crc32(data) != int(record[f"{name}_crc"]):
+                    raise Corrupt(
+                        f"{tar}: slot {record['slot']}, member {name}: bytes differ from its crc"
+                    )

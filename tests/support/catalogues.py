@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from shards.catalogue.carried_columns import Carried
-from shards.catalogue.rows import Catalogue, check_unique
+from shards.catalogue.rows import Carried, Catalogue, check_unique
 
 
 def read_catalogue(path: Path, columns: dict[str, str] | None = None) -> pd.DataFrame:

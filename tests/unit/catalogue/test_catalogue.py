@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards.catalogue import rows as module
-from shards.catalogue.carried_columns import Carried
-from shards.catalogue.rows import CHUNK, COLUMNS, Catalogue
+from shards.catalogue.rows import CHUNK, COLUMNS, Carried, Catalogue
 from shards.storage.errors import BadInput
 from tests.support.catalogues import read_catalogue, write_text
 

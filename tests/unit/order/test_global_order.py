@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import gammaln
 
-from shards.order.global_order import Order, StoredOrder, WindowOrder
-from shards.order.state import OrderState, check_equal
+from shards.order.global_order import Order, OrderState, StoredOrder, WindowOrder, check_equal
 from shards.storage.errors import BadInput
 from tests.support.digests import digest
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.order.global_order import OrderState
 from shards.order.product_order import ProductOrder
-from shards.order.state import OrderState
 from tests.support.digests import digest
 
 FROZEN = [8, 7, 0, 2, 4, 3, 5, 5, 9, 10, 1, 0, 6, 8, 1, 2, 9, 8, 3, 4, 5, 5, 10, 6, 7, 9, 0, 1]
