@@ -343,7 +343,7 @@ def main() -> None:
 
 
 def _print_near_duplicates(shards: Path, counts: "Counts") -> None:
-    from shards.duplicates.label_noise import describe_near_duplicates
+    from shards.pack.items import describe_near_duplicates
     from shards.tar.layout import LABEL_NOISE
 
     print(describe_near_duplicates(counts["near_duplicates"], shards / LABEL_NOISE))

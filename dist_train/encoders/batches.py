@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from shards.photos.srgb import PhotoRefused
+from shards.photos.decode import PhotoRefused
 from shards.read.shard_set import Item, ItemReader
 from shards.storage.errors import BadInput, Corrupt, Failed, Unreadable
 from shards.storage.workers import leave_stops_to_parent, stops_blocked

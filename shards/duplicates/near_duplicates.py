@@ -23,8 +23,6 @@ BRIGHTNESS = 16
 CHANNELS = 27
 SIGNATURE_DTYPE = np.dtype([("row", "<i8"), ("hash", "<u8"), ("colours", "u1", (CHANNELS,))])
 """A photo's signature: its row, perceptual hash, and the mean colours of 3 × 3 cells."""
-NO_PHOTO = -1
-"""The photo group of an item without a photo."""
 
 JOINS_AT_ONCE = 200_000
 PAIRS_AT_ONCE = 50_000

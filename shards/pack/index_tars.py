@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -84,13 +84,6 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.z
 log = logging.getLogger("shards")
 
 
-class Config(TypedDict):
-    """What the result depends on beside the tars, as stage.json holds it."""
-
-    columns: dict[str, str]
-    leave: list[str]
-
-
 def index_tars(
     path: Path,
     columns: Mapping[str, str] | None = None,
@@ -105,11 +98,11 @@ def index_tars(
     that holds a packed set or has changed since it was indexed, Corrupt for a damaged tar, Failed
     when the disk has no space for the index, Stopped on SIGTERM and Ctrl-C.
     """
-    config = Config(columns=dict(columns or {}), leave=sorted(leave))
-    if unknown := sorted(config["columns"].keys() - set(COLUMNS)):
+    columns = columns or {}
+    if unknown := sorted(columns.keys() - set(COLUMNS)):
         raise BadInput(f"--columns {unknown[0]}: there are {', '.join(COLUMNS)}")
-    counts = _indexed_before(path, config)
-    if counts is not None:
+    config = {"columns": dict(columns), "leave": sorted(leave)}
+    if (counts := _indexed_before(path, config)) is not None:
         return counts
     tars = _tars(path)
     work = path / WORK
@@ -130,8 +123,6 @@ def index_tars(
                     first, last = last + 1, last + size
                     packed = database.execute(PACKED, (first, last)).fetchall()
                     _write_index(tar, packed, np.load(work / f"{number}.npy"))
-                rows = database.execute(f"SELECT {', '.join(NAMES)} FROM item")
-                write_rows(path / ITEMS, SCHEMA, rows)
                 return _finish(path, tars, database)
     except KeyboardInterrupt:
         if (path / stage_files.STAGE).exists():
@@ -143,7 +134,7 @@ def index_tars(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _indexed_before(path: Path, config: Config) -> Counts | None:
+def _indexed_before(path: Path, config: dict[str, Any]) -> Counts | None:
     """The counts, when the same tars were indexed with the same config; None if never indexed."""
     if not (path / stage_files.STAGE).exists():
         if (path / ITEMS).exists():
@@ -210,7 +201,7 @@ def _folder_split(path: Path, tar: Path) -> str:
 
 
 def _scan(
-    path: Path, tars: list[Path], config: Config, workers: int, database: sqlite3.Connection
+    path: Path, tars: list[Path], config: dict[str, Any], workers: int, database: sqlite3.Connection
 ) -> list[int]:
     """Fill table item, and write the index records of each tar to a file; items of each tar."""
     create_items(database, *OTHERS)
@@ -270,11 +261,11 @@ def _write_index(tar: Path, packed: list[tuple[str, int, str, str]], records: np
 
 
 def _finish(path: Path, tars: list[Path], database: sqlite3.Connection) -> Counts:
-    """Count the items, write label_noise.parquet and the manifest; the counts."""
-    across = database.execute(ACROSS).fetchone()[0]
+    """Write items.parquet, label_noise.parquet and the manifest; the counts."""
+    write_rows(path / ITEMS, SCHEMA, database.execute(f"SELECT {', '.join(NAMES)} FROM item"))
     counts = count_items(database, path / LABEL_NOISE)
     counts["indexed_tars"] = len(tars)
-    counts["products_in_several_splits"] = across
+    across = counts["products_in_several_splits"] = database.execute(ACROSS).fetchone()[0]
     if across:
         log.warning(
             "%s: %d products lie in several splits; scores of test will be too good", path, across

@@ -9,17 +9,18 @@ import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from tqdm import tqdm
 
 from shards.catalogue.rows import Catalogue
 from shards.pack.build import build_shard, is_built
-from shards.pack.disk_space import Survey, check_photos, check_room, full_disk_fails, survey
+from shards.pack.disk_space import check_survey, full_disk_fails, survey
 from shards.pack.items import Counts
 from shards.pack.plan import Plan, make_plan
 from shards.pack.seal import seal
@@ -45,24 +46,18 @@ ALL = Task(0, 1)
 
 
 class Job(NamedTuple):
-    """The input, folder and options of a pack; `config` holds what the result depends on."""
+    """The input, folder and options of a pack.
+
+    `begin` claims the folder and is True when the set is finished there; `stamp` is the identity of
+    the pack, which its plan holds.
+    """
 
     catalogue: Catalogue
     images: Path | None
     out: Path
     options: PackOptions
-    config: dict[str, Any]
-    parents: dict[str, dict[str, str]]
-
-    @property
-    def stamp(self) -> str:
-        """The identity of this pack, which its plan holds."""
-        parents = {k: v.get("sha256", v["path"]) for k, v in self.parents.items()}
-        return sha256_json({"config": self.config, "parents": parents})
-
-    def begin(self) -> bool:
-        """Claim the folder; True when the set is finished there."""
-        return stage_files.begin(self.out, KIND, self.config, self.parents)
+    begin: Callable[[], bool]
+    stamp: str
 
     def check_images_given(self, has_names: bool) -> None:
         """Raise BadInput when the catalogue names photos but no folder of photos was given."""
@@ -119,12 +114,16 @@ def _job(
     source = Catalogue(catalogue, columns)
     no_effect = {field.name for field in fields(options) if field.metadata.get("how")}
     config = {name: value for name, value in asdict(options).items() if name not in no_effect}
+    config["columns"] = columns
     parents = {"catalogue": {"path": beside(catalogue), "sha256": sha256_file(catalogue)}}
     if images is not None:
         if not images.is_dir():
             raise BadInput(f"{images}: no such folder of photos on {os.uname().nodename}")
         parents["images"] = {"path": beside(images)}
-    job = Job(source, images, out, options, config | {"columns": columns}, parents)
+    known = {name: facts.get("sha256", facts["path"]) for name, facts in parents.items()}
+    stamp = sha256_json({"config": config, "parents": known})
+    begin = partial(stage_files.begin, out, KIND, config, parents)
+    job = Job(source, images, out, options, begin, stamp)
     job.check_images_given(source.head().image.ne("").any())
     return job
 
@@ -136,32 +135,23 @@ def _prepare(job: Job) -> bool:
     """
     path, survey_path = plan_path(job.out), job.out / WORK / "survey.json"
     with locked(job.out / WORK / "lock"):
-        if not path.exists():
-            if job.begin():
-                return False
-            remove_abandoned(job.out / WORK)
-            with _freed_if_bad(job):
+        if not path.exists() and job.begin():
+            return False
+        try:
+            if not path.exists():
+                remove_abandoned(job.out / WORK)
                 make_plan(path, job.catalogue, job.options, job.stamp)
+            if not survey_path.exists():
                 with closing(Plan(path, job.stamp)) as plan:
                     job.check_images_given(plan.has_photos())
-        if not survey_path.exists():
-            with _freed_if_bad(job), closing(Plan(path, job.stamp)) as plan:
-                found = survey(plan, job.catalogue.path, job.images, job.options)
-            write_json(survey_path, found)
-        expected: Survey = read_json(survey_path)
-    check_photos(job.images, expected["photos"])
-    check_room(job.out, expected["bytes"])
+                    found = survey(plan, job.catalogue.path, job.images, job.options)
+                    write_json(survey_path, found)
+        except BadInput:
+            shutil.rmtree(job.out / WORK)  # leaves the folder free: no shard was begun
+            raise
+        found = read_json(survey_path)
+    check_survey(found, job.images, job.out)
     return True
-
-
-@contextmanager
-def _freed_if_bad(job: Job) -> Iterator[None]:
-    """Bad input found inside the block leaves the folder free: no shard was begun."""
-    try:
-        yield
-    except BadInput:
-        shutil.rmtree(job.out / WORK)
-        raise
 
 
 def _build_and_seal(job: Job, task: Task) -> Counts | None:

@@ -6,7 +6,7 @@ It lies on the disk in the order of the tars, so that the builder of a shard rea
 import sqlite3
 from collections.abc import Iterator
 from hashlib import blake2b
-from itertools import count
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from shards.catalogue.split import split_of
 from shards.photos.options import PackOptions
 from shards.storage.errors import BadInput
 from shards.storage.files import atomic_path
-from shards.storage.scratch import create, scratch
+from shards.storage.scratch import scratch
 
 MIN_SHARD, SHARDS = 64, 8
 
@@ -75,18 +75,16 @@ def make_plan(path: Path, catalogue: Catalogue, options: PackOptions, stamp: str
     carried = Carried()
     key = str(options.seed).encode()
     with atomic_path(path) as temporary, scratch(path.with_suffix(".postings")) as database:
-        create(temporary).close()
         database.execute("ATTACH ? AS plan", (f"{temporary.absolute().as_uri()}?vfs=unix-none",))
         database.execute("PRAGMA plan.journal_mode=OFF")
         database.execute("PRAGMA plan.synchronous=OFF")
         database.executescript(TABLES)
-        rows = count(1)
-        for chunk in catalogue.postings(carried):
-            texts = chunk.itertuples(index=False, name=None)
-            for text, row in zip(texts, rows, strict=False):
-                hashed = blake2b(text[0].encode(), digest_size=8, key=key).digest()
-                line = (row, *text, split_of(text[-1]), hashed)
-                database.execute("INSERT INTO posting VALUES (?, ?, ?, ?, ?, ?, ?)", line)
+        chunks = catalogue.postings(carried)
+        texts = chain.from_iterable(chunk.itertuples(index=False, name=None) for chunk in chunks)
+        for row, text in enumerate(texts, 1):
+            hashed = blake2b(text[0].encode(), digest_size=8, key=key).digest()
+            line = (row, *text, split_of(text[-1]), hashed)
+            database.execute("INSERT INTO posting VALUES (?, ?, ?, ?, ?, ?, ?)", line)
         check_unique(database, catalogue.path)
         database.executescript(ORDER)
         first = 0
@@ -140,19 +138,16 @@ class Plan:
             for number in range(-(-items // size))
         ]
 
-    def rows(self, shard: Shard) -> Iterator[Row]:
-        """The postings of one shard, by slot."""
-        return self._places(shard.first, shard.items)
-
     def sample(self, size: int) -> list[Row]:
         """At most `size` postings, from all splits in proportion and in random order."""
         step = -(-len(self) // size)
-        return [row for place in range(0, len(self), step) for row in self._places(place, 1)]
+        return [row for place in range(0, len(self), step) for row in self.rows(place, 1)]
 
-    def _places(self, first: int, items: int) -> Iterator[Row]:
+    def rows(self, first: int, items: int) -> Iterator[Row]:
+        """The postings of the places from `first` on; `slot` counts them from 0."""
         found = self._database.execute(
             "SELECT place - ?, row, posting_id, image, title, label_group, class_id "
             "FROM place WHERE place BETWEEN ? AND ? ORDER BY place",
             (first + 1, first + 1, first + items),
         )
-        return (Row(*values) for values in found)
+        return map(Row._make, found)

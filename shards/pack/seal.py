@@ -88,7 +88,7 @@ def _outcomes(plan: Plan, shard: Shard, out: Path) -> Iterator[tuple]:
     """
     tar = shard_path(out, shard.split, shard.number)
     facts = pq.read_table(facts_path(out, shard.split, shard.number)).to_pylist()
-    rows = list(plan.rows(shard))
+    rows = list(plan.rows(shard.first, shard.items))
     is_planned = [(row.row, row.slot) for row in rows] == [(f["row"], f["slot"]) for f in facts]
     class_of = {row.slot: row.class_id for row in rows}
     expected = [

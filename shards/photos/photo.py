@@ -1,18 +1,15 @@
 """One photo, from untrusted bytes to the sRGB JPEG that is stored."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import cv2
 import numpy as np
 
-from shards.photos.jpeg import Coded, coded_picture
-from shards.photos.options import PackOptions
-from shards.photos.pixels import decode_jpeg, encode_jpeg
-from shards.photos.srgb import (
+from shards.photos.decode import (
     MAX_PIXELS,
     PhotoRefused,
     bound_by,
@@ -22,6 +19,9 @@ from shards.photos.srgb import (
     refused,
     rgb_pixels,
 )
+from shards.photos.jpeg import Coded, coded_picture
+from shards.photos.options import PackOptions
+from shards.photos.pixels import decode_jpeg, encode_jpeg
 
 MAX_BYTES = 256 * 2**20
 NOT_FOUND = "file not found"
@@ -52,28 +52,11 @@ class Photo:
     colours: str
 
 
-class PhotoFacts(TypedDict):
+def photo_facts(photo: Photo | None) -> dict[str, Any]:
     """What items.parquet holds of a posting's photo; empty and 0 where it has none."""
-
-    sha256: str
-    phash: str
-    colours: str
-    width: int
-    height: int
-    has_image: bool
-
-
-def photo_facts(photo: Photo | None) -> PhotoFacts:
-    """The facts of a photo, or those of a posting without one."""
-    found = photo or Photo(b"", 0, 0, "", "", "")
-    return {
-        "sha256": found.sha256,
-        "phash": found.phash,
-        "colours": found.colours,
-        "width": found.width,
-        "height": found.height,
-        "has_image": photo is not None,
-    }
+    facts = asdict(photo or Photo(b"", 0, 0, "", "", ""))
+    del facts["jpeg"]
+    return facts | {"has_image": photo is not None}
 
 
 def load_photo(root: Path, name: str, options: PackOptions) -> Photo:
