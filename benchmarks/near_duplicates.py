@@ -74,8 +74,11 @@ COPIES: dict[str, Callable[[Image.Image], bytes]] = {
 
 def signatures_of(photos: list[Photo]) -> np.ndarray:
     """(n,) SIGNATURE_DTYPE of packed photos."""
-    phash, colours = zip(*((photo.phash, photo.colours) for photo in photos), strict=True)
-    return near_duplicates.photo_signatures(range(len(photos)), phash, colours)
+    packed = (
+        near_duplicates.AS_BYTES.pack(row, int(photo.phash, 16), bytes.fromhex(photo.colours))
+        for row, photo in enumerate(photos)
+    )
+    return np.frombuffer(b"".join(packed), near_duplicates.SIGNATURE_DTYPE)
 
 
 def are_near_duplicates(one: np.ndarray, other: np.ndarray) -> np.ndarray:

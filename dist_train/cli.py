@@ -4,7 +4,7 @@ Heavy libraries are imported by the verb that needs them, so that --help answers
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
@@ -14,9 +14,6 @@ from dist_train.config.training import ImageTraining, TextTraining
 from shards.photos.options import PackOptions
 from shards.read.remote import shown
 from shards.storage.errors import BadInput
-
-if TYPE_CHECKING:
-    from shards.pack.pack import Counts
 
 Flat = Parameter(name="*")
 app = App(
@@ -89,6 +86,7 @@ def pack(
         Number of packs that share the work, started in any order on one or several machines.
     """
     from shards.pack import pack
+    from shards.pack.items import describe_near_duplicates
 
     counts = pack.pack(catalogue, images, out, options, _columns(columns), pack.Task(task, of))
     if counts is None:  # other packs are still building; what is missing was logged
@@ -98,7 +96,7 @@ def pack(
         f"{counts['with_reason']} with a remark (column reason of {out / 'items.parquet'}); "
         f"{counts['products']['train']} products to train on"
     )
-    _print_near_duplicates(out, counts)
+    print(describe_near_duplicates(counts["near_duplicates"], out))
 
 
 @app.command
@@ -136,6 +134,7 @@ def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: 
         Processes that read.
     """
     from shards.pack.index_tars import index_tars as adopt
+    from shards.pack.items import describe_near_duplicates
 
     ignored = [suffix for suffix in leave.split(",") if suffix]
     counts = adopt(folder, _columns(columns), ignored, workers)
@@ -144,7 +143,7 @@ def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: 
         f"{counts['rejected']} rejected, {counts['with_reason']} with a remark (column reason of "
         f"{folder / 'items.parquet'}); {counts['products']['train']} products to train on"
     )
-    _print_near_duplicates(folder, counts)
+    print(describe_near_duplicates(counts["near_duplicates"], folder))
 
 
 @train_app.command
@@ -340,13 +339,6 @@ def report(matches: Path, /) -> None:
 def main() -> None:
     """Parse, call, and end with the exit code of the outcome."""
     command.call(app)
-
-
-def _print_near_duplicates(shards: Path, counts: "Counts") -> None:
-    from shards.pack.items import describe_near_duplicates
-    from shards.tar.layout import LABEL_NOISE
-
-    print(describe_near_duplicates(counts["near_duplicates"], shards / LABEL_NOISE))
 
 
 def _columns(text: str) -> dict[str, str]:

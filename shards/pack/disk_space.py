@@ -47,10 +47,11 @@ def survey(
     # At most a twentieth of a small catalogue, whose sample is read a second time by the pack.
     rows = plan.sample(max(1, min(SAMPLE, len(plan) // 20)))
     facts: list[dict[str, Any]] = []
-    prepared = samples([row._replace(slot=n) for n, row in enumerate(rows)], images, options, facts)
-    sizes = [0] * len(rows)
-    for slot, _, members in prepared:
-        sizes[slot] = sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for data in members.values())
+    sizes = [
+        sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for data in members.values())
+        for _, _, members in samples(rows, images, options, facts)
+    ]
+    sizes += [0] * (len(rows) - len(sizes))  # the rejected ones
     named = [row.image for row in rows if row.image]
     missing = sum(f": {NOT_FOUND}" in fact["reason"] for fact in facts)
     # With the wrong folder every photo would be missing from the set without any error.

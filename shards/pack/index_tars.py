@@ -118,12 +118,7 @@ def index_tars(
                 stage |= {"index-tars": True, "kind": KIND, "config": config, "parents": {}}
                 write_json(path / stage_files.STAGE, stage)
                 stage_files.write_status(path, "running")
-                last = 0
-                for number, (tar, size) in enumerate(zip(tars, sizes, strict=True)):
-                    first, last = last + 1, last + size
-                    packed = database.execute(PACKED, (first, last)).fetchall()
-                    _write_index(tar, packed, np.load(work / f"{number}.npy"))
-                return _finish(path, tars, database)
+                return _finish(path, tars, sizes, database)
     except KeyboardInterrupt:
         if (path / stage_files.STAGE).exists():
             stage_files.write_status(path, "preempted", "stopped by a signal")
@@ -174,10 +169,10 @@ def _tars(path: Path) -> list[Path]:
     if not tars:
         raise BadInput(f"{path}: no .tar in it or below it")
     inside = [tar for tar in tars if _folder_split(path, tar)]
-    if inside and len(inside) < len(tars):
-        other = next(tar for tar in tars if not _folder_split(path, tar))
+    others = [tar for tar in tars if not _folder_split(path, tar)]
+    if inside and others:
         raise BadInput(
-            f"{other}: in none of the folders {', '.join(SPLITS)}, but {inside[0]} is; "
+            f"{others[0]}: in none of the folders {', '.join(SPLITS)}, but {inside[0]} is; "
             "put all tars into such folders, or none"
         )
     tar_of: dict[Path, Path] = {}
@@ -185,12 +180,8 @@ def _tars(path: Path) -> list[Path]:
         index = tar.with_suffix(".idx")
         if tar_of.setdefault(index, tar) != tar:
             raise BadInput(f"{tar}: its index would be that of {tar_of[index]}; rename one of them")
-        if index.exists():
-            with index.open("rb") as file:
-                if file.read(len(MAGIC)) != MAGIC:
-                    raise BadInput(
-                        f"{index}: an index of another program is in the way; move it away"
-                    )
+        if index.exists() and not index.read_bytes().startswith(MAGIC):
+            raise BadInput(f"{index}: an index of another program is in the way; move it away")
     return tars
 
 
@@ -205,8 +196,6 @@ def _scan(
 ) -> list[int]:
     """Fill table item, and write the index records of each tar to a file; items of each tar."""
     create_items(database, *OTHERS)
-    columns = [*STORED, *OTHERS]
-    places = ", ".join("?" * len(columns))
     jobs = [(tar, config["columns"], config["leave"]) for tar in tars]
     bar = tqdm(total=len(tars), desc="index", unit="tar", disable=None)
     sizes = []
@@ -214,8 +203,7 @@ def _scan(
         for number, (tar, (facts, records)) in enumerate(zip(tars, scanned, strict=True)):
             name, folder = str(tar.relative_to(path)), _folder_split(path, tar)
             facts = facts.assign(tar=name, shard=number, folder=folder, split="", class_id=-1)
-            rows = facts[columns].astype(object).itertuples(index=False, name=None)
-            database.executemany(f"INSERT INTO item ({', '.join(columns)}) VALUES ({places})", rows)
+            facts[[*STORED, *OTHERS]].to_sql("item", database, if_exists="append", index=False)
             np.save(path / WORK / str(number), records)
             sizes.append(len(facts))
             bar.update()
@@ -242,26 +230,28 @@ def _assign(database: sqlite3.Connection) -> None:
     database.executescript(CLASSES_OF_TARS if is_numbered else CLASSES)
 
 
-def _write_index(tar: Path, packed: list[tuple[str, int, str, str]], records: np.ndarray) -> None:
-    """Write the index of one tar: records by split, then slot, with the texts of the items.
+def _finish(path: Path, tars: list[Path], sizes: list[int], database: sqlite3.Connection) -> Counts:
+    """Write the index of each tar, items.parquet, label_noise.parquet and the manifest; the counts.
 
-    packed: (split, class_id, posting_id, title) of each record.
+    sizes: items of each tar. An index has its records by split, then slot.
     """
-    splits, class_ids, posting_ids, titles = zip(*packed, strict=True) if packed else [()] * 4
-    order = np.argsort([SPLITS.index(split) for split in splits], kind="stable")
-    records["class_id"] = class_ids
-    header = {
-        "tar_bytes": tar.stat().st_size,
-        "tar_sha256": sha256_file(tar),
-        "splits": {split: splits.count(split) for split in SPLITS},
-        "posting_ids": [posting_ids[place] for place in order],
-        "titles": [titles[place] for place in order],
-    }
-    write_index(tar.with_suffix(".idx"), header, records[order])
-
-
-def _finish(path: Path, tars: list[Path], database: sqlite3.Connection) -> Counts:
-    """Write items.parquet, label_noise.parquet and the manifest; the counts."""
+    last, written = 0, [path / ITEMS, path / LABEL_NOISE]
+    for number, (tar, size) in enumerate(zip(tars, sizes, strict=True)):
+        first, last = last + 1, last + size
+        packed = database.execute(PACKED, (first, last)).fetchall()
+        splits, class_ids, posting_ids, titles = zip(*packed, strict=True) if packed else [()] * 4
+        order = np.argsort([SPLITS.index(split) for split in splits], kind="stable")
+        records = np.load(path / WORK / f"{number}.npy")
+        records["class_id"] = class_ids
+        header = {
+            "tar_bytes": tar.stat().st_size,
+            "tar_sha256": sha256_file(tar),
+            "splits": {split: splits.count(split) for split in SPLITS},
+            "posting_ids": [posting_ids[place] for place in order],
+            "titles": [titles[place] for place in order],
+        }
+        write_index(tar.with_suffix(".idx"), header, records[order])
+        written += [tar, tar.with_suffix(".idx")]
     write_rows(path / ITEMS, SCHEMA, database.execute(f"SELECT {', '.join(NAMES)} FROM item"))
     counts = count_items(database, path / LABEL_NOISE)
     counts["indexed_tars"] = len(tars)
@@ -270,6 +260,5 @@ def _finish(path: Path, tars: list[Path], database: sqlite3.Connection) -> Count
         log.warning(
             "%s: %d products lie in several splits; scores of test will be too good", path, across
         )
-    indices = [tar.with_suffix(".idx") for tar in tars]
-    stage_files.finish(path, counts, [*tars, *indices, path / ITEMS, path / LABEL_NOISE])
+    stage_files.finish(path, counts, written)
     return counts

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.catalogue.split import SPLITS
-from shards.duplicates.near_duplicates import near_duplicate_pairs, photo_signatures
+from shards.duplicates.near_duplicates import AS_BYTES, near_duplicate_pairs
 from shards.storage.files import atomic_path
+from shards.tar.layout import LABEL_NOISE
 
 PLACES = ("split", "class_id", "shard", "slot")
 PHOTO_FACTS = ("sha256", "phash", "colours", "width", "height")
@@ -160,11 +161,12 @@ def group_photos(database: sqlite3.Connection, folder: Path) -> None:
         found = database.execute(SAME_SIGNATURE)
         with photos.open("wb") as file:
             while rows := found.fetchmany(ROWS_AT_ONCE):
-                equal = [(row, first) for row, first, *_ in rows if row != first]
-                database.executemany(ADD, equal)
-                new = [(row, *signature) for row, first, *signature in rows if row == first]
-                if new:
-                    file.write(photo_signatures(*zip(*new, strict=True)).tobytes())
+                database.executemany(ADD, [row[:2] for row in rows if row[0] != row[1]])
+                file.writelines(
+                    AS_BYTES.pack(row, int(phash, 16), bytes.fromhex(colours))
+                    for row, first, phash, colours in rows
+                    if row == first
+                )
         for i, j in near_duplicate_pairs(photos):
             late, early = np.maximum(i, j).tolist(), np.minimum(i, j).tolist()
             database.executemany(ADD, zip(late, early, strict=True))
@@ -211,8 +213,9 @@ def write_rows(path: Path, schema: pa.Schema, found: sqlite3.Cursor) -> None:
             writer.write_table(pa.table(arrays, schema=schema))
 
 
-def describe_near_duplicates(counts: NearDuplicates, noise: Path) -> str:
-    """The counts in a few lines, with the first groups of label_noise.parquet at `noise`."""
+def describe_near_duplicates(counts: NearDuplicates, shards: Path) -> str:
+    """The counts in a few lines, with the first groups of label_noise.parquet of a shard set."""
+    noise = shards / LABEL_NOISE
     if not counts["postings"]:
         return "no photo stands twice"
     lines = [

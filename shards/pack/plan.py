@@ -90,17 +90,14 @@ def make_plan(path: Path, catalogue: Catalogue, options: PackOptions, stamp: str
         first = 0
         split_sizes = "SELECT split, COUNT(*) FROM posting GROUP BY split ORDER BY split"
         for split, items in database.execute(split_sizes).fetchall():
-            line = (split, first, items, shard_size(items, options))
+            # As many items a tar as give eight shards, but 64 at least and `shard_items` at most.
+            size = min(options.shard_items, max(MIN_SHARD, -(-items // SHARDS)))
+            line = (split, first, items, size)
             database.execute("INSERT INTO plan.split VALUES (?, ?, ?, ?)", line)
             first += items
         about = (stamp, carried.schema().serialize().to_pybytes())
         database.execute("INSERT INTO plan.about VALUES (?, ?)", about)
         database.commit()
-
-
-def shard_size(items: int, options: PackOptions) -> int:
-    """Items of one tar: as many as give eight shards, but 64 at least and `shard_items` at most."""
-    return min(options.shard_items, max(MIN_SHARD, -(-items // SHARDS)))
 
 
 class Plan:

@@ -62,7 +62,7 @@ def seal(plan: Plan, catalogue: Catalogue, out: Path, max_title: int) -> Counts:
         places = ", ".join("?" * (1 + len(STORED)))
         written = {}
         for shard, tar in tars.items():
-            rows = _outcomes(plan, shard, out)
+            rows = _outcomes(plan, shard, tar, facts_path(out, shard.split, shard.number))
             database.executemany(f"INSERT INTO fact VALUES ({places})", rows)
             written[tar] = read_index(tar.with_suffix(".idx")).header["tar_sha256"]
         create_items(database)
@@ -81,13 +81,12 @@ def seal(plan: Plan, catalogue: Catalogue, out: Path, max_title: int) -> Counts:
     return counts
 
 
-def _outcomes(plan: Plan, shard: Shard, out: Path) -> Iterator[tuple]:
+def _outcomes(plan: Plan, shard: Shard, tar: Path, facts_file: Path) -> Iterator[tuple]:
     """The row in the catalogue and STORED of each posting of a shard.
 
     Raises Corrupt when the facts or the index disagree with the plan.
     """
-    tar = shard_path(out, shard.split, shard.number)
-    facts = pq.read_table(facts_path(out, shard.split, shard.number)).to_pylist()
+    facts = pq.read_table(facts_file).to_pylist()
     rows = list(plan.rows(shard.first, shard.items))
     is_planned = [(row.row, row.slot) for row in rows] == [(f["row"], f["slot"]) for f in facts]
     class_of = {row.slot: row.class_id for row in rows}

@@ -1,18 +1,20 @@
 """One photo, from untrusted bytes to the sRGB JPEG that is stored."""
 
 import hashlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 
 from shards.photos.decode import (
     MAX_PIXELS,
     PhotoRefused,
     bound_by,
+    decode_jpeg,
     is_srgb,
     open_photo,
     orientation,
@@ -21,7 +23,6 @@ from shards.photos.decode import (
 )
 from shards.photos.jpeg import Coded, coded_picture
 from shards.photos.options import PackOptions
-from shards.photos.pixels import decode_jpeg, encode_jpeg
 
 MAX_BYTES = 256 * 2**20
 NOT_FOUND = "file not found"
@@ -111,7 +112,8 @@ def prepare_photo(data: bytes, options: PackOptions) -> Photo:
             pixels = rgb_pixels(data, image, short, least)
             if keep:
                 return Photo(data, width, height, sha256, *_signature(pixels))
-            jpeg, (height, width) = encode_jpeg(pixels, options.quality), pixels.shape[:2]
+            rgb, (height, width) = np.ascontiguousarray(pixels), pixels.shape[:2]
+            jpeg = simplejpeg.encode_jpeg(rgb, options.quality, "RGB", "420", fastdct=False)
             return Photo(jpeg, width, height, sha256, *_signature(pixels))
     except Exception as error:
         raise refused(error) from None
@@ -126,11 +128,10 @@ def _unchanged(data: bytes, options: PackOptions) -> tuple[Coded, np.ndarray] | 
         image = open_photo(data, options.max_pixels)
         if orientation(image) != 1 or not is_srgb(image.info.get("icc_profile")):
             return None
-    try:
-        # All coded data is read at any scale, so that damage or a missing end is found here.
+    # All coded data is read at any scale, so that damage or a missing end is found here.
+    with suppress(ValueError):
         return coded, decode_jpeg(coded.jpeg, SIGNATURE_SIDE)
-    except ValueError:
-        return None  # damage that Pillow may tolerate or not
+    return None  # Pillow may tolerate the damage or not
 
 
 def _signature(pixels: np.ndarray) -> tuple[str, str]:
@@ -156,21 +157,11 @@ def _cells(sums: np.ndarray, across: int) -> tuple[np.ndarray, np.ndarray]:
 
     sums: (h + 1, w + 1, 3) int32, of all pixels above and to the left (cv2.integral).
     """
-    rows, columns, areas = _grid(*sums.shape[:2], across)
-    corners = sums.take(rows, 0).take(columns, 1)
-    top, bottom = corners[:across], corners[across:]
-    # Sums of a very long photo overflow 32 bits, which the differences undo.
-    both = bottom - top
-    return both[:, across:] - both[:, :across], areas
-
-
-@lru_cache(256)
-def _grid(height: int, width: int, across: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the cells begin and then where they end, down and across; their areas."""
-    places = np.arange(across + 1)
-    ends = []
-    for side in (height - 1, width - 1):
-        ends.append((places[:-1] * side // across, -(-places[1:] * side // across)))
-    (top, bottom), (left, right) = ends
-    areas = np.outer(bottom - top, right - left)
-    return np.concatenate([top, bottom]), np.concatenate([left, right]), areas
+    places, sides = np.arange(across + 1), []
+    for axis in (0, 1):
+        pixels = sums.shape[axis] - 1
+        first, end = places[:-1] * pixels // across, -(-places[1:] * pixels // across)
+        # Sums of a very long photo overflow 32 bits, which the differences undo.
+        sums = sums.take(end, axis) - sums.take(first, axis)
+        sides.append(end - first)
+    return sums, np.outer(*sides)

@@ -28,7 +28,6 @@ from shards.duplicates.near_duplicates import (
     CHANNELS,
     COLOURS,
     RADIUS,
-    photo_signatures,
 )
 from shards.pack.items import connect, count_items, create_items, describe_near_duplicates
 from shards.pack.pack import pack
@@ -196,12 +195,6 @@ def test_photos_without_looks_are_compared_by_their_bytes():
     assert groups_of([]) == []
 
 
-def test_text_that_is_no_hash_or_no_colours_is_refused():
-    for broken in (("zz", "00" * 27), ("00", "x" * 54), ("00", "00" * 26)):
-        with pytest.raises(ValueError, match=r"hex|reshape|invalid literal"):
-            photo_signatures([0], *([text] for text in broken))
-
-
 @pytest.mark.timeout(60)
 def test_a_crowd_of_one_picture_costs_no_square():
     """200,000 white pictures, and 5,000 nearly white ones of one hash: 2·10¹⁰ pairs."""
@@ -249,8 +242,8 @@ def counts_and_noise(
             "INSERT INTO item (posting_id, label_group, split, photo_group) VALUES (?, ?, ?, ?)",
             rows,
         )
-        counts = count_items(database, folder / "noise.parquet")
-    return counts["near_duplicates"], pd.read_parquet(folder / "noise.parquet")
+        counts = count_items(database, folder / "label_noise.parquet")
+    return counts["near_duplicates"], pd.read_parquet(folder / "label_noise.parquet")
 
 
 def test_noise_is_a_photo_of_two_known_products(tmp_path):
@@ -264,7 +257,7 @@ def test_noise_is_a_photo_of_two_known_products(tmp_path):
     assert noise.columns.tolist() == ["photo_group", "posting_id", "label_group"]
     assert counts == {"photo_groups": 3, "postings": 7, "largest": 3, "noise_groups": 1,
                       "noise_postings": 3, "across_splits": 3}  # fmt: skip
-    assert "p0 (a), p2 (c), p8 (c)" in describe_near_duplicates(counts, tmp_path / "noise.parquet")
+    assert "p0 (a), p2 (c), p8 (c)" in describe_near_duplicates(counts, tmp_path)
 
 
 GROUPED = st.lists(
@@ -293,7 +286,7 @@ def test_the_near_duplicates_counted_are_those_that_scores_leave_out(tmp_path_fa
 def test_nothing_shared_is_counted_as_such(tmp_path):
     counts, noise = counts_and_noise(tmp_path, [0, -1], ["a", "b"], ["train", "val"])
     assert noise.empty
-    assert describe_near_duplicates(counts, tmp_path / "noise.parquet") == "no photo stands twice"
+    assert describe_near_duplicates(counts, tmp_path) == "no photo stands twice"
 
 
 def picture(seed: int) -> Image.Image:

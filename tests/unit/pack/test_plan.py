@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shards.catalogue.rows import Catalogue
 from shards.catalogue.split import SPLITS, split_of
-from shards.pack.plan import Plan, make_plan, shard_size
+from shards.pack.plan import Plan, make_plan
 from shards.photos.options import PackOptions
 from shards.storage.errors import BadInput
 
@@ -47,6 +47,11 @@ def plan_of(table: pd.DataFrame, options: PackOptions) -> pd.DataFrame:
     assert planned.row.tolist() == list(range(1, len(table) + 1))
     assert planned.posting_id.tolist() == table.posting_id.tolist()
     return planned
+
+
+def shard_size(items: int, options: PackOptions) -> int:
+    """Items of one tar: a split has eight shards, unless they would hold fewer than 64."""
+    return min(options.shard_items, max(64, -(-items // 8)))
 
 
 def plan_in_memory(table: pd.DataFrame, options: PackOptions) -> pd.DataFrame:
@@ -179,10 +184,10 @@ def test_places_fill_shards_without_gap_or_repeat(count: int, shard_items: int) 
 
 
 def test_a_split_has_eight_shards_where_each_keeps_64_items() -> None:
-    assert shard_size(8 * 64, PackOptions()) == 64
-    assert shard_size(100, PackOptions()) == 64
-    assert shard_size(8_000, PackOptions()) == 1_000
-    assert shard_size(10**6, PackOptions()) == 5_000
+    for items, shard_items, size in ((512, 5_000, 64), (100, 5_000, 64), (8_000, 5_000, 1_000),
+                                     (8_000, 300, 300)):  # fmt: skip
+        plan = plan_of(table_of([""] * items), PackOptions(shard_items=shard_items))
+        assert plan.groupby("shard").size().max() == size
 
 
 def test_plan_does_not_depend_on_the_order_of_the_rows_but_for_classes() -> None:
