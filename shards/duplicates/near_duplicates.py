@@ -24,8 +24,7 @@ BRIGHTNESS = 16
 CHANNELS = 27
 SIGNATURE_DTYPE = np.dtype([("row", "<i8"), ("hash", "<u8"), ("colours", "u1", (CHANNELS,))])
 """A photo's signature: its row, perceptual hash, and the mean colours of 3 × 3 cells."""
-AS_BYTES = Struct(f"<qQ{CHANNELS}s")
-
+AS_BYTES = Struct(f"<qQ{CHANNELS}s")  # one of SIGNATURE_DTYPE
 PAIRS_AT_ONCE = 50_000
 
 

@@ -55,11 +55,11 @@ class Job:
             return os.path.relpath(path.resolve(), out.resolve())
 
         self.catalogue, self.images, self.out, self.options = catalogue, images, out, options
-        names = [field.name for field in fields(options) if not field.metadata.get("how")]
-        self.config = {name: getattr(options, name) for name in names}
-        self.config |= {"columns": catalogue.columns}
-        source = {"path": beside(catalogue.path), "sha256": sha256_file(catalogue.path)}
-        self.parents = {"catalogue": source}
+        kept = [field.name for field in fields(options) if not field.metadata.get("how")]
+        self.config = {name: getattr(options, name) for name in kept}
+        self.config["columns"] = catalogue.columns
+        facts = {"path": beside(catalogue.path), "sha256": sha256_file(catalogue.path)}
+        self.parents = {"catalogue": facts}
         if images is not None:
             if not images.is_dir():
                 raise BadInput(f"{images}: no such folder of photos on {os.uname().nodename}")
@@ -151,7 +151,7 @@ def _build_and_seal(job: Job, task: Task) -> Counts | None:
     out = job.out
     with closing(Plan(plan_path(out), job.stamp)) as plan:
         shards = plan.shards()[task.number :: task.of]
-        jobs = ((s, plan.path, job.stamp, job.images, out, job.options) for s in shards)
+        jobs = ((s, plan_path(out), job.stamp, job.images, out, job.options) for s in shards)
         postings = sum(shard.items for shard in shards)
         bar = tqdm(total=postings, desc="pack", unit="posting", disable=None)
         try:

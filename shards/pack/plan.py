@@ -105,7 +105,6 @@ class Plan:
 
     def __init__(self, path: Path, stamp: str) -> None:
         """Open the plan at `path`; raises BadInput when it is that of another pack."""
-        self.path = path
         # No process writes it any more, and its file system may have no locks.
         uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
         self._database = sqlite3.connect(uri, uri=True)

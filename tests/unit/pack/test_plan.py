@@ -40,7 +40,7 @@ def plan_of(table: pd.DataFrame, options: PackOptions) -> pd.DataFrame:
         found = [
             {"shard": shard.number, "split": shard.split, **row._asdict()}
             for shard in plan.shards()
-            for row in plan.rows(shard)
+            for row in plan.rows(shard.first, shard.items)
         ]
         assert len(plan) == len(found) == len(table)
     planned = pd.DataFrame(found).sort_values("row").set_index(table.index)
@@ -157,7 +157,7 @@ def test_a_sample_takes_from_the_whole_plan(count: int, size: int, tmp_path: Pat
     (tmp_path / "c.csv").write_text("\n".join(["posting_id,title", *lines]))
     make_plan(tmp_path / "p", Catalogue(tmp_path / "c.csv"), PackOptions(), "one")
     plan = Plan(tmp_path / "p", "one")
-    places = [row.row for shard in plan.shards() for row in plan.rows(shard)]
+    places = [row.row for shard in plan.shards() for row in plan.rows(shard.first, shard.items)]
     sample = [places.index(row.row) for row in plan.sample(size)]
     assert min(size, count) // 2 < len(sample) <= size
     assert len(set(sample)) == len(sample)
