@@ -78,10 +78,9 @@ def pieces(
 ) -> Iterator[tuple[np.ndarray, Blocks]]:
     """Yield (rows, within) such that `near_pairs` of each piece finds every near pair of a file.
 
-    path: records of dtype `kind`, which has the field `hash` (uint64), and of which those that
-    agree in the blocks `within` lie in no other file. Partitioned copies lie beside it meanwhile.
-    A piece has at most ROWS rows. No pair is in two pieces, except within groups of more than ROWS
-    rows that agree in EQUAL blocks.
+    path: records of dtype `kind`, which has the field `hash` (uint64), all that agree in the blocks
+    `within`; partitioned copies lie beside it meanwhile. A piece has at most ROWS rows. No pair is
+    in two pieces, except within groups of more than ROWS rows that agree in EQUAL blocks.
     """
     blocks = _blocks(radius)
     rows, half = path.stat().st_size // kind.itemsize, ROWS // 2

@@ -196,6 +196,8 @@ def _scan(
 ) -> list[int]:
     """Fill table item, and write the index records of each tar to a file; items of each tar."""
     create_items(database, *OTHERS)
+    columns = [*STORED, *OTHERS]
+    insert = f"INSERT INTO item ({', '.join(columns)}) VALUES (?{', ?' * (len(columns) - 1)})"
     jobs = [(tar, config["columns"], config["leave"]) for tar in tars]
     bar = tqdm(total=len(tars), desc="index", unit="tar", disable=None)
     sizes = []
@@ -203,7 +205,8 @@ def _scan(
         for number, (tar, (facts, records)) in enumerate(zip(tars, scanned, strict=True)):
             name, folder = str(tar.relative_to(path)), _folder_split(path, tar)
             facts = facts.assign(tar=name, shard=number, folder=folder, split="", class_id=-1)
-            facts[[*STORED, *OTHERS]].to_sql("item", database, if_exists="append", index=False)
+            rows = facts[columns].astype(object).itertuples(index=False, name=None)
+            database.executemany(insert, rows)
             np.save(path / WORK / str(number), records)
             sizes.append(len(facts))
             bar.update()

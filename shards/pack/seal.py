@@ -59,11 +59,10 @@ def seal(plan: Plan, catalogue: Catalogue, out: Path, max_title: int) -> Counts:
         )
     with scratch(plan_path(out).with_name("seal")) as database:
         database.execute(TABLE)
-        places = ", ".join("?" * (1 + len(STORED)))
         written = {}
         for shard, tar in tars.items():
             rows = _outcomes(plan, shard, tar, facts_path(out, shard.split, shard.number))
-            database.executemany(f"INSERT INTO fact VALUES ({places})", rows)
+            database.executemany(f"INSERT INTO fact VALUES (?{', ?' * len(STORED)})", rows)
             written[tar] = read_index(tar.with_suffix(".idx")).header["tar_sha256"]
         create_items(database)
         database.executescript(IN_ORDER)
