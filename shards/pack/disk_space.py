@@ -69,7 +69,7 @@ def survey(
 
 
 def check_survey(found: dict[str, Any], images: Path | None, out: Path) -> None:
-    """Raise BadInput when `images` lacks all photos of the survey, Failed when `out` lacks space."""
+    """Raise BadInput when `images` lacks all photos of a survey, Failed when `out` lacks space."""
     # A folder that is not mounted on one node would cost all the photos of its shards.
     if images is not None and found["photos"] and not _any_found(images, found["photos"]):
         raise BadInput(
