@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageEnhance
 
+from dist_train.evaluation.labelled import near_duplicates_across_splits
 from shards.catalogue.split import split_of
 from shards.duplicates import near_duplicates
 from shards.duplicates.hamming import near_pairs
-from shards.duplicates.label_noise import UNLEARNED, codes, differs_within
 from shards.pack.items import create_items, group_photos
 from shards.photos.options import PackOptions
 from shards.photos.photo import Photo, prepare_photo
@@ -74,8 +74,11 @@ COPIES: dict[str, Callable[[Image.Image], bytes]] = {
 
 def signatures_of(photos: list[Photo]) -> np.ndarray:
     """(n,) SIGNATURE_DTYPE of packed photos."""
-    phash, colours = zip(*((photo.phash, photo.colours) for photo in photos), strict=True)
-    return near_duplicates.photo_signatures(range(len(photos)), phash, colours)
+    packed = (
+        near_duplicates.AS_BYTES.pack(row, int(photo.phash, 16), bytes.fromhex(photo.colours))
+        for row, photo in enumerate(photos)
+    )
+    return np.frombuffer(b"".join(packed), near_duplicates.SIGNATURE_DTYPE)
 
 
 def are_near_duplicates(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -126,13 +129,14 @@ def _row(
 ) -> dict[str, float]:  # fmt: skip
     near_duplicates.RADIUS, near_duplicates.COLOURS = radius, colours
     near_duplicates.BRIGHTNESS = NO_BOUND if colours == NO_BOUND else 16
-    labels = codes(table.label_group)
+    labels = table.label_group.to_numpy()
     prints = signatures_of(photos)
     across = sum(_across(labels, prints, i, j) for i, j in near_pairs(prints["hash"], radius))
     splits = pd.Series([split_of(group) for group in table.label_group])
     groups = photo_groups((photo.sha256, photo.phash, photo.colours) for photo in photos)
-    test = (splits == "test").to_numpy()
-    left_out = test & differs_within(groups, codes(splits, UNLEARNED))
+    test = splits == "test"
+    items = pd.DataFrame({"photo_group": groups, "split": splits})
+    left_out = test & near_duplicates_across_splits(items)
     found = {
         name: round(float(are_near_duplicates(signatures_of(some), c).mean()), 3)
         for name, c in copies.items()

@@ -272,14 +272,13 @@ def main() -> None:
 
 
 def _print_counts(done: str, shards: Path, counts: "Counts") -> None:
-    from shards.duplicates.label_noise import describe_near_duplicates
-    from shards.tar.layout import LABEL_NOISE
+    from shards.pack.items import describe_near_duplicates
 
     print(
         f"{done}, {counts['rejected']} rejected, {counts['with_reason']} with a remark (column "
         f"reason of {shards / 'items.parquet'}); {counts['products']['train']} products to train on"
     )
-    print(describe_near_duplicates(counts["near_duplicates"], shards / LABEL_NOISE))
+    print(describe_near_duplicates(counts["near_duplicates"], shards))
 
 
 def _columns(text: str) -> dict[str, str]:

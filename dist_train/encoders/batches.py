@@ -23,8 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dist_train.config.training import ImageTraining
 from dist_train.evaluation.titles import decode_escapes
-from shards.photos.decode import Recipe, decode_photo
-from shards.photos.srgb import PhotoRefused
+from shards.photos.decode import PhotoRefused, Recipe, decode_photo
 from shards.read.shard_set import Item, ItemReader
 from shards.storage.errors import BadInput, Corrupt, Failed, Unreadable
 from shards.storage.workers import leave_stops_to_parent, stops_blocked

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from shards.duplicates.label_noise import UNLEARNED, codes, differs_within
-from shards.duplicates.near_duplicates import NO_PHOTO
+from shards.pack.items import UNLEARNED
 
 
 def near_duplicates_across_splits(items: pd.DataFrame) -> pd.Series:
@@ -14,8 +13,9 @@ def near_duplicates_across_splits(items: pd.DataFrame) -> pd.Series:
     near-duplicates, as pack found them. A missing split differs from none, nor does the
     unlabelled split: no encoder is trained on it, so a photo shared with it leaks nothing.
     """
-    groups = items.photo_group.fillna(NO_PHOTO).to_numpy(np.int64)
-    return pd.Series(differs_within(groups, codes(items.split, UNLEARNED)), index=items.index)
+    groups = items.photo_group.fillna(-1)
+    known = items.split.where((groups >= 0) & ~items.split.isin(["", UNLEARNED]))
+    return known.notna() & (known.groupby(groups).transform("nunique") > 1)
 
 
 def labelled_rows(items: pd.DataFrame, split: str) -> np.ndarray:

@@ -29,7 +29,6 @@ from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.encoder import save_tensors
 from dist_train.heads.class_parallel import load_head, save_head
 from dist_train.monitor.metrics import Metrics
-from dist_train.training.checkpoint import load_moments, moments
 from dist_train.training.setup import Training, class_names_digest
 from shards.order.global_order import check_equal
 from shards.storage.errors import BadInput, Failed

@@ -31,7 +31,6 @@ from shards.storage.errors import BadInput, Stopped
 from shards.storage.files import read_json
 
 log = logging.getLogger(__name__)
-from dist_train.training.setup import class_names_digest, new_head
 
 
 @dataclass

@@ -30,7 +30,6 @@ def near_pairs(hashes: np.ndarray, radius: int, within: Blocks = ()) -> Iterator
     With `within` only pairs whose first agreeing blocks are those (see `pieces`). No yielded
     array is longer than N. Time grows with the pairs that agree in EQUAL blocks, so with the
     square of the largest group of similar hashes; equal ones should be merged before.
-    Raises ValueError for a radius outside 0 to 32.
     """
     blocks = _blocks(radius)
     for chosen in combinations(range(len(blocks)), EQUAL):
@@ -75,86 +74,64 @@ def _sharing(keys: np.ndarray) -> Iterator[Pairs]:
 
 
 def pieces(
-    path: Path,
-    kind: np.dtype,
-    radius: int,
-    within: Blocks = (),
-    first: int = 0,
-    rows: int | None = None,
+    path: Path, kind: np.dtype, radius: int, within: Blocks = ()
 ) -> Iterator[tuple[np.ndarray, Blocks]]:
     """Yield (rows, within) such that `near_pairs` of each piece finds every near pair of a file.
 
-    path: records of dtype `kind`, which has the field `hash` (uint64); partitioned copies of it
-    lie beside it meanwhile. A piece has at most ROWS rows. No pair is in two pieces, except within
-    groups of more than ROWS rows that agree in EQUAL blocks. The recursion narrows the file to
-    `rows` rows from row `first` on, which agree in the blocks `within`.
+    path: records of dtype `kind`, which has the field `hash` (uint64), all that agree in the blocks
+    `within`; partitioned copies lie beside it meanwhile. A piece has at most ROWS rows. No pair is
+    in two pieces, except within groups of more than ROWS rows that agree in EQUAL blocks.
     """
     blocks = _blocks(radius)
-    rows = path.stat().st_size // kind.itemsize if rows is None else rows
+    rows, half = path.stat().st_size // kind.itemsize, ROWS // 2
     if rows <= ROWS:
-        yield _read(path, kind, first, rows), within
+        yield np.fromfile(path, kind), within
     elif len(within) == EQUAL:
-        half = ROWS // 2
-        for starts in combinations(range(first, first + rows, half), 2):
-            sizes = (min(half, first + rows - start) for start in starts)
-            both = [_read(path, kind, start, n) for start, n in zip(starts, sizes, strict=True)]
+        for starts in combinations(range(0, rows * kind.itemsize, half * kind.itemsize), 2):
+            both = [np.fromfile(path, kind, half, offset=start) for start in starts]
             yield np.concatenate(both), within
     else:
         begin = within[-1] + 1 if within else 0
         for block in range(begin, len(blocks) - EQUAL + len(within) + 1):
-            apart = path.with_name(f"{path.name}-{block}")
-            for start, size in _partition(path, kind, first, rows, blocks[block], apart):
-                yield from pieces(apart, kind, radius, (*within, block), start, size)
-            apart.unlink()
+            for group in _partition(path, kind, *blocks[block]):
+                yield from pieces(group, kind, radius, (*within, block))
+                group.unlink()
 
 
 def _blocks(radius: int) -> list[tuple[int, int]]:
     """The (first, last + 1) bit of each of radius + EQUAL blocks."""
-    if not 0 <= radius <= BITS // 2:
-        raise ValueError(f"radius: {radius}, must be 0 to {BITS // 2}")
     edges = [round(BITS * block / (radius + EQUAL)) for block in range(radius + EQUAL + 1)]
     return list(pairwise(edges))
 
 
-def _partition(
-    path: Path, kind: np.dtype, first: int, rows: int, block: tuple[int, int], out: Path
-) -> list[tuple[int, int]]:
-    """Write the rows to `out` so that those which agree in a block lie together.
+def _partition(path: Path, kind: np.dtype, start: int, end: int) -> list[Path]:
+    """Files beside `path` of its rows: those that agree in the bits `start` to `end` - 1 together.
 
-    Returns the (first row, rows) of each group; small groups are joined up to ROWS rows.
+    Small groups share a file, up to ROWS rows.
     """
 
     def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        step = max(1, ROWS // 4)
-        for begin in range(0, rows, step):
-            chunk = _read(path, kind, first + begin, min(step, rows - begin))
-            yield chunk, (_bits(chunk["hash"], *block) % np.uint64(PARTS)).astype(np.int64)
+        with path.open("rb") as file:
+            while len(chunk := np.fromfile(file, kind, max(1, ROWS // 4))):
+                part = _bits(chunk["hash"], start, end) % np.uint64(PARTS)
+                yield chunk, part.astype(np.int64)
 
     sizes = np.zeros(PARTS, np.int64)
     for _, part in chunks():
         sizes += np.bincount(part, minlength=PARTS)
-    ends = np.cumsum(sizes)
-    places = ends - sizes
-    with out.open("wb") as file:
-        for chunk, part in chunks():
-            chunk, counts = chunk[np.argsort(part, kind="stable")], np.bincount(part)
-            begin = 0
-            for number in np.flatnonzero(counts):
-                file.seek(int(places[number]) * kind.itemsize)
-                file.write(chunk[begin : begin + counts[number]].tobytes())
-                begin += counts[number]
-                places[number] += counts[number]
-    spans: list[tuple[int, int]] = []
-    for end, size in zip(ends.tolist(), sizes.tolist(), strict=True):
-        if spans and spans[-1][1] + size <= ROWS:
-            spans[-1] = (spans[-1][0], spans[-1][1] + size)
-        else:
-            spans.append((end - size, size))
-    return spans
-
-
-def _read(path: Path, kind: np.dtype, first: int, rows: int) -> np.ndarray:
-    return np.fromfile(path, kind, rows, offset=first * kind.itemsize)
+    files: list[Path] = []
+    file_of, rows = np.zeros(PARTS, np.int64), ROWS
+    for number in np.flatnonzero(sizes).tolist():
+        if rows + sizes[number] > ROWS:
+            files.append(path.with_name(f"{path.name}-{len(files)}"))
+            rows = 0
+        file_of[number] = len(files) - 1
+        rows += int(sizes[number])
+    for chunk, part in chunks():
+        for number in np.unique(file_of[part]).tolist():
+            with files[number].open("ab") as file:
+                file.write(chunk[file_of[part] == number].tobytes())
+    return files
 
 
 def _mask(blocks: list[tuple[int, int]]) -> np.uint64:

@@ -5,9 +5,10 @@ their colours are close: the hash alone sees no colours and takes the red and th
 product for the same. The bounds are measured, see docs/design/near-duplicates.md.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from struct import Struct
 
 import numpy as np
 
@@ -23,26 +24,8 @@ BRIGHTNESS = 16
 CHANNELS = 27
 SIGNATURE_DTYPE = np.dtype([("row", "<i8"), ("hash", "<u8"), ("colours", "u1", (CHANNELS,))])
 """A photo's signature: its row, perceptual hash, and the mean colours of 3 × 3 cells."""
-NO_PHOTO = -1
-"""The photo group of an item without a photo."""
-
-JOINS_AT_ONCE = 200_000
+AS_BYTES = Struct(f"<qQ{CHANNELS}s")  # one of SIGNATURE_DTYPE
 PAIRS_AT_ONCE = 50_000
-
-
-def photo_signatures(
-    rows: Sequence[int], phash: Sequence[str], colours: Sequence[str]
-) -> np.ndarray:
-    """Signatures (n,) of SIGNATURE_DTYPE, 43 bytes a photo, from two columns of hex digits.
-
-    Raises ValueError for text that is not hex of the right length.
-    """
-    found = np.zeros(len(rows), SIGNATURE_DTYPE)
-    found["row"] = rows
-    found["hash"] = [int(text, 16) for text in phash]
-    levels = bytes.fromhex("".join(colours))
-    found["colours"] = np.frombuffer(levels, np.uint8).reshape(-1, CHANNELS)
-    return found
 
 
 def near_duplicate_pairs(photos: Path) -> Iterator[Pairs]:
@@ -54,17 +37,11 @@ def near_duplicate_pairs(photos: Path) -> Iterator[Pairs]:
     """
     for piece, within in pieces(photos, SIGNATURE_DTYPE, RADIUS):
         labels, colours = np.arange(len(piece)), piece["colours"]
-        held, waiting = [(labels[:0], labels[:0])], 0
         for i, j in _near(piece["hash"], within):
             apart = labels[i] != labels[j]
             i, j = i[apart], j[apart]
             found = alike(colours[i], colours[j])
-            held.append((i[found], j[found]))
-            waiting += 1 + int(found.sum())
-            if waiting >= JOINS_AT_ONCE:
-                _join(labels, held)
-                held, waiting = held[:1], 0
-        _join(labels, held)
+            _join(labels, i[found], j[found])
         joined = np.flatnonzero(labels != np.arange(len(piece)))
         yield piece["row"][joined], piece["row"][labels[joined]]
 
@@ -95,7 +72,7 @@ def _near(hashes: np.ndarray, within: Blocks) -> Iterator[Pairs]:
         # All pairs of a member of hash a and a member of hash b, numbered 0 to total - 1.
         counts = sizes[a] * sizes[b]
         ends = np.cumsum(counts)
-        total = int(ends[-1]) if len(ends) else 0
+        total = int(counts.sum())
         for begin in range(0, total, PAIRS_AT_ONCE):
             number = np.arange(begin, min(begin + PAIRS_AT_ONCE, total))
             pair = np.searchsorted(ends, number, side="right")
@@ -107,12 +84,11 @@ def _near(hashes: np.ndarray, within: Blocks) -> Iterator[Pairs]:
             yield members[i[once]], members[j[once]]
 
 
-def _join(labels: np.ndarray, pairs: list[Pairs]) -> None:
-    """Give the components that the pairs connect the smallest of their labels, in place.
+def _join(labels: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
+    """Give the components that the pairs (i, j) connect the smallest of their labels, in place.
 
     labels (n,): each names the smallest member of its component (Shiloach and Vishkin 1982).
     """
-    i, j = (np.concatenate(side) for side in zip(*pairs, strict=True))
     while len(i):
         one, other = labels[i], labels[j]
         apart = one != other

@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from shards.pack.plan import Plan, Row, Shard
+from shards.photos.decode import PhotoRefused
 from shards.photos.options import PackOptions
-from shards.photos.photo import PhotoFacts, PhotoRefused, load_photo, photo_facts
+from shards.photos.photo import load_photo, photo_facts
 from shards.storage.errors import Corrupt
 from shards.storage.files import write_parquet
 from shards.tar.index import read_index
@@ -19,27 +21,17 @@ from shards.tar.write import Sample, write_shard
 TO_JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 
 
-class Facts(PhotoFacts):
-    """The outcome of a posting: `status` is packed or rejected, `reason` a remark or empty."""
-
-    row: int
-    slot: int
-    status: str
-    reason: str
-    has_text: bool
-
-
 def build_shard(
     shard: Shard, plan: Path, stamp: str, images: Path | None, out: Path, options: PackOptions
 ) -> int:
     """Write one shard unless it is built already; the number of its postings."""
     if is_built(shard, out):
         return shard.items
-    facts: list[Facts] = []
+    facts: list[dict[str, Any]] = []
     facts_file = facts_path(out, shard.split, shard.number)
     facts_file.unlink(missing_ok=True)
     with closing(Plan(plan, stamp)) as opened:
-        found = samples(opened.rows(shard), images, options, facts)
+        found = samples(opened.rows(shard.first, shard.items), images, options, facts)
         tar = shard_path(out, shard.split, shard.number)
         write_shard(tar, found, lambda: write_parquet(facts_file, pd.DataFrame(facts)))
     return shard.items
@@ -57,11 +49,12 @@ def is_built(shard: Shard, out: Path) -> bool:
 
 
 def samples(
-    rows: Iterable[Row], images: Path | None, options: PackOptions, facts: list[Facts]
+    rows: Iterable[Row], images: Path | None, options: PackOptions, facts: list[dict[str, Any]]
 ) -> Iterator[Sample]:
     """Yield (slot, class_id, members) of every posting that can be packed.
 
-    The outcome of every posting is appended to `facts`, also of those that cannot.
+    The outcome of every posting, also of those that cannot, is appended to `facts`: row, slot and
+    FACTS, of which `status` is packed or rejected and `reason` a remark or empty.
     """
     for row in rows:
         photo, reasons = None, []
@@ -77,18 +70,12 @@ def samples(
         is_packed = photo is not None or has_text
         if not is_packed and not reasons:
             reasons.append("neither a photo nor a title")
-        fact = Facts(
-            row=row.row,
-            slot=row.slot,
-            status="packed" if is_packed else "rejected",
-            reason="; ".join(reasons),
-            has_text=has_text,
-            **photo_facts(photo),
-        )
-        facts.append(fact)
+        known = {"reason": "; ".join(reasons), "has_text": has_text, **photo_facts(photo)}
+        status = "packed" if is_packed else "rejected"
+        facts.append({"row": row.row, "slot": row.slot, "status": status, **known})
         if not is_packed:
             continue
-        known = {k: v for k, v in fact.items() if k not in ("row", "slot", "status", "colours")}
+        del known["colours"]
         texts = {"posting_id": row.posting_id, "label_group": row.label_group, "title": title}
         members = {"json": TO_JSON(known | texts).encode()}
         if photo is not None:

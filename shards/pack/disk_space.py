@@ -8,12 +8,13 @@ import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
-from shards.pack.build import Facts, samples
+from shards.pack.build import samples
 from shards.pack.plan import Plan
+from shards.photos.decode import PhotoRefused
 from shards.photos.options import PackOptions
-from shards.photos.photo import NOT_FOUND, PhotoRefused, find_photo
+from shards.photos.photo import NOT_FOUND, find_photo
 from shards.storage.errors import BadInput, Failed
 from shards.storage.files import format_bytes
 
@@ -31,28 +32,26 @@ PHOTOS_REMEDY = (
     "photos, empty that column"
 )
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# SQLite reports a full disk, but a quota or limit only as a write that failed.
+SQLITE_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
 
 
-class Survey(TypedDict):
-    """The estimated bytes of the complete set, and names of photos that the sample found."""
+def survey(
+    plan: Plan, catalogue: Path, images: Path | None, options: PackOptions
+) -> dict[str, Any]:
+    """Prepare a sample of postings: the `bytes` of the complete set, the `photos` that were found.
 
-    bytes: int
-    photos: list[str]
-
-
-def survey(plan: Plan, catalogue: Path, images: Path | None, options: PackOptions) -> Survey:
-    """Estimate the size of the set from a sample of real postings.
-
-    Their mean size times the number of postings; two standard errors are added, so that 39
+    The bytes are the mean times the number of postings; two standard errors are added, so that 39
     estimates of 40 are not too small. Raises BadInput when not one of many photos exists.
     """
     # At most a twentieth of a small catalogue, whose sample is read a second time by the pack.
     rows = plan.sample(max(1, min(SAMPLE, len(plan) // 20)))
-    facts: list[Facts] = []
-    prepared = samples([row._replace(slot=n) for n, row in enumerate(rows)], images, options, facts)
-    sizes = [0] * len(rows)
-    for slot, _, members in prepared:
-        sizes[slot] = sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for data in members.values())
+    facts: list[dict[str, Any]] = []
+    sizes = [
+        sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for data in members.values())
+        for _, _, members in samples(rows, images, options, facts)
+    ]
+    sizes += [0] * (len(rows) - len(sizes))  # the rejected ones
     named = [row.image for row in rows if row.image]
     missing = sum(f": {NOT_FOUND}" in fact["reason"] for fact in facts)
     # With the wrong folder every photo would be missing from the set without any error.
@@ -69,13 +68,19 @@ def survey(plan: Plan, catalogue: Path, images: Path | None, options: PackOption
     return {"bytes": int(item * len(plan)) + 2 * catalogue.stat().st_size, "photos": photos}
 
 
-def check_photos(images: Path | None, names: list[str]) -> None:
-    """Raise BadInput when `images` lacks all the photos `names` that the survey found."""
+def check_survey(found: dict[str, Any], images: Path | None, out: Path) -> None:
+    """Raise BadInput when `images` lacks all photos of a survey, Failed when `out` lacks space."""
     # A folder that is not mounted on one node would cost all the photos of its shards.
-    if images is not None and names and not _any_found(images, names):
+    if images is not None and found["photos"] and not _any_found(images, found["photos"]):
         raise BadInput(
-            f"{images}: on {os.uname().nodename} it lacks {names[0]} and every other photo that "
-            "was there for the plan; is the right folder mounted?"
+            f"{images}: on {os.uname().nodename} it lacks {found['photos'][0]} and every other "
+            "photo that was there for the plan; is the right folder mounted?"
+        )
+    missing, free = found["bytes"] - written(out), shutil.disk_usage(out).free
+    if missing > free:
+        raise Failed(
+            f"{out}: no room: about {format_bytes(missing)} needed, {format_bytes(free)} free on "
+            "its file system; make room, or pack smaller photos with --size"
         )
 
 
@@ -85,17 +90,6 @@ def _any_found(images: Path, names: list[str]) -> bool:
             find_photo(images, name)
             return True
     return False
-
-
-def check_room(out: Path, needed: int) -> None:
-    """Raise Failed when `out` lacks space for what is not yet written of `needed` bytes."""
-    missing = needed - written(out)
-    free = shutil.disk_usage(out).free
-    if missing > free:
-        raise Failed(
-            f"{out}: no room: about {format_bytes(missing)} needed, {format_bytes(free)} free on "
-            "its file system; make room, or pack smaller photos with --size"
-        )
 
 
 def written(out: Path) -> int:
@@ -109,13 +103,8 @@ def full_disk_fails(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        if isinstance(error, OSError):
-            is_full = error.errno in FULL
-        else:
-            # SQLite reports a full disk, but a quota or limit only as a write that failed.
-            codes = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
-            is_full = error.sqlite_errorcode in codes
-        if not is_full:
+        code = error.errno if isinstance(error, OSError) else error.sqlite_errorcode
+        if code not in (FULL if isinstance(error, OSError) else SQLITE_FULL):
             raise
         free, done = format_bytes(shutil.disk_usage(out).free), format_bytes(written(out))
         raise Failed(

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -83,13 +83,6 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.z
 log = logging.getLogger("shards")
 
 
-class Config(TypedDict):
-    """What the result depends on beside the tars, as stage.json holds it."""
-
-    columns: dict[str, str]
-    leave: list[str]
-
-
 def index_tars(
     path: Path,
     columns: Mapping[str, str] | None = None,
@@ -104,11 +97,11 @@ def index_tars(
     that holds a packed set or has changed since it was indexed, Corrupt for a damaged tar, Failed
     when the disk has no space for the index, Stopped on SIGTERM and Ctrl-C.
     """
-    config = Config(columns=dict(columns or {}), leave=sorted(leave))
-    if unknown := sorted(config["columns"].keys() - set(COLUMNS)):
+    columns = columns or {}
+    if unknown := sorted(columns.keys() - set(COLUMNS)):
         raise BadInput(f"--columns {unknown[0]}: there are {', '.join(COLUMNS)}")
-    counts = _indexed_before(path, config)
-    if counts is not None:
+    config = {"columns": dict(columns), "leave": sorted(leave)}
+    if (counts := _indexed_before(path, config)) is not None:
         return counts
     tars = _tars(path)
     work = path / WORK
@@ -124,14 +117,7 @@ def index_tars(
                 stage |= {"index-tars": True, "kind": KIND, "config": config, "parents": {}}
                 write_json(path / stage_files.STAGE, stage)
                 stage_files.write_status(path, "running")
-                last = 0
-                for number, (tar, size) in enumerate(zip(tars, sizes, strict=True)):
-                    first, last = last + 1, last + size
-                    packed = database.execute(PACKED, (first, last)).fetchall()
-                    _write_index(tar, packed, np.load(work / f"{number}.npy"))
-                rows = database.execute(f"SELECT {', '.join(NAMES)} FROM item")
-                write_rows(path / ITEMS, SCHEMA, rows)
-                return _finish(path, tars, database)
+                return _finish(path, tars, sizes, database)
     except KeyboardInterrupt:
         if (path / stage_files.STAGE).exists():
             stage_files.write_status(path, "preempted", "stopped by a signal")
@@ -142,7 +128,7 @@ def index_tars(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _indexed_before(path: Path, config: Config) -> Counts | None:
+def _indexed_before(path: Path, config: dict[str, Any]) -> Counts | None:
     """The counts, when the same tars were indexed with the same config; None if never indexed."""
     if not (path / stage_files.STAGE).exists():
         if (path / ITEMS).exists():
@@ -182,10 +168,10 @@ def _tars(path: Path) -> list[Path]:
     if not tars:
         raise BadInput(f"{path}: no .tar in it or below it")
     inside = [tar for tar in tars if _folder_split(path, tar)]
-    if inside and len(inside) < len(tars):
-        other = next(tar for tar in tars if not _folder_split(path, tar))
+    others = [tar for tar in tars if not _folder_split(path, tar)]
+    if inside and others:
         raise BadInput(
-            f"{other}: in none of the folders {', '.join(SPLITS)}, but {inside[0]} is; "
+            f"{others[0]}: in none of the folders {', '.join(SPLITS)}, but {inside[0]} is; "
             "put all tars into such folders, or none"
         )
     tar_of: dict[Path, Path] = {}
@@ -193,12 +179,8 @@ def _tars(path: Path) -> list[Path]:
         index = tar.with_suffix(".idx")
         if tar_of.setdefault(index, tar) != tar:
             raise BadInput(f"{tar}: its index would be that of {tar_of[index]}; rename one of them")
-        if index.exists():
-            with index.open("rb") as file:
-                if file.read(len(MAGIC)) != MAGIC:
-                    raise BadInput(
-                        f"{index}: an index of another program is in the way; move it away"
-                    )
+        if index.exists() and not index.read_bytes().startswith(MAGIC):
+            raise BadInput(f"{index}: an index of another program is in the way; move it away")
     return tars
 
 
@@ -209,12 +191,12 @@ def _folder_split(path: Path, tar: Path) -> str:
 
 
 def _scan(
-    path: Path, tars: list[Path], config: Config, workers: int, database: sqlite3.Connection
+    path: Path, tars: list[Path], config: dict[str, Any], workers: int, database: sqlite3.Connection
 ) -> list[int]:
     """Fill table item, and write the index records of each tar to a file; items of each tar."""
     create_items(database, *OTHERS)
     columns = [*STORED, *OTHERS]
-    places = ", ".join("?" * len(columns))
+    insert = f"INSERT INTO item ({', '.join(columns)}) VALUES (?{', ?' * (len(columns) - 1)})"
     jobs = [(tar, config["columns"], config["leave"]) for tar in tars]
     bar = tqdm(total=len(tars), desc="index", unit="tar", disable=None)
     sizes = []
@@ -223,7 +205,7 @@ def _scan(
             name, folder = str(tar.relative_to(path)), _folder_split(path, tar)
             facts = facts.assign(tar=name, shard=number, folder=folder, split="", class_id=-1)
             rows = facts[columns].astype(object).itertuples(index=False, name=None)
-            database.executemany(f"INSERT INTO item ({', '.join(columns)}) VALUES ({places})", rows)
+            database.executemany(insert, rows)
             np.save(path / WORK / str(number), records)
             sizes.append(len(facts))
             bar.update()
@@ -250,34 +232,35 @@ def _assign(database: sqlite3.Connection) -> None:
     database.executescript(CLASSES_OF_TARS if is_numbered else CLASSES)
 
 
-def _write_index(tar: Path, packed: list[tuple[str, int, str, str]], records: np.ndarray) -> None:
-    """Write the index of one tar: records by split, then slot, with the texts of the items.
+def _finish(path: Path, tars: list[Path], sizes: list[int], database: sqlite3.Connection) -> Counts:
+    """Write the index of each tar, items.parquet, label_noise.parquet and the manifest; the counts.
 
-    packed: (split, class_id, posting_id, title) of each record.
+    sizes: items of each tar. An index has its records by split, then slot.
     """
-    splits, class_ids, posting_ids, titles = zip(*packed, strict=True) if packed else [()] * 4
-    order = np.argsort([SPLITS.index(split) for split in splits], kind="stable")
-    records["class_id"] = class_ids
-    header = {
-        "tar_bytes": tar.stat().st_size,
-        "tar_sha256": sha256_file(tar),
-        "splits": {split: splits.count(split) for split in SPLITS},
-        "posting_ids": [posting_ids[place] for place in order],
-        "titles": [titles[place] for place in order],
-    }
-    write_index(tar.with_suffix(".idx"), header, records[order])
-
-
-def _finish(path: Path, tars: list[Path], database: sqlite3.Connection) -> Counts:
-    """Count the items, write label_noise.parquet and the manifest; the counts."""
-    across = database.execute(ACROSS).fetchone()[0]
+    last, written = 0, [path / ITEMS, path / LABEL_NOISE]
+    for number, (tar, size) in enumerate(zip(tars, sizes, strict=True)):
+        first, last = last + 1, last + size
+        packed = database.execute(PACKED, (first, last)).fetchall()
+        splits, class_ids, posting_ids, titles = zip(*packed, strict=True) if packed else [()] * 4
+        order = np.argsort([SPLITS.index(split) for split in splits], kind="stable")
+        records = np.load(path / WORK / f"{number}.npy")
+        records["class_id"] = class_ids
+        header = {
+            "tar_bytes": tar.stat().st_size,
+            "tar_sha256": sha256_file(tar),
+            "splits": {split: splits.count(split) for split in SPLITS},
+            "posting_ids": [posting_ids[place] for place in order],
+            "titles": [titles[place] for place in order],
+        }
+        write_index(tar.with_suffix(".idx"), header, records[order])
+        written += [tar, tar.with_suffix(".idx")]
+    write_rows(path / ITEMS, SCHEMA, database.execute(f"SELECT {', '.join(NAMES)} FROM item"))
     counts = count_items(database, path / LABEL_NOISE)
     counts["indexed_tars"] = len(tars)
-    counts["products_in_several_splits"] = across
+    across = counts["products_in_several_splits"] = database.execute(ACROSS).fetchone()[0]
     if across:
         log.warning(
             "%s: %d products lie in several splits; scores of test will be too good", path, across
         )
-    indices = [tar.with_suffix(".idx") for tar in tars]
-    stage_files.finish(path, counts, [*tars, *indices, path / ITEMS, path / LABEL_NOISE])
+    stage_files.finish(path, counts, written)
     return counts

@@ -6,6 +6,7 @@ with the number of items.
 """
 
 import sqlite3
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NotRequired, TypedDict, cast
@@ -15,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.catalogue.split import SPLITS
-from shards.duplicates.label_noise import COLUMNS, UNLEARNED, NearDuplicates
-from shards.duplicates.near_duplicates import near_duplicate_pairs, photo_signatures
+from shards.duplicates.near_duplicates import AS_BYTES, near_duplicate_pairs
 from shards.storage.files import atomic_path
+from shards.tar.layout import LABEL_NOISE
 
 PLACES = ("split", "class_id", "shard", "slot")
 PHOTO_FACTS = ("sha256", "phash", "colours", "width", "height")
@@ -32,6 +33,13 @@ TYPES: dict[str, Any] = {
     **dict.fromkeys(("has_image", "has_text"), bool),
 }
 """NumPy types of the columns that are not text."""
+NOISE_SCHEMA = pa.schema(
+    [("photo_group", pa.int64()), ("posting_id", pa.string()), ("label_group", pa.string())]
+)
+"""Columns of label_noise.parquet."""
+UNLEARNED = "unlabelled"
+"""The split that nothing is learned from, so that a photo shared with it leaks nothing."""
+EXAMPLES = 3
 ROWS_AT_ONCE = 10_000
 
 # The first photo with the same signature, and the first with the same bytes.
@@ -84,7 +92,7 @@ SELECT COUNT(*) AS photo_groups, IFNULL(SUM(postings), 0) AS postings,
     IFNULL(SUM(across * learned), 0) AS across_splits FROM shared
 """
 NOISE = f"""
-SELECT {", ".join(COLUMNS)} FROM item JOIN shared USING (photo_group)
+SELECT {", ".join(NOISE_SCHEMA.names)} FROM item JOIN shared USING (photo_group)
     WHERE noisy AND label_group <> '' ORDER BY photo_group, item.rowid
 """
 COUNTS = """
@@ -96,6 +104,22 @@ BY_SPLIT = """
 SELECT split, COUNT(*) AS items, COUNT(DISTINCT label_group) AS products FROM item
     WHERE status = 'packed' GROUP BY split
 """
+
+
+class NearDuplicates(TypedDict):
+    """Counts of the photo groups of two postings or more.
+
+    `largest` are the postings of the largest group. The noise_ counts are of groups with several
+    labels and of their labelled postings; `across_splits` counts postings of groups in several
+    splits, without those of the unlabelled split.
+    """
+
+    photo_groups: int
+    postings: int
+    largest: int
+    noise_groups: int
+    noise_postings: int
+    across_splits: int
 
 
 class Counts(TypedDict):
@@ -137,11 +161,12 @@ def group_photos(database: sqlite3.Connection, folder: Path) -> None:
         found = database.execute(SAME_SIGNATURE)
         with photos.open("wb") as file:
             while rows := found.fetchmany(ROWS_AT_ONCE):
-                equal = [(row, first) for row, first, *_ in rows if row != first]
-                database.executemany(ADD, equal)
-                new = [(row, *signature) for row, first, *signature in rows if row == first]
-                if new:
-                    file.write(photo_signatures(*zip(*new, strict=True)).tobytes())
+                database.executemany(ADD, [row[:2] for row in rows if row[0] != row[1]])
+                file.writelines(
+                    AS_BYTES.pack(row, int(phash, 16), bytes.fromhex(colours))
+                    for row, first, phash, colours in rows
+                    if row == first
+                )
         for i, j in near_duplicate_pairs(photos):
             late, early = np.maximum(i, j).tolist(), np.minimum(i, j).tolist()
             database.executemany(ADD, zip(late, early, strict=True))
@@ -159,27 +184,23 @@ def connect(database: sqlite3.Connection) -> None:
 
 
 def count_items(database: sqlite3.Connection, noise: Path) -> Counts:
-    """Counts of the table with its photo groups; writes label_noise.parquet to `noise`."""
-    counts = _first_row(database.execute(COUNTS))
-    of_split = {split: rest for split, *rest in database.execute(BY_SPLIT)}
-    for place, name in enumerate(("items", "products")):
-        counts[name] = {s: of_split[s][place] if s in of_split else 0 for s in SPLITS}
-    classes = database.execute("SELECT IFNULL(MAX(class_id), -1) + 1 FROM item").fetchone()[0]
-    found = {"classes": classes, "near_duplicates": find_label_noise(database, noise)}
-    return cast(Counts, counts | found)
-
-
-def find_label_noise(database: sqlite3.Connection, noise: Path) -> NearDuplicates:
-    """Counts of the photos of several postings; writes label_noise.parquet to `noise`.
+    """Counts of the table with its photo groups; writes label_noise.parquet to `noise`.
 
     One photo cannot show two products, so where it does, a label is wrong or a seller took
     another's photo.
     """
     database.executescript(SHARED)
-    text, number = pa.string(), pa.int64()
-    schema = pa.schema(list(zip(COLUMNS, (number, text, text), strict=True)))
-    write_rows(noise, schema, database.execute(NOISE))
-    return cast(NearDuplicates, _first_row(database.execute(SHARED_COUNTS)))
+    write_rows(noise, NOISE_SCHEMA, database.execute(NOISE))
+    named = database.cursor()
+    named.row_factory = sqlite3.Row
+    counts = dict(named.execute(COUNTS).fetchone())
+    counts |= {"items": dict.fromkeys(SPLITS, 0), "products": dict.fromkeys(SPLITS, 0)}
+    for split, items, products in database.execute(BY_SPLIT):
+        counts["items"][split], counts["products"][split] = items, products
+    classes = "SELECT IFNULL(MAX(class_id), -1) + 1 FROM item"
+    counts["classes"] = database.execute(classes).fetchone()[0]
+    counts["near_duplicates"] = dict(named.execute(SHARED_COUNTS).fetchone())
+    return cast(Counts, counts)
 
 
 def write_rows(path: Path, schema: pa.Schema, found: sqlite3.Cursor) -> None:
@@ -187,14 +208,29 @@ def write_rows(path: Path, schema: pa.Schema, found: sqlite3.Cursor) -> None:
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         while rows := found.fetchmany(ROWS_AT_ONCE):
             columns = zip(zip(*rows, strict=True), schema.types, strict=True)
-            arrays = [
-                # SQLite has no type for booleans: they are 0 and 1.
-                pa.array([v != 0 for v in values] if kind == pa.bool_() else values, kind)
-                for values, kind in columns
-            ]
+            # By a cast, since SQLite has no type for booleans: they are 0 and 1.
+            arrays = [pa.array(values).cast(kind) for values, kind in columns]
             writer.write_table(pa.table(arrays, schema=schema))
 
 
-def _first_row(found: sqlite3.Cursor) -> dict[str, Any]:
-    names = [column[0] for column in found.description]
-    return dict(zip(names, found.fetchone(), strict=True))
+def describe_near_duplicates(counts: NearDuplicates, shards: Path) -> str:
+    """The counts in a few lines, with the first groups of label_noise.parquet of a shard set."""
+    noise = shards / LABEL_NOISE
+    if not counts["postings"]:
+        return "no photo stands twice"
+    lines = [
+        f"{counts['postings']} postings share {counts['photo_groups']} photos with others, "
+        f"{counts['across_splits']} of them across splits: scores leave those out"
+    ]
+    if counts["noise_groups"]:
+        lines.append(
+            f"{counts['noise_groups']} photos stand in several label groups, "
+            f"{counts['noise_postings']} postings: see {noise}"
+        )
+        with pq.ParquetFile(noise) as file:
+            first = file.read_row_group(0).to_pandas()
+        for _, postings in islice(first.groupby("photo_group"), EXAMPLES):
+            names = [f"{p.posting_id} ({p.label_group})" for p in postings[:EXAMPLES].itertuples()]
+            more = len(postings) - len(names)
+            lines.append("  " + ", ".join([*names, *([f"{more} more"] if more else [])]))
+    return "\n".join(lines)

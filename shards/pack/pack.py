@@ -9,17 +9,16 @@ import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, fields
+from contextlib import closing, suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from tqdm import tqdm
 
 from shards.catalogue.rows import Carried, Catalogue
 from shards.pack.build import build_shard, is_built
-from shards.pack.disk_space import Survey, check_photos, check_room, full_disk_fails, survey
+from shards.pack.disk_space import check_survey, full_disk_fails, survey
 from shards.pack.items import Counts
 from shards.pack.plan import Plan, make_plan
 from shards.pack.seal import seal
@@ -44,25 +43,30 @@ class Task(NamedTuple):
 ALL = Task(0, 1)
 
 
-class Job(NamedTuple):
-    """The input, folder and options of a pack; `config` holds what the result depends on."""
+class Job:
+    """The input, folder and options of a pack; `stamp` is its identity, which its plan holds."""
 
-    catalogue: Catalogue
-    images: Path | None
-    out: Path
-    options: PackOptions
-    config: dict[str, Any]
-    parents: dict[str, dict[str, str]]
+    def __init__(
+        self, catalogue: Catalogue, images: Path | None, out: Path, options: PackOptions
+    ) -> None:
+        """Check what can be checked before anything is written; raises BadInput."""
 
-    @property
-    def stamp(self) -> str:
-        """The identity of this pack, which its plan holds."""
-        parents = {k: v.get("sha256", v["path"]) for k, v in self.parents.items()}
-        return sha256_json({"config": self.config, "parents": parents})
+        def beside(path: Path) -> str:
+            return os.path.relpath(path.resolve(), out.resolve())
 
-    def begin(self) -> bool:
-        """Claim the folder; True when the set is finished there."""
-        return stage_files.begin(self.out, KIND, self.config, self.parents)
+        self.catalogue, self.images, self.out, self.options = catalogue, images, out, options
+        kept = [field.name for field in fields(options) if not field.metadata.get("how")]
+        self.config = {name: getattr(options, name) for name in kept}
+        self.config["columns"] = catalogue.columns
+        facts = {"path": beside(catalogue.path), "sha256": sha256_file(catalogue.path)}
+        self.parents = {"catalogue": facts}
+        if images is not None:
+            if not images.is_dir():
+                raise BadInput(f"{images}: no such folder of photos on {os.uname().nodename}")
+            self.parents["images"] = {"path": beside(images)}
+        known = {name: facts.get("sha256", facts["path"]) for name, facts in self.parents.items()}
+        self.stamp = sha256_json({"config": self.config, "parents": known})
+        self.check_images_given(next(catalogue.postings(Carried())).image.ne("").any())
 
     def check_images_given(self, has_names: bool) -> None:
         """Raise BadInput when the catalogue names photos but no folder of photos was given."""
@@ -70,6 +74,14 @@ class Job(NamedTuple):
             raise BadInput(
                 f"{self.catalogue.path}: names photos; name their folder with --images DIR"
             )
+
+    def begin(self) -> Counts | None:
+        """Claim the folder; the counts of the set when it is finished there."""
+        if not stage_files.begin(self.out, KIND, self.config, self.parents):
+            return None
+        log.info("%s: already packed", self.out)
+        _clean_up(self.out)
+        return cast(Counts, stage_files.open_finished(self.out, KIND)["counts"])
 
 
 def pack(
@@ -91,12 +103,12 @@ def pack(
     """
     if not 0 <= task.number < task.of:
         raise BadInput(f"--task {task.number} --of {task.of}: the task must be 0 to {task.of - 1}")
-    job = _job(catalogue, images, out, options, columns or {})
-    if job.begin():
-        return _finished(out)
+    job = Job(Catalogue(catalogue, columns), images, out, options)
+    if counts := job.begin():
+        return counts
     try:
         with stops_interrupt(), full_disk_fails(out):
-            return _build_and_seal(job, task) if _prepare(job) else _finished(out)
+            return _prepare(job) or _build_and_seal(job, task)
     except KeyboardInterrupt:
         remove_abandoned(out)
         stage_files.write_status(out, "preempted", "stopped by a signal")
@@ -108,60 +120,30 @@ def pack(
         raise
 
 
-def _job(
-    catalogue: Path, images: Path | None, out: Path, options: PackOptions, columns: dict[str, str]
-) -> Job:
-    """Check what can be checked before anything is written; raises BadInput."""
-
-    def beside(path: Path) -> str:
-        return os.path.relpath(path.resolve(), out.resolve())
-
-    source = Catalogue(catalogue, columns)
-    no_effect = {field.name for field in fields(options) if field.metadata.get("how")}
-    config = {name: value for name, value in asdict(options).items() if name not in no_effect}
-    parents = {"catalogue": {"path": beside(catalogue), "sha256": sha256_file(catalogue)}}
-    if images is not None:
-        if not images.is_dir():
-            raise BadInput(f"{images}: no such folder of photos on {os.uname().nodename}")
-        parents["images"] = {"path": beside(images)}
-    job = Job(source, images, out, options, config | {"columns": columns}, parents)
-    job.check_images_given(next(source.postings(Carried())).image.ne("").any())
-    return job
-
-
-def _prepare(job: Job) -> bool:
+def _prepare(job: Job) -> Counts | None:
     """Wait for the plan, which the first task makes for all, and check photos and disk space.
 
-    False when another task has sealed the set meanwhile.
+    The counts of the set when another task has sealed it meanwhile.
     """
     path, survey_path = plan_path(job.out), job.out / WORK / "survey.json"
     with locked(job.out / WORK / "lock"):
-        if not path.exists():
-            if job.begin():
-                return False
-            remove_abandoned(job.out / WORK)
-            with _freed_if_bad(job):
+        if not path.exists() and (counts := job.begin()):
+            return counts
+        try:
+            if not path.exists():
+                remove_abandoned(job.out / WORK)
                 make_plan(path, job.catalogue, job.options, job.stamp)
+            if not survey_path.exists():
                 with closing(Plan(path, job.stamp)) as plan:
                     job.check_images_given(plan.has_photos())
-        if not survey_path.exists():
-            with _freed_if_bad(job), closing(Plan(path, job.stamp)) as plan:
-                found = survey(plan, job.catalogue.path, job.images, job.options)
-            write_json(survey_path, found)
-        expected: Survey = read_json(survey_path)
-    check_photos(job.images, expected["photos"])
-    check_room(job.out, expected["bytes"])
-    return True
-
-
-@contextmanager
-def _freed_if_bad(job: Job) -> Iterator[None]:
-    """Bad input found inside the block leaves the folder free: no shard was begun."""
-    try:
-        yield
-    except BadInput:
-        shutil.rmtree(job.out / WORK)
-        raise
+                    found = survey(plan, job.catalogue.path, job.images, job.options)
+                    write_json(survey_path, found)
+        except BadInput:
+            shutil.rmtree(job.out / WORK)  # leaves the folder free: no shard was begun
+            raise
+        found = read_json(survey_path)
+    check_survey(found, job.images, job.out)
+    return None
 
 
 def _build_and_seal(job: Job, task: Task) -> Counts | None:
@@ -169,7 +151,7 @@ def _build_and_seal(job: Job, task: Task) -> Counts | None:
     out = job.out
     with closing(Plan(plan_path(out), job.stamp)) as plan:
         shards = plan.shards()[task.number :: task.of]
-        jobs = ((s, plan.path, job.stamp, job.images, out, job.options) for s in shards)
+        jobs = ((s, plan_path(out), job.stamp, job.images, out, job.options) for s in shards)
         postings = sum(shard.items for shard in shards)
         bar = tqdm(total=postings, desc="pack", unit="posting", disable=None)
         try:
@@ -181,8 +163,8 @@ def _build_and_seal(job: Job, task: Task) -> Counts | None:
             if not (out / stage_files.MANIFEST).exists():
                 raise
         with locked(out / WORK / "lock"):
-            if job.begin():  # another task was faster
-                return _finished(out)
+            if counts := job.begin():  # another task was faster
+                return counts
             missing = sum(not is_built(shard, out) for shard in plan.shards())
             if missing:
                 reason = (
@@ -195,12 +177,6 @@ def _build_and_seal(job: Job, task: Task) -> Counts | None:
             counts = seal(plan, job.catalogue, out, job.options.max_title)
             _clean_up(out)
             return counts
-
-
-def _finished(out: Path) -> Counts:
-    log.info("%s: already packed", out)
-    _clean_up(out)
-    return cast(Counts, stage_files.open_finished(out, KIND)["counts"])
 
 
 def _clean_up(out: Path) -> None:

@@ -6,7 +6,7 @@ It lies on the disk in the order of the tars, so that the builder of a shard rea
 import sqlite3
 from collections.abc import Iterator
 from hashlib import blake2b
-from itertools import count
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from shards.catalogue.split import split_of
 from shards.photos.options import PackOptions
 from shards.storage.errors import BadInput
 from shards.storage.files import atomic_path
-from shards.storage.scratch import create, scratch
+from shards.storage.scratch import scratch
 
 MIN_SHARD, SHARDS = 64, 8
 
@@ -74,24 +74,24 @@ def make_plan(path: Path, catalogue: Catalogue, options: PackOptions, stamp: str
     carried = Carried()
     key = str(options.seed).encode()
     with atomic_path(path) as temporary, scratch(path.with_suffix(".postings")) as database:
-        create(temporary).close()
         database.execute("ATTACH ? AS plan", (f"{temporary.absolute().as_uri()}?vfs=unix-none",))
         database.execute("PRAGMA plan.journal_mode=OFF")
         database.execute("PRAGMA plan.synchronous=OFF")
         database.executescript(TABLES)
-        rows = count(1)
-        for chunk in catalogue.postings(carried):
-            texts = chunk.itertuples(index=False, name=None)
-            for text, row in zip(texts, rows, strict=False):
-                hashed = blake2b(text[0].encode(), digest_size=8, key=key).digest()
-                line = (row, *text, split_of(text[-1]), hashed)
-                database.execute("INSERT INTO posting VALUES (?, ?, ?, ?, ?, ?, ?)", line)
+        chunks = catalogue.postings(carried)
+        texts = chain.from_iterable(chunk.itertuples(index=False, name=None) for chunk in chunks)
+        for row, text in enumerate(texts, 1):
+            hashed = blake2b(text[0].encode(), digest_size=8, key=key).digest()
+            line = (row, *text, split_of(text[-1]), hashed)
+            database.execute("INSERT INTO posting VALUES (?, ?, ?, ?, ?, ?, ?)", line)
         check_unique(database, catalogue.path)
         database.executescript(ORDER)
         first = 0
         split_sizes = "SELECT split, COUNT(*) FROM posting GROUP BY split ORDER BY split"
         for split, items in database.execute(split_sizes).fetchall():
-            line = (split, first, items, shard_size(items, options))
+            # As many items a tar as give eight shards, but 64 at least and `shard_items` at most.
+            size = min(options.shard_items, max(MIN_SHARD, -(-items // SHARDS)))
+            line = (split, first, items, size)
             database.execute("INSERT INTO plan.split VALUES (?, ?, ?, ?)", line)
             first += items
         about = (stamp, carried.schema().serialize().to_pybytes())
@@ -99,17 +99,11 @@ def make_plan(path: Path, catalogue: Catalogue, options: PackOptions, stamp: str
         database.commit()
 
 
-def shard_size(items: int, options: PackOptions) -> int:
-    """Items of one tar: as many as give eight shards, but 64 at least and `shard_items` at most."""
-    return min(options.shard_items, max(MIN_SHARD, -(-items // SHARDS)))
-
-
 class Plan:
     """A plan on disk, read by any number of processes."""
 
     def __init__(self, path: Path, stamp: str) -> None:
         """Open the plan at `path`; raises BadInput when it is that of another pack."""
-        self.path = path
         # No process writes it any more, and its file system may have no locks.
         uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
         self._database = sqlite3.connect(uri, uri=True)
@@ -139,19 +133,16 @@ class Plan:
             for number in range(-(-items // size))
         ]
 
-    def rows(self, shard: Shard) -> Iterator[Row]:
-        """The postings of one shard, by slot."""
-        return self._places(shard.first, shard.items)
-
     def sample(self, size: int) -> list[Row]:
         """At most `size` postings, from all splits in proportion and in random order."""
         step = -(-len(self) // size)
-        return [row for place in range(0, len(self), step) for row in self._places(place, 1)]
+        return [row for place in range(0, len(self), step) for row in self.rows(place, 1)]
 
-    def _places(self, first: int, items: int) -> Iterator[Row]:
+    def rows(self, first: int, items: int) -> Iterator[Row]:
+        """The postings of the places from `first` on; `slot` counts them from 0."""
         found = self._database.execute(
             "SELECT place - ?, row, posting_id, image, title, label_group, class_id "
             "FROM place WHERE place BETWEEN ? AND ? ORDER BY place",
             (first + 1, first + 1, first + items),
         )
-        return (Row(*values) for values in found)
+        return map(Row._make, found)

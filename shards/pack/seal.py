@@ -59,11 +59,10 @@ def seal(plan: Plan, catalogue: Catalogue, out: Path, max_title: int) -> Counts:
         )
     with scratch(plan_path(out).with_name("seal")) as database:
         database.execute(TABLE)
-        places = ", ".join("?" * (1 + len(STORED)))
         written = {}
         for shard, tar in tars.items():
-            rows = _outcomes(plan, shard, out)
-            database.executemany(f"INSERT INTO fact VALUES ({places})", rows)
+            rows = _outcomes(plan, shard, tar, facts_path(out, shard.split, shard.number))
+            database.executemany(f"INSERT INTO fact VALUES (?{', ?' * len(STORED)})", rows)
             written[tar] = read_index(tar.with_suffix(".idx")).header["tar_sha256"]
         create_items(database)
         database.executescript(IN_ORDER)
@@ -81,14 +80,13 @@ def seal(plan: Plan, catalogue: Catalogue, out: Path, max_title: int) -> Counts:
     return counts
 
 
-def _outcomes(plan: Plan, shard: Shard, out: Path) -> Iterator[tuple]:
+def _outcomes(plan: Plan, shard: Shard, tar: Path, facts_file: Path) -> Iterator[tuple]:
     """The row in the catalogue and STORED of each posting of a shard.
 
     Raises Corrupt when the facts or the index disagree with the plan.
     """
-    tar = shard_path(out, shard.split, shard.number)
-    facts = pq.read_table(facts_path(out, shard.split, shard.number)).to_pylist()
-    rows = list(plan.rows(shard))
+    facts = pq.read_table(facts_file).to_pylist()
+    rows = list(plan.rows(shard.first, shard.items))
     is_planned = [(row.row, row.slot) for row in rows] == [(f["row"], f["slot"]) for f in facts]
     class_of = {row.slot: row.class_id for row in rows}
     expected = [

@@ -1,11 +1,40 @@
-"""Stored bytes to an RGB image of the requested size, by one of three recipes."""
+"""A photo of any kind from untrusted bytes: opened by its header, then upright sRGB pixels.
 
+Three recipes decode the stored bytes to an image of the requested size. Fast decoding and resizing
+give the same bytes on every processor.
+"""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Literal
 
-from PIL import Image
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from shards.photos.srgb import MAX_PIXELS, bound_by, exact_pixels, open_photo, refused, rgb_pixels
+from shards.photos.png import in_strips, metadata_image
 
+# There are many packing and reading processes already; results and timings are those of one core.
+cv2.setNumThreads(1)
+STEPS = 128
+LARGEST = 5
+"""Largest factor of reduction; beyond it the kernel's weights are lost in their rounding."""
+MAX_PIXELS = 64_000_000
+LARGE = 8_000_000
+"""A photo of more pixels that is no JPEG is made sRGB and reduced STRIP pixels at a time."""
+STRIP = 2_000_000
+NEARLY = 2
+"""Levels of 256 that a colour profile may move colours by and still count as sRGB."""
+ORIENTATION = 0x0112
+# Listed, since other formats start programs on untrusted bytes: EPS runs Ghostscript. MPO is a
+# JPEG here.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 Recipe = Literal["exact", "balanced", "fast"]
 """How photos are decoded; measured figures in docs/design/photos.md.
 
@@ -17,20 +46,226 @@ LEAST = {"balanced": 2, "fast": 1}
 """The least size to decode at, in multiples of the requested size."""
 
 
-def decode_photo(
-    data: bytes, short_side: int, recipe: Recipe = "balanced", max_pixels: int = MAX_PIXELS
-) -> Image.Image:
+class PhotoRefused(ValueError):
+    """The photo cannot be used; the message is the reason that items.parquet keeps."""
+
+
+def decode_photo(data: bytes, short_side: int, recipe: Recipe = "balanced") -> Image.Image:
     """RGB image, upright, whose short side is `short_side` pixels.
 
     Raises PhotoRefused (a ValueError) for damaged or cut bytes, and for a photo of more than
-    `max_pixels`, of which only the header is read.
+    MAX_PIXELS, of which only the header is read.
     """
     try:
-        with bound_by(max_pixels):
-            image = open_photo(data, max_pixels)
+        with bound_by(MAX_PIXELS):
+            image = open_photo(data, MAX_PIXELS)
             if recipe == "exact":
                 return Image.fromarray(exact_pixels(image, short_side))
             least = LEAST[recipe] * short_side
             return Image.fromarray(rgb_pixels(data, image, short_side, least))
     except Exception as error:
         raise refused(error) from None
+
+
+@contextmanager
+def bound_by(max_pixels: int) -> Iterator[None]:
+    """Inside the block Pillow opens photos of up to `max_pixels` and gives no warnings.
+
+    Pillow's cap is one for the whole process, which may have other photos: it is raised only where
+    it is lower, and restored. The caller that raises it (packing) has no other thread that opens
+    photos.
+    """
+    own = Image.MAX_IMAGE_PIXELS
+    raised = own is not None and max_pixels > 2 * own  # Pillow refuses what is over twice its cap
+    # It warns of broken EXIF, of palettes, of sizes: none of it makes a photo unusable.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if raised:
+            Image.MAX_IMAGE_PIXELS = max_pixels
+        try:
+            yield
+        finally:
+            if raised:
+                Image.MAX_IMAGE_PIXELS = own
+
+
+def open_photo(data: bytes, max_pixels: int) -> Image.Image:
+    """The photo of `data`, its header read and nothing decoded; PhotoRefused over the cap."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:  # over Pillow's own cap, which is not below ours
+        pixels = re.search(r"\d+ pixels", str(error))
+        raise PhotoRefused(f"{pixels[0] if pixels else 'pixels'}, over max_pixels") from None
+    if image.width * image.height > max_pixels:
+        raise PhotoRefused(f"{image.width} x {image.height} pixels, over max_pixels")
+    return image
+
+
+def refused(error: Exception) -> PhotoRefused:
+    """The reason to keep for an error of Pillow, which raises nearly anything on hostile bytes."""
+    if isinstance(error, PhotoRefused):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return PhotoRefused(f"not a readable photo: none of {', '.join(FORMATS)}")
+    # The reason is stored in the tar: it must not hold an address, which differs between runs.
+    reason = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error) or type(error).__name__)
+    return PhotoRefused(f"not a readable photo: {reason}")
+
+
+def rgb_pixels(data: bytes, image: Image.Image, short: int, least: int) -> np.ndarray:
+    """Upright sRGB pixels (h, w, 3) of the opened `image` of `data`, its short side `short`.
+
+    A JPEG is decoded at the smallest size whose short side is at least `least`. An ordinary one is
+    decoded fast; one that the fast decoder does not support (another colour space or kind, a
+    profile, damage) by Pillow, which raises nearly anything when it fails too. Another kind of
+    photo that is LARGE is first reduced to means of squares, so that it is never completely in
+    memory.
+    """
+    if image.format == "JPEG" and image.mode in ("RGB", "L") and not image.info.get("icc_profile"):
+        # Damage that Pillow may tolerate or not: its message is the one that is kept.
+        with suppress(ValueError):
+            return _turned(_resized(decode_jpeg(data, least), short), orientation(image))
+    factor = min(image.size) // least
+    if image.format != "JPEG" and image.width * image.height > LARGE and factor > 1:
+        # Each pixel of `small` is the mean of a square of factor x factor.
+        rows = -(-STRIP // (image.width * factor)) * factor
+        if image.format == "PNG" and not image.info.get("interlace"):
+            strips, turn = in_strips(data, rows), orientation(metadata_image(data))
+        else:
+            image.load()  # which turns a TIFF
+            turn, (w, h) = orientation(image), image.size
+            strips = (image.crop((0, y, w, min(y + rows, h))) for y in range(0, h, rows))
+        small = [np.asarray(_to_srgb(strip).reduce(factor)) for strip in strips]
+        return _resized(_turned(np.concatenate(small), turn), short)
+    image.draft("RGB", (least, least))
+    image.load()
+    return exact_pixels(image, short)
+
+
+def decode_jpeg(jpeg: bytes, least: int) -> np.ndarray:
+    """RGB pixels (h, w, 3), uint8, at the smallest of 1/8, 1/4, 1/2 and 1/1 of the size whose
+    short side is at least `least` pixels.
+
+    Raises ValueError for any damage, also a missing end. Scaled decoding is the inverse DCT of
+    fewer coefficients (libjpeg-turbo); 3/8, 5/8 ... are possible too but slower than no scaling.
+    """
+    height, width = map(int, simplejpeg.decode_jpeg_header(jpeg)[:2])
+    sizes = [((height * k + 7) // 8, (width * k + 7) // 8) for k in (1, 2, 4, 8)]
+    h, w = next((size for size in sizes if min(size) >= least), sizes[-1])
+    return simplejpeg.decode_jpeg(
+        jpeg, "RGB", fastdct=False, min_height=h, min_width=w, min_factor=1
+    )
+
+
+def exact_pixels(image: Image.Image, short: int) -> np.ndarray:
+    """Upright sRGB pixels (h, w, 3) of `image`, its short side `short`, by Pillow alone."""
+    with suppress(Exception):  # of broken EXIF, nearly any: the photo is then used unturned
+        image = ImageOps.exif_transpose(image)
+    rgb = _to_srgb(image)
+    if min(rgb.size) != short:
+        rgb = rgb.resize(_with_short(rgb.size, short), Image.Resampling.BICUBIC)
+    return np.asarray(rgb)
+
+
+@lru_cache(8)
+def is_srgb(profile: bytes | None) -> bool:
+    """Whether a colour profile is none, broken, or moves no colour by more than NEARLY levels."""
+    if not profile or (conversion := _conversion(profile, "RGB")) is None:
+        return True
+    levels = np.linspace(0, 255, 17).round().astype(np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(17, -1, 3)
+    moved = ImageCms.applyTransform(Image.fromarray(grid), conversion)
+    return int(np.abs(grid.astype(int) - np.asarray(moved)).max()) <= NEARLY
+
+
+def orientation(image: Image.Image) -> int | None:
+    """How the photo must be turned (EXIF, 1 to 8); None where its EXIF is broken."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:
+        return None
+
+
+def _with_short(size: tuple[int, int], short: int) -> tuple[int, int]:
+    scale = short / min(size)
+    width, height = (max(short, round(side * scale)) for side in size)
+    return width, height
+
+
+def _resized(pixels: np.ndarray, short: int) -> np.ndarray:
+    size = pixels.shape[1], pixels.shape[0]
+    return pixels if min(size) == short else resize(pixels, _with_short(size, short))
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels (h, w, 3) at `size` (width, height), within 47 dB or better of Pillow's bicubic.
+
+    Antialiased bicubic reduction is a convolution with the cubic kernel (Keys 1981) stretched by
+    the factor, sampled at the new pixels' places. Convolving first and then sampling between the
+    pixels with the plain bicubic kernel gives nearly the same, several times faster.
+    """
+    factors = [old / new for old, new in zip(pixels.shape[1::-1], size, strict=True)]
+    if min(factors) < 1 or max(factors) > LARGEST:
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    across, down = (_kernel(factor) for factor in factors)
+    smooth = cv2.sepFilter2D(pixels, -1, across, down, borderType=cv2.BORDER_REPLICATE)
+    return cv2.resize(smooth, size, interpolation=cv2.INTER_CUBIC)
+
+
+@lru_cache(256)
+def _kernel(factor: float) -> np.ndarray:
+    """Keys's cubic kernel (a = -1/2, as in Pillow) stretched by `factor` (at least 1).
+
+    Float32 weights in steps of 1/128 that sum to 1.
+    """
+    reach = math.ceil(2 * factor) - 1
+    x = np.abs(np.arange(-reach, reach + 1) / factor)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    # Two passes over bytes then stay below 24 bits, so that float32 sums are exact in any order
+    # and a processor with wider registers packs the same bytes.
+    steps = np.round(weights / weights.sum() * STEPS)
+    steps[reach] += STEPS - steps.sum()
+    return (steps / STEPS).astype(np.float32)
+
+
+def _turned(pixels: np.ndarray, turn: int | None) -> np.ndarray:
+    if turn not in range(2, 9):
+        return pixels
+    image = Image.fromarray(pixels)
+    image.getexif()[ORIENTATION] = turn
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """The image in sRGB: its profile applied, 16 bits made 8, transparency laid on white."""
+    profile, alpha = image.info.get("icc_profile"), None
+    if image.mode.startswith("I"):
+        # 16-bit greys: Pillow's own convert clips at 255.
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype("uint8"))
+    is_grey = image.mode in ("1", "L", "LA")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    if is_grey and profile and _conversion(profile, "L"):
+        image = image.convert("L")  # a profile of greys cannot convert three colours
+    elif image.mode != "CMYK":
+        image = image.convert("RGB")
+    if profile and (conversion := _conversion(profile, image.mode)) is not None:
+        image = ImageCms.applyTransform(image, conversion) or image
+    image = image.convert("RGB")
+    if alpha is None:
+        return image
+    return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+
+
+@lru_cache(8)
+def _conversion(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From a profile to sRGB; None for a broken one: the pixels are used as they are."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(source, srgb, mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None

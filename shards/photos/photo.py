@@ -1,27 +1,28 @@
 """One photo, from untrusted bytes to the sRGB JPEG that is stored."""
 
 import hashlib
-from dataclasses import dataclass
-from functools import lru_cache
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 
-from shards.photos.jpeg import Coded, coded_picture
-from shards.photos.options import PackOptions
-from shards.photos.pixels import decode_jpeg, encode_jpeg
-from shards.photos.srgb import (
+from shards.photos.decode import (
     MAX_PIXELS,
     PhotoRefused,
     bound_by,
+    decode_jpeg,
     is_srgb,
     open_photo,
     orientation,
     refused,
     rgb_pixels,
 )
+from shards.photos.jpeg import Coded, coded_picture
+from shards.photos.options import PackOptions
 
 MAX_BYTES = 256 * 2**20
 NOT_FOUND = "file not found"
@@ -52,28 +53,11 @@ class Photo:
     colours: str
 
 
-class PhotoFacts(TypedDict):
+def photo_facts(photo: Photo | None) -> dict[str, Any]:
     """What items.parquet holds of a posting's photo; empty and 0 where it has none."""
-
-    sha256: str
-    phash: str
-    colours: str
-    width: int
-    height: int
-    has_image: bool
-
-
-def photo_facts(photo: Photo | None) -> PhotoFacts:
-    """The facts of a photo, or those of a posting without one."""
-    found = photo or Photo(b"", 0, 0, "", "", "")
-    return {
-        "sha256": found.sha256,
-        "phash": found.phash,
-        "colours": found.colours,
-        "width": found.width,
-        "height": found.height,
-        "has_image": photo is not None,
-    }
+    facts = asdict(photo or Photo(b"", 0, 0, "", "", ""))
+    del facts["jpeg"]
+    return facts | {"has_image": photo is not None}
 
 
 def load_photo(root: Path, name: str, options: PackOptions) -> Photo:
@@ -128,7 +112,8 @@ def prepare_photo(data: bytes, options: PackOptions) -> Photo:
             pixels = rgb_pixels(data, image, short, least)
             if keep:
                 return Photo(data, width, height, sha256, *_signature(pixels))
-            jpeg, (height, width) = encode_jpeg(pixels, options.quality), pixels.shape[:2]
+            rgb, (height, width) = np.ascontiguousarray(pixels), pixels.shape[:2]
+            jpeg = simplejpeg.encode_jpeg(rgb, options.quality, "RGB", "420", fastdct=False)
             return Photo(jpeg, width, height, sha256, *_signature(pixels))
     except Exception as error:
         raise refused(error) from None
@@ -143,11 +128,10 @@ def _unchanged(data: bytes, options: PackOptions) -> tuple[Coded, np.ndarray] | 
         image = open_photo(data, options.max_pixels)
         if orientation(image) != 1 or not is_srgb(image.info.get("icc_profile")):
             return None
-    try:
-        # All coded data is read at any scale, so that damage or a missing end is found here.
+    # All coded data is read at any scale, so that damage or a missing end is found here.
+    with suppress(ValueError):
         return coded, decode_jpeg(coded.jpeg, SIGNATURE_SIDE)
-    except ValueError:
-        return None  # damage that Pillow may tolerate or not
+    return None  # Pillow may tolerate the damage or not
 
 
 def _signature(pixels: np.ndarray) -> tuple[str, str]:
@@ -173,21 +157,11 @@ def _cells(sums: np.ndarray, across: int) -> tuple[np.ndarray, np.ndarray]:
 
     sums: (h + 1, w + 1, 3) int32, of all pixels above and to the left (cv2.integral).
     """
-    rows, columns, areas = _grid(*sums.shape[:2], across)
-    corners = sums.take(rows, 0).take(columns, 1)
-    top, bottom = corners[:across], corners[across:]
-    # Sums of a very long photo overflow 32 bits, which the differences undo.
-    both = bottom - top
-    return both[:, across:] - both[:, :across], areas
-
-
-@lru_cache(256)
-def _grid(height: int, width: int, across: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the cells begin and then where they end, down and across; their areas."""
-    places = np.arange(across + 1)
-    ends = []
-    for side in (height - 1, width - 1):
-        ends.append((places[:-1] * side // across, -(-places[1:] * side // across)))
-    (top, bottom), (left, right) = ends
-    areas = np.outer(bottom - top, right - left)
-    return np.concatenate([top, bottom]), np.concatenate([left, right]), areas
+    places, sides = np.arange(across + 1), []
+    for axis in (0, 1):
+        pixels = sums.shape[axis] - 1
+        first, end = places[:-1] * pixels // across, -(-places[1:] * pixels // across)
+        # Sums of a very long photo overflow 32 bits, which the differences undo.
+        sums = sums.take(end, axis) - sums.take(first, axis)
+        sides.append(end - first)
+    return sums, np.outer(*sides)

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from isal.isal_zlib import crc32
 
+from shards.photos.decode import PhotoRefused, bound_by, open_photo, orientation
 from shards.photos.options import PackOptions
 from shards.photos.photo import MAX_BYTES, Photo, photo_facts, prepare_photo
-from shards.photos.srgb import PhotoRefused, bound_by, open_photo, orientation
 from shards.storage.errors import BadInput, Corrupt
 from shards.tar.index import ABSENT, MEMBERS, RECORD
 from shards.tar.scan import Member, members

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from shards.photos import srgb
+from shards.photos import decode
+from shards.photos.decode import PhotoRefused
 from shards.photos.options import PackOptions
 from shards.photos.photo import Photo, prepare_photo
-from shards.photos.srgb import PhotoRefused
 
 SMALL = PackOptions(size=48)
 KEEP = PackOptions(size=48, keep=True)
@@ -89,5 +89,5 @@ def through_pillow(data: bytes, monkeypatch: pytest.MonkeyPatch) -> Photo:
         raise ValueError("not for the fast decoder")
 
     with monkeypatch.context() as patched:
-        patched.setattr(srgb, "decode_jpeg", decode_jpeg)
+        patched.setattr(decode, "decode_jpeg", decode_jpeg)
         return prepare_photo(data, PackOptions())

@@ -5,12 +5,11 @@ import io
 import pytest
 from PIL import Image
 
+from shards.photos import decode
 from shards.photos import photo as packing
-from shards.photos import srgb
-from shards.photos.decode import decode_photo
+from shards.photos.decode import PhotoRefused, decode_photo
 from shards.photos.options import PackOptions
 from shards.photos.photo import prepare_photo
-from shards.photos.srgb import PhotoRefused
 
 
 def picture(kind: str, size: tuple[int, int] = (400, 300)) -> bytes:
@@ -19,7 +18,7 @@ def picture(kind: str, size: tuple[int, int] = (400, 300)) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("kind", srgb.FORMATS)
+@pytest.mark.parametrize("kind", decode.FORMATS)
 def test_our_cap_is_the_one_that_counts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     data = picture(kind)
@@ -45,4 +44,5 @@ def test_what_readers_would_refuse_is_never_kept(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(packing, "MAX_PIXELS", cap - 1)
     photo = prepare_photo(data, options)
     assert (photo.width, photo.height) == (85, 64)
-    assert decode_photo(photo.jpeg, 32, max_pixels=cap - 1).size == (42, 32)
+    monkeypatch.setattr(decode, "MAX_PIXELS", cap - 1)
+    assert decode_photo(photo.jpeg, 32).size == (42, 32)

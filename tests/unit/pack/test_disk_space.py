@@ -13,8 +13,7 @@ import pytest
 from shards.catalogue.rows import Catalogue
 from shards.pack.build import samples
 from shards.pack.disk_space import (
-    check_photos,
-    check_room,
+    check_survey,
     full_disk_fails,
     survey,
     written,
@@ -44,9 +43,9 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_complete_needs_no_space(shards: Path) -> None:
     assert written(shards) == 3_000
-    check_room(shards, 10_000)
+    check_survey({"bytes": 10_000, "photos": []}, None, shards)
     with pytest.raises(Failed, match=r"no room: about 0\.0 MB needed, 0\.0 MB free"):
-        check_room(shards, 10_001)
+        check_survey({"bytes": 10_001, "photos": []}, None, shards)
 
 
 def test_sizes_format_bytes() -> None:
@@ -87,11 +86,11 @@ def test_other_errors_stay_what_they_are(shards: Path, error: Exception) -> None
 
 def test_photos_that_were_there_for_the_plan_must_be_there(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").touch()
-    check_photos(tmp_path, ["a.jpg", "b.jpg"])
-    check_photos(tmp_path, [])
-    check_photos(None, ["a.jpg"])
+    check_survey({"bytes": 0, "photos": ["a.jpg", "b.jpg"]}, tmp_path, tmp_path)
+    check_survey({"bytes": 0, "photos": []}, tmp_path, tmp_path)
+    check_survey({"bytes": 0, "photos": ["a.jpg"]}, None, tmp_path)
     with pytest.raises(BadInput, match=r"it lacks a\.jpg and every other photo"):
-        check_photos(tmp_path, ["a.jpg", "c.jpg"])
+        check_survey({"bytes": 0, "photos": ["a.jpg", "c.jpg"]}, tmp_path, tmp_path)
 
 
 def plan_of(folder: Path, rows: list[str]) -> tuple[Plan, Path]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shards.catalogue.rows import Catalogue
 from shards.catalogue.split import SPLITS, split_of
-from shards.pack.plan import Plan, make_plan, shard_size
+from shards.pack.plan import Plan, make_plan
 from shards.photos.options import PackOptions
 from shards.storage.errors import BadInput
 
@@ -40,13 +40,18 @@ def plan_of(table: pd.DataFrame, options: PackOptions) -> pd.DataFrame:
         found = [
             {"shard": shard.number, "split": shard.split, **row._asdict()}
             for shard in plan.shards()
-            for row in plan.rows(shard)
+            for row in plan.rows(shard.first, shard.items)
         ]
         assert len(plan) == len(found) == len(table)
     planned = pd.DataFrame(found).sort_values("row").set_index(table.index)
     assert planned.row.tolist() == list(range(1, len(table) + 1))
     assert planned.posting_id.tolist() == table.posting_id.tolist()
     return planned
+
+
+def shard_size(items: int, options: PackOptions) -> int:
+    """Items of one tar: a split has eight shards, unless they would hold fewer than 64."""
+    return min(options.shard_items, max(64, -(-items // 8)))
 
 
 def plan_in_memory(table: pd.DataFrame, options: PackOptions) -> pd.DataFrame:
@@ -152,7 +157,7 @@ def test_a_sample_takes_from_the_whole_plan(count: int, size: int, tmp_path: Pat
     (tmp_path / "c.csv").write_text("\n".join(["posting_id,title", *lines]))
     make_plan(tmp_path / "p", Catalogue(tmp_path / "c.csv"), PackOptions(), "one")
     plan = Plan(tmp_path / "p", "one")
-    places = [row.row for shard in plan.shards() for row in plan.rows(shard)]
+    places = [row.row for shard in plan.shards() for row in plan.rows(shard.first, shard.items)]
     sample = [places.index(row.row) for row in plan.sample(size)]
     assert min(size, count) // 2 < len(sample) <= size
     assert len(set(sample)) == len(sample)
@@ -179,10 +184,10 @@ def test_places_fill_shards_without_gap_or_repeat(count: int, shard_items: int) 
 
 
 def test_a_split_has_eight_shards_where_each_keeps_64_items() -> None:
-    assert shard_size(8 * 64, PackOptions()) == 64
-    assert shard_size(100, PackOptions()) == 64
-    assert shard_size(8_000, PackOptions()) == 1_000
-    assert shard_size(10**6, PackOptions()) == 5_000
+    for items, shard_items, size in ((512, 5_000, 64), (100, 5_000, 64), (8_000, 5_000, 1_000),
+                                     (8_000, 300, 300)):  # fmt: skip
+        plan = plan_of(table_of([""] * items), PackOptions(shard_items=shard_items))
+        assert plan.groupby("shard").size().max() == size
 
 
 def test_plan_does_not_depend_on_the_order_of_the_rows_but_for_classes() -> None:

@@ -11,11 +11,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from benchmarks.pictures import originals, psnr
-from shards.photos import pixels
-from shards.photos.decode import decode_photo
+from shards.photos import decode
+from shards.photos.decode import ORIENTATION, PhotoRefused, decode_photo
 from shards.photos.options import PackOptions
 from shards.photos.photo import prepare_photo
-from shards.photos.srgb import ORIENTATION, PhotoRefused
 
 RECIPES = ("exact", "balanced", "fast")
 SIZE = 224
@@ -121,7 +120,7 @@ def test_progressive_jpegs_cut_between_their_scans_are_refused(recipe: str) -> N
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_bomb_is_refused_by_its_header(recipe: str) -> None:
+def test_a_bomb_is_refused_by_its_header(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bombs = [encoded(Image.new("1", (9000, 8000)), "PNG")]
     small = encoded(Image.new("RGB", (16, 16)))
     at = small.index(b"\xff\xc0") + 5
@@ -130,9 +129,11 @@ def test_a_bomb_is_refused_by_its_header(recipe: str) -> None:
     for bomb in bombs:
         with pytest.raises(ValueError, match="pixels"):
             decode_photo(bomb, 64, recipe)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 256)
+    decode_photo(small, 8, recipe)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 255)
     with pytest.raises(ValueError, match="16 x 16 pixels, over max_pixels"):
-        decode_photo(small, 8, recipe, max_pixels=255)
-    decode_photo(small, 8, recipe, max_pixels=256)
+        decode_photo(small, 8, recipe)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -149,7 +150,7 @@ def test_what_the_packer_takes_the_reader_takes() -> None:
     for at in range(1000, len(whole) - 1000, 200):
         data = whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
         with contextlib.suppress(ValueError):
-            pixels.decode_jpeg(data, 64)
+            decode.decode_jpeg(data, 64)
             continue
         try:
             photo = prepare_photo(data, PackOptions(keep=True))
@@ -165,10 +166,10 @@ def test_what_the_packer_takes_the_reader_takes() -> None:
 
 
 def test_jpegs_are_decoded_at_halves_only(photos: list[bytes]) -> None:
-    sides = {least: pixels.decode_jpeg(photos[0], least).shape for least in (1, 125, 126, 500, 501)}
+    sides = {least: decode.decode_jpeg(photos[0], least).shape for least in (1, 125, 126, 500, 501)}
     wanted = {1: 125, 125: 125, 126: 250, 500: 500, 501: 1000}
     assert sides == {least: (side, side, 3) for least, side in wanted.items()}
-    assert pixels.decode_jpeg(photos[0], 5000).shape == (1000, 1000, 3)
+    assert decode.decode_jpeg(photos[0], 5000).shape == (1000, 1000, 3)
 
 
 @pytest.mark.parametrize(
@@ -178,16 +179,16 @@ def test_jpegs_are_decoded_at_halves_only(photos: list[bytes]) -> None:
 def test_resize_is_pillows_bicubic(photos: list[bytes], size: tuple[int, int]) -> None:
     image = Image.open(io.BytesIO(photos[1])).convert("RGB")
     wanted = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
-    found = pixels.resize(np.asarray(image), size)
+    found = decode.resize(np.asarray(image), size)
     assert found.shape == wanted.shape
     assert psnr(found, wanted) >= 47
 
 
-@pytest.mark.parametrize("factor", np.arange(1, pixels.LARGEST + 0.01, 0.05))
+@pytest.mark.parametrize("factor", np.arange(1, decode.LARGEST + 0.01, 0.05))
 def test_weights_are_few_bits_so_that_their_sums_are_exact(factor: float) -> None:
-    steps = pixels._kernel(factor) * pixels.STEPS
+    steps = decode._kernel(factor) * decode.STEPS
     assert np.array_equal(steps, np.round(steps))
-    assert steps.sum() == pixels.STEPS
+    assert steps.sum() == decode.STEPS
     # Two passes over a byte: the largest sum must fit float32's 24 bits.
     assert 255 * np.abs(steps).sum() ** 2 < 2**24
 

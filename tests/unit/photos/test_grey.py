@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.photos import srgb
+from shards.photos import decode
 from shards.photos.decode import decode_photo
 from shards.photos.options import PackOptions
 from shards.photos.photo import prepare_photo
@@ -59,8 +59,8 @@ def test_it_is_packed_and_decoded_as_it_looks(mode: str, kind: str, keep: bool) 
 
 
 def test_a_large_one_in_strips_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(srgb, "LARGE", 1_000)
-    monkeypatch.setattr(srgb, "STRIP", 4_000)
+    monkeypatch.setattr(decode, "LARGE", 1_000)
+    monkeypatch.setattr(decode, "STRIP", 4_000)
     assert np.abs(middle(decode_photo(grey("L", "PNG", (400, 300)), 32)) - AS_SRGB).max() <= 3
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from shards.pack.index_tars import index_tars
-from shards.photos.decode import decode_photo
+from shards.photos.decode import PhotoRefused, decode_photo
 from shards.photos.options import PackOptions
 from shards.photos.photo import prepare_photo
-from shards.photos.srgb import PhotoRefused
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import Corrupt
 from shards.tar.index import read_index, write_index

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.pictures import originals, psnr
+from shards.photos.decode import PhotoRefused
 from shards.photos.options import PackOptions
 from shards.photos.photo import Photo, load_photo, prepare_photo
-from shards.photos.srgb import PhotoRefused
 from tests.support.photos import (
     BLUE,
     KEEP,

@@ -11,11 +11,11 @@ import simplejpeg
 from PIL import Image, ImageCms
 
 from benchmarks.pictures import originals, psnr
-from shards.photos import srgb
+from shards.photos import decode
+from shards.photos.decode import PhotoRefused
 from shards.photos.options import PackOptions
 from shards.photos.photo import prepare_photo
 from shards.photos.png import in_strips
-from shards.photos.srgb import PhotoRefused
 from tests.support.photos import (
     ORIENTATION,
     SMALL,
@@ -55,9 +55,9 @@ PNGS = {"1": {}, "L": {}, "P": {}, "P with alpha": {"transparency": 3}, "LA": {}
 def test_a_png_in_strips_is_the_png(name: str) -> None:
     image = large(name.split()[0], (97, 61))
     data = encoded(image, "PNG", **PNGS[name])
-    whole = srgb._to_srgb(Image.open(io.BytesIO(data)))
+    whole = decode._to_srgb(Image.open(io.BytesIO(data)))
     for rows in (1, 7, 61, 100):
-        strips = [np.asarray(srgb._to_srgb(strip)) for strip in in_strips(data, rows)]
+        strips = [np.asarray(decode._to_srgb(strip)) for strip in in_strips(data, rows)]
         assert np.array_equal(np.concatenate(strips), np.asarray(whole))
 
 
@@ -66,15 +66,15 @@ def test_a_png_of_16_bits_a_channel_in_strips_is_the_png(channels: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 2**16, (40, 31, channels), np.uint16)
     done, data = cv2.imencode(".png", pixels)
     assert done
-    whole = srgb._to_srgb(Image.open(io.BytesIO(data.tobytes())))
-    strips = [np.asarray(srgb._to_srgb(strip)) for strip in in_strips(data.tobytes(), 9)]
+    whole = decode._to_srgb(Image.open(io.BytesIO(data.tobytes())))
+    strips = [np.asarray(decode._to_srgb(strip)) for strip in in_strips(data.tobytes(), 9)]
     assert np.array_equal(np.concatenate(strips), np.asarray(whole))
 
 
 @pytest.fixture
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(srgb, "LARGE", 10_000)
-    monkeypatch.setattr(srgb, "STRIP", 700)
+    monkeypatch.setattr(decode, "LARGE", 10_000)
+    monkeypatch.setattr(decode, "STRIP", 700)
 
 
 @pytest.mark.parametrize("orientation", [None, 6])
@@ -96,8 +96,8 @@ def test_a_large_photo_has_the_looks_of_a_small_one(monkeypatch: pytest.MonkeyPa
     whole = Image.open(io.BytesIO(next(iter(originals(1, 700)))))
     data = encoded(whole, "PNG")
     one = prepare_photo(data, SMALL)
-    monkeypatch.setattr(srgb, "LARGE", 10_000)
-    monkeypatch.setattr(srgb, "STRIP", 5_000)
+    monkeypatch.setattr(decode, "LARGE", 10_000)
+    monkeypatch.setattr(decode, "STRIP", 5_000)
     other = prepare_photo(data, SMALL)
     assert psnr(np.asarray(opened(one)), np.asarray(opened(other))) > 30
     assert (int(one.phash, 16) ^ int(other.phash, 16)).bit_count() <= 4
