@@ -123,11 +123,17 @@ def doctor(*, out: Path = Path(), device: Device = "auto", json: bool = False) -
     json
         Print JSON instead of lines.
     """
+    from dataclasses import asdict
+    from json import dumps
+
     from dist_train.doctor.doctor import examine
-    from dist_train.doctor.finding import findings_json
 
     findings = examine(device, out)
-    print(findings_json(findings) if json else "\n".join(map(str, findings)))
     faults = sum(finding.level == "fault" for finding in findings)
+    if json:
+        rows = [asdict(finding) for finding in findings]
+        print(dumps({"fine": not faults, "findings": rows}, indent=1, ensure_ascii=False))
+    else:
+        print(*findings, sep="\n")
     if faults:
         raise Failed(f"{faults} faults, see above")

@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from dist_train.acceptance.outcomes import Rate
 from dist_train.config.training import ImageEncoderOptions
 from dist_train.distributed.precision import supports_bf16
-from dist_train.doctor.all_reduce import bus_bandwidth
+from dist_train.doctor.all_reduce import BACKEND, bus_bandwidth
 from dist_train.encoders.image import ImageEncoder
 from dist_train.matching.kernels import kernels_for
 
@@ -30,6 +30,14 @@ VIT_B_FLOPS = 2 * 17.56e9
 al., 2021; timm's table of models)."""
 
 
+class Rate(NamedTuple):
+    """A measured rate; `limit` in the same unit if it is known."""
+
+    value: float
+    unit: str
+    limit: float | None = None
+
+
 def peaks(name: str) -> tuple[float | None, float | None]:
     """Dense TFLOP/s in 16 bits and GB/s of the device `name`; None if it is not known."""
     return next((found for key, found in PEAKS.items() if key in name), (None, None))
@@ -42,21 +50,15 @@ def product(device: torch.device, dtype: torch.dtype, size: int) -> Rate:
     return Rate(2 * size**3 / seconds(lambda: a @ b, device) / 1e12, "TFLOP/s", limit)
 
 
-def memory(device: torch.device, numbers: int) -> Rate:
-    """GB/s of a copy inside the device's memory: every byte is read and written."""
-    source = torch.randn(numbers, device=device)
-    out = torch.empty_like(source)
-    took = seconds(lambda: out.copy_(source), device)
-    return Rate(8 * numbers / took / 1e9, "GB/s", peaks(_name(device))[1])
-
-
-def from_host(device: torch.device, numbers: int) -> Rate:
-    """GB/s of a copy to the device, from pinned memory if it is a GPU."""
-    source = torch.randn(numbers)
-    source = source.pin_memory() if device.type == "cuda" else source
+def copy(device: torch.device, numbers: int, from_host: bool) -> Rate:
+    """GB/s of a copy to the device: from the host, out of pinned memory if the device is a GPU, or
+    inside its own memory, where every byte is read and written."""
+    source = torch.randn(numbers, device="cpu" if from_host else device)
+    source = source.pin_memory() if from_host and device.type == "cuda" else source
     out = torch.empty(numbers, device=device)
-    took = seconds(lambda: out.copy_(source, non_blocking=True), device)
-    return Rate(4 * numbers / took / 1e9, "GB/s")
+    took = seconds(lambda: out.copy_(source, non_blocking=from_host), device)
+    each, limit = (4, None) if from_host else (8, peaks(_name(device))[1])
+    return Rate(each * numbers / took / 1e9, "GB/s", limit)
 
 
 def encoder(device: torch.device, model: str, batch: int, training: bool) -> Rate:
@@ -95,8 +97,8 @@ def join(device: torch.device, rows: int, width: int) -> Rate:
 
 def all_reduce(device: torch.device, world: int, numbers: int) -> Rate:
     """Bus bandwidth of an all-reduce among `world` ranks of this machine."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    return Rate(bus_bandwidth(backend, world, numbers, seconds=120), "GB/s")
+    bandwidth = bus_bandwidth(BACKEND[device.type], world, numbers, seconds=120)
+    return Rate(bandwidth, "GB/s")
 
 
 def seconds(
