@@ -101,10 +101,10 @@ def status(folder: Path, /) -> None:
         The folder OUT of a run or submit, or the folder of one stage.
     """
     from dist_train.slurm import status as slurm
-    from dist_train.slurm.table import format_status
+    from dist_train.slurm.table import in_columns
 
     rows = slurm.status(folder)
-    print(format_status(rows))
+    print(in_columns([("stage", "state", "job", "why"), *rows]))
     slurm.check(rows)
 
 

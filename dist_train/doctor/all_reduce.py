@@ -78,8 +78,9 @@ def run_ranks(
             context.Process(target=_rank, args=(rank, sender, *shared), daemon=True)
             for rank, (_, sender) in enumerate(pipes)
         ]
-        for rank in ranks:
-            rank.start()
+        for process, (_, sender) in zip(ranks, pipes, strict=True):
+            process.start()
+            sender.close()  # then only the rank holds it, and its death ends the pipe
         until, results = time.monotonic() + seconds, []
         try:
             for rank, (receiver, _) in enumerate(pipes):

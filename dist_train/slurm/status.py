@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dist_train.slurm import commands
 from dist_train.slurm.commands import JobState
-from dist_train.slurm.jobs import Job, Jobs
+from dist_train.slurm.jobs import Job, read_jobs
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Failed, Stopped
 from shards.storage.files import read_json
@@ -30,7 +30,7 @@ def status(folder: Path) -> list[Row]:
 
     Raises BadInput if nothing has begun there and nothing was submitted.
     """
-    submitted = Jobs(folder / "slurm").stages
+    submitted = read_jobs(folder / "slurm")
     if (folder / stage_files.STAGE).exists():
         return [_row(folder.resolve().name, folder, Job())]
     folders = {Path(job.result).parent.name for job in submitted.values()}
