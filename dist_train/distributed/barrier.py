@@ -73,13 +73,11 @@ class Barrier:
                 f"({str(error).splitlines()[0]}); the same command goes on"
             ) from None
 
-    def request_stop(self) -> None:
-        """Make `stop_requested` true on every rank from now on."""
-        self._store.set("stop", "")
-
-    def stop_requested(self) -> bool:
-        """Some rank has requested a stop; does not wait for any rank."""
-        return self._store.check(["stop"])
+    def stop_requested(self, mine: bool) -> bool:
+        """Some rank has requested a stop, by `mine` this one; does not wait for any rank."""
+        if mine:
+            self._store.set("stop", "")
+        return mine or self._store.check(["stop"])
 
     def _wait_for(self, arrivals: list[str]) -> None:
         began = checked = time.monotonic()
