@@ -82,9 +82,8 @@ def submit(*, config: Annotated[Config, Flat], dry_run: bool = False) -> None:
     """
     from dist_train.slurm import commands
     from dist_train.slurm import submit as slurm
-    from dist_train.slurm.table import format_planned
 
-    print(format_planned(slurm.submit(config, dry_run), dry_run))
+    print(slurm.format_planned(slurm.submit(config, dry_run), dry_run))
     if dry_run:
         missing = commands.missing()
         print(f"not checked by sbatch: {missing}" if missing else "sbatch accepts all scripts")
@@ -101,10 +100,9 @@ def status(folder: Path, /) -> None:
         The folder OUT of a run or submit, or the folder of one stage.
     """
     from dist_train.slurm import status as slurm
-    from dist_train.slurm.table import in_columns
 
     rows = slurm.status(folder)
-    print(in_columns([("stage", "state", "job", "why"), *rows]))
+    print(slurm.in_columns([("stage", "state", "job", "why"), *rows]))
     slurm.check(rows)
 
 

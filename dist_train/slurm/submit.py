@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dist_train.config.options import Config
 from dist_train.config.slurm import SlurmJob
 from dist_train.slurm import commands
-from dist_train.slurm.jobs import Job, read_jobs, write_jobs
+from dist_train.slurm.status import Job, in_columns, read_jobs, write_jobs
 from dist_train.stage_graph import Stage, stage_graph
 from shards.storage.errors import BadInput
 from shards.storage.files import write_atomic
@@ -157,3 +157,26 @@ def _submit_scripts(planned: list[Planned], folder: Path) -> list[Planned]:
             write_jobs(folder, jobs)  # before the next is submitted
         result.append(replace(p, job=job.job, waits_for=", ".join(waits_for)))
     return result
+
+
+def format_planned(planned: list[Planned], dry_run: bool) -> str:
+    """What was submitted, or written by a dry run, a line for each stage."""
+    rows: list[tuple[str, ...]] = [
+        ("stage", "script" if dry_run else "job", "waits for", "resources")
+    ]
+    for p in planned:
+        job, done = p.resources, p.waits_for == "done"
+        counts = {
+            "node": job.nodes or 1,
+            "process": job.processes or job.gpus or 1,
+            "GPU": job.gpus,
+            "CPU": job.cpus,
+        }
+        parts = [f"{job.tasks} x"] if job.tasks and job.tasks > 1 else []
+        for noun, number in counts.items():
+            plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+            parts += [f"{number} {noun}{plural}"] if number else []
+        resources = " ".join([*parts, *filter(None, (job.mem, job.time, job.partition))])
+        place = "done" if done else str(p.script) if dry_run else p.job or "-"
+        rows.append((p.stage.name, place, "" if done else p.waits_for or "nothing", resources))
+    return in_columns(rows)
