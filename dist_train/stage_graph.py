@@ -198,55 +198,57 @@ def _matching(config: Config, threshold: float | None) -> list[Stage]:
     join_options = replace(config.join, max_score_floor=limit)
     match_options = MatchConfig(threshold=threshold)
 
-    def call_index() -> None:
+    def call() -> None:
         from dist_train.matching.index import build_index
 
         build_index(embedding, index, config.index)
 
-    def call_join() -> None:
+    words = ("index", embedding, "--out", index)
+    stages = [Stage("index", "index", words, call, indexed, config.index, ("embedding",))]
+
+    def call() -> None:
         from dist_train.matching.build_pairs import build_pairs
 
         build_pairs(embedding, index, pairs, join_options)
 
-    def call_match() -> None:
+    words = ("join", embedding, "--index", index, "--out", pairs)
+    stages.append(Stage("join", "join", words, call, joined, join_options, ("index",)))
+
+    def call() -> None:
         from dist_train.decisions.match import match
 
         match(pairs, matches, match_options)
 
-    words = ("index", embedding, "--out", index)
-    stages = [Stage("index", "index", words, call_index, indexed, config.index, ("embedding",))]
-    words = ("join", embedding, "--index", index, "--out", pairs)
-    stages.append(Stage("join", "join", words, call_join, joined, join_options, ("index",)))
     words = ("match", pairs, "--out", matches)
-    stages.append(Stage("match", "match", words, call_match, matched, match_options, ("join",)))
-    return stages
+    return [*stages, Stage("match", "match", words, call, matched, match_options, ("join",))]
 
 
 def _scoring(config: Config) -> list[Stage]:
     """Evaluate, if some posting is of a test product, and report."""
-    matches = config.out / "matches"
-    others: dict[str, Path] = {name: config.out / f"{name}-embedding" for name in config.compare}
+    matches, stages = config.out / "matches", []
+    chunks = Catalogue(config.catalogue, config.columns).postings(Carried())
+    labels = (label for chunk in chunks for label in chunk.label_group.unique())
+    if any(split_of(label) == "test" for label in labels):
+        others: dict[str, Path] = {
+            name: config.out / f"{name}-embedding" for name in config.compare
+        }
+        words: list[str | Path] = ["evaluate", matches]
+        for name, folder in others.items():
+            words += ["--compare", f"{name}={folder}"]
 
-    def call_evaluate() -> Scores:
-        from dist_train.decisions.score import evaluate
+        def call() -> Scores:
+            from dist_train.decisions.score import evaluate
 
-        return evaluate(matches, others)
+            return evaluate(matches, others)
 
-    def call_report() -> Path:
+        result, after = matches / "metrics.json", ("match", *(out.name for out in others.values()))
+        stages = [Stage("evaluate", "evaluate", tuple(words), call, result, after=after)]
+
+    def call() -> Path:
         from dist_train.report.html import write_report
 
         return write_report(matches)
 
-    words: list[str | Path] = ["evaluate", matches]
-    for name, folder in others.items():
-        words += ["--compare", f"{name}={folder}"]
-    result, after = matches / "metrics.json", ("match", *(out.name for out in others.values()))
-    stages = [Stage("evaluate", "evaluate", tuple(words), call_evaluate, result, after=after)]
-    chunks = Catalogue(config.catalogue, config.columns).postings(Carried())
-    labels = (label for chunk in chunks for label in chunk.label_group.unique())
-    if not any(split_of(label) == "test" for label in labels):
-        stages = []  # there can be no score
     after = ("match", *(stage.name for stage in stages))
     result = matches / "report.html"
-    report = Stage("report", "report", ("report", matches), call_report, result, after=after)
-    return [*stages, report]
+    return [*stages, Stage("report", "report", ("report", matches), call, result, after=after)]

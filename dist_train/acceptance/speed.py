@@ -98,19 +98,14 @@ def encoder(device: torch.device, model: str, batch: int, training: bool) -> Rat
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0) if training else None
     peak = peaks(_name(device))[0] if model == "vit_base_patch16_224" else None
     limit = None if peak is None else peak * 1e12 / ((3 if training else 1) * VIT_B_FLOPS)
-    rate = batch / encoder_seconds(network, (pixels,), device, optimizer)
-    return Rate(rate, "photos/s", limit)
+    took = seconds(encoder_step(network, (pixels,), optimizer), device)
+    return Rate(batch / took, "photos/s", limit)
 
 
-def encoder_seconds(
-    network: nn.Module,
-    inputs: tuple[torch.Tensor, ...],
-    device: torch.device,
-    optimizer: Optimizer | None,
-    least: float = 0.3,
-    tries: int = 4,
-) -> float:
-    """Seconds of a forward pass over a batch or, with an optimizer, of a training step."""
+def encoder_step(
+    network: nn.Module, inputs: tuple[torch.Tensor, ...], optimizer: Optimizer | None
+) -> Callable[[], None]:
+    """A forward pass over a batch or, with an optimizer, a training step, to be timed."""
     network.train(optimizer is not None)
 
     def step() -> None:
@@ -121,7 +116,7 @@ def encoder_seconds(
             optimizer.step()
             optimizer.zero_grad()
 
-    return seconds(step, device, least, tries)
+    return step
 
 
 def measure_encoder(
@@ -153,8 +148,8 @@ def measure_encoder(
 
     def cost(size: int, optimizer: Optimizer | None) -> tuple[float, int]:
         reset_peak(device)
-        batch = tuple(x[:size] for x in inputs)
-        took = encoder_seconds(network, batch, device, optimizer, least=0.1, tries=2)
+        work = encoder_step(network, tuple(x[:size] for x in inputs), optimizer)
+        took = seconds(work, device, least=0.1, tries=2)
         return took, device_peak_bytes(device) - before
 
     small, most = 2, max(3, min(rows, LARGEST))

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 import torch
@@ -255,7 +256,7 @@ def survey(config: Config, folder: Path) -> Survey:
     """
     items, groups, postings = Counter[tuple[str, Modality]](), set(), 0
     columns: dict[Modality, str] = {"image": "image", "text": "title"}
-    sample: pd.DataFrame | None = None
+    sample: Any = None
     for chunk in Catalogue(config.catalogue, config.columns).postings(Carried()):
         postings, split = postings + len(chunk), chunk.label_group.map(split_of)
         groups |= set(chunk.label_group[split == "train"])
