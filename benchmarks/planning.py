@@ -79,7 +79,7 @@ def run_stage(step: Stage, folder: Path) -> dict[str, float]:
     """Run one stage with its options."""
     options = folder / f"{step.name}.yaml"
     options.write_text(step.options_text())
-    words = step.arguments
+    words = [str(word) for word in step.arguments]
     words = words[: words.index("--task")] if "--task" in words else words
     return run([*words, "--config", str(options)], folder / f"{step.name}.log")
 

@@ -76,9 +76,8 @@ def submit(*, config: Annotated[Config, Flat], dry_run: bool = False) -> None:
     """
     from dist_train.slurm import commands
     from dist_train.slurm import submit as slurm
-    from dist_train.slurm.table import format_planned
 
-    print(format_planned(slurm.submit(config, dry_run), dry_run))
+    print(slurm.format_planned(slurm.submit(config, dry_run), dry_run))
     if dry_run:
         missing = commands.missing()
         print(f"not checked by sbatch: {missing}" if missing else "sbatch accepts all scripts")
@@ -93,10 +92,9 @@ def status(folder: Path, /) -> None:
         folder: The folder OUT of a run or submit, or the folder of one stage.
     """
     from dist_train.slurm import status as slurm
-    from dist_train.slurm.table import format_status
 
     rows = slurm.status(folder)
-    print(format_status(rows))
+    print(slurm.in_columns([("stage", "state", "job", "why"), *rows]))
     slurm.check(rows)
 
 
@@ -111,11 +109,17 @@ def doctor(*, out: Path = Path(), device: Device = "auto", json: bool = False) -
         device: Device to be used. cuda: it is a fault if no GPU answers.
         json: Print JSON instead of lines.
     """
+    from dataclasses import asdict
+    from json import dumps
+
     from dist_train.doctor.doctor import examine
-    from dist_train.doctor.finding import findings_json
 
     findings = examine(device, out)
-    print(findings_json(findings) if json else "\n".join(map(str, findings)))
     faults = sum(finding.level == "fault" for finding in findings)
+    if json:
+        rows = [asdict(finding) for finding in findings]
+        print(dumps({"fine": not faults, "findings": rows}, indent=1, ensure_ascii=False))
+    else:
+        print(*findings, sep="\n")
     if faults:
         raise Failed(f"{faults} faults, see above")

@@ -39,7 +39,7 @@ class Stage:
     name: str
     section: str
     """Its section of the config's `slurm`."""
-    arguments: tuple[str, ...]
+    arguments: tuple[str | Path, ...]
     """The command after dist-train; %a stands for the number of a task of a Slurm array."""
     call: Callable[[], Any]
     """Runs it in this process; returns what the stage returns."""
@@ -120,7 +120,7 @@ def stage_graph(config: Config) -> list[Stage]:
     stages = [_pack(config)]
     for modality in config.encoders:
         stages.append(_train(config, modality, modality, config.training(modality)))
-    stages.append(_embed(config, "", "embedding"))
+    stages.append(_embed(config, ""))
     for name in config.compare:
         for modality in config.encoders:
             # Exports the encoder with its published weights, or with random weights.
@@ -129,60 +129,48 @@ def stage_graph(config: Config) -> list[Stage]:
             options = replace(options, epochs=0.0, encoder=encoder)
             stage = _train(config, modality, f"{name}-{modality}", options)
             stages.append(replace(stage, one_process=True))
-        stages.append(_embed(config, f"{name}-", f"{name}-embedding"))
-    stages += [_index(config), _join(config, threshold), _match(config, threshold)]
-    if has_test_products(config):
-        return [*stages, _evaluate(config), _report(config, ("match", "evaluate"))]
-    return [*stages, _report(config, ("match",))]
-
-
-def has_test_products(config: Config) -> bool:
-    """Whether some posting of the catalogue is of a test product, so that there may be a score."""
-    return any(
-        split_of(label) == "test"
-        for chunk in Catalogue(config.catalogue, config.columns).postings(Carried())
-        for label in chunk.label_group.unique()
-    )
+        stages.append(_embed(config, f"{name}-"))
+    return stages + _matching(config, threshold) + _scoring(config)
 
 
 def _pack(config: Config) -> Stage:
     out = config.out / "shards"
-    arguments = ["pack", str(config.catalogue), "--out", str(out)]
+    words: list[str | Path] = ["pack", config.catalogue, "--out", out]
     if config.images is not None:
-        arguments += ["--images", str(config.images)]
+        words += ["--images", config.images]
     if config.columns:
-        columns = ",".join(f"{ours}={theirs}" for ours, theirs in config.columns.items())
-        arguments += ["--columns", columns]
+        words += ["--columns", ",".join(f"{ours}={name}" for ours, name in config.columns.items())]
     tasks = config.slurm.job("pack").tasks or 1
     if tasks > 1:
-        arguments += ["--task", "%a", "--of", str(tasks)]
+        words += ["--task", "%a", "--of", str(tasks)]
 
     def call() -> None:
         from shards.pack.pack import pack
 
         pack(config.catalogue, config.images, out, config.pack, config.columns)
 
-    return Stage("pack", "pack", tuple(arguments), call, out / stage_files.MANIFEST, config.pack)
+    return Stage("pack", "pack", tuple(words), call, out / stage_files.MANIFEST, config.pack)
 
 
 def _train(config: Config, modality: Modality, name: str, options: TrainingOptions) -> Stage:
     shards, out = config.out / "shards", config.out / name
-    arguments = ("train", modality, "--shards", str(shards), "--out", str(out))
+    words = ("train", modality, "--shards", shards, "--out", out)
 
     def call() -> None:
         from dist_train.training.loop import train
 
         train(modality, shards, out, options)
 
-    return Stage(name, modality, arguments, call, out / stage_files.MANIFEST, options, ("pack",))
+    return Stage(name, modality, words, call, out / stage_files.MANIFEST, options, ("pack",))
 
 
-def _embed(config: Config, prefix: str, name: str) -> Stage:
-    shards, out = config.out / "shards", config.out / name
+def _embed(config: Config, prefix: str) -> Stage:
+    """Embed with the trained encoders, or with those to compare with whose names have a prefix."""
+    shards, out = config.out / "shards", config.out / f"{prefix}embedding"
     runs = {modality: config.out / f"{prefix}{modality}" for modality in config.encoders}
-    arguments = ["embed", "--shards", str(shards), "--out", str(out)]
+    words: list[str | Path] = ["embed", "--shards", shards, "--out", out]
     for modality, run in runs.items():
-        arguments += [f"--{modality}", str(run)]
+        words += [f"--{modality}", run]
 
     def call() -> None:
         from dist_train.embedding.embed import embed
@@ -190,79 +178,75 @@ def _embed(config: Config, prefix: str, name: str) -> Stage:
         embed(shards, out, config.embed, runs.get("image"), runs.get("text"))
 
     result, after = out / stage_files.MANIFEST, tuple(run.name for run in runs.values())
-    return Stage(name, "embed", tuple(arguments), call, result, config.embed, after)
+    return Stage(out.name, "embed", tuple(words), call, result, config.embed, after)
 
 
-def _index(config: Config) -> Stage:
-    embedding, out = config.out / "embedding", config.out / "index"
-    arguments = ("index", str(embedding), "--out", str(out))
+def _matching(config: Config, threshold: float | None) -> list[Stage]:
+    """Index, join and match."""
+    names = ("embedding", "index", "pairs", "matches")
+    embedding, index, pairs, matches = (config.out / name for name in names)
+    indexed, joined, matched = (out / stage_files.MANIFEST for out in (index, pairs, matches))
+    done, limit = joined.exists(), config.join.max_score_floor
+    # The join keeps all pairs from a given threshold on. If finished pairs reach down to it, their
+    # limit stays, so that another threshold costs no join.
+    if limit is None and done and (threshold is None or PairSet(pairs).reaches(threshold)):
+        limit = read_json(pairs / stage_files.STAGE)["config"]["max_score_floor"]
+    elif threshold is not None:
+        limit = threshold if limit is None else min(limit, threshold)
+    join_options = replace(config.join, max_score_floor=limit)
+    match_options = MatchConfig(threshold=threshold)
 
     def call() -> None:
         from dist_train.matching.index import build_index
 
-        build_index(embedding, out, config.index)
+        build_index(embedding, index, config.index)
 
-    result = out / stage_files.MANIFEST
-    return Stage("index", "index", arguments, call, result, config.index, ("embedding",))
-
-
-def _join(config: Config, threshold: float | None) -> Stage:
-    embedding, index, out = (config.out / name for name in ("embedding", "index", "pairs"))
-    arguments = ("join", str(embedding), "--index", str(index), "--out", str(out))
-    result, limit = out / stage_files.MANIFEST, config.join.max_score_floor
-    # The join keeps all pairs from a given threshold on. If finished pairs reach down to it, their
-    # limit stays, so that another threshold costs no join.
-    if limit is None and result.exists() and (threshold is None or PairSet(out).reaches(threshold)):
-        limit = read_json(out / stage_files.STAGE)["config"]["max_score_floor"]
-    elif threshold is not None:
-        limit = threshold if limit is None else min(limit, threshold)
-    options = replace(config.join, max_score_floor=limit)
+    words = ("index", embedding, "--out", index)
+    stages = [Stage("index", "index", words, call, indexed, config.index, ("embedding",))]
 
     def call() -> None:
         from dist_train.matching.build_pairs import build_pairs
 
-        build_pairs(embedding, index, out, options)
+        build_pairs(embedding, index, pairs, join_options)
 
-    return Stage("join", "join", arguments, call, result, options, ("index",))
-
-
-def _match(config: Config, threshold: float | None) -> Stage:
-    pairs, out = config.out / "pairs", config.out / "matches"
-    arguments = ("match", str(pairs), "--out", str(out))
-    options = MatchConfig(threshold=threshold)
+    words = ("join", embedding, "--index", index, "--out", pairs)
+    stages.append(Stage("join", "join", words, call, joined, join_options, ("index",)))
 
     def call() -> None:
         from dist_train.decisions.match import match
 
-        match(pairs, out, options)
+        match(pairs, matches, match_options)
 
-    return Stage("match", "match", arguments, call, out / stage_files.MANIFEST, options, ("join",))
-
-
-def _evaluate(config: Config) -> Stage:
-    matches = config.out / "matches"
-    others: dict[str, Path] = {name: config.out / f"{name}-embedding" for name in config.compare}
-    arguments = ["evaluate", str(matches)]
-    for name, folder in others.items():
-        arguments += ["--compare", f"{name}={folder}"]
-
-    def call() -> Scores:
-        from dist_train.decisions.score import evaluate
-
-        return evaluate(matches, others)
-
-    after = ("match", *(folder.name for folder in others.values()))
-    result = matches / "metrics.json"
-    return Stage("evaluate", "evaluate", tuple(arguments), call, result, after=after)
+    words = ("match", pairs, "--out", matches)
+    return [*stages, Stage("match", "match", words, call, matched, match_options, ("join",))]
 
 
-def _report(config: Config, after: tuple[str, ...]) -> Stage:
-    matches = config.out / "matches"
+def _scoring(config: Config) -> list[Stage]:
+    """Evaluate, if some posting is of a test product, and report."""
+    matches, stages = config.out / "matches", []
+    chunks = Catalogue(config.catalogue, config.columns).postings(Carried())
+    labels = (label for chunk in chunks for label in chunk.label_group.unique())
+    if any(split_of(label) == "test" for label in labels):
+        others: dict[str, Path] = {
+            name: config.out / f"{name}-embedding" for name in config.compare
+        }
+        words: list[str | Path] = ["evaluate", matches]
+        for name, folder in others.items():
+            words += ["--compare", f"{name}={folder}"]
+
+        def call() -> Scores:
+            from dist_train.decisions.score import evaluate
+
+            return evaluate(matches, others)
+
+        result, after = matches / "metrics.json", ("match", *(out.name for out in others.values()))
+        stages = [Stage("evaluate", "evaluate", tuple(words), call, result, after=after)]
 
     def call() -> Path:
         from dist_train.report.html import write_report
 
         return write_report(matches)
 
+    after = ("match", *(stage.name for stage in stages))
     result = matches / "report.html"
-    return Stage("report", "report", ("report", str(matches)), call, result, after=after)
+    return [*stages, Stage("report", "report", ("report", matches), call, result, after=after)]

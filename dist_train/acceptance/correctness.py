@@ -5,24 +5,26 @@ Every function returns the largest difference, the largest that is allowed, and 
 
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from dist_train.acceptance.outcomes import Proof
 from dist_train.config.training import ImageEncoderOptions, TextEncoderOptions
 from dist_train.distributed.stage import EMBEDDING
-from dist_train.doctor.all_reduce import run_ranks
+from dist_train.doctor.all_reduce import BACKEND, run_ranks
 from dist_train.embedding.store import part_path
 from dist_train.encoders.encoder import ImageEncoder, TextEncoder
 from dist_train.heads.class_parallel import MarginHead
-from dist_train.matching.faiss_library import faiss, on_gpu
+from dist_train.matching.faiss_library import faiss, gpus, on_gpu
 from dist_train.matching.pairs import PairSet
 from shards.storage import stage_files
 from shards.storage.files import write_parquet
@@ -30,6 +32,14 @@ from shards.storage.files import write_parquet
 MINUTE = 60.0
 CLASSES, BATCH, WIDTH = 2_000, 48, 64
 JOINED, COLUMNS = 3_000, 64
+
+
+class Proof(NamedTuple):
+    """The largest difference from a reference, and the largest that is allowed."""
+
+    difference: float
+    allowed: float
+    what: str
 
 
 def image_encoder(device: torch.device, precision: str) -> Proof:
@@ -42,33 +52,25 @@ def image_encoder(device: torch.device, precision: str) -> Proof:
 
 def text_encoder(device: torch.device, precision: str) -> Proof:
     """Unit vectors of a BERT with random weights over single letters; some titles are padded."""
-    with TemporaryDirectory() as folder:
-        letters_bert(Path(folder), large=device.type == "cuda")
-        encoder = TextEncoder(TextEncoderOptions(model=folder))
-    tokens = torch.randint(5, 60, (4, 24), generator=torch.Generator().manual_seed(0))
-    mask = (torch.arange(24) < torch.tensor([[24], [11], [3], [17]])).long()
-    return _same_vectors(encoder, (tokens, mask), device, precision)
-
-
-def letters_bert(folder: Path, large: bool) -> None:
-    """Write a BERT with random weights and a tokenizer of single letters."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
     letters = [chr(code) for code in range(33, 127)]
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokens = [*special, *letters, *(f"##{c}" for c in letters)]
-    (folder / "vocab.txt").write_text("\n".join(tokens))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    layers, width = (12, 768) if large else (2, 64)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    layers, width = (12, 768) if device.type == "cuda" else (2, 64)
     config = BertConfig(
-        vocab_size=len(tokens),
+        vocab_size=len(words),
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=width // 32,
         intermediate_size=4 * width,
     )
-    BertModel(config).save_pretrained(folder)
+    torch.manual_seed(0)
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.txt").write_text("\n".join(words))
+        BertTokenizerFast(f"{folder}/vocab.txt").save_pretrained(folder)
+        BertModel(config).save_pretrained(folder)
+        encoder = TextEncoder(TextEncoderOptions(model=folder))
+    tokens = torch.randint(5, 60, (4, 24), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(24) < torch.tensor([[24], [11], [3], [17]])).long()
+    return _same_vectors(encoder, (tokens, mask), device, precision)
 
 
 def _same_vectors(
@@ -91,8 +93,8 @@ def _same_vectors(
 def head(device: torch.device, world: int) -> Proof:
     """Loss and gradients of the softmax sharded over `world` ranks, beside float64 on one CPU."""
     truth = head_values(0, 1, torch.device("cpu"), "float64")
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    found = run_ranks(head_values, backend, world, 3 * MINUTE, "float32")
+    work = partial(head_values, dtype="float32")
+    found = run_ranks(work, BACKEND[device.type], world, 3 * MINUTE)
     items, centres = (np.concatenate([values[n] for values in found]) for n in (1, 2))
     # DDP takes the mean over ranks, so each rank's gradient of its items is W times as large.
     joined = (found[0][0], items / world, centres)
@@ -124,8 +126,8 @@ def head_values(
 
 def collective(name: str, device: torch.device, world: int) -> Proof:
     """all_gather or reduce_scatter on `world` ranks, of numbers whose sum is exact."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    worst = max(run_ranks(collective_error, backend, world, 3 * MINUTE, name))
+    work = partial(collective_error, name=name)
+    worst = max(run_ranks(work, BACKEND[device.type], world, 3 * MINUTE))
     return Proof(worst, 0.0, f"{name} of {world} ranks")
 
 
@@ -143,33 +145,33 @@ def collective_error(rank: int, world: int, device: torch.device, name: str) -> 
     return float((out - part * (world * (world + 1) // 2)).abs().max())
 
 
-def faiss_index(device: torch.device, kind: str) -> Proof:
-    """Scores of the 10 best of a flat or IVF index on the device, beside NumPy's."""
-    rows, queries = _unit_rows(20_000, 64), _unit_rows(64, 64, seed=1)
-    factory = {"flat": "Flat", "IVF": "IVF64,Flat"}[kind]
-    index = faiss.index_factory(64, factory, faiss.METRIC_INNER_PRODUCT)
-    index.train(rows)
-    if device.type == "cuda":
-        index = on_gpu(index)
-    index.add(rows)
-    if kind == "IVF":
-        index.nprobe = 64  # with all lists IVF is exact too
-    scores, ids = index.search(queries, 10)
-    return compare_best_ten(rows, queries, scores, ids)
+def best_ten(device: torch.device, factory: str) -> Proof:
+    """Scores of the 10 best by a FAISS index, or by brute force if `factory` is "", beside NumPy's.
 
-
-def faiss_knn(device: torch.device) -> Proof:
-    """Scores of FAISS' brute force over torch tensors, on a GPU without a copy through the host."""
+    On a GPU brute force takes torch tensors, without a copy through the host.
+    """
+    if device.type == "cuda" and not gpus():
+        raise RuntimeError("FAISS is built for the CPU: dist-train doctor shows how to change it")
     rows, queries = _unit_rows(20_000, 64), _unit_rows(64, 64, seed=1)
-    if device.type == "cuda":
+    metric = faiss.METRIC_INNER_PRODUCT
+    if factory:
+        index = faiss.index_factory(64, factory, metric)
+        index.train(rows)
+        if device.type == "cuda":
+            index = on_gpu(index)
+        index.add(rows)
+        if "IVF" in factory:
+            index.nprobe = 64  # with all lists IVF is exact too
+        found = index.search(queries, 10)
+    elif device.type == "cuda":
         import_module("faiss.contrib.torch_utils")  # makes knn_gpu take tensors
         resources = faiss.StandardGpuResources()
         places = (torch.from_numpy(x).to(device) for x in (queries, rows))
-        scores, ids = faiss.knn_gpu(resources, *places, 10, metric=faiss.METRIC_INNER_PRODUCT)
-        return compare_best_ten(rows, queries, scores.cpu().numpy(), ids.cpu().numpy())
-    return compare_best_ten(
-        rows, queries, *faiss.knn(queries, rows, 10, faiss.METRIC_INNER_PRODUCT)
-    )
+        tensors = faiss.knn_gpu(resources, *places, 10, metric=metric)
+        found = (x.cpu().numpy() for x in tensors)
+    else:
+        found = faiss.knn(queries, rows, 10, metric)
+    return compare_best_ten(rows, queries, *found)
 
 
 def compare_best_ten(
@@ -186,14 +188,29 @@ def compare_best_ten(
 def join(device: torch.device, engine: str) -> Proof:
     """Pairs of index and join on the device that differ from those of gemm on the CPU."""
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        _embedding_set(folder / "embedding")
-        _verb("index", folder / "embedding", "--out", folder / "index", "--kind", "Flat")
+        embedding, index = Path(name) / "embedding", Path(name) / "index"
+        # As embed writes them: vectors of both modalities, in threes that are near each other.
+        stage_files.begin(embedding, EMBEDDING, {"by": "acceptance"}, {})
+        files = [embedding / "items.parquet"]
+        for modality, seed in (("image", 2), ("text", 3)):
+            centres = _unit_rows(JOINED // 3, COLUMNS, seed=seed)
+            rows = np.repeat(centres, 3, axis=0) + 0.3 * _unit_rows(JOINED, COLUMNS, seed=seed + 9)
+            files.append(part_path(embedding, modality, 0))
+            rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+            np.save(files[-1], rows)
+        ids = [f"p{n}" for n in range(JOINED)]
+        columns = {"row": np.arange(JOINED), "posting_id": ids, "title": ids, "label_group": ""}
+        columns |= {"split": "unlabelled", "status": "embedded", "has_image": True}
+        columns |= {"has_text": True, "sha256": "", "phash": "", "photo_group": -1}
+        write_parquet(files[0], pd.DataFrame(columns))
+        stage_files.finish(embedding, {"postings": JOINED, "items": JOINED}, files)
+
+        _verb("index", embedding, "--out", index, "--kind", "Flat")
         found = []
-        for where, by in ((device.type, engine), ("cpu", "gemm")):
-            out = folder / f"pairs-{where}-{by}-{len(found)}"
-            arguments = [folder / "embedding", "--index", folder / "index", "--out", out]
-            _verb("join", *arguments, "--device", where, "--engine", by, "--max-score-floor", 0.8)
+        for number, (where, by) in enumerate(((device.type, engine), ("cpu", "gemm"))):
+            out = Path(name) / f"pairs-{number}"
+            arguments = (embedding, "--index", index, "--out", out, "--max-score-floor", 0.8)
+            _verb("join", *arguments, "--device", where, "--engine", by)
             found.append(PairSet(out).select().set_index(["i", "j"]))
     ours, theirs = found
     if not len(theirs):
@@ -202,23 +219,6 @@ def join(device: torch.device, engine: str) -> Proof:
     both = ours.join(theirs, rsuffix="_cpu", how="inner")
     differing = apart + float((both.score != both.score_cpu).sum())
     return Proof(differing, 0.0, f"of {len(theirs)} pairs")
-
-
-def _embedding_set(out: Path) -> None:
-    """Write vectors of both modalities, in threes that are near each other, as embed does."""
-    stage_files.begin(out, EMBEDDING, {"by": "acceptance"}, {})
-    files = []
-    for modality, seed in (("image", 2), ("text", 3)):
-        centres = _unit_rows(JOINED // 3, COLUMNS, seed=seed)
-        rows = np.repeat(centres, 3, axis=0) + 0.3 * _unit_rows(JOINED, COLUMNS, seed=seed + 9)
-        files.append(part_path(out, modality, 0))
-        np.save(files[-1], (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16))
-    ids = [f"p{n}" for n in range(JOINED)]
-    columns = {"row": np.arange(JOINED), "posting_id": ids, "title": ids, "label_group": ""}
-    columns |= {"split": "unlabelled", "status": "embedded", "has_image": True, "has_text": True}
-    table = pd.DataFrame(columns | {"sha256": "", "phash": "", "photo_group": -1})
-    write_parquet(out / "items.parquet", table)
-    stage_files.finish(out, {"postings": JOINED, "items": JOINED}, [*files, out / "items.parquet"])
 
 
 def _verb(*arguments: object) -> None:

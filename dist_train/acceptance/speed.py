@@ -2,17 +2,26 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
-from dist_train.acceptance.outcomes import Rate
-from dist_train.config.training import ImageEncoderOptions
+from dist_train.config.training import ImageEncoderOptions, Modality, TrainingOptions
+from dist_train.distributed.memory import device_peak_bytes, reset_peak
 from dist_train.distributed.precision import supports_bf16
-from dist_train.doctor.all_reduce import bus_bandwidth
-from dist_train.encoders.encoder import ImageEncoder
+from dist_train.doctor.all_reduce import BACKEND, bus_bandwidth
+from dist_train.encoders.batches import BatchPlan, Inputs, load
+from dist_train.encoders.encoder import ImageEncoder, new_encoder
 from dist_train.matching.kernels import kernels_for
+from dist_train.training.optimisation import encoder_optimizer
+from shards.read.shard_set import ShardSet
+from shards.storage.errors import BadInput
 
 PEAKS = {
     "H100 PCIe": (756, 2000),
@@ -25,9 +34,35 @@ PEAKS = {
 }
 """Dense bfloat16 (V100: float16) TFLOP/s and GB/s of memory, from NVIDIA's data sheets (80 GB
 versions); the first name that the device's name contains is used."""
+LARGEST, FORWARD_SECONDS = 64, 0.1
+"""The largest batch of an encoder that is measured for a plan, in items and in forward seconds."""
 VIT_B_FLOPS = 2 * 17.56e9
 """Operations of a forward pass on one photo of 224 pixels: 17.56 G multiply-adds (Dosovitskiy et
 al., 2021; timm's table of models)."""
+
+
+class Rate(NamedTuple):
+    """A measured rate; `limit` in the same unit if it is known."""
+
+    value: float
+    unit: str
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class EncoderRates:
+    """Seconds to load an encoder, and to decode an item on one core without and with augmentation;
+    seconds of a batch, and bytes at the peak on top of the program, as lines over its items."""
+
+    width: int
+    parameters: int
+    load_seconds: float
+    read_seconds: float
+    augment_seconds: float
+    forward_seconds: np.poly1d
+    forward_bytes: np.poly1d
+    step_seconds: np.poly1d
+    step_bytes: np.poly1d
 
 
 def peaks(name: str) -> tuple[float | None, float | None]:
@@ -42,41 +77,93 @@ def product(device: torch.device, dtype: torch.dtype, size: int) -> Rate:
     return Rate(2 * size**3 / seconds(lambda: a @ b, device) / 1e12, "TFLOP/s", limit)
 
 
-def memory(device: torch.device, numbers: int) -> Rate:
-    """GB/s of a copy inside the device's memory: every byte is read and written."""
-    source = torch.randn(numbers, device=device)
-    out = torch.empty_like(source)
-    took = seconds(lambda: out.copy_(source), device)
-    return Rate(8 * numbers / took / 1e9, "GB/s", peaks(_name(device))[1])
-
-
-def from_host(device: torch.device, numbers: int) -> Rate:
-    """GB/s of a copy to the device, from pinned memory if it is a GPU."""
-    source = torch.randn(numbers)
-    source = source.pin_memory() if device.type == "cuda" else source
+def copy(device: torch.device, numbers: int, from_host: bool) -> Rate:
+    """GB/s of a copy to the device: from the host, out of pinned memory if the device is a GPU, or
+    inside its own memory, where every byte is read and written."""
+    source = torch.randn(numbers, device="cpu" if from_host else device)
+    source = source.pin_memory() if from_host and device.type == "cuda" else source
     out = torch.empty(numbers, device=device)
-    took = seconds(lambda: out.copy_(source, non_blocking=True), device)
-    return Rate(4 * numbers / took / 1e9, "GB/s")
+    took = seconds(lambda: out.copy_(source, non_blocking=from_host), device)
+    each, limit = (4, None) if from_host else (8, peaks(_name(device))[1])
+    return Rate(each * numbers / took / 1e9, "GB/s", limit)
 
 
 def encoder(device: torch.device, model: str, batch: int, training: bool) -> Rate:
-    """Photos of 224 pixels a second through an image encoder; with `training` also backward."""
-    options = ImageEncoderOptions(model=model, pretrained=False)
-    network = ImageEncoder(options).to(device).train(training)
+    """Photos of 224 pixels a second through an image encoder, or through a training step of it."""
+    network = ImageEncoder(ImageEncoderOptions(model=model, pretrained=False)).to(device)
     network.precision = "auto"
     pixels = torch.randn(batch, 3, 224, 224, device=device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0) if training else None
+    peak = peaks(_name(device))[0] if model == "vit_base_patch16_224" else None
+    limit = None if peak is None else peak * 1e12 / ((3 if training else 1) * VIT_B_FLOPS)
+    took = seconds(encoder_step(network, (pixels,), optimizer), device)
+    return Rate(batch / took, "photos/s", limit)
+
+
+def encoder_step(
+    network: nn.Module, inputs: tuple[torch.Tensor, ...], optimizer: Optimizer | None
+) -> Callable[[], None]:
+    """A forward pass over a batch or, with an optimizer, a training step, to be timed."""
+    network.train(optimizer is not None)
 
     def step() -> None:
-        with torch.set_grad_enabled(training):
-            out = network(pixels)
-        if training:
+        with torch.inference_mode(optimizer is None):
+            out = network(*inputs)
+        if optimizer is not None:
             out.sum().backward()
-            network.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
 
-    peak = peaks(_name(device))[0] if model == "vit_base_patch16_224" else None
-    passes = 3 if training else 1
-    limit = None if peak is None else peak * 1e12 / (passes * VIT_B_FLOPS)
-    return Rate(batch / seconds(step, device), "photos/s", limit)
+    return step
+
+
+def measure_encoder(
+    modality: Modality, options: TrainingOptions, shards: Path, rows: int, device: torch.device
+) -> EncoderRates:
+    """Run the encoder on items of a packed sample, in batches of 2 and of at most `rows` items.
+
+    Raises BadInput if no item has the modality, and what the training would raise.
+    """
+    shard_set = ShardSet(shards)
+    numbers = np.flatnonzero(shard_set.packed[f"has_{modality}"])
+    if not len(numbers):
+        raise BadInput(f"no posting of a sample has {modality}: leave {modality} out of encoders")
+    reset_peak(device)
+    before, began = device_peak_bytes(device), time.process_time()
+    network = new_encoder(options.encoder, options.seed).to(device)
+    loading = time.process_time() - began
+    network.precision = options.precision
+    if modality == "image":
+        network.to(memory_format=torch.channels_last)
+    if options.gradient_checkpointing:
+        network.recompute_activations()
+    optimizer = encoder_optimizer(network, options)
+
+    def decode(prepare: Inputs, size: int) -> tuple[tuple[torch.Tensor, ...], float]:
+        began, seeds = time.process_time(), np.zeros(size, np.int64)
+        batches = load(shard_set.reader(), prepare, [BatchPlan(np.resize(numbers, size), seeds)], 0)
+        return next(batches).inputs_on(device), (time.process_time() - began) / size
+
+    def cost(size: int, optimizer: Optimizer | None) -> tuple[float, int]:
+        reset_peak(device)
+        work = encoder_step(network, tuple(x[:size] for x in inputs), optimizer)
+        took = seconds(work, device, least=0.1, tries=2)
+        return took, device_peak_bytes(device) - before
+
+    small, most = 2, max(3, min(rows, LARGEST))
+    plain, augmented = network.inputs(), network.inputs(options)
+    decode(augmented, small)  # the first loads libraries
+    _, read_seconds = decode(plain, most)
+    inputs, augment_seconds = decode(augmented, most)
+    low = cost(small, None)
+    large = max(3, min(most, int(FORWARD_SECONDS * small / low[0])))
+    # Both forward passes come before the first step, which leaves the optimizer's moments behind.
+    high = cost(large, None)
+    low, high = low + cost(small, optimizer), high + cost(large, optimizer)
+    lines = np.polyfit((small, large), (low, high), 1).clip(0).T
+    parameters = sum(weight.numel() for weight in network.parameters())
+    fixed = (network.width, parameters, loading, read_seconds, augment_seconds)
+    return EncoderRates(*fixed, *map(np.poly1d, lines))
 
 
 def join(device: torch.device, rows: int, width: int) -> Rate:
@@ -95,8 +182,8 @@ def join(device: torch.device, rows: int, width: int) -> Rate:
 
 def all_reduce(device: torch.device, world: int, numbers: int) -> Rate:
     """Bus bandwidth of an all-reduce among `world` ranks of this machine."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    return Rate(bus_bandwidth(backend, world, numbers, seconds=120), "GB/s")
+    bandwidth = bus_bandwidth(BACKEND[device.type], world, numbers, seconds=120)
+    return Rate(bandwidth, "GB/s")
 
 
 def seconds(

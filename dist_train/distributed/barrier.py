@@ -62,9 +62,33 @@ class Barrier:
         """Wait until all ranks are here; Failed if one has no heartbeat for `timeout`."""
         self._number += 1
         arrivals = [f"came/{self._number}/{rank}" for rank in range(self.world)]
+        began = checked = time.monotonic()
+        heartbeats = {rank: (b"", began) for rank in range(self.world)}
+        pause, logged = 0.001, False
         try:
             self._store.set(arrivals[self.rank], "")
-            self._wait_for(arrivals)
+            while not self._store.check(arrivals):
+                time.sleep(pause)
+                pause, now = min(2 * pause, LONGEST_PAUSE), time.monotonic()
+                if now - checked <= self._every:
+                    continue
+                checked = now
+                missing = [rank for rank in heartbeats if not self._store.check([arrivals[rank]])]
+                for rank in missing:
+                    name = f"beat/{rank}"
+                    beat = self._store.get(name) if self._store.check([name]) else b""
+                    if beat != heartbeats[rank][0]:
+                        heartbeats[rank] = (beat, now)
+                silent = [rank for rank in missing if now - heartbeats[rank][1] > self._silence]
+                if silent:
+                    raise Failed(
+                        f"rank {silent[0]} has been silent for {self._silence:.0f} s: its node is "
+                        "down, its link is cut or it is stopped; the same command goes on "
+                        f"({VARIABLE} in seconds allows more)"
+                    )
+                if missing and not logged and now - began > LOG_AFTER:
+                    logged = True
+                    log.warning("rank %d waits for ranks %s, which are working", self.rank, missing)
             # All ranks that are here have left the previous barrier.
             self._store.delete_key(f"came/{self._number - 1}/{self.rank}")
         except dist.DistError as error:
@@ -73,39 +97,11 @@ class Barrier:
                 f"({str(error).splitlines()[0]}); the same command goes on"
             ) from None
 
-    def request_stop(self) -> None:
-        """Make `stop_requested` true on every rank from now on."""
-        self._store.set("stop", "")
-
-    def stop_requested(self) -> bool:
-        """Some rank has requested a stop; does not wait for any rank."""
-        return self._store.check(["stop"])
-
-    def _wait_for(self, arrivals: list[str]) -> None:
-        began = checked = time.monotonic()
-        heartbeats = {rank: (b"", began) for rank in range(self.world)}
-        pause, logged = 0.001, False
-        while not self._store.check(arrivals):
-            time.sleep(pause)
-            pause, now = min(2 * pause, LONGEST_PAUSE), time.monotonic()
-            if now - checked <= self._every:
-                continue
-            checked = now
-            missing = [rank for rank in heartbeats if not self._store.check([arrivals[rank]])]
-            for rank in missing:
-                name = f"beat/{rank}"
-                beat = self._store.get(name) if self._store.check([name]) else b""
-                if beat != heartbeats[rank][0]:
-                    heartbeats[rank] = (beat, now)
-                elif now - heartbeats[rank][1] > self._silence:
-                    raise Failed(
-                        f"rank {rank} has been silent for {self._silence:.0f} s: its node is down, "
-                        "its link is cut or it is stopped; the same command goes on "
-                        f"({VARIABLE} in seconds allows more)"
-                    )
-            if missing and not logged and now - began > LOG_AFTER:
-                logged = True
-                log.warning("rank %d waits for ranks %s, which are working", self.rank, missing)
+    def stop_requested(self, mine: bool) -> bool:
+        """Some rank has requested a stop, by `mine` this one; does not wait for any rank."""
+        if mine:
+            self._store.set("stop", "")
+        return mine or self._store.check(["stop"])
 
     def _send_heartbeats(self) -> None:
         for count in itertools.count(1):

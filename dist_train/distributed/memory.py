@@ -35,8 +35,7 @@ def trim_allocators() -> None:
     Between blocks of changing sizes glibc keeps gaps: after some minutes as much again as is held.
     """
     pa.default_memory_pool().release_unused()
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_memory() -> int:

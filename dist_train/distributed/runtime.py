@@ -43,7 +43,17 @@ class Runtime:
             raise NoGPU("--device cuda: no GPU answers (driver missing, or a CPU build of torch)")
         cpu = device == "cpu" or not torch.cuda.is_available()
         _enable_traces()
-        state = _join_group(cpu)
+        check_before_joining()
+        if not cpu:
+            state = PartialState(timeout=timeout())
+        elif os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            # use_cpu would silently drop DeepSpeed.
+            os.environ["DS_ACCELERATOR"] = "cpu"
+            state = PartialState(backend="gloo", timeout=timeout())
+        else:
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+            backend = "gloo" if under_launcher() else None
+            state = PartialState(cpu=True, backend=backend, timeout=timeout())
         assert state.device is not None
         if not cpu and state.device.type == "cpu":
             raise BadInput(f"device {device}: this process already runs on the CPU; start another")
@@ -101,11 +111,8 @@ class Runtime:
 
     def stop_requested(self) -> bool:
         """Some rank has received a stop signal; to be checked between pieces of work."""
-        if self._barrier is None:
-            return self._stop.requested
-        if self._stop.requested:
-            self._barrier.request_stop()
-        return self._stop.requested or self._barrier.stop_requested()
+        mine = self._stop.requested
+        return mine if self._barrier is None else self._barrier.stop_requested(mine)
 
     def any_stop_requested(self) -> bool:
         """Some rank has received a stop signal; every rank must call it at the same point."""
@@ -226,15 +233,3 @@ def _enable_traces() -> None:
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder / f"dist_train-{job}-rank-"))
-
-
-def _join_group(cpu: bool) -> PartialState:
-    check_before_joining()
-    if not cpu:
-        return PartialState(timeout=timeout())
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        # use_cpu would silently drop DeepSpeed.
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        return PartialState(backend="gloo", timeout=timeout())
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    return PartialState(cpu=True, backend="gloo" if under_launcher() else None, timeout=timeout())

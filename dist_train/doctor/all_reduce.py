@@ -8,6 +8,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ import torch.distributed as dist
 
 from dist_train.doctor.finding import Finding, fault
 
+BACKEND = {"cpu": "gloo", "cuda": "nccl"}
 NUMBERS = {"gloo": 1 << 22, "nccl": 1 << 26}
 """float32 values of the tensor that is summed: 17 MB, 268 MB."""
 ROUNDS = 5
@@ -40,7 +42,8 @@ def all_reduce(backend: str, world: int, seconds: float = 180) -> Finding:
 
 def bus_bandwidth(backend: str, world: int, numbers: int, seconds: float) -> float:
     """GB/s of an all-reduce of `numbers` float32; raises as `run_ranks`, also for a wrong sum."""
-    slowest = max(run_ranks(all_reduce_seconds, backend, world, seconds, numbers))
+    work = partial(all_reduce_seconds, numbers=numbers)
+    slowest = max(run_ranks(work, backend, world, seconds))
     factor = 2 * (world - 1) / world if world > 1 else 1.0
     return factor * 4 * numbers / slowest / 1e9
 
@@ -61,22 +64,23 @@ def all_reduce_seconds(rank: int, world: int, device: torch.device, numbers: int
 
 
 def run_ranks(
-    function: Callable[..., Any], backend: str, world: int, seconds: float, *arguments: Any
+    work: Callable[[int, int, torch.device], Any], backend: str, world: int, seconds: float
 ) -> list[Any]:
-    """`function(rank, world, device, *arguments)` in `world` new processes that are one group.
+    """`work(rank, world, device)` in `world` new processes that are one group.
 
     Raises RuntimeError with the error of a rank, TimeoutError if one needs longer than `seconds`.
     """
     context = multiprocessing.get_context("spawn")
     with TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(world)]
-        shared = (function, backend, folder, seconds, arguments)
+        shared = (work, backend, world, seconds, f"file://{Path(folder) / 'group'}")
         ranks = [
-            context.Process(target=_rank, args=(sender, rank, world, *shared), daemon=True)
+            context.Process(target=_rank, args=(rank, sender, *shared), daemon=True)
             for rank, (_, sender) in enumerate(pipes)
         ]
-        for rank in ranks:
-            rank.start()
+        for process, (_, sender) in zip(ranks, pipes, strict=True):
+            process.start()
+            sender.close()  # then only the rank holds it, and its death ends the pipe
         until, results = time.monotonic() + seconds, []
         try:
             for rank, (receiver, _) in enumerate(pipes):
@@ -97,30 +101,18 @@ def run_ranks(
 
 
 def _rank(
-    sender: Connection,
-    rank: int,
-    world: int,
-    function: Callable[..., Any],
-    backend: str,
-    folder: str,
-    seconds: float,
-    arguments: tuple[Any, ...],
+    rank: int, pipe: Connection, work: Callable, backend: str, world: int, seconds: float, url: str
 ) -> None:
     try:
         torch.set_num_threads(1)
         device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
         if backend == "nccl":
             torch.cuda.set_device(device)
-        dist.init_process_group(
-            backend,
-            init_method=f"file://{Path(folder) / 'group'}",
-            rank=rank,
-            world_size=world,
-            timeout=timedelta(seconds=seconds),
-        )
-        sender.send((function(rank, world, device, *arguments), ""))
+        limit = timedelta(seconds=seconds)
+        dist.init_process_group(backend, url, limit, world_size=world, rank=rank)
+        pipe.send((work(rank, world, device), ""))
         # No rank leaves while others may still need it; run_ranks ends all of them.
         time.sleep(seconds)
     except Exception as error:  # the parent process reports it
         first = (str(error).splitlines() or [""])[0][:200]
-        sender.send((None, f"{type(error).__name__}: {first}"))
+        pipe.send((None, f"{type(error).__name__}: {first}"))

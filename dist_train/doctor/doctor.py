@@ -2,7 +2,6 @@
 
 import os
 import resource
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -26,17 +25,18 @@ AHEAD = 3
 def examine(device: Device, out: Path) -> list[Finding]:
     """Every finding on this machine, for stages that write to `out` on `device`."""
     gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
-    cards = software.nvidia_cards(Path("/sys/bus/pci/devices"))
-    driver, smi = software.driver_cuda(), software.ask_driver()
-    gpu = software.gpu(cards, driver, smi, torch.version.cuda, device)
+    bus = Path("/sys/bus/pci/devices")
+    gpu = software.gpu(bus, software.driver_cuda(), torch.version.cuda, device)
     if gpu.level == "fine" and device == "cuda" and not gpus:
         gpu = fault("GPU", f"{gpu.message}; but torch sees none", "check CUDA_VISIBLE_DEVICES")
     findings = [software.versions(), software.faiss_wheels(sys.path, gpus), gpu]
 
+    loader = ImageTraining()
+    batch = loader.batch_size * 3 * loader.encoder.image_size**2 * 4  # bytes of float32 photos
     build = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     infiniband = len(list(Path("/sys/class/infiniband").glob("*")))
     findings += [
-        machine.shared_memory(Path("/dev/shm"), max(1, gpus) * loader_bytes(ImageTraining())),
+        machine.shared_memory(Path("/dev/shm"), max(1, gpus) * loader.workers * AHEAD * batch),
         machine.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)),
         machine.locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], infiniband),
         machine.free_disk(out),
@@ -54,14 +54,6 @@ def examine(device: Device, out: Path) -> list[Finding]:
     hub, ahead = services.hub(ENDPOINT, HF_HUB_OFFLINE)
     findings += [hub] if ahead is None else [hub, machine.clock(ahead, "the hub")]
     configured = "SLURM_CONF" in os.environ or Path("/etc/slurm/slurm.conf").exists()
-    sbatch = shutil.which("sbatch")
-    ping = services.ping_controller() if sbatch else (1, "")
-    findings.append(services.slurm(sbatch, ping, configured))
+    findings.append(services.slurm(configured))
     findings.append(all_reduce("nccl", gpus) if gpus else all_reduce("gloo", 2))
     return findings
-
-
-def loader_bytes(config: ImageTraining) -> int:
-    """Bytes of shared memory that the loader of one rank fills with float32 photos."""
-    photo = 3 * config.encoder.image_size**2 * 4
-    return config.workers * AHEAD * config.batch_size * photo

@@ -1,7 +1,6 @@
 """What a check found, and what to do about it."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -27,10 +26,3 @@ def fault(name: str, message: str, remedy: str) -> Finding:
 def note(name: str, message: str, remedy: str = "") -> Finding:
     """A finding to know about."""
     return Finding(name, message, "note", remedy)
-
-
-def findings_json(findings: list[Finding]) -> str:
-    """All findings as JSON, and whether none is a fault."""
-    fine = all(finding.level != "fault" for finding in findings)
-    rows = [asdict(finding) for finding in findings]
-    return json.dumps({"fine": fine, "findings": rows}, indent=1, ensure_ascii=False)

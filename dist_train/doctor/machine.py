@@ -6,6 +6,7 @@ import shutil
 import socket
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from dist_train.doctor.finding import Finding, fault, note
@@ -92,28 +93,25 @@ def clock(ahead: float, other: str) -> Finding:
 def ahead_of_files(folder: Path) -> float:
     """Seconds that the clock is ahead of the times that the file system of `folder` records."""
     with tempfile.NamedTemporaryFile(dir=folder) as file:
-        before = time.time()
-        file.write(b"x")
-        file.flush()
-        os.fsync(file.fileno())
-        middle = (before + time.time()) / 2
-        return middle - os.stat(file.name).st_mtime
+        return time.time() - os.stat(file.name).st_mtime
 
 
 def extension_locks(folder: Path, now: float) -> Finding:
     """Locks that compilers of torch extensions left below `folder`, which block later builds."""
     locks = sorted(path for path in folder.rglob("lock") if path.is_file())
-    held = _open_files() if locks else set()
-
-    def is_stale(lock: Path) -> bool:
+    held = set()  # what processes of this machine have open, as far as we may see
+    for link in Path("/proc").glob("[0-9]*/fd/*") if locks else ():
+        with suppress(OSError):
+            held.add(Path(os.readlink(link)))
+    stale = ""
+    for lock in locks:
         # On a folder that several machines share, another one may hold it.
         longest = BUILD if _is_shared(lock) else 0
-        return lock.resolve() not in held and now - lock.stat().st_mtime > longest
-
-    stale = " ".join(str(lock) for lock in locks if is_stale(lock))
+        if lock.resolve() not in held and now - lock.stat().st_mtime > longest:
+            stale += f" {lock}"
     if stale:
-        message = f"{stale}: no process builds there, and every start waits for it silently"
-        return fault("extension lock", message, f"rm {stale}")
+        message = f"{stale[1:]}: no process builds there, and every start waits for it silently"
+        return fault("extension lock", message, f"rm{stale}")
     busy = f", {len(locks)} being built" if locks else ""
     return Finding("extension lock", f"none is stale in {folder}{busy}")
 
@@ -153,14 +151,3 @@ def _is_shared(path: Path) -> bool:
         if path.resolve().is_relative_to(where) and len(where) >= longest:
             longest, kind = len(where), what
     return kind.startswith(("nfs", "lustre", "gpfs", "beegfs", "ceph", "fuse", "9p", "cifs"))
-
-
-def _open_files() -> set[Path]:
-    """Files that processes of this machine have open, as far as we may see."""
-    found = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            found.add(Path(os.readlink(link)))
-        except OSError:
-            continue
-    return found

@@ -3,6 +3,7 @@
 import ctypes
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
@@ -24,11 +25,7 @@ def versions() -> Finding:
             missing.append(name)
     if missing:
         return fault("versions", f"{', '.join(missing)}: not installed", "bash launch/setup.sh")
-    return torch_is_safe(version("torch"), ", ".join(known))
-
-
-def torch_is_safe(torch: str, message: str) -> Finding:
-    """Whether the version `torch` is new enough; `message` lists all versions."""
+    message, torch = ", ".join(known), version("torch")
     if tuple(int(part) for part in torch.split(".")[:2]) < OLDEST_TORCH:
         wanted = ".".join(map(str, OLDEST_TORCH))
         return fault("versions", message, f"torch {torch} reads weights unsafely; install {wanted}")
@@ -57,21 +54,6 @@ def faiss_wheels(path: list[str], gpus: int) -> Finding:
     return Finding("FAISS", installed)
 
 
-def nvidia_cards(bus: Path) -> int:
-    """NVIDIA display and compute cards on a PCI bus; `bus` is sysfs' folder bus/pci/devices."""
-
-    def read(path: Path) -> str:
-        try:
-            return path.read_text().strip()
-        except OSError:
-            return ""
-
-    return sum(
-        read(card / "vendor") == NVIDIA and read(card / "class").startswith(DISPLAY)
-        for card in bus.glob("*")
-    )
-
-
 def driver_cuda() -> tuple[int, int] | None:
     """The newest CUDA version that the driver can run; None without a driver."""
     try:
@@ -83,45 +65,40 @@ def driver_cuda() -> tuple[int, int] | None:
     return number.value // 1000, number.value % 1000 // 10
 
 
-def ask_driver(command: str = "nvidia-smi") -> tuple[int, str] | None:
-    """Exit code and output of nvidia-smi; None if it is not installed."""
-    query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run([command, *query], capture_output=True, text=True, timeout=60)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except subprocess.TimeoutExpired:
-        return 124, "no answer in 60 s"
-    return done.returncode, (done.stdout + done.stderr).strip()
-
-
-def gpu(
-    cards: int,
-    driver: tuple[int, int] | None,
-    smi: tuple[int, str] | None,
-    build: str | None,
-    device: str,
-) -> Finding:
+def gpu(bus: Path, driver: tuple[int, int] | None, build: str | None, device: str) -> Finding:
     """Whether torch can use the GPU.
 
-    From the `cards` on the bus, the `driver`'s newest CUDA, the result `smi` of nvidia-smi, the
-    CUDA version of torch's `build` and the option --device.
+    From the cards on the PCI `bus` (sysfs' folder bus/pci/devices), nvidia-smi, the newest CUDA of
+    the `driver`, the CUDA version of torch's `build` and the option --device.
     """
-    answers = smi is not None and smi[0] == 0
+    cards = 0
+    for card in bus.glob("*"):
+        with suppress(OSError):
+            vendor, kind = ((card / name).read_text() for name in ("vendor", "class"))
+            cards += vendor.startswith(NVIDIA) and kind.startswith(DISPLAY)
+    query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    answers, names = False, ""
+    try:
+        done = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, timeout=60)
+        answers, names = done.returncode == 0, (done.stdout + done.stderr).strip()
+        reason = f"nvidia-smi: {names[:120]}"
+    except (FileNotFoundError, NotADirectoryError):
+        reason = "nvidia-smi is not installed"
+    except subprocess.TimeoutExpired:
+        reason = "nvidia-smi: no answer in 60 s"
     if not cards and not answers:
         if device == "cuda":
             remedy = "request a node with GPUs (--gres=gpu:N)"
             return fault("GPU", "no NVIDIA card here, and --device cuda", remedy)
         return Finding("GPU", "no NVIDIA card; everything runs on the CPU")
     if driver is None or not answers:
-        reason = "nvidia-smi is not installed" if smi is None else f"nvidia-smi: {smi[1][:120]}"
         return fault(
             "GPU",
             f"{cards} NVIDIA cards on the bus, but no driver answers ({reason})",
             "install the driver, or load its module (modprobe nvidia); a container needs the "
             "driver of its host: --gpus all (Docker), --nv (Apptainer)",
         )
-    names, newest = "; ".join(smi[1].splitlines()) if smi else "", f"{driver[0]}.{driver[1]}"
+    names, newest = "; ".join(names.splitlines()), f"{driver[0]}.{driver[1]}"
     if build is None:
         return fault("GPU", f"{names}, but torch is built for the CPU", "install torch with CUDA")
     if int(build.split(".")[0]) > driver[0]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -84,14 +84,11 @@ class Meter:
 
     def timed_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; the time spent waiting for each is added up."""
-        end: Any = object()
-        while True:
-            began = time.monotonic()
-            batch = next(batches, end)
-            if batch is end:
-                return
+        began = time.monotonic()
+        for batch in batches:
             self._waiting += time.monotonic() - began
             yield batch
+            began = time.monotonic()
 
     def read(self, batch_size: int) -> dict[str, float]:
         """Samples per second, seconds of a step, fraction of it spent waiting for data, peak GB.

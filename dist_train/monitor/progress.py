@@ -13,18 +13,9 @@ log = logging.getLogger(__name__)
 class _Log:
     """A file for tqdm that writes each drawn bar as a line of the log."""
 
-    def __init__(self) -> None:
-        self.text = ""
-
     def write(self, text: str) -> None:
-        """Keep what the bar draws until it is flushed."""
-        self.text = text.strip()
-
-    def flush(self) -> None:
-        """Log the last drawing once."""
-        if self.text:
-            log.info("%s", self.text)
-        self.text = ""
+        if text.strip():
+            log.info("%s", text.strip())
 
 
 def progress_bar(name: str, unit: str, total: int, quiet: bool) -> tqdm:

@@ -1,7 +1,7 @@
 """What each stage will need, by formula: seconds, memory of a rank, bytes on disk.
 
-The formulas multiply counts of the catalogue with rates that are measured on a sample of it. What
-no rate covers is a constant, fitted by benchmarks/planning.py.
+The formulas multiply counts of the catalogue with rates that acceptance/speed.py measures on a
+sample of it. What no rate covers is a constant, fitted by benchmarks/planning.py.
 """
 
 import math
@@ -10,26 +10,21 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import TemporaryDirectory
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
+from dist_train.acceptance.speed import EncoderRates, measure_encoder
 from dist_train.acceptance.speed import join as product_rate
-from dist_train.acceptance.speed import seconds as seconds_of
 from dist_train.config.options import Config, bytes_of
 from dist_train.config.training import Modality, TrainingOptions
 from dist_train.distributed.memory import device_peak_bytes, free_memory, reset_peak
 from dist_train.doctor.machine import existing
-from dist_train.encoders.batches import Batch, BatchPlan, Inputs, load
-from dist_train.encoders.encoder import new_encoder
-from dist_train.heads.class_parallel import MarginHead
 from dist_train.matching.blocks import CHUNK, PROGRAM, join_bounds, join_peak
-from dist_train.training.optimisation import encoder_optimizer, head_optimizer
 from dist_train.training.setup import head_estimate
 from shards.catalogue.rows import COLUMNS, Carried, Catalogue
 from shards.catalogue.split import split_of
@@ -38,8 +33,8 @@ from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput
 from shards.storage.files import format_bytes
 
-SAMPLE, LARGEST, FORWARD_SECONDS = 200, 64, 0.3
-"""Postings that are packed; largest batch that is measured, in items and in forward seconds."""
+SAMPLE = 200
+"""Postings that are packed."""
 SHARE, TABLES = 0.9, 3
 """Fraction of a memory that may be used; tables of all items while they are filtered and sorted."""
 PACK_START, JOIN_START = 0.2, 0.75
@@ -119,40 +114,22 @@ class Survey:
     pack_seconds: float
 
 
-@dataclass(frozen=True)
-class EncoderRates:
-    """Seconds to load an encoder, and to decode an item on one core without and with augmentation;
-    seconds of a batch, and bytes at the peak on top of the program, as lines over its items."""
-
-    width: int
-    parameters: int
-    load_seconds: float
-    read_seconds: float
-    augment_seconds: float
-    forward_seconds: np.poly1d
-    forward_bytes: np.poly1d
-    step_seconds: np.poly1d
-    step_bytes: np.poly1d
-
-
 def plan(config: Config, processes: int) -> Plan:
     """What `dist-train run` needs with these options on `processes` ranks of this machine.
 
     0 ranks: one for each GPU, or one. Raises BadInput for a catalogue that cannot be read.
     """
-    start, host = time.process_time(), torch.device("cpu")
+    start, cores = time.process_time(), len(os.sched_getaffinity(0))
     wanted = {config.training(modality).device for modality in config.encoders}
-    cuda, cores = wanted != {"cpu"} and torch.cuda.is_available(), len(os.sched_getaffinity(0))
-    gpus = range(torch.cuda.device_count() if cuda else 0)
-    ranks = processes or max(1, len(gpus))
-    if cuda:
-        memory = SHARE * min(torch.cuda.get_device_properties(n).total_memory for n in gpus)
-        found = Plan("cuda", ranks, memory, cores, start)
-    else:
-        reset_peak(host)
-        found = Plan("cpu", ranks, SHARE * free_memory() / ranks, cores, start)
-        found.program = device_peak_bytes(host)
-    device, rates = torch.device(found.device), dict[Modality, EncoderRates]()
+    gpus = range(torch.cuda.device_count() if wanted != {"cpu"} else 0)
+    device, ranks = torch.device("cuda" if gpus else "cpu"), processes or max(1, len(gpus))
+    reset_peak(device)
+    memory = free_memory() / ranks
+    if gpus:
+        memory = min(torch.cuda.get_device_properties(n).total_memory for n in gpus)
+    program = device_peak_bytes(device)
+    found = Plan(device.type, ranks, SHARE * memory, cores, start, program)
+    rates: dict[Modality, EncoderRates] = {}
     with TemporaryDirectory(prefix="dist_train-plan-") as folder:
         catalogue = survey(config, Path(folder))
         for modality in config.encoders:
@@ -160,7 +137,7 @@ def plan(config: Config, processes: int) -> Plan:
             rows = options.batch_size // (options.accumulation * ranks)
             rates[modality] = measure_encoder(modality, options, shards, rows, device)
     width = sum(rate.width for rate in rates.values())
-    product = 2 * width / (1e12 * product_rate(device, CHUNK, width).value)
+    product = 2 * width / (1e12 * product_rate(device, CHUNK // 2, width).value)
     N, workers = catalogue.postings, min(config.pack.workers, cores)
     seconds = PACK_START * start + N * catalogue.pack_seconds / workers
     memory, disk = 190e6 + 90 * min(N, 10**6), N * catalogue.packed_bytes
@@ -172,7 +149,7 @@ def plan(config: Config, processes: int) -> Plan:
         item = found.elapsed(rate.forward_seconds(size) / size, rate.read_seconds, loaders)
         seconds += rate.load_seconds + catalogue.items["all", modality] * item / ranks
     memory = found.program + max(rate.forward_bytes(size) for rate in rates.values())
-    memory += (not cuda) * TABLES * N * catalogue.row_bytes
+    memory += (not gpus) * TABLES * N * catalogue.row_bytes
     sets, number = 1 + len(config.compare), 2 if config.embed.dtype == "float16" else 4
     disk, note = sets * N * number * width, f"{sets} sets"
     found.stages.append(StageCost("embed", ranks, sets * seconds, memory, disk, note))
@@ -190,11 +167,13 @@ def add_training(
     found: Plan, options: TrainingOptions, modality: Modality, catalogue: Survey, rate: EncoderRates
 ) -> None:
     """Add the training of one encoder to the plan."""
-    items, passes = catalogue.items["train", modality], options.accumulation
-    size, most = options.batch_size, options.batch_size // found.ranks
-    steps, name = math.ceil(options.epochs * items / size), f"train {modality}"
-    head = head_estimate(options, catalogue.classes, rate.width, found.ranks)
-    rows = head.batch // found.ranks
+    items, size, ranks = catalogue.items["train", modality], options.batch_size, found.ranks
+    head = head_estimate(options, catalogue.classes, rate.width, ranks)
+    rows, passes, steps = (
+        head.batch // ranks,
+        options.accumulation,
+        math.ceil(options.epochs * items / size),
+    )
     head_seconds = head.flops * options.head_passes / passes / HEAD_RATE[found.device]
     compute = rate.step_seconds(rows) + head_seconds
     step = passes * found.elapsed(compute, rate.augment_seconds * rows, options.workers)
@@ -203,17 +182,18 @@ def add_training(
     weights, centres = 4 * rate.parameters, 4 * head.classes * head.centres * head.width
     checkpoint = weights * (3 + options.keep_best + (options.ema > 0)) + 3 * centres
     seconds = found.start + rate.load_seconds + steps * step
-    seconds += validations * catalogue.items["val", modality] * item / found.ranks
+    seconds += validations * catalogue.items["val", modality] * item / ranks
     seconds += (1 + steps // options.checkpoint_every) * checkpoint / CHECKPOINT_RATE
     memory, disk = training_bytes(found, options, catalogue, rate), options.keep * checkpoint
     note = f"{items:,} items, {catalogue.classes:,} classes, {steps:,} steps of {step:.2g} s"
-    found.stages.append(StageCost(name, found.ranks, seconds, memory, disk + weights, note))
+    name = f"train {modality}"
+    found.stages.append(StageCost(name, ranks, seconds, memory, disk + weights, note))
     setting = f"a smaller --{modality}.encoder.model or --{modality}.batch-size"
-    for more in (n for n in range(passes + 1, most + 1) if most % n == 0):
-        smaller = replace(options, accumulation=more)
-        if training_bytes(found, smaller, catalogue, rate) <= found.memory:
-            setting = f"--{modality}.accumulation {more}"
-            break
+    for more in range(size // ranks, passes, -1):  # the fewest passes that fit come last
+        if size // ranks % more == 0:
+            smaller = replace(options, accumulation=more)
+            if training_bytes(found, smaller, catalogue, rate) <= found.memory:
+                setting = f"--{modality}.accumulation {more}"
     setting += f", or --{modality}.gradient-checkpointing" * (not options.gradient_checkpointing)
     setting += ", or more ranks for the head's centres" * (head.total > found.memory / 4)
     found.check(name, memory, found.memory, setting)
@@ -274,7 +254,7 @@ def survey(config: Config, folder: Path) -> Survey:
     """
     items, groups, postings = Counter[tuple[str, Modality]](), set(), 0
     columns: dict[Modality, str] = {"image": "image", "text": "title"}
-    sample = pd.DataFrame(columns=list(COLUMNS))
+    sample: Any = None
     for chunk in Catalogue(config.catalogue, config.columns).postings(Carried()):
         postings, split = postings + len(chunk), chunk.label_group.map(split_of)
         groups |= set(chunk.label_group[split == "train"])
@@ -282,74 +262,13 @@ def survey(config: Config, folder: Path) -> Survey:
             counts = split[chunk[column] != ""].value_counts()
             items.update({(name, modality): int(number) for name, number in counts.items()})
             items["all", modality] += int(counts.sum())
-        sample = pd.concat([sample, chunk[list(COLUMNS)]])
-        products = sample.label_group.where(sample.label_group != "", sample.posting_id)
-        hashes = pd.util.hash_array(products.to_numpy(object))
-        if len(sample) > SAMPLE:  # the products with the smallest hashes
-            sample = sample[hashes <= np.partition(hashes, SAMPLE)[SAMPLE]]
-    sample.to_csv(folder / "sample.csv", index=False)
+        products = chunk.label_group.where(chunk.label_group != "", chunk.posting_id)
+        hashed = chunk[list(COLUMNS)].assign(hash=pd.util.hash_array(products.to_numpy(object)))
+        sample = pd.concat([sample, hashed]).nsmallest(SAMPLE, "hash", keep="all")
+    sample.to_csv(folder / "sample.csv", index=False, columns=list(COLUMNS))
     began, out = time.process_time(), folder / "shards"
     pack(folder / "sample.csv", config.images, out, replace(config.pack, workers=1))
     spent = time.process_time() - began
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     rows = ShardSet(out).items.memory_usage(deep=True).sum()
     return Survey(postings, len(groups), items, *(x / len(sample) for x in (size, rows, spent)))
-
-
-def measure_encoder(
-    modality: Modality, options: TrainingOptions, shards: Path, rows: int, device: torch.device
-) -> EncoderRates:
-    """Run the encoder on items of a packed sample, in batches of 2 and of at most `rows` items.
-
-    Raises BadInput if no item has the modality, and what the training would raise.
-    """
-    shard_set = ShardSet(shards)
-    numbers = np.flatnonzero(shard_set.packed[f"has_{modality}"])
-    if not len(numbers):
-        raise BadInput(f"no posting of a sample has {modality}: leave {modality} out of encoders")
-    reset_peak(device)
-    before, began = device_peak_bytes(device), time.process_time()
-    encoder = new_encoder(options.encoder, options.seed).to(device).eval()
-    loading = time.process_time() - began
-    encoder.precision = options.precision
-    if modality == "image":
-        encoder.to(memory_format=torch.channels_last)
-    if options.gradient_checkpointing:
-        encoder.recompute_activations()
-    head = MarginHead(classes=2, width=encoder.width, loss="arcface", scale=32, chunk=2, seed=0)
-    optimizers = [encoder_optimizer(encoder, options), head_optimizer(head.to(device), options)]
-    small, large = 2, max(3, min(rows, LARGEST))
-    batch = BatchPlan(np.resize(numbers, large), np.zeros(large, np.int64))
-
-    def decode(prepare: Inputs) -> Batch:
-        return next(load(shard_set.reader(), prepare, [batch], 0))
-
-    ways, cpu = (encoder.inputs(), encoder.inputs(options)), torch.device("cpu")
-    read, augment = (seconds_of(partial(decode, way), cpu, 0.2, 2) / large for way in ways)
-    inputs = decode(ways[1]).inputs_on(device)
-
-    def forward(size: int) -> None:
-        with torch.inference_mode():
-            encoder(*(x[:size] for x in inputs))
-
-    def step(size: int) -> None:
-        vectors = encoder(*(x[:size] for x in inputs))
-        head(vectors, torch.zeros(size, dtype=torch.int64, device=device), 0.1).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-
-    item = seconds_of(partial(forward, small), device, 0.2, 2) / small
-    sizes, lines = (small, max(3, min(large, int(FORWARD_SECONDS / item)))), []
-    for work in (forward, step):
-        encoder.train(work is step)
-        costs = []
-        for size in sizes:
-            reset_peak(device)
-            took = seconds_of(partial(work, size), device, 0.2, 2)
-            costs.append((took, device_peak_bytes(device) - before))
-        for low, high in zip(*costs, strict=True):
-            slope = max(0.0, (high - low) / (sizes[1] - small))
-            lines.append(np.poly1d([slope, max(0.0, low - small * slope)]))
-    parameters = sum(weight.numel() for weight in encoder.parameters())
-    return EncoderRates(encoder.width, parameters, loading, read, augment, *lines)

@@ -23,24 +23,19 @@ class JobState(NamedTuple):
     """waits, runs, done, cancelled, failed, or empty if Slurm does not know the job any more."""
     reason: str = ""
 
-    @property
-    def is_alive(self) -> bool:
-        """It is in the queue or runs."""
-        return self.state in ("waits", "runs")
-
 
 def missing() -> str:
     """Why nothing can be submitted from here; empty if a Slurm controller answers."""
     if shutil.which("sbatch") is None:
         return "Slurm's commands (sbatch) are not on this machine"
-    done = _run("scontrol", "ping")
+    done = run("scontrol", "ping")
     return "" if done.returncode == 0 else "Slurm's controller does not answer (scontrol ping)"
 
 
 def submit(script: Path, after: Iterable[str]) -> str:
     """Submit a script that starts when the jobs `after` have succeeded; returns its job number."""
     dependency = ["--kill-on-invalid-dep=yes", f"--dependency=afterok:{':'.join(after)}"]
-    done = _run("sbatch", "--parsable", *(dependency if after else []), str(script))
+    done = run("sbatch", "--parsable", *(dependency if after else []), str(script))
     if done.returncode:
         raise BadInput(f"{script}: refused by sbatch ({_one_line(done.stderr)})")
     return done.stdout.strip().partition(";")[0]
@@ -48,13 +43,8 @@ def submit(script: Path, after: Iterable[str]) -> str:
 
 def refusal(script: Path) -> str:
     """Why sbatch would refuse a script, without submitting it; empty if it would not."""
-    done = _run("sbatch", "--test-only", str(script))
+    done = run("sbatch", "--test-only", str(script))
     return _one_line(done.stderr) if done.returncode else ""
-
-
-def cancel(job: str) -> None:
-    """Remove a job from the queue."""
-    _run("scancel", job)
 
 
 def job_state(job: str) -> JobState:
@@ -62,7 +52,7 @@ def job_state(job: str) -> JobState:
 
     Raises Failed if the controller does not answer.
     """
-    done = _run("scontrol", "--oneliner", "show", "job", job)
+    done = run("scontrol", "--oneliner", "show", "job", job)
     if done.returncode == 0:
         return parse_scontrol(done.stdout)
     if "Invalid job id" not in done.stderr:
@@ -70,7 +60,7 @@ def job_state(job: str) -> JobState:
         raise Failed(f"scontrol show job {job}: {error}; is Slurm's controller up?")
     if shutil.which("sacct") is None:
         return JobState("")
-    accounts = _run("sacct", "-n", "-P", "-X", "-j", job, "-o", "State,ExitCode,Reason")
+    accounts = run("sacct", "-n", "-P", "-X", "-j", job, "-o", "State,ExitCode,Reason")
     rows = [line.split("|") for line in accounts.stdout.splitlines() if line.count("|") == 2]
     return _combine([_task_state(state.split()[0], code, reason) for state, code, reason in rows])
 
@@ -115,7 +105,8 @@ def _combine(tasks: list[JobState]) -> JobState:
     return JobState("")
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The outcome of a command; BadInput if it is not installed, Failed if it does not answer."""
     try:
         return subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE)
     except FileNotFoundError:

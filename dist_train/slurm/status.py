@@ -1,18 +1,46 @@
-"""State of the stages below a folder: done, running, waiting or failed, and why."""
+"""State of the stages below a folder: done, running, waiting or failed, and why.
+
+slurm/jobs.json there, which submit writes, has the Slurm job of each stage.
+"""
 
 import json
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from dist_train.slurm import commands
 from dist_train.slurm.commands import JobState
-from dist_train.slurm.jobs import Job, Jobs
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Failed, Stopped
-from shards.storage.files import read_json
+from shards.storage.files import read_json, write_json
 
 BAD = ("failed", "cancelled")
+
+
+@dataclass
+class Job:
+    """The job of a stage."""
+
+    result: str = ""
+    """The file that exists once the stage is done, relative to OUT."""
+    after: list[str] = field(default_factory=list)
+    """Names of the stages that it waits for."""
+    job: str = ""
+    """Its number; empty if it was not submitted."""
+
+
+def read_jobs(folder: Path) -> dict[str, Job]:
+    """The jobs by the name of the stage, in the order of the stages; `folder` is OUT/slurm."""
+    path = folder / "jobs.json"
+    known = read_json(path)["stages"] if path.exists() else {}
+    return {name: Job(**job) for name, job in known.items()}
+
+
+def write_jobs(folder: Path, jobs: dict[str, Job]) -> None:
+    """Write what `read_jobs` reads."""
+    stages = {name: asdict(job) for name, job in jobs.items()}
+    write_json(folder / "jobs.json", {"format": 2, "stages": stages})
 
 
 class Row(NamedTuple):
@@ -30,17 +58,17 @@ def status(folder: Path) -> list[Row]:
 
     Raises BadInput if nothing has begun there and nothing was submitted.
     """
-    submitted = Jobs(folder / "slurm").stages
+    submitted = read_jobs(folder / "slurm")
     if (folder / stage_files.STAGE).exists():
-        return [_row(folder.resolve().name, folder, Job())]
+        return [_row(folder.resolve().name, folder / stage_files.MANIFEST, Job())]
     folders = {Path(job.result).parent.name for job in submitted.values()}
     begun = folder.glob(f"*/{stage_files.STAGE}")
     others = [path for path in begun if path.parent.name not in folders]
     if not submitted and not others:
         raise BadInput(f"{folder}: no stage has begun there, and nothing was submitted")
-    rows = [_row(name, (folder / job.result).parent, job) for name, job in submitted.items()]
+    rows = [_row(name, folder / job.result, job) for name, job in submitted.items()]
     for path in sorted(others, key=lambda path: path.stat().st_mtime_ns):
-        rows.append(_row(path.parent.name, path.parent, Job()))
+        rows.append(_row(path.parent.name, path.with_name(stage_files.MANIFEST), Job()))
     return rows
 
 
@@ -56,10 +84,9 @@ def check(rows: list[Row]) -> None:
         raise Stopped(f"{len(rows) - len(left)} of {len(rows)} stages are done, not {left[0]}")
 
 
-def _row(name: str, folder: Path, job: Job) -> Row:
-    """The state of one stage, by its own status.json and by Slurm."""
-    path = folder / stage_files.STATUS
-    result = folder / Path(job.result or stage_files.MANIFEST).name
+def _row(name: str, result: Path, job: Job) -> Row:
+    """The state of the stage whose end is the file `result`, by its status.json and by Slurm."""
+    path = result.with_name(stage_files.STATUS)
     # evaluate and report write into the folder of match, whose status is not theirs.
     own = read_json(path) if path.exists() and result.name == stage_files.MANIFEST else {}
     number = job.job or own.get("job", "")
@@ -72,9 +99,13 @@ def _row(name: str, folder: Path, job: Job) -> Row:
         waits = f"for {', '.join(job.after)}" if slurm.reason == "Dependency" else slurm.reason
         return Row(name, "waits", number, waits)
     if slurm.state == "runs":
-        return Row(
-            name, "runs", number, ", ".join(filter(None, [slurm.reason, _last_step(folder)]))
-        )
+        metrics = result.with_name("metrics.jsonl")
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        facts = [slurm.reason]
+        for line in lines[-2:]:  # the last one may be cut short
+            with suppress(ValueError):
+                facts[1:] = [f"step {json.loads(line)['step']}"]
+        return Row(name, "runs", number, ", ".join(filter(None, facts)))
 
     # Not done, and no job of it runs or waits: its own status counts before Slurm's.
     log = f"; log: slurm/logs/{name}-{number}*.out" if number else ""
@@ -96,11 +127,8 @@ def _row(name: str, folder: Path, job: Job) -> Row:
     return Row(name, "not begun", "", "")
 
 
-def _last_step(folder: Path) -> str:
-    """The last step that a training has recorded."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    for line in reversed(lines):
-        with suppress(ValueError):  # the last line may be cut short
-            return f"step {json.loads(line)['step']}"
-    return ""
+def in_columns(rows: list[tuple[str, ...]]) -> str:
+    """The rows as lines, every column as wide as its longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)

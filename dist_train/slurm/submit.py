@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dist_train.config.options import Config
 from dist_train.config.slurm import SlurmJob
 from dist_train.slurm import commands
-from dist_train.slurm.jobs import Jobs
+from dist_train.slurm.status import Job, in_columns, read_jobs, write_jobs
 from dist_train.stage_graph import Stage, stage_graph
 from shards.storage.errors import BadInput
 from shards.storage.files import write_atomic
@@ -47,8 +47,22 @@ def submit(config: Config, dry_run: bool = False) -> list[Planned]:
         raise BadInput(f"{missing}; to write only the scripts: --dry-run")
     # A dry run does not overwrite what queued jobs will read.
     folder = config.out / FOLDER / ("dry-run" if dry_run else "")
+    planned = []
     with locked(config.out / FOLDER / ".lock"):
-        planned = write_scripts(config, stages, folder)
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        launcher = config.slurm.accelerate or PROJECT / "accelerate_config.yaml"
+        copies = {"stage.sh": PROJECT / "launch/slurm/stage.sh", "accelerate.yaml": launcher}
+        for name, file in copies.items():
+            if not file.is_file():
+                raise BadInput(f"{file}: not found; submit needs the project's complete folder")
+            write_atomic(folder / name, file.read_bytes())
+        for number, stage in enumerate(stages, 1):
+            script = folder / f"{number:02d}-{stage.name}.sbatch"
+            if stage.options is not None:
+                write_atomic(folder / f"{stage.name}.yaml", stage.options_text().encode())
+            write_atomic(script, script_text(config, stage, folder).encode())
+            resources = config.slurm.job(stage.section, stage.one_process)
+            planned.append(Planned(stage, script, resources))
         if not dry_run:
             return _submit_scripts(planned, folder)
     scripts = [] if missing else [p.script for p in planned]
@@ -59,25 +73,6 @@ def submit(config: Config, dry_run: bool = False) -> list[Planned]:
         replace(p, waits_for="done" if p.stage.result.exists() else ", ".join(p.stage.after))
         for p in planned
     ]
-
-
-def write_scripts(config: Config, stages: list[Stage], folder: Path) -> list[Planned]:
-    """Write a script for each stage, and what they start: stage.sh and the launcher's config."""
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    launcher = config.slurm.accelerate or PROJECT / "accelerate_config.yaml"
-    copies = {"stage.sh": PROJECT / "launch/slurm/stage.sh", "accelerate.yaml": launcher}
-    for name, file in copies.items():
-        if not file.is_file():
-            raise BadInput(f"{file}: not found; submit needs the project's complete folder")
-        write_atomic(folder / name, file.read_bytes())
-    planned = []
-    for number, stage in enumerate(stages, 1):
-        script = folder / f"{number:02d}-{stage.name}.sbatch"
-        if stage.options is not None:
-            write_atomic(folder / f"{stage.name}.yaml", stage.options_text().encode())
-        write_atomic(script, script_text(config, stage, folder).encode())
-        planned.append(Planned(stage, script, config.slurm.job(stage.section, stage.one_process)))
-    return planned
 
 
 def script_text(config: Config, stage: Stage, folder: Path) -> str:
@@ -110,7 +105,7 @@ def script_text(config: Config, stage: Stage, folder: Path) -> str:
         "CONTAINER": slurm.container or None,
         "SRUN_OPTIONS": " ".join(slurm.srun) or None,
     }
-    arguments = [*stage.arguments]
+    arguments = [str(argument) for argument in stage.arguments]
     if stage.options is not None:
         arguments += ["--config", str(folder / f"{stage.name}.yaml")]
     command = ""
@@ -134,24 +129,54 @@ def script_text(config: Config, stage: Stage, folder: Path) -> str:
 
 def _submit_scripts(planned: list[Planned], folder: Path) -> list[Planned]:
     """Submit each stage in order, unless it is done or its earlier job is still in the queue."""
-    jobs, done, renewed, result = Jobs(folder), set[str](), set[str](), []
-    jobs.set_stages([p.stage for p in planned])
+    known, done, renewed, result = read_jobs(folder), set[str](), set[str](), []
+    jobs = {
+        p.stage.name: replace(
+            known.get(p.stage.name, Job()),
+            result=str(p.stage.result.relative_to(folder.parent)),
+            after=list(p.stage.after),
+        )
+        for p in planned
+    }
+    write_jobs(folder, jobs)
     for p in planned:
-        name, after = p.stage.name, p.stage.after
-        waits_for = [jobs.number_of(parent) for parent in after if parent not in done]
+        name, after, job = p.stage.name, p.stage.after, jobs[p.stage.name]
+        waits_for = [jobs[parent].job for parent in after if parent not in done]
         if p.stage.result.exists() and not waits_for:
             done.add(name)
             result.append(replace(p, waits_for="done"))
             continue
-        job = jobs.number_of(name)
-        if job and not commands.job_state(job).is_alive:
-            job = ""
-        if job and renewed & set(after):  # it waits for a job that is gone
-            commands.cancel(job)
-            job = ""
-        if not job:
-            job = commands.submit(p.script, waits_for)
+        if job.job and commands.job_state(job.job).state not in ("waits", "runs"):
+            job.job = ""
+        if job.job and renewed & set(after):  # it waits for a job that is gone
+            commands.run("scancel", job.job)
+            job.job = ""
+        if not job.job:
+            job.job = commands.submit(p.script, waits_for)
             renewed.add(name)
-            jobs.set_number(name, job)
-        result.append(replace(p, job=job, waits_for=", ".join(waits_for)))
+            write_jobs(folder, jobs)  # before the next is submitted
+        result.append(replace(p, job=job.job, waits_for=", ".join(waits_for)))
     return result
+
+
+def format_planned(planned: list[Planned], dry_run: bool) -> str:
+    """What was submitted, or written by a dry run, a line for each stage."""
+    rows: list[tuple[str, ...]] = [
+        ("stage", "script" if dry_run else "job", "waits for", "resources")
+    ]
+    for p in planned:
+        job, done = p.resources, p.waits_for == "done"
+        counts = {
+            "node": job.nodes or 1,
+            "process": job.processes or job.gpus or 1,
+            "GPU": job.gpus,
+            "CPU": job.cpus,
+        }
+        parts = [f"{job.tasks} x"] if job.tasks and job.tasks > 1 else []
+        for noun, number in counts.items():
+            plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+            parts += [f"{number} {noun}{plural}"] if number else []
+        resources = " ".join([*parts, *filter(None, (job.mem, job.time, job.partition))])
+        place = "done" if done else str(p.script) if dry_run else p.job or "-"
+        rows.append((p.stage.name, place, "" if done else p.waits_for or "nothing", resources))
+    return in_columns(rows)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from dist_train.acceptance import acceptance, checks, correctness, speed
-from dist_train.acceptance.acceptance import table
-from dist_train.acceptance.outcomes import Proof, Rate, Result
+from dist_train.acceptance import acceptance, correctness, speed
+from dist_train.acceptance.acceptance import Result, checks, table
+from dist_train.acceptance.correctness import Proof
+from dist_train.acceptance.speed import Rate
+from dist_train.matching.faiss_library import gpus
 from tests.support.launching import ROOT, environment
 
 CPU = torch.device("cpu")
@@ -42,21 +44,24 @@ def test_every_check_holds_on_a_cpu(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "told.json").read_text())
     assert told["passed"] is True
     names = [result["name"] for result in told["results"]]
-    assert names == [name for name, _ in checks.checks(CPU, 2)]
+    assert names == [name for name, _ in checks(CPU, 2)]
     assert len(names) == len(set(names)) > 20
     assert done.stdout.count("\n") >= len(names)
     assert sum(result["seconds"] for result in told["results"]) < 480
 
 
-@pytest.mark.parametrize("kind", ["flat", "IVF"])
-def test_faiss_beside_numpy(kind: str) -> None:
-    found = correctness.faiss_index(CPU, kind)
+@pytest.mark.parametrize("factory", ["Flat", "IVF64,Flat", ""], ids=["flat", "IVF", "knn"])
+def test_faiss_beside_numpy(factory: str) -> None:
+    found = correctness.best_ten(CPU, factory)
     assert 0 < found.difference <= found.allowed
 
 
-def test_knn_beside_numpy() -> None:
-    found = correctness.faiss_knn(CPU)
-    assert 0 < found.difference <= found.allowed
+@pytest.mark.skipif(gpus() > 0, reason="FAISS has GPUs here")
+def test_a_faiss_without_gpus_is_one_check_that_fails() -> None:
+    found = [(n, c) for n, c in checks(torch.device("cuda"), 1) if n.startswith("FAISS")]
+    assert [name for name, _ in found] == ["FAISS"]
+    with pytest.raises(RuntimeError, match="FAISS is built for the CPU: dist-train doctor"):
+        found[0][1]()
 
 
 def test_a_wrong_neighbour_or_score_is_seen() -> None:
@@ -128,8 +133,8 @@ def test_the_rate_is_told_beside_its_limit() -> None:
 
 def test_rates_on_a_cpu() -> None:
     for rate in (
-        speed.product(CPU, torch.float32, 64), speed.memory(CPU, 1 << 12),
-        speed.from_host(CPU, 1 << 12), speed.join(CPU, 64, 16),
+        speed.product(CPU, torch.float32, 64), speed.copy(CPU, 1 << 12, from_host=False),
+        speed.copy(CPU, 1 << 12, from_host=True), speed.join(CPU, 64, 16),
     ):  # fmt: skip
         assert rate.value > 0
         assert rate.limit is None
@@ -143,11 +148,12 @@ def test_what_has_no_time_left_is_not_accepted(monkeypatch: pytest.MonkeyPatch) 
     assert all(isinstance(result, Result) for result in results)
 
 
-def test_ranks_are_doubled_up_to_all() -> None:
-    assert checks.rank_counts(1) == [1]
-    assert checks.rank_counts(2) == [1, 2]
-    assert checks.rank_counts(6) == [1, 2, 4, 6]
-    assert checks.rank_counts(8) == [1, 2, 4, 8]
+@pytest.mark.parametrize(
+    ("world", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])]
+)
+def test_ranks_are_doubled_up_to_all(world: int, counts: list[int]) -> None:
+    heads = [name for name, _ in checks(CPU, world) if name.startswith("head")]
+    assert heads == [f"head, {ranks} ranks" for ranks in counts]
 
 
 def test_the_script_may_be_started() -> None:

@@ -18,8 +18,9 @@ import pytest
 
 from dist_train.doctor import machine, services, software
 from dist_train.doctor.all_reduce import all_reduce
-from dist_train.doctor.finding import Finding, fault, findings_json
+from dist_train.doctor.finding import Finding
 from tests.support.launching import ROOT, environment
+from tests.support.recorded_programs import Programs
 
 MB = 10**6
 
@@ -77,7 +78,11 @@ def test_two_faiss_wheels(tmp_path: Path) -> None:
 def test_the_wheel_that_is_here() -> None:
     assert software.faiss_wheels(sys.path, 0).level == "fine"
     assert software.versions().level == "fine"
-    is_fault(software.torch_is_safe("2.6.0+cpu", "torch 2.6.0"), "unsafely")
+
+
+def test_a_torch_that_reads_weights_unsafely(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software, "version", lambda name: "2.6.0+cpu")
+    is_fault(software.versions(), "torch 2.6.0+cpu", "reads weights unsafely; install 2.10")
 
 
 def card(bus: Path, number: int, vendor: str, kind: str) -> None:
@@ -88,35 +93,42 @@ def card(bus: Path, number: int, vendor: str, kind: str) -> None:
     (folder / "class").write_text(f"{kind}\n")
 
 
-def nvidia_smi(folder: Path, code: int, says: str) -> str:
+def nvidia_smi(programs: Programs, code: int, says: str) -> None:
     """A program that answers as nvidia-smi does."""
-    program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\necho '{says}'\nexit {code}\n")
-    program.chmod(0o755)
-    return str(program)
+    programs.add("nvidia-smi", f"echo '{says}'\nexit {code}")
 
 
-def test_a_missing_driver(tmp_path: Path) -> None:
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    """The folder of programs that goes before all others."""
+    found = Programs(tmp_path / "bin")
+    monkeypatch.setenv("PATH", found.path)
+    return found
+
+
+def test_a_missing_driver(
+    tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bus = tmp_path / "devices"
-    card(bus, 1, "0x10de", "0x030200")  # a GPU without a display
-    card(bus, 2, "0x10de", "0x040300")  # its sound
+    card(bus, 2, "0x10de", "0x040300")  # a GPU's sound
     card(bus, 3, "0x8086", "0x030000")  # another maker's
-    cards = software.nvidia_cards(bus)
-    assert cards == 1
-    absent = software.ask_driver(str(tmp_path / "nvidia-smi"))
-    assert absent is None
-    is_fault(software.gpu(cards, None, absent, "13.0", "auto"), "1 NVIDIA cards", "no driver")
-    broken = software.ask_driver(nvidia_smi(tmp_path, 9, "NVIDIA-SMI has failed"))
-    is_fault(software.gpu(cards, None, broken, "13.0", "auto"), "NVIDIA-SMI has failed")
-    assert software.gpu(0, None, None, None, "auto").level == "fine"
-    is_fault(software.gpu(0, None, None, "13.0", "cuda"), "--device cuda")
+    nvidia_smi(programs, 9, "NVIDIA-SMI has failed")
+    assert software.gpu(bus, None, None, "auto").level == "fine"
+    is_fault(software.gpu(bus, None, "13.0", "cuda"), "--device cuda")
+    card(bus, 1, "0x10de", "0x030200")  # a GPU without a display
+    is_fault(software.gpu(bus, None, "13.0", "auto"), "1 NVIDIA cards", "NVIDIA-SMI has failed")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    absent = software.gpu(bus, None, "13.0", "auto")
+    is_fault(absent, "1 NVIDIA cards", "no driver", "nvidia-smi is not installed")
 
 
-def test_a_driver_and_a_torch_that_do_not_fit(tmp_path: Path) -> None:
-    answer = software.ask_driver(nvidia_smi(tmp_path, 0, "NVIDIA H100, 81559 MiB, 550.54"))
-    assert software.gpu(1, (12, 4), answer, "12.6", "cuda").level == "fine"
-    is_fault(software.gpu(1, (12, 4), answer, "13.0", "auto"), "CUDA 13.0", "12.4")
-    is_fault(software.gpu(1, (12, 4), answer, None, "auto"), "built for the CPU")
+def test_a_driver_and_a_torch_that_do_not_fit(tmp_path: Path, programs: Programs) -> None:
+    card(tmp_path, 1, "0x10de", "0x030200")
+    nvidia_smi(programs, 0, "NVIDIA H100, 81559 MiB, 550.54")
+    fits = software.gpu(tmp_path, (12, 4), "12.6", "cuda")
+    assert (fits.level, "NVIDIA H100, 81559 MiB" in fits.message) == ("fine", True)
+    is_fault(software.gpu(tmp_path, (12, 4), "13.0", "auto"), "CUDA 13.0", "12.4")
+    is_fault(software.gpu(tmp_path, (12, 4), None, "auto"), "built for the CPU")
 
 
 # Machine
@@ -245,13 +257,17 @@ def test_a_hub_that_is_out_of_reach() -> None:
     assert services.hub("http://127.0.0.1:1", offline=True)[0].level == "fine"
 
 
-def test_slurm() -> None:
-    up = "Slurmctld(primary) at ctl is UP"
-    assert services.slurm(None, (1, ""), False).level == "fine"
-    assert services.slurm("bin/sbatch", (0, up), True).level == "fine"
-    down = (1, "slurm_ping: error: unable to contact slurm controller")
-    is_fault(services.slurm("bin/sbatch", down, True), "no controller answers")
-    assert services.slurm("bin/sbatch", down, False).level == "note"
+def test_slurm(tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs.add("sbatch")
+    programs.add("scontrol", "echo 'Slurmctld(primary) at ctl is UP'")
+    found = services.slurm(True)
+    assert (found.level, found.message) == ("fine", "Slurmctld(primary) at ctl is UP")
+    programs.add("scontrol", "echo 'slurm_ping: error: unable to contact controller' >&2; exit 1")
+    is_fault(services.slurm(True), "no controller answers (slurm_ping: error: unable to contact")
+    assert services.slurm(False).level == "note"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = services.slurm(True)
+    assert (found.level, "not installed" in found.message) == ("fine", True)
 
 
 # All-reduce
@@ -263,12 +279,6 @@ def test_an_all_reduce_that_cannot_meet(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 # The verb
-
-
-def test_json_tells_all() -> None:
-    told = json.loads(findings_json([Finding("a", "b"), fault("c", "d", "e")]))
-    assert told["fine"] is False
-    assert told["findings"][1] == {"name": "c", "message": "d", "level": "fault", "remedy": "e"}
 
 
 @pytest.fixture

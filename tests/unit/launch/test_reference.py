@@ -14,7 +14,7 @@ from dist_train.evaluation.f1_curve import SavedCurve
 from dist_train.evaluation.metrics import GroupSizeScore
 from dist_train.evaluation.scores import Difference, MatcherScore, Scores
 from dist_train.matching.pairs import SCORES, Audit, Proof
-from dist_train.slurm.jobs import Job
+from dist_train.slurm.status import Job
 from docs.generate_reference import reference
 from shards.pack.items import NOISE_SCHEMA, OWN
 
