@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from dist_train.decisions.comparison import Comparison
+from dist_train.decisions.score import Comparison
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.evaluation.f1_curve import f1_curve
-from dist_train.evaluation.metrics import paired_difference, per_item_f1
+from dist_train.evaluation.metrics import paired_difference, per_item_scores
 from dist_train.matching.vectors import open_vectors, subset
 from shards.storage.files import read_json, write_json
 
@@ -143,11 +143,10 @@ def _cross_fitted(embedding: Path) -> tuple[np.ndarray, np.ndarray]:
     }
     f1 = []
     for split, other in (("val", "test"), ("test", "val")):
-        far = pairs[other]
-        threshold, _ = f1_curve(comparison.groups[other], far.i, far.j, far.score).best()
-        near = pairs[split]
-        kept = near.score >= np.float32(threshold)
-        f1.append(per_item_f1(comparison.groups[split], near.i[kept], near.j[kept]))
+        threshold, _ = f1_curve(comparison.groups[other], *pairs[other]).best()
+        i, j, score = pairs[split]
+        kept = score >= np.float32(threshold)
+        f1.append(per_item_scores(comparison.groups[split], i[kept], j[kept])[0])
     return np.concatenate(f1), np.concatenate([comparison.groups["val"], comparison.groups["test"]])
 
 

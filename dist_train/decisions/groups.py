@@ -34,12 +34,8 @@ class Groups:
             return
         i, j = (self._lowest[np.concatenate(side)] for side in zip(*self._waiting, strict=True))
         self._waiting = []
-        touched, place = np.unique(np.concatenate([i, j]), return_inverse=True)
-        edges = (np.ones(len(i), np.int8), (place[: len(i)], place[len(i) :]))
-        graph = coo_matrix(edges, shape=(len(touched), len(touched)))
+        items = len(self._lowest)
+        graph = coo_matrix((np.ones(len(i), np.int8), (i, j)), shape=(items, items))
         component = connected_components(graph, directed=False)[1]
-        # `touched` ascends, so the first item of each component is its lowest.
         first = np.unique(component, return_index=True)[1]
-        lowest = np.arange(len(self._lowest))
-        lowest[touched] = touched[first][component]
-        self._lowest = lowest[self._lowest]
+        self._lowest = first[component][self._lowest]

@@ -54,27 +54,23 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
 
 def _decide(pair_set: PairSet, items: pd.DataFrame, given: Given, out: Path) -> None:
     """Read the pairs twice: for the threshold, then for the lists of matches."""
-    is_val = np.zeros(len(items), bool)
-    is_val[labelled_rows(items, "val")] = True
+    is_val = np.isin(np.arange(len(items)), labelled_rows(items, "val"))
     degree, within_val = np.zeros(len(items), np.int64), [no_pairs(("i", "j", "score"))]
     for pairs in pair_set.batches():
         i, j = pairs.i.to_numpy(), pairs.j.to_numpy()
-        np.add.at(degree, i, 1)
-        np.add.at(degree, j, 1)
+        np.add.at(degree, np.r_[i, j], 1)
         within_val.append(pairs[is_val[i] & is_val[j]])
     val_pairs = pd.concat(within_val, ignore_index=True)
     decided = decide_threshold(items, val_pairs, pair_set.score_floor, given)
     if decided["at_score_floor"]:
         log.warning(
-            "the best threshold lies at the score floor %.3f of the pairs: join again with more "
-            "--pairs-per-item, a better one may lie below",
-            pair_set.score_floor,
+            f"the best threshold lies at the score floor {pair_set.score_floor:.3f} of the pairs: "
+            "join again with more --pairs-per-item, a better one may lie below"
         )
     decided["weights"] = pair_set.weights
     postings = read_postings(pair_set.embedding / "items.parquet")
     counts = write_lists(pair_set, out, postings, degree, decided["threshold"])
     write_json(out / "threshold.json", decided)
-    counts = {"postings": len(postings.row)} | counts
     names = ("matches.parquet", "groups.parquet", "submission.csv", "threshold.json")
     stage_files.finish(out, counts, [out / name for name in names])
     log.info(

@@ -1,4 +1,4 @@
-"""Match lists and groups written piece by piece from the files of pairs.
+"""Match lists and groups written piece by piece from the files of pairs, and the lists read again.
 
 Memory grows with the postings, by their names and some numbers each, never with the pairs: these
 are stored on disk by the posting they belong to and are read a piece at a time.
@@ -10,12 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dist_train.decisions.groups import Groups
 from dist_train.embedding.store import corrupt_error
-from dist_train.matching.pairs import PairSet
+from dist_train.matching.pairs import PairSet, no_pairs
 from shards.storage.files import atomic_path
 
 WORK = ".work"
@@ -29,10 +31,9 @@ MATCH = np.dtype([("posting", np.int64), ("row", np.int64), ("score", np.float32
 
 @dataclass(frozen=True)
 class Postings:
-    """M catalogue postings: names (M,), vector row (M,) or -1, and the place (N,) of every row."""
+    """M catalogue postings: names (M,), and the place (N,) of every vector row."""
 
     names: pa.Array
-    row: np.ndarray
     place: np.ndarray
 
 
@@ -41,17 +42,16 @@ def read_postings(path: Path) -> Postings:
     with corrupt_error(path):
         table = pq.read_table(path, columns=["posting_id", "row"])
     row = table["row"].to_numpy()
-    place = np.empty(int((row >= 0).sum()), np.int64)
-    place[row[row >= 0]] = np.flatnonzero(row >= 0)
+    packed = np.flatnonzero(row >= 0)
     # Offsets of 64 bits, so that the names are one array however many they are.
     names = pa.concat_arrays(table["posting_id"].cast(pa.large_string()).chunks)
-    return Postings(names, row, place)
+    return Postings(names, packed[np.argsort(row[packed])])
 
 
 def write_lists(
     pairs: PairSet, out: Path, postings: Postings, degree: np.ndarray, threshold: float
 ) -> dict[str, int]:
-    """Write matches.parquet, groups.parquet and submission.csv; counts of pairs and matches.
+    """Write matches.parquet, groups.parquet and submission.csv; count postings, pairs, matches.
 
     `degree` (N,) counts the pairs of every row. What does not fit in memory is stored below `out`
     until the lists are written.
@@ -59,9 +59,9 @@ def write_lists(
     work = out / WORK
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    degree_of = np.zeros(len(postings.row), np.int64)
+    degree_of = np.zeros(len(postings.names), np.int64)
     degree_of[postings.place] = degree
-    cuts, groups, matches = _cuts(degree_of), Groups(len(postings.row)), 0
+    cuts, groups, matches = _cuts(degree_of), Groups(len(degree_of)), 0
     for batch in pairs.batches():
         accepted = batch[batch.score >= np.float32(threshold)]
         if len(accepted):
@@ -94,7 +94,7 @@ def write_lists(
         assert writer is not None
         writer.close()
     shutil.rmtree(work)
-    return {"pairs": int(degree.sum()) // 2, "matches": matches}
+    return {"postings": len(degree_of), "pairs": int(degree.sum()) // 2, "matches": matches}
 
 
 def match_lists(postings: Postings, wanted: range, found: np.ndarray) -> pa.Table:
@@ -117,6 +117,24 @@ def match_lists(postings: Postings, wanted: range, found: np.ndarray) -> pa.Tabl
         "scores": pa.ListArray.from_arrays(offsets, pa.array(score)),
     }
     return pa.table(columns)
+
+
+def read_matches(path: Path, posting_ids: pd.Series, best: int | None = None) -> pd.DataFrame:
+    """The matches within some postings (n,): places i < j in `posting_ids`, and score.
+
+    best: keep only so many of each batch of matches.parquet, those of the highest score.
+    """
+    places, found = pd.Index(posting_ids), [no_pairs(("i", "j", "score"))]
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["posting_id", "matches", "scores"]):
+            lists = pc.list_parent_indices(batch["matches"]).to_numpy()
+            i = places.get_indexer(batch["posting_id"].to_pandas())[lists]
+            j = places.get_indexer(pc.list_flatten(batch["matches"]).to_pandas())
+            score = pc.list_flatten(batch["scores"]).to_numpy(zero_copy_only=False)
+            # A match stands in the lists of both postings.
+            pairs = pd.DataFrame({"i": i, "j": j, "score": score})[(i >= 0) & (i < j)]
+            found.append(pairs if best is None else pairs.nlargest(best, "score"))
+    return pd.concat(found, ignore_index=True)
 
 
 def _cuts(degree: np.ndarray) -> np.ndarray:

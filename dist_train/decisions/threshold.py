@@ -74,9 +74,8 @@ def decide_threshold(
     rows = labelled_rows(items, "val")
     threshold, curve, at_score_floor = given.threshold, None, False
     if len(rows):
-        position = np.full(len(items), -1, np.int64)
-        position[rows] = np.arange(len(rows))
-        i, j = position[pairs.i.to_numpy()], position[pairs.j.to_numpy()]
+        place = pd.Index(rows)
+        i, j = place.get_indexer(pairs.i), place.get_indexer(pairs.j)
         both, groups = (i >= 0) & (j >= 0), items.label_group.iloc[rows].to_numpy(str)
         curve = f1_curve(groups, i[both], j[both], pairs.score.to_numpy()[both])
         if threshold is None:
@@ -94,5 +93,5 @@ def decide_threshold(
         "f1": curve.at(threshold) if curve else None,
         "score_floor": score_floor,
         "at_score_floor": at_score_floor,
-        "curve": curve.thinned().as_json() if curve else None,
+        "curve": curve.as_json() if curve else None,
     }

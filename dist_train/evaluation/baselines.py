@@ -7,12 +7,14 @@ import pandas as pd
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from dist_train.evaluation.f1_curve import runs
 from dist_train.evaluation.titles import decode_escapes
+from shards.duplicates.label_noise import codes
 
 # Products of a word's weight in one title and in another, held at a time: 12 bytes each, 240 MB.
 PRODUCTS_AT_ONCE = 20_000_000
 PAIRS_AT_ONCE = 1_000_000
+SCORE_FLOOR = 0.2
+"""Of the title pairs that are kept. Above 0, because all pairs score 0 or more."""
 Titles = Sequence[str | None] | np.ndarray
 
 
@@ -22,40 +24,34 @@ def same_photo_pairs(hashes: Sequence[str | None] | np.ndarray) -> tuple[np.ndar
     hashes: (N,) strings; "" or None means no photo, and equals nothing.
     Returns (i, j), (P,) int64 each, i < j. P grows with the square of a hash's items.
     """
-    codes, names = pd.factorize(np.asarray(hashes, dtype=object))
-    has_photo = np.array([bool(name) for name in names], dtype=bool)
-    rows = np.flatnonzero(codes >= 0)
-    rows = rows[has_photo[codes[rows]]]
-    rows = rows[np.argsort(codes[rows], kind="stable")]
+    code = codes(pd.Series(hashes, dtype=object))
+    rows = np.argsort(code, kind="stable")
+    rows = rows[code[rows] >= 0]
     # Each row is paired with all rows before it in its run of equal hashes.
-    begins, earlier = runs(codes[rows])
+    begins = np.searchsorted(code[rows], code[rows])
+    earlier = np.arange(len(rows)) - begins
     within = np.arange(earlier.sum()) - np.repeat(np.cumsum(earlier) - earlier, earlier)
     first = rows[np.repeat(begins, earlier) + within]
     return first.astype(np.int64), np.repeat(rows, earlier).astype(np.int64)
 
 
-def title_pairs(
-    titles: Titles, *, score_floor: float = 0.2
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def title_pairs(titles: Titles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every pair of items whose titles share enough words.
 
     The score is the cosine of word TF-IDF vectors with binary counts: a repeated word is no
     better evidence. Rare words weigh more. Titles without a word pair with nothing.
     titles: (N,). Returns (i, j, score), (P,) int64, int64, float32, i < j and
-    score >= score_floor > 0. Time grows with the sum over words of (titles with the word) squared.
+    score >= SCORE_FLOOR. Time grows with the sum over words of (titles with the word) squared.
     """
-    if score_floor <= 0:
-        raise ValueError(f"score_floor must be above 0, not {score_floor}: all pairs score 0")
     words = _word_vectors(titles)
     nothing = np.empty(0, np.int64)
     found = [(nothing, nothing, np.empty(0, np.float32))]
     for start, stop in _blocks(words):
         cosine = (words[start:stop] @ words[start:].T).tocoo()
         i, j = cosine.row.astype(np.int64) + start, cosine.col.astype(np.int64) + start
-        kept = (j > i) & (cosine.data >= np.float32(score_floor))
+        kept = (j > i) & (cosine.data >= np.float32(SCORE_FLOOR))
         i, j, score = i[kept], j[kept], np.minimum(cosine.data[kept], np.float32(1))
-        order = np.lexsort((j, i))
-        found.append((i[order], j[order], score[order]))
+        found.append((i, j, score))
     i, j, score = (np.concatenate(column) for column in zip(*found, strict=True))
     return i, j, score
 
@@ -88,8 +84,7 @@ def _word_vectors(titles: Titles) -> sparse.csr_matrix:
 def _blocks(words: sparse.csr_matrix) -> Iterator[tuple[int, int]]:
     """Cut the rows so that no block makes more than PRODUCTS_AT_ONCE (one row alone may)."""
     titles_with = np.bincount(words.indices, minlength=words.shape[1])
-    products = np.zeros(words.shape[0] + 1, dtype=np.int64)
-    np.cumsum(words.astype(bool) @ titles_with, out=products[1:])
+    products = np.r_[0, np.cumsum(words.astype(bool) @ titles_with)]
     start = 0
     while start < words.shape[0]:
         limit = products[start] + PRODUCTS_AT_ONCE

@@ -1,4 +1,7 @@
-"""Mean per-item F1 at every threshold that makes a difference, from one sort of the pairs."""
+"""Mean per-item F1 at every threshold that makes a difference, from one sort of the pairs.
+
+Also the weight of two scores whose mean has the best curve.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -15,6 +18,10 @@ LEAST_PAIRS_PER_ITEM = 100.0
 """Far more than are true where products have few items."""
 MOST_PAIRS = 20_000_000
 """Pairs beyond LEAST_PAIRS_PER_ITEM: they are held in memory, some 100 bytes each."""
+WEIGHTS = tuple(step / 20 for step in range(21))
+"""Weights of the first of two scores that are tried."""
+POINTS = 1000
+"""Entries of a saved curve, 4 at least."""
 log = logging.getLogger(__name__)
 
 
@@ -62,23 +69,19 @@ class F1Curve:
         accepted = int(np.count_nonzero(self.thresholds >= np.float32(threshold)))
         return float(self.f1[accepted - 1]) if accepted else self.base
 
-    def thinned(self, points: int = 1000) -> "F1Curve":
-        """At most `points` entries (4 at least): first, last, evenly spaced, and the best with
-        the entry after it, so that `best` is unchanged."""
-        last = len(self.f1) - 1
-        if last < max(points, 4):
-            return self
-        kept = np.linspace(0, last, max(points, 4) - 2).round().astype(np.int64)
-        k = self._best_entry()
-        if k is not None:
-            kept = np.union1d(kept, [k, min(k + 1, last)])
-        return F1Curve(self.thresholds[kept], self.f1[kept], self.base, self.items)
-
     def as_json(self) -> SavedCurve:
-        """The curve as lists; float32 and float64 survive JSON exactly."""
+        """At most POINTS entries as lists: first, last, evenly spaced, and the best with the entry
+        after it, so that `best` is unchanged. float32 and float64 survive JSON exactly."""
+        last = len(self.f1) - 1
+        kept = np.arange(last + 1)
+        if last >= POINTS:
+            kept = np.linspace(0, last, POINTS - 2).round().astype(np.int64)
+            k = self._best_entry()
+            if k is not None:
+                kept = np.union1d(kept, [k, min(k + 1, last)])
         return {
-            "threshold": self.thresholds.astype(np.float64).tolist(),
-            "f1": self.f1.tolist(),
+            "threshold": self.thresholds[kept].astype(np.float64).tolist(),
+            "f1": self.f1[kept].tolist(),
             "base": self.base,
             "items": self.items,
         }
@@ -115,26 +118,47 @@ def f1_curve(groups: np.ndarray, i: np.ndarray, j: np.ndarray, scores: np.ndarra
         raise ValueError("no items: there is no mean F1")
     if np.isnan(scores).any():
         raise ValueError(f"{int(np.isnan(scores).sum())} scores are NaN")
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    first = np.ones(len(ranked), dtype=bool)
-    first[1:] = ranked[1:] != ranked[:-1]
-    level, thresholds = np.cumsum(first) - 1, ranked[first]
-    i, j = np.asarray(i, dtype=np.int64)[order], np.asarray(j, dtype=np.int64)[order]
-    at_level, moves = _f1_moves(codes, sizes, i, j, level)
-    total = np.bincount(at_level, weights=moves, minlength=len(thresholds))
-    base = float(np.mean(2.0 / (1.0 + sizes)))
-    return F1Curve(thresholds, base + np.cumsum(total) / len(codes), base, len(codes))
+    negated, level = np.unique(-scores, return_inverse=True)  # level 0 is the highest score
+    levels = max(len(negated), 1)
+    # Every pair once for each of its items, sorted by item and within an item by level.
+    key = np.concatenate([i, j]) * levels + np.tile(level, 2)
+    order = np.argsort(key)
+    key, right = key[order], np.tile(codes[i] == codes[j], 2)[order]
+    item = key // levels
+    begins, counted = np.searchsorted(item, item), np.cumsum(right)
+    right_here = counted - (counted - right)[begins]
+    predicted = 2 + np.arange(len(item)) - begins  # with the item itself, which is right too
+    after = 2.0 * (1 + right_here) / (predicted + sizes[item])
+    # Of the pairs of one item and level the last one counts.
+    last = np.diff(key, append=-1) != 0
+    item, level, after = item[last], key[last] % levels, after[last]
+    alone = 2.0 / (1.0 + sizes)
+    before = np.where(np.diff(item, prepend=-1) != 0, alone[item], np.roll(after, 1))
+    total = np.bincount(level, weights=after - before, minlength=len(negated))
+    base = float(np.mean(alone))
+    return F1Curve(-negated, base + np.cumsum(total) / len(codes), base, len(codes))
 
 
-def runs(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each element of a sorted array (P,): where its run of equal elements begins, and its
-    place in the run from zero, (P,) int64 each."""
-    position = np.arange(len(keys))
-    fresh = np.ones(len(keys), dtype=bool)
-    fresh[1:] = keys[1:] != keys[:-1]
-    begins = np.maximum.accumulate(np.where(fresh, position, 0))
-    return begins, position - begins
+def weighted_mean(weight: float, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of two scores (P,), float32 (P,); the second has the rest of the weight."""
+    first, second = (np.asarray(scores, np.float64) for scores in (first, second))
+    return (weight * first + (1 - weight) * second).astype(np.float32)
+
+
+def choose_weight(
+    groups: np.ndarray, i: np.ndarray, j: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> float:
+    """The weight of the highest mean per-item F1 at its best threshold; of equals the most even.
+
+    groups: (N,) label groups; i, j: (P,) each pair once; first, second: (P,) scores of every pair.
+    Raises ValueError without items, or for a score that is NaN.
+    """
+    best, chosen = -1.0, 0.5
+    for weight in sorted(WEIGHTS, key=lambda share: abs(share - 0.5)):
+        f1 = f1_curve(groups, i, j, weighted_mean(weight, first, second)).best()[1]
+        if f1 > best + SAME_F1:
+            best, chosen = f1, weight
+    return chosen
 
 
 def pairs_per_item(groups: np.ndarray) -> float:
@@ -152,35 +176,7 @@ def pairs_per_item(groups: np.ndarray) -> float:
     most = max(LEAST_PAIRS_PER_ITEM, MOST_PAIRS / len(sizes))
     if wanted > most:
         log.warning(
-            "%d items have %.0f others of their product on average: only the best %.0f pairs an "
-            "item are scored, F1 may be higher",
-            len(sizes),
-            wanted,
-            most,
+            f"{len(sizes)} items have {wanted:.0f} others of their product on average: only the "
+            f"best {most:.0f} pairs an item are scored, F1 may be higher"
         )
     return min(wanted, most)
-
-
-def _f1_moves(
-    codes: np.ndarray, sizes: np.ndarray, i: np.ndarray, j: np.ndarray, level: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each (item, level) that has pairs: the level, and by how much the item's F1 moves.
-
-    codes, sizes: (N,) of `group_codes`; i, j, level: (P,) in descending order of score.
-    """
-    # Every pair once for each of its items, sorted by item and within an item by level.
-    item = np.stack([i, j], axis=1).ravel()
-    by_item = np.argsort(item, kind="stable")
-    item, level = item[by_item], np.repeat(level, 2)[by_item]
-    right = np.repeat(codes[i] == codes[j], 2)[by_item]
-    begins, place = runs(item)
-    counted = np.cumsum(right)
-    right_here = counted - (counted - right)[begins]
-    # The item itself is predicted and right, and `place` counts from zero.
-    after = 2.0 * (1 + right_here) / (2 + place + sizes[item])
-    last = np.ones(len(item), dtype=bool)
-    last[:-1] = (item[1:] != item[:-1]) | (level[1:] != level[:-1])
-    item, level, after = item[last], level[last], after[last]
-    alone = 2.0 / (1.0 + sizes[item])
-    before = np.where(runs(item)[1] == 0, alone, np.roll(after, 1))
-    return level, after - before

@@ -11,6 +11,8 @@ import pandas as pd
 
 # Bounds the bootstrap's weights to 32 MiB at a time, however many products there are.
 WEIGHTS_AT_ONCE = 4 << 20
+LEVEL = 0.95
+"""Share of the bootstrap's means that an interval holds."""
 BANDS = (1, 2, 3, 5, 10, 20)
 """Smallest label group of each band of sizes: pairs are easy to complete, large groups are not."""
 
@@ -32,10 +34,9 @@ def group_codes(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises ValueError for an item without a label group: as one group together, all such items
     would count as the same product.
     """
-    codes, names = pd.factorize(np.asarray(groups))
-    codes = codes.astype(np.int64)
-    empty = np.array([isinstance(name, str) and not name for name in names], dtype=bool)
-    missing = (codes < 0) | empty[codes] if len(names) else codes < 0
+    groups = np.asarray(groups)
+    codes = pd.factorize(groups)[0]
+    missing = (codes < 0) | (groups == "")
     if missing.any():
         raise ValueError(
             f"{int(missing.sum())} items have no label group, the first is row "
@@ -44,20 +45,21 @@ def group_codes(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes, np.bincount(codes, minlength=1)[codes]
 
 
-def per_item_f1(groups: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """F1 of every item: 2 * right / (predicted + group size), itself included in all three.
+def per_item_scores(
+    groups: np.ndarray, i: np.ndarray, j: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """F1, precision and recall of every item, (N,) float64 in (0, 1] each.
 
+    2 * right / (predicted + group size), right / predicted and right / group size, the item itself
+    included in all three counts.
     groups: (N,) label groups; i, j: (P,) int64 rows, each pair once, i != j.
-    Returns (N,) float64 in (0, 1]. Raises ValueError for an item without a group.
+    Raises ValueError for an item without a group.
     """
-    right, predicted, sizes = _counts(groups, i, j)
-    return 2.0 * right / (predicted + sizes)
-
-
-def precision_recall(groups: np.ndarray, i: np.ndarray, j: np.ndarray) -> tuple[float, float]:
-    """Mean over items of right / predicted and of right / group size, itself included."""
-    right, predicted, sizes = _counts(groups, i, j)
-    return float(np.mean(right / predicted)), float(np.mean(right / sizes))
+    codes, sizes = group_codes(groups)
+    ends = np.stack([i, j])
+    hits = ends[:, codes[ends[0]] == codes[ends[1]]]
+    right, predicted = (1 + np.bincount(p.ravel(), minlength=len(codes)) for p in (hits, ends))
+    return 2.0 * right / (predicted + sizes), right / predicted, right / sizes
 
 
 def recall_at_1(groups: np.ndarray, nearest: np.ndarray) -> float:
@@ -84,7 +86,7 @@ def by_group_size(groups: np.ndarray, f1: np.ndarray) -> list[GroupSizeScore]:
     sizes = group_codes(groups)[1]
     band = np.searchsorted(BANDS, sizes, side="right") - 1
     items = np.bincount(band, minlength=len(BANDS))
-    total = np.bincount(band, weights=np.asarray(f1, dtype=np.float64), minlength=len(BANDS))
+    total = np.bincount(band, weights=f1, minlength=len(BANDS))
     ends = [*(start - 1 for start in BANDS[1:]), int(sizes.max(initial=BANDS[-1]))]
     return [
         {"size_from": start, "size_to": end, "items": int(count), "f1": float(f1_sum / count)}
@@ -94,14 +96,9 @@ def by_group_size(groups: np.ndarray, f1: np.ndarray) -> list[GroupSizeScore]:
 
 
 def bootstrap_interval(
-    values: np.ndarray,
-    groups: np.ndarray,
-    *,
-    rounds: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    values: np.ndarray, groups: np.ndarray, rounds: int = 1000
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of values, drawing label groups, not items.
+    """95 % percentile bootstrap interval of the mean of values, drawing label groups, not items.
 
     Scores within one product are correlated, so drawing items one by one would give an interval
     that is too narrow (Field and Welsh 2007, the cluster bootstrap).
@@ -116,42 +113,28 @@ def bootstrap_interval(
     # joins sums that differ by the order of addition.
     totals = np.stack([np.bincount(codes, weights=values).round(12), np.bincount(codes)], axis=1)
     kinds, counts = np.unique(totals, axis=0, return_counts=True)
-    generator, step, drawn = np.random.default_rng(seed), max(1, WEIGHTS_AT_ONCE // len(kinds)), []
+    generator, step, drawn = np.random.default_rng(0), max(1, WEIGHTS_AT_ONCE // len(kinds)), []
     for start in range(0, rounds, step):
         size = min(step, rounds - start)
         times = generator.multinomial(len(totals), counts / len(totals), size=size)
         # No matrix product: the order of its additions depends on the number of rows.
         drawn.append(np.stack([(times * column).sum(axis=1) for column in kinds.T]))
     sums, sizes = np.concatenate(drawn, axis=1)
-    tail = (1.0 - level) / 2.0
+    tail = (1.0 - LEVEL) / 2.0
     low, high = np.quantile(sums / sizes, [tail, 1.0 - tail])
     return float(low), float(high)
 
 
 def paired_difference(
-    ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray, *, rounds: int = 10_000, seed: int = 0
+    ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray
 ) -> tuple[float, float, float]:
     """Mean of ours - theirs on the same items, and its 95 % bootstrap interval by product.
 
     What is hard for both cancels: the interval is narrower than those of the two means. Label
     groups are drawn with the differences of all their items (Efron and Tibshirani 1993, paired).
     ours, theirs: (N,) values of the same items; groups: (N,). Returns (mean, low, high).
-    Raises ValueError for different lengths or without items.
+    Raises ValueError without items.
     """
-    ours, theirs = (np.asarray(values, np.float64) for values in (ours, theirs))
-    if ours.shape != theirs.shape:
-        raise ValueError(f"values of {len(ours)} and of {len(theirs)} items are no pairs")
     difference = ours - theirs
-    low, high = bootstrap_interval(difference, groups, rounds=rounds, seed=seed)
+    low, high = bootstrap_interval(difference, groups, rounds=10_000)
     return float(difference.mean()), low, high
-
-
-def _counts(
-    groups: np.ndarray, i: np.ndarray, j: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Right, predicted and true members of every item, itself included, (N,) int64 each."""
-    codes, sizes = group_codes(groups)
-    ends = np.stack([np.asarray(i, dtype=np.int64), np.asarray(j, dtype=np.int64)])
-    right = ends[:, codes[ends[0]] == codes[ends[1]]]
-    true, predicted = (1 + np.bincount(p.ravel(), minlength=len(codes)) for p in (right, ends))
-    return true, predicted, sizes

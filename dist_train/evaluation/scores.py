@@ -74,8 +74,7 @@ def score_table(scores: Scores) -> str:
                 f"  {row['name']}: {row['weight']:.2f} of the first score, "
                 f"{1 - row['weight']:.2f} of the second, chosen on val products"
             )
-    if scores["differences"]:
-        lines += ["", "Differences in F1 on the same items, 95 % intervals paired by product"]
+    lines += ["", "Differences in F1 on the same items, 95 % intervals paired by product"]
     names = [f"{row['of']} over {row['over']}" for row in scores["differences"]]
     for name, row in zip(names, scores["differences"], strict=True):
         interval = f"{row['low']:+.4f} – {row['high']:+.4f}"

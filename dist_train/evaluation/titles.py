@@ -11,9 +11,7 @@ def decode_escapes(title: str) -> str:
     Catalogues exported through a printed byte string hold them. Bytes that are no UTF-8, such
     as an emoji cut in half, stay as they are written (their digits in lower case).
     """
-
-    def decoded(escapes: re.Match[str]) -> str:
-        octets = bytes.fromhex(escapes.group().replace("\\x", ""))
-        return octets.decode("utf-8", errors="backslashreplace")
-
-    return ESCAPES.sub(decoded, title) if "\\x" in title else title
+    return ESCAPES.sub(
+        lambda run: bytes.fromhex(run[0].replace("\\x", "")).decode(errors="backslashreplace"),
+        title,
+    )

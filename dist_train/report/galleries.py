@@ -1,21 +1,62 @@
-"""Which pairs to show: a few of each kind, spread over products."""
+"""Which pairs to show: a few of each kind, spread over products, with photos, titles and scores."""
 
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+from PIL import Image, ImageOps
 
+from dist_train.distributed.stage import parent_location
+from dist_train.embedding.store import corrupt_error
 from dist_train.evaluation.baselines import same_photo_pairs
+from dist_train.evaluation.titles import decode_escapes
+from shards.read.shard_set import ShardSet
+from shards.storage.errors import BadInput, Unreachable
 
 SHOWN = 12
 SHOWN_A_PRODUCT = 2
 ITEMS_A_PRODUCT = 30
 """So many items of a product are paired for pairs never scored: two pairs are shown at most,
 so the others would only cost time."""
+LONGEST_SIDE, QUALITY = 160, 70
+"""Pixels and JPEG quality of the photos inside the page."""
 Kind = Literal["right", "wrong", "missed", "matches"]
 """matches is that of a catalogue without labels."""
 Chosen = tuple[Kind, int | None, pd.DataFrame]
 """A kind of pairs, how many there are (None: only the best are known), and those to show."""
+
+
+@dataclass(frozen=True)
+class Posting:
+    """One side of a pair. photo: a data URI, or None where there is none to show."""
+
+    posting_id: str
+    title: str
+    photo: str | None
+
+
+@dataclass(frozen=True)
+class PairCard:
+    """Two postings and their scores; None where the pair or a modality was never scored."""
+
+    left: Posting
+    right: Posting
+    score: float | None
+    score_image: float | None
+    score_text: float | None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Some pairs of a kind; total: pairs of this kind, None where only the best are known."""
+
+    kind: Kind
+    total: int | None
+    cards: list[PairCard]
 
 
 def choose_pairs(
@@ -33,11 +74,11 @@ def choose_pairs(
     matched = _by_score(matched)
     if shown is None:
         return [("matches", None, _spread(matched, product))]
-    is_right = _is_same(matched, product)
+    is_right = product[matched.i] == product[matched.j]
     right, wrong = matched[is_right], matched[~is_right]
     few = right[right.groupby(product[right["i"]]).cumcount() < SHOWN_A_PRODUCT]
     even = np.linspace(0, len(few) - 1, min(SHOWN, len(few))).round().astype(int)
-    near = _by_score(scored[_is_same(scored, product)])
+    near = _by_score(scored[product[scored.i] == product[scored.j]])
     rows = np.flatnonzero(shown)
     rows = rows[pd.Series(product[rows]).groupby(product[rows]).cumcount() < ITEMS_A_PRODUCT]
     # Pairs of equal products are found as pairs of equal hashes are.
@@ -59,11 +100,6 @@ def _by_score(pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs.sort_values(["score", "i", "j"], ascending=[False, True, True])
 
 
-def _is_same(pairs: pd.DataFrame, product: np.ndarray) -> np.ndarray:
-    """Which of the pairs are of one product, (P,) bool."""
-    return product[pairs["i"]] == product[pairs["j"]]
-
-
 def _isin(pairs: pd.DataFrame, others: pd.DataFrame, items: int) -> np.ndarray:
     """Which of the pairs (i < j) are one of the others, (P,) bool."""
     keys = pairs["i"].to_numpy() * items + pairs["j"].to_numpy()
@@ -82,3 +118,46 @@ def _spread(pairs: pd.DataFrame, product: np.ndarray) -> pd.DataFrame:
         if len(kept) == SHOWN:
             break
     return pairs.iloc[kept]
+
+
+def show_pairs(
+    chosen: list[Chosen], scored: pd.DataFrame, embedding: Path
+) -> tuple[list[Gallery], str | None]:
+    """The chosen pairs with titles, photos and scores, and why there are no photos, if so.
+
+    scored: columns i, j, score, score_image, score_text, as a join has them.
+    """
+    try:
+        photos, missing = ShardSet(parent_location(embedding, "shards")), None
+    except (BadInput, Unreachable) as reason:
+        photos, missing = None, str(reason)  # a report without photos still shows the scores
+    rows = sorted({int(row) for *_, pairs in chosen for row in pairs[["i", "j"]].to_numpy().flat})
+    with corrupt_error(embedding / "items.parquet") as path:
+        columns = ["row", "posting_id", "title"]
+        table = pd.read_parquet(path, columns=columns, filters=[("row", "in", rows)])
+    postings = {}
+    for item in table.fillna({"title": ""}).itertuples():
+        photo = _thumbnail(photos.photo(item.posting_id) if photos else None)
+        postings[item.row] = Posting(item.posting_id, decode_escapes(item.title), photo)
+    found = []
+    for kind, total, pairs in chosen:
+        known = pairs[["i", "j"]].merge(scored, on=["i", "j"], how="left").astype(object)
+        known = known.where(known.notna(), None).itertuples(index=False)
+        cards = [PairCard(postings[i], postings[j], *scores) for i, j, *scores in known]
+        found.append(Gallery(kind, total, cards))
+    return found, missing
+
+
+def _thumbnail(photo: bytes | None) -> str | None:
+    """A data URI of a small JPEG; None without a photo that can be read."""
+    if not photo:
+        return None
+    try:
+        with Image.open(io.BytesIO(photo)) as image:
+            small = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dist_train.distributed.stage import parent_location
-from dist_train.report.gather import _open_photos
+from dist_train.matching.pairs import no_pairs
+from dist_train.report.galleries import show_pairs
 from shards.read import remote
 from shards.read.shard_set import ShardSet
 from tests.support.comparing import losses, weights
@@ -38,8 +39,7 @@ def test_training_and_embedding_from_a_url_are_those_from_disk(
         assert set(data.values()) == {1}
         monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
         server.broken = lambda path: "500"
-        photos, reason = _open_photos(tmp_path / "there")
-    assert photos is None
+        _, reason = show_pairs([], no_pairs(), tmp_path / "there")
     assert f"{url}/stage.json" in str(reason)
 
 
@@ -50,9 +50,8 @@ def _check_embedding(there: Path, here: Path, url: str) -> None:
     assert parents[0]["shards"]["path"] == url
     assert parents[0]["shards"]["fingerprint"] == parents[1]["shards"]["fingerprint"]
     assert parent_location(there, "shards") == url
-    photos, reason = _open_photos(there)
-    assert reason is None
-    assert isinstance(photos, ShardSet)
+    assert show_pairs([], no_pairs(), there) == ([], None)
+    photos = ShardSet(url)
     shards = ShardSet(parent_location(here, "shards"))
     for posting_id in shards.packed.posting_id[:5]:
         assert photos.photo(posting_id) == shards.photo(posting_id)

@@ -28,7 +28,7 @@ PLACES = [
     "dist_train.matching.join:score_block_pair",
     "dist_train.matching.build_pairs:finish",
     "dist_train.decisions.match:_decide",
-    "dist_train.decisions.score:per_item_f1",
+    "dist_train.decisions.score:per_item_scores",
     "dist_train.decisions.score:write_json",
     "dist_train.report.html:gather",
     "dist_train.report.html:write_atomic",

@@ -12,7 +12,7 @@ import pandas as pd
 
 from dist_train.evaluation.baselines import same_photo_pairs, title_pairs
 from dist_train.evaluation.f1_curve import f1_curve
-from dist_train.evaluation.metrics import per_item_f1
+from dist_train.evaluation.metrics import per_item_scores
 from dist_train.synthetic.catalogue import generate
 from shards.storage.files import sha256_file
 
@@ -27,9 +27,9 @@ def main() -> None:
         groups = table.label_group.to_numpy(str)
         hashes = np.array([sha256_file(out / "images" / name) for name in table.image])
     nothing = np.zeros(0, np.int64)
-    print(f"{items} items, self-match: {per_item_f1(groups, nothing, nothing).mean():.4f}")
-    print(f"same file: {per_item_f1(groups, *same_photo_pairs(hashes)).mean():.4f}")
-    threshold, f1 = f1_curve(groups, *title_pairs(table.title.to_numpy(), score_floor=0.3)).best()
+    print(f"{items} items, self-match: {per_item_scores(groups, nothing, nothing)[0].mean():.4f}")
+    print(f"same file: {per_item_scores(groups, *same_photo_pairs(hashes))[0].mean():.4f}")
+    threshold, f1 = f1_curve(groups, *title_pairs(table.title.to_numpy())).best()
     print(f"word TF-IDF: {f1:.4f} at {threshold:.3f}")
 
 

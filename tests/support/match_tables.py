@@ -13,7 +13,7 @@ def postings_of(table: pd.DataFrame) -> Postings:
     row = table.row.to_numpy()
     place = np.empty((row >= 0).sum(), np.int64)
     place[row[row >= 0]] = np.flatnonzero(row >= 0)
-    return Postings(pa.array(table.posting_id, pa.large_string()), row, place)
+    return Postings(pa.array(table.posting_id, pa.large_string()), place)
 
 
 def matches_table(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:

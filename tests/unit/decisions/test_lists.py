@@ -56,7 +56,7 @@ def test_pieces_give_what_all_pairs_give(case, monkeypatch, piece, some, batch):
     monkeypatch.setattr(joined, "BATCH", batch)
     counts = lists_of(folder, pairs)
     accepted = pairs[pairs.score >= np.float32(THRESHOLD)]
-    assert counts == {"pairs": len(pairs), "matches": len(accepted)}
+    assert counts == {"postings": N + 1, "pairs": len(pairs), "matches": len(accepted)}
     wanted = matches_table(postings, accepted)
     table = pd.read_parquet(folder / "matches.parquet")
     degree = np.bincount(np.r_[pairs.i, pairs.j], minlength=N)

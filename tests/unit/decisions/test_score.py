@@ -107,6 +107,7 @@ def write_decided(out, embedding, accepted: list[Pair], weights: dict[str, float
         lists[f"p{i}"].append(f"p{j}")
         lists[f"p{j}"].append(f"p{i}")
     table = pd.DataFrame({"posting_id": names, "matches": list(lists.values())})
+    table["scores"] = [np.ones(len(found), np.float32) for found in lists.values()]
     write_parquet(out / "matches.parquet", table)
     write_json(out / "threshold.json", {"threshold": THRESHOLD, "weights": weights})
     files = [out / "matches.parquet", out / "threshold.json"]

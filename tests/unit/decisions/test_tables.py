@@ -1,12 +1,15 @@
 """Matches and groups of a match directory, against sets and searches written out here."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train.decisions.groups import Groups
-from dist_train.decisions.score import accepted_pairs
+from dist_train.decisions.match_lists import read_matches
 from tests.support.match_tables import groups_table, matches_table
 
 
@@ -27,6 +30,14 @@ def accepted(draw):
         "score": np.array(scores, np.float32),
     })  # fmt: skip
     return postings, pairs
+
+
+def accepted_pairs(matches: pd.DataFrame, posting_ids) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs that are read of a matches.parquet."""
+    with tempfile.TemporaryDirectory() as folder:
+        matches.to_parquet(f"{folder}/matches.parquet")
+        found = read_matches(Path(folder) / "matches.parquet", posting_ids)
+    return found.i.to_numpy(), found.j.to_numpy()
 
 
 def names_by_row(postings: pd.DataFrame) -> dict[int, str]:
@@ -101,10 +112,11 @@ def test_accepted_pairs_are_the_inverse_of_matches(case):
 
 
 def test_accepted_pairs_are_those_within_the_postings():
-    names = pd.Index(["d", "a", "c"])
+    names = pd.Series(["d", "a", "c"])
     lists = {
         "posting_id": list("abcd"),
         "matches": [list("abd"), list("ba"), list("cd"), list("dac")],
+        "scores": [[1.0, 0.5, 0.75], [1.0, 0.5], [1.0, 0.25], [1.0, 0.75, 0.25]],
     }
     i, j = accepted_pairs(pd.DataFrame(lists), names)
     assert sorted(zip(i.tolist(), j.tolist(), strict=True)) == [(0, 1), (0, 2)]
@@ -132,8 +144,16 @@ def test_matches_survive_parquet(tmp_path):
     postings = pd.DataFrame({"posting_id": ["x1", "x2", "x3"], "row": [0, 1, -1]})
     pairs = pd.DataFrame({"i": [0], "j": [1], "score": np.float32([0.5])})
     matches_table(postings, pairs).to_parquet(tmp_path / "m.parquet")
-    i, j = accepted_pairs(pd.read_parquet(tmp_path / "m.parquet"), pd.Index(["x1", "x2"]))
-    assert (i.tolist(), j.tolist()) == ([0], [1])
+    found = read_matches(tmp_path / "m.parquet", pd.Series(["x1", "x2"]))
+    assert found.to_numpy().tolist() == [[0, 1, 0.5]]
+
+
+def test_only_the_best_of_a_batch_are_kept(tmp_path):
+    postings = pd.DataFrame({"posting_id": list("abc"), "row": [0, 1, 2]})
+    pairs = pd.DataFrame({"i": [0, 0, 1], "j": [1, 2, 2], "score": np.float32([0.5, 0.75, 0.25])})
+    matches_table(postings, pairs).to_parquet(tmp_path / "m.parquet")
+    found = read_matches(tmp_path / "m.parquet", postings.posting_id, best=2)
+    assert found.to_numpy().tolist() == [[0, 2, 0.75], [0, 1, 0.5]]
 
 
 def test_groups_of_a_long_chain_and_of_nothing():

@@ -56,7 +56,8 @@ def words_of(title):
 def test_title_pairs_equal_all_against_all(titles, floor, at_once):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "PRODUCTS_AT_ONCE", at_once)
-        i, j, score = title_pairs(titles, score_floor=floor)
+        patch.setattr(baselines, "SCORE_FLOOR", floor)
+        i, j, score = title_pairs(titles)
     expected = cosines(titles)
     found = np.zeros_like(expected)
     found[i, j] = score
@@ -95,11 +96,6 @@ def test_escapes_are_decoded_before_words_are_compared():
     i, j, score = title_pairs(["caf\\xc3\\xa9", "café", "teh"])
     assert (i.tolist(), j.tolist()) == ([0], [1])
     assert score[0] == pytest.approx(1.0)
-
-
-def test_a_score_floor_of_zero_is_refused():
-    with pytest.raises(ValueError, match="above 0"):
-        title_pairs(["a b", "c d"], score_floor=0.0)
 
 
 @given(st.text(max_size=8), st.text(max_size=8))

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dist_train.evaluation import f1_curve as module
 from dist_train.evaluation.f1_curve import F1Curve, f1_curve
-from dist_train.evaluation.metrics import per_item_f1
+from dist_train.evaluation.metrics import per_item_scores
 
 NO_PAIRS = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))
 
@@ -29,7 +30,7 @@ def scored_pairs(draw):
 
 
 def mean_f1(groups, i, j, accepted) -> float:
-    return per_item_f1(groups, i[accepted], j[accepted]).mean()
+    return per_item_scores(groups, i[accepted], j[accepted])[0].mean()
 
 
 @given(scored_pairs())
@@ -157,11 +158,18 @@ def random_case(pairs: int, items: int = 5_000):
     return groups, i, j, rng.normal(0.5 + 0.3 * right, 0.1)
 
 
+def saved(curve: F1Curve, points: int) -> F1Curve:
+    """The curve as it is read again from a file that holds so many points at most."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "POINTS", points)
+        return F1Curve.from_json(json.loads(json.dumps(curve.as_json())))
+
+
 @given(st.integers(4, 60), scored_pairs())
 def test_thinned_keeps_its_ends_its_best_and_its_bound(points, case):
     for curve in (f1_curve(*case), f1_curve(*random_case(500))):
-        thin = curve.thinned(points)
-        assert len(thin.f1) == len(thin.thresholds) <= max(points, 4)
+        thin = saved(curve, points)
+        assert len(thin.f1) == len(thin.thresholds) <= points
         assert thin.best() == curve.best()
         ends = slice(None, None, max(len(curve.f1) - 1, 1))
         thin_ends = slice(None, None, max(len(thin.f1) - 1, 1))
@@ -171,21 +179,21 @@ def test_thinned_keeps_its_ends_its_best_and_its_bound(points, case):
 @pytest.mark.parametrize("rights", range(100, 160, 7))
 def test_thinned_keeps_the_best_entry_and_the_one_after_it(rights):
     curve = f1_curve(*gains_and_losses(np.repeat([1, -1], [rights, 300 - rights])))
-    thin = curve.thinned(12)
+    thin = saved(curve, 12)
     assert len(thin.f1) <= 12
     assert thin.best() == curve.best()
     scores = gains_and_losses(np.ones(300, int))[3]
     assert (scores >= np.float32(thin.best()[0])).sum() == rights
     assert set(curve.thresholds[[0, -1]]) <= set(thin.thresholds)
     assert (thin.base, thin.items) == (curve.base, curve.items)
-    whole = curve.thinned(301)
+    whole = saved(curve, 301)
     np.testing.assert_array_equal(whole.thresholds, curve.thresholds)
 
 
 def test_five_entries_are_thinned_to_four():
     curve = f1_curve(*gains_and_losses(np.array([1, 1, -1, -1, -1])))
     assert len(curve.f1) == 5
-    assert len(curve.thinned(4).f1) == len(curve.thinned(1).f1) == 4
+    assert len(saved(curve, 4).f1) == 4
 
 
 @given(scored_pairs())

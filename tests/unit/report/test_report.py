@@ -7,7 +7,6 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -15,13 +14,14 @@ from PIL import Image
 from dist_train.distributed import stage
 from dist_train.distributed.stage import EMBEDDING, MATCHES, parents_for
 from dist_train.evaluation.f1_curve import f1_curve
-from dist_train.report.gather import gather
-from dist_train.report.html import render, write_report
+from dist_train.report import galleries
+from dist_train.report.html import gather, render, write_report
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
 from shards.storage.files import write_json
+from tests.support.match_tables import groups_table
 
 HOSTILE = '<script>alert("x")</script> & <img src=https://example.org/a.png onerror=x>'
 
@@ -39,6 +39,14 @@ class DrawnPhotos:
         out = io.BytesIO()
         Image.new("RGB", (640, 320), "teal").save(out, "JPEG")
         return b"no JPEG" if posting_id in self.broken else out.getvalue()
+
+
+def gathered(matches: Path, photos: DrawnPhotos):
+    """What the report shows where these are the photos of the shard set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(galleries, "parent_location", lambda path, name: path)
+        patch.setattr(galleries, "ShardSet", lambda location: photos)
+        return gather(matches)
 
 
 def write_stage(path: Path, kind: str, parents: dict, write) -> None:
@@ -84,8 +92,8 @@ def _fill(matches: Path, items: pd.DataFrame, pairs: pd.DataFrame, threshold: fl
     table["matches"] = [found for found, _ in lists.values()]
     table["scores"] = [scores for _, scores in lists.values()]
     table.to_parquet(matches / "matches.parquet", index=False)
-    groups = pd.DataFrame({"posting_id": list(lists)})
-    groups["group_id"] = [min(found) for found, _ in lists.values()]
+    rows = items.assign(row=items["row"].fillna(-1).astype("int64"))
+    groups = groups_table(rows, pairs[pairs["score"] >= threshold])
     groups.to_parquet(matches / "groups.parquet", index=False)
     write_threshold(matches, items, pairs, threshold)
 
@@ -180,7 +188,7 @@ def shown(data) -> dict:
 
 
 def test_galleries_hold_the_right_pairs(matches):
-    data = gather(matches, DrawnPhotos())
+    data = gathered(matches, DrawnPhotos())
     assert shown(data) == {
         "right": [("p0", "p1"), ("p3", "p4")],
         "wrong": [("p0", "p3")],
@@ -190,19 +198,19 @@ def test_galleries_hold_the_right_pairs(matches):
 
 
 def test_cards_carry_scores_and_pairs_never_scored_have_none(matches):
-    right, _, missed = gather(matches, DrawnPhotos()).galleries
+    right, _, missed = gathered(matches, DrawnPhotos()).galleries
     best = right.cards[0]
     assert best.score == pytest.approx(0.9)
     assert (best.score_image, best.score_text) == pytest.approx((0.95, 0.85))
     last = missed.cards[-1]
     assert (last.score, last.score_image, last.score_text) == (None, None, None)
-    assert "never scored" in render(gather(matches, DrawnPhotos()))
+    assert "never scored" in render(gathered(matches, DrawnPhotos()))
 
 
 def test_counts_are_of_the_whole_catalogue(matches):
-    data = gather(matches, DrawnPhotos())
+    data = gathered(matches, DrawnPhotos())
     assert (data.postings, data.matched) == (8, 4)
-    assert data.largest_group == 3
+    assert (data.groups, data.largest_group) == (1, 4)
     assert (data.histogram.right.sum(), data.histogram.wrong.sum()) == (3, 2)
 
 
@@ -210,20 +218,20 @@ def test_only_test_items_are_shown(tmp_path):
     """Training products look better than new ones will."""
     items = shop(SHOP)
     items.loc[[0, 1, 2], "split"] = "train"
-    data = gather(write_matches(tmp_path, items, PAIRS), DrawnPhotos())
+    data = gathered(write_matches(tmp_path, items, PAIRS), DrawnPhotos())
     assert shown(data) == {"right": [("p3", "p4")], "wrong": [], "missed": [("p5", "p6")]}
     assert data.shown_split == "test"
 
 
 def test_unlabelled_items_are_neither_right_nor_wrong(tmp_path):
-    data = gather(write_matches(tmp_path, shop("aaa-bcc"), PAIRS), DrawnPhotos())
+    data = gathered(write_matches(tmp_path, shop("aaa-bcc"), PAIRS), DrawnPhotos())
     assert shown(data)["wrong"] == []
     assert data.histogram.wrong.sum() == 1
 
 
 def test_a_catalogue_without_labels_shows_its_best_matches(tmp_path):
     matches = write_matches(tmp_path, shop("-------"), PAIRS)
-    data = gather(matches, DrawnPhotos())
+    data = gathered(matches, DrawnPhotos())
     # three matches of one group, of which two are shown
     assert shown(data) == {"matches": [("p0", "p1"), ("p0", "p3")]}
     assert data.galleries[0].cards[1].score_image == pytest.approx(0.85)
@@ -233,7 +241,7 @@ def test_a_catalogue_without_labels_shows_its_best_matches(tmp_path):
 
 
 def test_a_catalogue_without_any_match_has_a_report(tmp_path):
-    page = render(gather(write_matches(tmp_path, shop("--"), PAIRS[:0]), DrawnPhotos()))
+    page = render(gathered(write_matches(tmp_path, shop("--"), PAIRS[:0]), DrawnPhotos()))
     assert "0 of 3 postings found a match" in page
     assert "There are none" in page
 
@@ -256,7 +264,7 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path):
     titles = [HOSTILE] * 7
     matches = write_matches(tmp_path, shop(SHOP, titles=titles), PAIRS)
     write_metrics(matches, names=(HOSTILE, HOSTILE))
-    page = render(gather(matches, DrawnPhotos(without=["p0"])))
+    page = render(gathered(matches, DrawnPhotos(without=["p0"])))
     found = References(page)
     assert "script" not in found.tags
     assert found.handlers == []
@@ -264,7 +272,7 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path):
 
 
 def test_the_page_fetches_nothing(matches):
-    page = render(gather(matches, DrawnPhotos()))
+    page = render(gathered(matches, DrawnPhotos()))
     found = References(page).fetched
     assert len(found) == 12
     assert all(value.startswith("data:image/jpeg;base64,") for value in found)
@@ -279,14 +287,14 @@ def size_of(photo: str) -> tuple[int, int]:
 
 def test_photos_are_small_and_only_those_shown_are_read(matches):
     photos = DrawnPhotos()
-    card = gather(matches, photos).galleries[0].cards[0]
+    card = gathered(matches, photos).galleries[0].cards[0]
     assert size_of(card.left.photo) == (160, 80)
     assert sorted(photos.asked) == [f"p{k}" for k in range(7)]
 
 
 def test_a_missing_or_broken_photo_and_a_missing_title_have_a_place(tmp_path):
     matches = write_matches(tmp_path, shop("aa", titles=["", "tea"]), scored((0, 1, 0.9)))
-    page = render(gather(matches, DrawnPhotos(without=["p0"], broken=["p1"])))
+    page = render(gathered(matches, DrawnPhotos(without=["p0"], broken=["p1"])))
     assert page.count("no photo") == 2
     assert page.count("no title") == 1
     assert "<img" not in page
@@ -315,7 +323,7 @@ def test_without_its_shard_set_the_report_says_so(matches):
 
 
 def test_the_report_is_written_whole_and_names_its_scores(matches):
-    path = write_report(matches, DrawnPhotos())
+    path = write_report(matches)
     assert path == matches / "report.html"
     page = path.read_text()
     assert page.rstrip().endswith("</html>")
@@ -326,7 +334,7 @@ def test_the_report_is_written_whole_and_names_its_scores(matches):
 
 def test_escapes_in_titles_are_read(tmp_path):
     items = shop("aa", titles=["caf\\xc3\\xa9", "tea"])
-    page = render(gather(write_matches(tmp_path, items, scored((0, 1, 0.9))), DrawnPhotos()))
+    page = render(gathered(write_matches(tmp_path, items, scored((0, 1, 0.9))), DrawnPhotos()))
     assert "café" in page
 
 
@@ -335,15 +343,4 @@ def test_rows_that_are_not_each_once_are_refused(tmp_path):
     items.loc[2, "row"] = 1
     matches = write_matches(tmp_path, items, scored((0, 1, 0.9)))
     with pytest.raises(BadInput, match="each once"):
-        gather(matches, DrawnPhotos())
-
-
-def test_a_match_said_from_one_side_only_is_shown_once(tmp_path):
-    matches = write_matches(tmp_path, shop("ab"), scored((0, 1, 0.9)))
-    table = pd.read_parquet(matches / "matches.parquet")
-    table["matches"] = [["p0"], ["p1", "p0"], ["rejected"]]
-    table["scores"] = [np.array([1.0]), np.array([1.0, 0.7]), np.array([1.0])]
-    table.to_parquet(matches / "matches.parquet", index=False)
-    data = gather(matches, DrawnPhotos())
-    assert shown(data)["wrong"] == [("p0", "p1")]
-    assert data.matched == 1
+        gathered(matches, DrawnPhotos())

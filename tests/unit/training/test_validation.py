@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dist_train.config.training import ImageEncoderOptions, ImageTraining
-from dist_train.decisions.comparison import Comparison
+from dist_train.decisions.score import Comparison
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.encoder import new_encoder
 from dist_train.evaluation.f1_curve import (
@@ -79,7 +79,7 @@ def test_a_comparison_finds_all_true_pairs_of_large_products():
     for part in ("val", "test"):
         few = vectors[comparison.rows[part]]
         pairs = comparison.pairs(vectors_of_array(few))
-        found = f1_curve(comparison.groups[part], pairs.i, pairs.j, pairs.score).best()[1]
+        found = f1_curve(comparison.groups[part], *pairs).best()[1]
         assert found == pytest.approx(exact(comparison.groups[part], few).f1, abs=1e-4)
 
 
