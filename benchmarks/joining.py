@@ -2,9 +2,12 @@
 
 N items of D columns with planted groups of four, t = 0.5, one thread; every contender in a process
 of its own, all in one run and in turns, slice by slice, so that what else the machine does falls on
-all alike. CPU seconds of the whole search, the choice of the kernel included (no reading, no
-start). Kernel variables are changed only in those processes. The limit is N^2 D at the best
-float32 product of the machine seen in the run. The last line is JSON: figures and ratios.
+all alike. "default" is the join at its defaults, block pairs committed to disk and 5 neighbours of
+every item kept, beside FAISS's range_search and its search for 6 (the item itself included);
+"gemm" and "faiss" find the pairs alone. CPU seconds of the whole search, the choice of the kernel
+included (no reading, no start). Kernel variables are changed only in those processes. The limit is
+N^2 D at the best float32 product of the machine seen in the run. The last line is JSON: figures and
+ratios.
 """
 
 import argparse
@@ -15,12 +18,17 @@ import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from dist_train.config.options import JoinConfig
+
 THRESHOLD, BOTH_THRESHOLD = 0.5, 0.6
+NEIGHBOURS = JoinConfig().neighbours
 KERNELS = ("Zen", "Haswell", "SkylakeX")
 SLICES, FAISS_SLICES, FAISS_ROWS = 24, 6, 512
 """Query rows of one slice of the limit and of FAISS, whose cost is the same for each row."""
@@ -36,7 +44,7 @@ def vectors(items: int, width: int, seed: int = 0) -> np.ndarray:
     return rows[rng.permutation(len(rows))].astype(np.float16)
 
 
-def limit(rows: np.ndarray, parts: int) -> Slices:
+def limit(rows: np.ndarray, parts: int, neighbours: int) -> Slices:
     """A float32 product by NumPy and one by torch, whichever is faster; its rate."""
     import torch
 
@@ -55,8 +63,11 @@ def limit(rows: np.ndarray, parts: int) -> Slices:
         yield {"gflops": 2e-9 * size**2 * width / min(spent)}
 
 
-def ours(rows: np.ndarray, parts: int) -> Slices:
-    """The engine gemm through to scored pairs; `parts` 2: image and text of half the width."""
+def ours(rows: np.ndarray, parts: int, neighbours: int) -> Slices:
+    """The engine gemm through to scored pairs; `parts` 2: image and text of half the width.
+
+    With neighbours the block pairs are committed to a folder, as the stage does.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -64,10 +75,12 @@ def ours(rows: np.ndarray, parts: int) -> Slices:
     from dist_train.embedding.store import Rows
     from dist_train.matching.blocks import block_size, blocks_of
     from dist_train.matching.engines import GemmEngine
-    from dist_train.matching.join import score_candidates
+    from dist_train.matching.join import JoinLimits, score_block_pair, score_candidates
     from dist_train.matching.kernels import kernels_for
+    from dist_train.matching.nearest import KthBestScores
     from dist_train.matching.sampling import time_kernels
     from dist_train.matching.vectors import ItemVectors, ModalityVectors
+    from dist_train.matching.work_folder import WorkFolder
 
     items = len(rows)
     names, here = ("image", "text")[:parts], np.ones(items, bool)
@@ -80,11 +93,20 @@ def ours(rows: np.ndarray, parts: int) -> Slices:
     threshold = THRESHOLD if parts == 1 else BOTH_THRESHOLD
     yield {"wait": True}
     kernels = kernels_for(torch.device("cpu"), supports_bf16(torch.device("cpu")))
-    best, pairs = time_kernels(item_vectors, threshold, 0, kernels)[0], 0
+    best, pairs = time_kernels(item_vectors, threshold, neighbours, kernels)[0], 0
     engine = GemmEngine(
         item_vectors, blocks_of(item_vectors, block_size(items)), best.kernel, held=99
     )
     yield {"how": str(best)}
+    if neighbours:
+        with TemporaryDirectory() as folder:
+            work, limits = WorkFolder(Path(folder)), JoinLimits(threshold, neighbours)
+            known = KthBestScores(work.hidden / "kth_best.f32", items)
+            for pair in engine.block_pairs:
+                score_block_pair(engine, limits, pair, work, known)
+                records = work.records().values()
+                yield {"pairs": sum(count for r in records for _, count in r["histogram"])}
+        return
     for pair in engine.block_pairs:
         for query, database in engine.candidates(pair, threshold):
             table = score_candidates(engine, query, database)
@@ -92,8 +114,11 @@ def ours(rows: np.ndarray, parts: int) -> Slices:
         yield {"pairs": pairs}
 
 
-def peer(rows: np.ndarray, parts: int) -> Slices:
-    """faiss.IndexFlat.range_search as the wheel comes, on some rows, scaled to all."""
+def peer(rows: np.ndarray, parts: int, neighbours: int) -> Slices:
+    """faiss.IndexFlat.range_search as the wheel comes, on some rows, scaled to all.
+
+    With neighbours each row is searched for them too: FAISS has no call for both.
+    """
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -108,21 +133,26 @@ def peer(rows: np.ndarray, parts: int) -> Slices:
                 queries, float(np.nextafter(np.float32(THRESHOLD), 0))
             )
             found += int(limits[-1]) - len(queries)
+            if neighbours:
+                index.search(queries, neighbours + 1)
         yield {"pairs": found, "share": min(1.0, (start + len(queries)) / len(rows))}
 
 
 CONTENDERS = {
-    "limit": (limit, 1),
-    "faiss": (peer, 1),
-    "gemm": (ours, 1),
-    "image+text": (ours, 2),
+    "limit": (limit, 1, 0),
+    "faiss": (peer, 1, 0),
+    "gemm": (ours, 1, 0),
+    "image+text": (ours, 2, 0),
+    "faiss default": (peer, 1, NEIGHBOURS),
+    "default": (ours, 1, NEIGHBOURS),
 }
+"""The work, the modalities of a vector, and the neighbours of an item that are found."""
 
 
 def contend(name: str, rows: np.ndarray) -> None:
     """Do a slice for each line that comes in; answer with its CPU seconds and its result."""
-    work, parts = CONTENDERS[name]
-    slices = work(rows, parts)
+    work, *sizes = CONTENDERS[name]
+    slices = work(rows, *sizes)
     for _ in sys.stdin:
         begin = time.process_time()
         result = next(slices, None)
@@ -175,7 +205,12 @@ def start(args: argparse.Namespace, name: str, **variables: str) -> Child:
         [sys.executable, "-W", "ignore", "-m", "benchmarks.joining", *arguments],
         env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    return Child(process, slices={"limit": SLICES, "faiss": FAISS_SLICES}.get(name, 50))
+    return Child(
+        process,
+        slices={"limit": SLICES, "faiss": FAISS_SLICES, "faiss default": FAISS_SLICES}.get(
+            name, 50
+        ),
+    )
 
 
 def in_turns(children: dict[str, Child]) -> None:
@@ -222,6 +257,8 @@ def report(children: dict[str, Child], items: int, width: int) -> None:
         "gemm / limit": cpu["gemm"] / best,
         "image+text / limit": cpu["image+text"] / best,
         "image+text / gemm": cpu["image+text"] / cpu["gemm"],
+        "default / faiss default": cpu["default"] / cpu["faiss default"],
+        "default / gemm": cpu["default"] / cpu["gemm"],
     }
     found = {"cpu": cpu, "limit": best, "gflops": [median(rates), max(rates)], "ratios": ratios}
     print(json.dumps(found))
