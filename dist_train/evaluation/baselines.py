@@ -8,7 +8,6 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from dist_train.evaluation.titles import decode_escapes
-from shards.duplicates.label_noise import codes
 
 # Products of a word's weight in one title and in another, held at a time: 12 bytes each, 240 MB.
 PRODUCTS_AT_ONCE = 20_000_000
@@ -24,7 +23,8 @@ def same_photo_pairs(hashes: Sequence[str | None] | np.ndarray) -> tuple[np.ndar
     hashes: (N,) strings; "" or None means no photo, and equals nothing.
     Returns (i, j), (P,) int64 each, i < j. P grows with the square of a hash's items.
     """
-    code = codes(pd.Series(hashes, dtype=object))
+    names = pd.Series(hashes, dtype=object)
+    code = pd.factorize(names.mask(names == ""))[0]
     rows = np.argsort(code, kind="stable")
     rows = rows[code[rows] >= 0]
     # Each row is paired with all rows before it in its run of equal hashes.

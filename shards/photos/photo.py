@@ -55,7 +55,7 @@ class Photo:
 
 def photo_facts(photo: Photo | None) -> dict[str, Any]:
     """What items.parquet holds of a posting's photo; empty and 0 where it has none."""
-    facts = asdict(photo or Photo(b"", 0, 0, "", "", ""))
+    facts: dict[str, Any] = asdict(photo or Photo(b"", 0, 0, "", "", ""))
     del facts["jpeg"]
     return facts | {"has_image": photo is not None}
 
