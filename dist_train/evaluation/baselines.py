@@ -13,7 +13,7 @@ from dist_train.evaluation.titles import decode_escapes
 PRODUCTS_AT_ONCE = 20_000_000
 PAIRS_AT_ONCE = 1_000_000
 SCORE_FLOOR = 0.2
-"""Of the title pairs that are kept. Above 0, because all pairs score 0 or more."""
+"""The lowest score of the title pairs that are kept. All pairs score 0 or more."""
 Titles = Sequence[str | None] | np.ndarray
 
 

@@ -140,7 +140,7 @@ def f1_curve(groups: np.ndarray, i: np.ndarray, j: np.ndarray, scores: np.ndarra
 
 
 def weighted_mean(weight: float, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of two scores (P,), float32 (P,); the second has the rest of the weight."""
+    """The mean of two scores (P,), float32 (P,); the second has the rest of the weight."""
     first, second = (np.asarray(scores, np.float64) for scores in (first, second))
     return (weight * first + (1 - weight) * second).astype(np.float32)
 

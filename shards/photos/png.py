@@ -87,10 +87,10 @@ def _lines(data: bytes, row: int, height: int, rows: int) -> Iterator[np.ndarray
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """(type, body) of the chunks of a PNG."""
-    view, at = memoryview(data), len(SIGNATURE)
+    content, at = memoryview(data), len(SIGNATURE)
     while at + 8 <= len(data):
-        size = int.from_bytes(view[at : at + 4], "big")
-        yield bytes(view[at + 4 : at + 8]), view[at + 8 : at + 8 + size]
+        size = int.from_bytes(content[at : at + 4], "big")
+        yield bytes(content[at + 4 : at + 8]), content[at + 8 : at + 8 + size]
         at += 12 + size
 
 
