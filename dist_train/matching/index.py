@@ -166,10 +166,11 @@ def _finish(
     if runtime.is_main:
         weights = {name: one.weight for name, one in vectors.modalities.items()}
         shards = [out / SHARD.format(number) for number in range(len(bounds))]
-        lists, recall = 0, dict[str, Any](nprobe=0)
+        inverted = faiss.try_extract_index_ivf(faiss.read_index(str(out / TRAINED)))
+        lists = inverted.nlist if inverted else 0
+        # Without a measurement of how many lists suffice, all of them are searched.
+        recall = dict[str, Any](nprobe=lists)
         if config.recall_rows:
-            inverted = faiss.try_extract_index_ivf(faiss.read_index(str(out / TRAINED)))
-            lists = inverted.nlist if inverted else 0
             index = ShardedIndex(shards, kind.name, memory=bytes_of(config.memory) // 2)
             recall = measured_recall(vectors, index, config.recall_rows, lists)
         if at_50 := recall.get("recall_at_50"):

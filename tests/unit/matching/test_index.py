@@ -299,6 +299,11 @@ def test_what_an_approximate_index_says_is_off_by_no_more_than_its_margin(whole,
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
+def test_without_a_measured_recall_all_lists_are_searched(whole, tmp_path):
+    config = IndexConfig(kind="IVF10,SQ4", recall_rows=0)
+    assert build_index(whole / "emb", tmp_path / "index", config)["recall"] == {"nprobe": 10}
+
+
 @pytest.mark.parametrize(
     ("memory", "kind", "factory"),
     [("8GB", "Flat", "Flat"), ("2.5GB", "SQfp16", "SQfp16"), ("1.2GB", "IVF", r"IVF\d+,SQ8"),
