@@ -78,7 +78,7 @@ def pack(
 
     Args:
         catalogue: CSV, TSV, Parquet or JSON Lines file with the columns posting_id, image, title,
-            label_group.
+            label_group and, where products have a split already, split (train, val or test).
         out: Folder for the shard set.
         images: Folder that the photo paths of the catalogue are relative to.
         columns: Names of the columns where they differ, such as posting_id=sku,title=name.
@@ -114,8 +114,8 @@ def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: 
     """Make existing WebDataset tars a shard set without rewriting them.
 
     Args:
-        folder: Folder with the tars, at any depth; tars in folders train, val and test are of that
-            split.
+        folder: Folder with the tars, at any depth; tars in folders train, val and test, or with
+            such a word in their name, are of that split.
         columns: Names in the json members where they differ, such as
             posting_id=sku,label_group=product.
         leave: Suffixes of members that are not read, such as npy,depth.png.

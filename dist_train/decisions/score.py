@@ -1,5 +1,6 @@
 """The stage evaluate: matches on the test products, beside baselines and other encoders."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from dist_train.evaluation.f1_curve import (
     pairs_per_item,
     weighted_mean,
 )
-from dist_train.evaluation.labelled import labelled_rows
+from dist_train.evaluation.labelled import labelled_rows, scoring_obstacle
 from dist_train.evaluation.metrics import (
     bootstrap_interval,
     by_group_size,
@@ -32,6 +33,7 @@ from shards.storage import stage_files
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json, write_json
 
+log = logging.getLogger(__name__)
 FORMAT = 2
 TFIDF = "word TF-IDF"
 WITH_TFIDF = "text + TF-IDF"
@@ -54,6 +56,8 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
         raise BadInput(
             f"{matches}: no test posting has a label_group, there is nothing to score on"
         )
+    if obstacle := scoring_obstacle(groups):
+        log.warning(f"{matches}: the scores on the test split say nothing: {obstacle}")
     decided = read_json(matches / "threshold.json")
     threshold, weights = decided["threshold"], decided["weights"]
     test_ids = items.posting_id[comparison.rows["test"]]
