@@ -18,7 +18,7 @@ from shards.storage.errors import BadInput
 
 CHUNK = 4_096  # rows
 CHUNK_BYTES = 2**20  # of JSON Lines
-SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 """By the suffix of a table of text; used unless the first line is separated by another."""
 KINDS = (*SEPARATORS, ".parquet", ".jsonl")
 # Those of UTF-32 begin as those of UTF-16 do, so they are compared first.

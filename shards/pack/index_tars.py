@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -101,6 +102,9 @@ def index_tars(
     if (counts := _indexed_before(path, config)) is not None:
         return counts
     tars = _tars(path)
+    if named := Counter(filter(None, (_folder_split(path, tar) for tar in tars))):
+        text = ", ".join(f"{number} {split}" for split, number in named.items())
+        log.info("%s: tars by their folders and names: %s", path, text)
     work = path / WORK
     try:
         with stops_interrupt(), full_disk_fails(path):
@@ -168,9 +172,8 @@ def _tars(path: Path) -> list[Path]:
     others = [tar for tar in tars if not _folder_split(path, tar)]
     if inside and others:
         raise BadInput(
-            f"{others[0]}: neither its name nor a folder says which of {', '.join(SPLITS)} it is, "
-            f"but {inside[0]} is {_folder_split(path, inside[0])}; put all tars into folders of "
-            "these names, or none"
+            f"{others[0]}: in none of the folders {', '.join(SPLITS)}, nor named so, but "
+            f"{inside[0]} is; put all tars into such folders, or none"
         )
     tar_of: dict[Path, Path] = {}
     for tar in tars:
