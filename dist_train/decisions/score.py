@@ -66,7 +66,7 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     ours = comparison.score(" + ".join(weights), "ours", *pairs, threshold)
     f1 = comparison.f1[ours["name"]]
     rows = list(_baselines(comparison))
-    if len(comparison.rows["val"]):
+    if comparison.calibrates:
         image_weight = weights.get("image", 0.5) if len(weights) > 1 else 0.5
         if len(embeddings.modalities) > 1:
             rows += _encoders(comparison, embeddings, image_weight)
@@ -103,6 +103,8 @@ class Comparison:
         self.rows = {split: labelled_rows(items, split) for split in ("val", "test")}
         labels = items.label_group.to_numpy(str)
         self.groups = {split: labels[rows] for split, rows in self.rows.items()}
+        self.calibrates = not scoring_obstacle(self.groups["val"])
+        """Whether a threshold can be chosen on the rows of val."""
         self.f1: dict[str, np.ndarray] = {}
         """By the name of a matcher, F1 of every test item (n,)."""
 
@@ -154,7 +156,7 @@ def _baselines(comparison: Comparison) -> Iterator[MatcherScore]:
     if (test.sha256 != "").any():
         i, j = same_photo_pairs(test.phash.to_numpy())
         yield comparison.score("same photo", "baseline", i, j)
-    if (test.title != "").any() and len(comparison.rows["val"]):
+    if (test.title != "").any() and comparison.calibrates:
         val_pairs, test_pairs = (title_pairs(comparison.titles(split)) for split in ("val", "test"))
         yield comparison.score_calibrated(TFIDF, "baseline", val_pairs, test_pairs)
 
