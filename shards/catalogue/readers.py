@@ -139,18 +139,19 @@ class TextTable:
                     continue  # pandas skips blank lines
                 row += 1
                 width = width or len(cells)
+                if lines > 1 and row:
+                    spanning, first = spanning + 1, first or row
+                if len(cells) == width and "".join(cells).isascii():
+                    continue
                 where = f"{self.path}: row {row} (line {last_line + self.above})"
                 check_encoding(where, cells)
                 if len(cells) != width:
-                    remedy = (
-                        "was the file cut? Give every row all its cells" if len(cells) < width else
-                        f"put text that holds {self.separator!r} into quotes"
-                    )  # fmt: skip
+                    remedy = "was the file cut? Give every row all its cells"
+                    if len(cells) > width:
+                        remedy = f"put text that holds {self.separator!r} into quotes"
                     raise BadInput(
                         f"{where}: {len(cells)} cells where the first line names {width}; {remedy}"
                     )
-                if lines > 1 and row:
-                    spanning, first = spanning + 1, first or row
         return first, spanning
 
 

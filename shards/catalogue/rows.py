@@ -3,12 +3,14 @@
 Memory is that of one chunk, however long the catalogue. A Parquet file is read page by page.
 """
 
+import csv
 import json
 import logging
 import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property
@@ -42,6 +44,8 @@ from shards.catalogue.split import SPLIT_NAMES, split_of
 from shards.storage.errors import BadInput
 
 EXACT = 2**53  # integers up to here are floats without loss
+UNREADABLE = (ValueError, OSError, EOFError, csv.Error, zlib.error, pa.ArrowException)
+"""What the readers raise for a file that is not of its kind, cut or damaged."""
 log = logging.getLogger("shards")
 
 
@@ -294,10 +298,11 @@ class Catalogue:
             others = json_chunks if self.kind == ".jsonl" else parquet_chunks
             for chunk in self._table.chunks() if is_text else others(self.path):
                 yield chunk.reset_index(drop=True)
-        except (ValueError, OSError, EOFError, zlib.error, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            if is_text and isinstance(error, ValueError):
-                self._check_cells()  # names the row, where pandas names nothing or a line
+        except UNREADABLE as error:
+            if is_text:
+                with suppress(*UNREADABLE):
+                    self._check_cells()  # names the row, where pandas names a line at most
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise BadInput(f"{self.path}: cannot be read ({reason})") from None
 
 

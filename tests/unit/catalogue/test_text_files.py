@@ -84,6 +84,7 @@ def test_blanks_around_names_are_no_part_of_them(tmp_path: Path) -> None:
         ("posting_id;title\n1;a;b\n", r"row 1 \(line 2\): 3 cells .*';' into quotes"),
         ("posting_id,title,title\n1,a,b\n", "two columns are named title; rename or drop"),
         ("posting_id,title, title\n1,a,b\n", "two columns are named title"),
+        (text(",").encode("utf-16")[:-1], "cannot be read"),
         (gzip.compress(b"posting_id,title\n" + b"1,a\n" * 99)[:-20], "cannot be read"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_split_in_json_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_tars_that_only_partly_name_a_split_are_refused(tmp_path: Path) -> None:
     for name in ("train-0.tar", "more-0.tar"):
         write_tar(tmp_path / name, sample(name[0], "1"))
-    with pytest.raises(BadInput, match=r"more-0\.tar: in none of the folders .* train-0\.tar is"):
+    with pytest.raises(BadInput, match=r"more-0\.tar: in none of the folders .*train-0\.tar is;"):
         index_tars(tmp_path)
 
 
