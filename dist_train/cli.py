@@ -94,7 +94,8 @@ def pack(
     Args:
         catalogue: CSV, TSV, Parquet or JSON Lines file, a posting a row, with the columns
             posting_id, image, title and label_group. label_group is the known product of a posting;
-            training, the choice of a threshold and scores need some, and it may be empty.
+            training, the choice of a threshold and scores need some, and it may be empty. Where
+            products have a split already: split (train, val or test).
         out: Folder for the shard set.
         images: Folder that the paths in the column image are relative to. Needed if the catalogue
             names photos.
@@ -139,8 +140,8 @@ def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: 
     into the folder.
 
     Args:
-        folder: Folder with the tars, at any depth. Tars in folders train, val and test are of that
-            split; all others are split by product as pack does.
+        folder: Folder with the tars, at any depth. Tars in folders train, val and test, or with
+            such a word in their name, are of that split; others are split by product as pack does.
         columns: Your names of keys in the JSON files that are not called posting_id, title and
             label_group, as OURS=YOURS: posting_id=sku,label_group=product.
         leave: Endings of files in the tars that are left unread, such as npy,depth.png.

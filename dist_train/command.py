@@ -3,8 +3,10 @@
 import logging
 import os
 import re
+import select
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +43,7 @@ def call(app: App) -> None:
     try:
         # By default cyclopts calls sys.exit after the verb, before the process group is left.
         app.meta(exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
         _leave_process_group()
         _ignore_stop_signals()
     except CycloptsError as error:
@@ -51,6 +54,15 @@ def call(app: App) -> None:
         _exit(str(stopped), 0 if "RANK" in os.environ else stopped.exit_code)
     except (BadInput, Failed, NoGPU) as error:
         _exit(str(error), error.exit_code)
+    except BrokenPipeError:
+        reader = select.poll()
+        reader.register(sys.stdout.fileno(), 0)
+        if not reader.poll(0):
+            raise  # another pipe is broken
+        # Verbs print when their work is done, and the reader, such as head, has seen enough of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_process_group()
+        _ignore_stop_signals()
 
 
 def add_config_option(app: App) -> None:
@@ -116,5 +128,6 @@ def _ignore_stop_signals() -> None:
 def _exit(message: str, code: int) -> None:
     _ignore_stop_signals()
     rank = os.environ.get("RANK")
-    print(f"dist-train{f' [rank {rank}]' if rank else ''}: {message}", file=sys.stderr)
+    with suppress(BrokenPipeError):  # nobody reads it
+        print(f"dist-train{f' [rank {rank}]' if rank else ''}: {message}", file=sys.stderr)
     sys.exit(code)

@@ -21,7 +21,6 @@ from dist_train.distributed.signals import StopFlag
 from dist_train.evaluation.scores import Scores
 from dist_train.matching.pairs import PairSet
 from shards.catalogue.rows import Carried, Catalogue
-from shards.catalogue.split import split_of
 from shards.photos.options import PackOptions
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Stopped
@@ -225,8 +224,7 @@ def _scoring(config: Config) -> list[Stage]:
     """Evaluate, if some posting is of a test product, and report."""
     matches, stages = config.out / "matches", []
     chunks = Catalogue(config.catalogue, config.columns).postings(Carried())
-    labels = (label for chunk in chunks for label in chunk.label_group.unique())
-    if any(split_of(label) == "test" for label in labels):
+    if any((chunk.split == "test").any() for chunk in chunks):
         others: dict[str, Path] = {
             name: config.out / f"{name}-embedding" for name in config.compare
         }

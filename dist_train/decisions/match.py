@@ -13,12 +13,17 @@ from dist_train.decisions.threshold import Given, Threshold, decide_threshold, g
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime
 from dist_train.embedding.store import read_items
-from dist_train.evaluation.labelled import labelled_rows
+from dist_train.evaluation.labelled import labelled_rows, scoring_obstacle
 from dist_train.matching.pairs import PairSet, no_pairs
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json, write_json
 
+SOURCES = {
+    "given": "given",
+    "file": "from a file",
+    "chosen": "chosen on {items} val items of {products} products",
+}
 log = logging.getLogger(__name__)
 
 
@@ -32,10 +37,11 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
     runtime = Runtime("cpu")
     pair_set, given = PairSet(pairs), given_threshold(config)
     items = read_items(pair_set.embedding, ["split", "label_group", "photo_group"])
-    if given.threshold is None and not len(labelled_rows(items, "val")):
+    groups = items.label_group.to_numpy(str)[labelled_rows(items, "val")]
+    if given.threshold is None and (obstacle := scoring_obstacle(groups)):
         raise BadInput(
-            "no val posting has a label_group to choose the threshold on; "
-            "give one: --threshold T or --threshold-from FILE"
+            f"{pair_set.embedding}: no threshold can be chosen on the val split: {obstacle}; give "
+            "one: --threshold T or --threshold-from FILE"
         )
     if given.threshold is not None and not pair_set.reaches(given.threshold):
         raise BadInput(
@@ -75,5 +81,5 @@ def _decide(pair_set: PairSet, items: pd.DataFrame, given: Given, out: Path) -> 
     stage_files.finish(out, counts, [out / name for name in names])
     log.info(
         f"{out}: {counts['matches']} matching pairs of {counts['postings']} postings at threshold "
-        f"{decided['threshold']:.4f} ({decided['source']})"
+        f"{decided['threshold']:.4f} ({SOURCES[decided['source']].format(**decided)})"
     )

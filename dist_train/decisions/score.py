@@ -1,5 +1,6 @@
 """The stage evaluate: matches on the test products, beside baselines and other encoders."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from dist_train.evaluation.f1_curve import (
     pairs_per_item,
     weighted_mean,
 )
-from dist_train.evaluation.labelled import labelled_rows
+from dist_train.evaluation.labelled import labelled_rows, scoring_obstacle
 from dist_train.evaluation.metrics import (
     bootstrap_interval,
     by_group_size,
@@ -32,6 +33,7 @@ from shards.storage import stage_files
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json, write_json
 
+log = logging.getLogger(__name__)
 FORMAT = 2
 TFIDF = "word TF-IDF"
 WITH_TFIDF = "text + TF-IDF"
@@ -54,6 +56,8 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
         raise BadInput(
             f"{matches}: no test posting has a label_group, there is nothing to score on"
         )
+    if obstacle := scoring_obstacle(groups):
+        log.warning(f"{matches}: the scores on the test split say nothing: {obstacle}")
     decided = read_json(matches / "threshold.json")
     threshold, weights = decided["threshold"], decided["weights"]
     test_ids = items.posting_id[comparison.rows["test"]]
@@ -62,7 +66,7 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     ours = comparison.score(" + ".join(weights), "ours", *pairs, threshold)
     f1 = comparison.f1[ours["name"]]
     rows = list(_baselines(comparison))
-    if len(comparison.rows["val"]):
+    if comparison.calibrates:
         image_weight = weights.get("image", 0.5) if len(weights) > 1 else 0.5
         if len(embeddings.modalities) > 1:
             rows += _encoders(comparison, embeddings, image_weight)
@@ -99,6 +103,8 @@ class Comparison:
         self.rows = {split: labelled_rows(items, split) for split in ("val", "test")}
         labels = items.label_group.to_numpy(str)
         self.groups = {split: labels[rows] for split, rows in self.rows.items()}
+        self.calibrates = not scoring_obstacle(self.groups["val"])
+        """Whether a threshold can be chosen on the rows of val."""
         self.f1: dict[str, np.ndarray] = {}
         """By the name of a matcher, F1 of every test item (n,)."""
 
@@ -150,7 +156,7 @@ def _baselines(comparison: Comparison) -> Iterator[MatcherScore]:
     if (test.sha256 != "").any():
         i, j = same_photo_pairs(test.phash.to_numpy())
         yield comparison.score("same photo", "baseline", i, j)
-    if (test.title != "").any() and len(comparison.rows["val"]):
+    if (test.title != "").any() and comparison.calibrates:
         val_pairs, test_pairs = (title_pairs(comparison.titles(split)) for split in ("val", "test"))
         yield comparison.score_calibrated(TFIDF, "baseline", val_pairs, test_pairs)
 

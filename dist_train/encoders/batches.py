@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from dist_train.config.training import ImageTraining
-from dist_train.evaluation.titles import decode_escapes
+from shards.catalogue.titles import readable_title
 from shards.photos.decode import PhotoRefused, Recipe, decode_photo
 from shards.read.shard_set import Item, ItemReader
 from shards.storage.errors import BadInput, Corrupt, Failed, Unreadable
@@ -95,7 +95,7 @@ class TextInputs:
 
     def __call__(self, items: list[Item], seeds: list[int]) -> tuple[torch.Tensor, ...]:
         """Tokens and mask (b, T), T the longest title of the batch, at most max_length."""
-        titles = [decode_escapes(item.title) for item in items]
+        titles = [readable_title(item.title) for item in items]
         batch = self.tokenizer(
             titles, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
         )

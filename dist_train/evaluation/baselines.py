@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from dist_train.evaluation.titles import decode_escapes
+from shards.catalogue.titles import readable_title
 
 # Products of a word's weight in one title and in another, held at a time: 12 bytes each, 240 MB.
 PRODUCTS_AT_ONCE = 20_000_000
@@ -72,7 +72,7 @@ def title_scores(titles: Titles, i: np.ndarray, j: np.ndarray) -> np.ndarray:
 
 def _word_vectors(titles: Titles) -> sparse.csr_matrix:
     """(N, words) float32, unit rows; a zero row where there is no word."""
-    texts = [decode_escapes(title) if isinstance(title, str) else "" for title in titles]
+    texts = [readable_title(title) if isinstance(title, str) else "" for title in titles]
     # One-letter words are kept: sizes and counts distinguish variants of a product.
     vectorizer = TfidfVectorizer(binary=True, token_pattern=r"(?u)\b\w+\b", dtype=np.float32)
     tokens = vectorizer.build_analyzer()

@@ -25,3 +25,17 @@ def labelled_rows(items: pd.DataFrame, split: str) -> np.ndarray:
     """
     labelled = (items.split == split) & (items.label_group != "")
     return np.flatnonzero(labelled & ~near_duplicates_across_splits(items))
+
+
+def scoring_obstacle(groups: np.ndarray) -> str:
+    """Why no F1 of items of the label groups (n,) tells good matches from bad ones; "" if one does.
+
+    Where every item is alone, matching nothing is perfect, and where all are one product, matching
+    everything is.
+    """
+    products, sizes = np.unique(groups, return_counts=True)
+    if not len(products):
+        return "no item has a label_group"
+    if sizes.max() < 2:
+        return f"none of the {len(products)} products has two items, so no match can be right"
+    return "all items are of one product, so no match can be wrong" if len(products) < 2 else ""

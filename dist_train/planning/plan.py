@@ -4,6 +4,7 @@ The formulas multiply counts of the catalogue with rates that acceptance/speed.p
 sample of it. What no rate covers is a constant, fitted by benchmarks/planning.py.
 """
 
+import logging
 import math
 import os
 import time
@@ -26,8 +27,8 @@ from dist_train.distributed.memory import device_peak_bytes, free_memory, reset_
 from dist_train.doctor.machine import existing
 from dist_train.matching.blocks import CHUNK, PROGRAM, join_bounds, join_peak
 from dist_train.training.setup import head_estimate
-from shards.catalogue.rows import COLUMNS, Carried, Catalogue
-from shards.catalogue.split import split_of
+from shards.catalogue.columns import COLUMNS, SPLIT
+from shards.catalogue.rows import Carried, Catalogue
 from shards.pack.pack import pack
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput
@@ -255,19 +256,26 @@ def survey(config: Config, folder: Path) -> Survey:
     items, groups, postings = Counter[tuple[str, Modality]](), set(), 0
     columns: dict[Modality, str] = {"image": "image", "text": "title"}
     sample: Any = None
-    for chunk in Catalogue(config.catalogue, config.columns).postings(Carried()):
-        postings, split = postings + len(chunk), chunk.label_group.map(split_of)
+    catalogue, carried = Catalogue(config.catalogue, config.columns), Carried()
+    for chunk in catalogue.postings(carried):
+        postings, split = postings + len(chunk), chunk[SPLIT]
         groups |= set(chunk.label_group[split == "train"])
         for modality, column in columns.items():
             counts = split[chunk[column] != ""].value_counts()
             items.update({(name, modality): int(number) for name, number in counts.items()})
             items["all", modality] += int(counts.sum())
         products = chunk.label_group.where(chunk.label_group != "", chunk.posting_id)
-        hashed = chunk[list(COLUMNS)].assign(hash=pd.util.hash_array(products.to_numpy(object)))
+        hashed = chunk.assign(hash=pd.util.hash_array(products.to_numpy(object)))
         sample = pd.concat([sample, hashed]).nsmallest(SAMPLE, "hash", keep="all")
-    sample.to_csv(folder / "sample.csv", index=False, columns=list(COLUMNS))
+    sample.to_csv(folder / "sample.csv", index=False, columns=[*COLUMNS, SPLIT])
+    catalogue.log_findings(carried)
     began, out = time.process_time(), folder / "shards"
-    pack(folder / "sample.csv", config.images, out, replace(config.pack, workers=1))
+    log = logging.getLogger("shards")
+    log.disabled = True  # what it would find of the sample's products may not hold for all
+    try:
+        pack(folder / "sample.csv", config.images, out, replace(config.pack, workers=1))
+    finally:
+        log.disabled = False
     spent = time.process_time() - began
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     rows = ShardSet(out).items.memory_usage(deep=True).sum()

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from dist_train.distributed.stage import parent_location
 from dist_train.embedding.store import corrupt_error
 from dist_train.evaluation.baselines import same_photo_pairs
-from dist_train.evaluation.titles import decode_escapes
+from shards.catalogue.titles import readable_title
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput, Unreachable
 
@@ -138,7 +138,7 @@ def show_pairs(
     postings = {}
     for item in table.fillna({"title": ""}).itertuples():
         photo = _thumbnail(photos.photo(item.posting_id) if photos else None)
-        postings[item.row] = Posting(item.posting_id, decode_escapes(item.title), photo)
+        postings[item.row] = Posting(item.posting_id, readable_title(item.title), photo)
     found = []
     for kind, total, pairs in chosen:
         known = pairs[["i", "j"]].merge(scored, on=["i", "j"], how="left").astype(object)

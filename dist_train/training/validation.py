@@ -14,7 +14,7 @@ from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load, plan_batches, unit_vectors
 from dist_train.encoders.encoder import Encoder, save_encoder
 from dist_train.evaluation.f1_curve import f1_curve, pairs_per_item
-from dist_train.evaluation.labelled import near_duplicates_across_splits
+from dist_train.evaluation.labelled import near_duplicates_across_splits, scoring_obstacle
 from dist_train.evaluation.metrics import recall_at_1
 from dist_train.matching.join import Pairs, pairs_in_memory
 from dist_train.matching.vectors import vectors_of_array
@@ -55,6 +55,8 @@ class ValidationItems:
         kept = table[val & ~leaked]
         self.reader, self.numbers = shards.reader(), kept.index.to_numpy()
         self.groups = kept.label_group.to_numpy(str)
+        if obstacle := scoring_obstacle(self.groups):
+            log.warning("val: the scores of this training say nothing: %s", obstacle)
 
     def score(
         self, encoder: Encoder, config: TrainingOptions, runtime: Runtime

@@ -7,23 +7,45 @@ import csv
 import json
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from shards.catalogue.columns import (
+    COLUMNS,
+    SPLIT,
+    check_columns,
+    check_image_column,
+    describe_columns,
+    missed_columns,
+    missing_columns,
+    set_aside,
+)
+from shards.catalogue.placeholders import CUT_NUMBER, label_of, value_of
+from shards.catalogue.readers import (
+    KINDS,
+    SEPARATORS,
+    TextTable,
+    json_chunks,
+    kind_of,
+    parquet_chunks,
+)
+from shards.catalogue.split import SPLIT_NAMES, split_of
 from shards.storage.errors import BadInput
 
-COLUMNS = ("posting_id", "image", "title", "label_group")
-CHUNK = 4_096  # rows
-CHUNK_BYTES = 2**20  # of JSON Lines
 EXACT = 2**53  # integers up to here are floats without loss
+UNREADABLE = (ValueError, OSError, EOFError, csv.Error, zlib.error, pa.ArrowException)
+"""What the readers raise for a file that is not of its kind, cut or damaged."""
 log = logging.getLogger("shards")
 
 
@@ -36,6 +58,12 @@ class Carried:
 
     types: dict[str, set[pa.DataType | None]] = field(default_factory=dict)
     largest: dict[str, int] = field(default_factory=dict)
+    placeholders: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Cells by (our column, what they hold) that were taken as empty."""
+    cut_labels: int = 0
+    """Labels of which a spreadsheet kept some digits."""
+    cut_label: str = ""
+    """The first of them, with its row."""
 
     def note(self, chunk: pd.DataFrame) -> None:
         """Add the types of the columns of one chunk."""
@@ -81,36 +109,44 @@ class Catalogue:
     """A catalogue on disk, read chunk by chunk, any number of times."""
 
     def __init__(self, path: Path, columns: dict[str, str] | None = None) -> None:
-        """`columns` has the file's names of COLUMNS; BadInput if malformed or of unknown kind."""
-        self.path, self.columns = path, columns or {}
-        if path.suffix.lower() not in READERS:
-            raise BadInput(f"{path}: unknown kind of catalogue; use one of {', '.join(READERS)}")
+        """`columns` has the file's names of COLUMNS and SPLIT; BadInput if malformed."""
+        self.path, self.columns, self.kind = path, columns or {}, kind_of(path)
+        if path.is_dir():
+            raise BadInput(
+                f"{path}: a folder, and a catalogue is one file; write its parts into one, as by "
+                "pandas.read_parquet('FOLDER').to_parquet('catalogue.parquet')"
+            )
+        if self.kind not in KINDS:
+            raise BadInput(f"{path}: unknown kind of catalogue; use one of {', '.join(KINDS)}")
         if not path.is_file():
             raise BadInput(f"{path}: not found")
-        theirs = list(self.columns.values())
+        known, theirs = (*COLUMNS, SPLIT), list(self.columns.values())
         for ours, name in self.columns.items():
-            if ours not in COLUMNS:
-                known = ", ".join(COLUMNS)
-                raise BadInput(f"--columns {ours}={name}: {ours} is not one of {known}")
+            if ours not in known:
+                raise BadInput(f"--columns {ours}={name}: {ours} is not one of {', '.join(known)}")
             if theirs.count(name) > 1:
                 raise BadInput(f"--columns {ours}={name}: {name} is given to two names")
 
     def postings(self, carried: Carried) -> Iterator[pd.DataFrame]:
-        """Yield COLUMNS as text, noting types in `carried`; BadInput for all but a repeated id."""
+        """Yield COLUMNS as text and SPLIT (one of SPLITS), chunk by chunk.
+
+        Notes in `carried` what was seen. Raises BadInput for all but a repeated id.
+        """
         rows, empty = 0, 0
         for chunk in self._chunks():
             carried.note(chunk)
             # Any line of JSON Lines may be the first to name a column.
-            if self.path.suffix.lower() != ".jsonl":
-                self._check_names(list(carried.types))
-            table = self._texts(chunk)
+            if self.kind != ".jsonl":
+                check_columns(self.path, list(carried.types), self.columns)
+            table = self._texts(chunk, rows, carried)
+            table[SPLIT] = self._splits(chunk, table.label_group, rows)
             if not empty and (table.posting_id == "").any():
                 empty = rows + 1 + int((table.posting_id == "").to_numpy().argmax())
             rows += len(table)
             if rows:
                 yield table
-        self._check_names(list(carried.types))
-        if self.path.suffix.lower() in SEPARATORS:
+        check_columns(self.path, list(carried.types), self.columns)
+        if self.kind in SEPARATORS:
             self._check_cells()
         if not rows:
             raise BadInput(f"{self.path}: holds no rows")
@@ -126,7 +162,7 @@ class Catalogue:
             missing = pd.api.types.is_scalar(value) and pd.isna(value)
             return None if missing else json.dumps(value, ensure_ascii=False, default=str)
 
-        names = self._names(carried.names)
+        names, rows = self._names(carried.names), 0
         for chunk in self._chunks():
             others, missing = {}, pd.Series([None] * len(chunk), chunk.index, object)
             for name, theirs in zip(names, carried, strict=True):
@@ -134,7 +170,9 @@ class Catalogue:
                     others[name] = column = chunk.get(theirs.name, missing)
                     if column.dtype == object and pa.types.is_string(theirs.type):
                         others[name] = column.map(text).astype(object)
-            yield pd.concat([self._texts(chunk), pd.DataFrame(others, chunk.index)], axis=1)
+            texts = self._texts(chunk, rows, Carried())
+            rows += len(chunk)
+            yield pd.concat([texts, pd.DataFrame(others, chunk.index)], axis=1)
 
     def schema(self, carried: pa.Schema) -> pa.Schema:
         """Names and types of the columns of `frames`."""
@@ -142,88 +180,129 @@ class Catalogue:
         others = [(n, t) for n, t in zip(names, carried.types, strict=True) if n not in COLUMNS]
         return pa.schema([*((name, pa.string()) for name in COLUMNS), *others])
 
+    def check_image_column(self, found: list[str], images: Path | None) -> None:
+        """Raise BadInput when there are photos in `images` and no column names them."""
+        check_image_column(self.path, found, self.columns, images)
+
+    def log_findings(self, carried: Carried) -> None:
+        """Log which columns were found, and warn of cells that are not taken as they are.
+
+        carried: of all postings.
+        """
+        found, text = list(carried.types), describe_columns(list(carried.types), self.columns)
+        if self.kind in SEPARATORS and self._table.separator != SEPARATORS[self.kind]:
+            text += f"; separated by {self._table.separator!r}"
+        log.info("%s: %s", self.path, text)
+        if missed := missed_columns(found, self.columns):
+            log.warning("%s: %s", self.path, missed)
+        for (column, text), cells in carried.placeholders.items():
+            log.warning(
+                "%s: %s %r in %d rows: taken as empty, as programs write it for a missing value",
+                *(self.path, column, text, cells),
+            )
+        if carried.cut_labels:
+            log.warning(
+                "%s: %d labels are numbers of which a spreadsheet kept some digits, for example "
+                "%s: different products may look the same; write that column as text",
+                *(self.path, carried.cut_labels, carried.cut_label),
+            )
+
     def _names(self, found: list[str]) -> list[str]:
         """Our names for the file's; a column that is replaced by another is catalogue_NAME."""
         ours_of = {theirs: ours for ours, theirs in self.columns.items()}
         table = set_aside(pd.DataFrame(columns=found), self.columns.keys() - ours_of.keys())
         return list(table.rename(columns=ours_of).columns)
 
-    def _texts(self, chunk: pd.DataFrame) -> pd.DataFrame:
-        """COLUMNS of a chunk as text, empty where a value or a column is missing."""
-        texts = {}
-        for ours in COLUMNS:
-            theirs = self.columns.get(ours, ours)
-            is_renamed = ours not in self.columns and ours in self.columns.values()
-            if theirs not in chunk or is_renamed:
-                texts[ours] = [""] * len(chunk)
-            elif isinstance(chunk[theirs].dtype, pd.StringDtype):
-                texts[ours] = chunk[theirs].fillna("").tolist()
-            else:
-                texts[ours] = [self._text(value, theirs) for value in chunk[theirs].astype(object)]
-        table = pd.DataFrame(texts, chunk.index, dtype=object)
-        table.loc[table.label_group.str.strip() == "", "label_group"] = ""  # blanks name no product
-        return table
+    def _texts(self, chunk: pd.DataFrame, rows: int, carried: Carried) -> pd.DataFrame:
+        """COLUMNS of a chunk behind so many `rows` as text; empty where a value is missing."""
+        texts = {ours: self._column(chunk, ours, rows) for ours in COLUMNS}
+        for ours, read in (("image", value_of), ("title", value_of), ("label_group", label_of)):
+            written = texts[ours]
+            texts[ours] = values = list(map(read, written))
+            emptied = (one for one, value in zip(written, values, strict=True) if not value)
+            carried.placeholders.update((ours, one) for one in emptied if one.strip())
+        for row, label in enumerate(texts["label_group"], rows + 1):
+            if CUT_NUMBER.fullmatch(label):
+                carried.cut_labels += 1
+                carried.cut_label = carried.cut_label or f"{label} in row {row}"
+        return pd.DataFrame(texts, chunk.index, dtype=object)
 
-    def _text(self, value: Any, column: str) -> str:
+    def _column(self, chunk: pd.DataFrame, ours: str, rows: int) -> list[str]:
+        """One of our columns as text, empty where a value or the column is missing."""
+        theirs = self.columns.get(ours, ours)
+        if ours in missing_columns(list(chunk), self.columns):
+            return [""] * len(chunk)
+        if isinstance(chunk[theirs].dtype, pd.StringDtype):
+            return chunk[theirs].fillna("").tolist()
+        values = enumerate(chunk[theirs].astype(object), rows + 1)
+        return [self._text(value, theirs, row) for row, value in values]
+
+    def _text(self, value: Any, column: str, row: int) -> str:
+        where = f"{self.path}: row {row}: column {column} holds"
         if not pd.api.types.is_scalar(value):
-            raise BadInput(f"{self.path}: column {column} holds lists or objects, not text")
+            raise BadInput(f"{where} lists or objects, not text")
         if pd.isna(value):
             return ""
+        if isinstance(value, bytes):  # as some programs store text in Parquet
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                raise BadInput(
+                    f"{where} bytes that are not UTF-8 ({value[:12]!r}); store text, or the names "
+                    "of files"
+                ) from None
         # A group read as 17.0 beside an empty cell and as 17 elsewhere must be one group.
-        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        is_whole = (isinstance(value, float) and value.is_integer()) or (
+            isinstance(value, Decimal) and value == value.to_integral_value()
+        )
+        return str(int(value)) if is_whole else str(value)
 
-    def _check_names(self, found: list[str]) -> None:
-        for ours, theirs in self.columns.items():
-            if theirs not in found:
-                raise BadInput(f"{self.path}: no column {theirs} (--columns {ours}={theirs})")
-        named = self._names(found)
-        if "posting_id" not in named:
-            raise BadInput(
-                f"{self.path}: no column posting_id (found: {', '.join(map(str, found))}); "
-                "name it with --columns posting_id=THEIR_NAME"
-            )
-        if "image" not in named and "title" not in named:
-            raise BadInput(f"{self.path}: neither a column image nor a column title")
+    def _splits(self, chunk: pd.DataFrame, labels: pd.Series, rows: int) -> list[str]:
+        """The split of every posting: that of the file where it names one, else by the label."""
+        if SPLIT in missing_columns(list(chunk), self.columns):
+            return list(map(split_of, labels))
+        splits = []
+        for row, written in enumerate(self._column(chunk, SPLIT, rows), rows + 1):
+            label, name = labels.iloc[row - rows - 1], value_of(written).strip().lower()
+            if name and (name not in SPLIT_NAMES or (label and SPLIT_NAMES[name] == "unlabelled")):
+                raise BadInput(
+                    f"{self.path}: row {row}: split {written!r} is none of train, val and test; "
+                    "correct it, leave it empty (then the label decides), or give the column "
+                    "another name"
+                )
+            splits.append(SPLIT_NAMES[name] if name and label else split_of(label))
+        return splits
+
+    @cached_property
+    def _table(self) -> TextTable:
+        """How the text of a CSV or TSV is to be read."""
+        return TextTable.of(self.path, {*COLUMNS, SPLIT, *self.columns.values()})
 
     def _check_cells(self) -> None:
-        """Raise BadInput naming the first row of fewer cells than the first line has names.
+        """Raise BadInput naming the first row of a CSV or TSV that is not as wide as its names.
 
-        pandas accepts such a row without a warning. Warns of fields that span lines: they are
-        legal, but a quote that is never closed swallows rows in the same way.
+        Warns of fields that span lines: they are legal, but a quote that is never closed swallows
+        rows in the same way.
         """
-        csv.field_size_limit(2**31 - 1)  # for the process; pandas, which reads it too, has none
-        width, row, spanning, first, last_line = 0, -1, 0, 0, 0
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=SEPARATORS[self.path.suffix.lower()])
-            for cells in reader:
-                lines, last_line = reader.line_num - last_line, reader.line_num
-                if not cells or (len(cells) == 1 and not cells[0].strip()):
-                    continue  # pandas skips blank lines
-                row += 1
-                width = width or len(cells)
-                if len(cells) < width:
-                    raise BadInput(
-                        f"{self.path}: row {row} (line {last_line}): {len(cells)} cells where the "
-                        f"first line names {width}; was the file cut? Give every row all its "
-                        "cells"
-                    )
-                if lines > 1 and row:
-                    spanning, first = spanning + 1, first or row
+        first, spanning = self._table.check_cells()
         if spanning:
             log.warning(
                 "%s: row %d holds a field of several lines (%d such rows): where none is meant a "
                 "quote was never closed, and rows behind it are in it",
-                self.path,
-                first,
-                spanning,
+                *(self.path, first, spanning),
             )
 
     def _chunks(self) -> Iterator[pd.DataFrame]:
+        is_text = self.kind in SEPARATORS
         try:
-            for chunk in READERS[self.path.suffix.lower()](self.path):
+            others = json_chunks if self.kind == ".jsonl" else parquet_chunks
+            for chunk in self._table.chunks() if is_text else others(self.path):
                 yield chunk.reset_index(drop=True)
-        except (ValueError, OSError) as error:
-            reason = str(error).splitlines()[0]
+        except UNREADABLE as error:
+            if is_text:
+                with suppress(*UNREADABLE):
+                    self._check_cells()  # names the row, where pandas names a line at most
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise BadInput(f"{self.path}: cannot be read ({reason})") from None
 
 
@@ -240,84 +319,3 @@ def check_unique(database: sqlite3.Connection, path: Path) -> None:
             f"{path}: row {row}: posting_id {posting_id!r} stands already in row "
             f"{first} ({rows} such rows); ids must be unique"
         )
-
-
-def set_aside(table: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
-    """Rename columns called one of `names` to catalogue_NAME, prefixed until the name is free."""
-    for name in names:
-        if name in table:
-            free = f"catalogue_{name}"
-            while free in table:
-                free = f"catalogue_{free}"
-            table = table.rename(columns={name: free})
-    return table
-
-
-def _read_csv(path: Path, separator: str) -> Iterator[pd.DataFrame]:
-    with pd.read_csv(
-        path, dtype=str, keep_default_na=False, sep=separator, chunksize=CHUNK
-    ) as chunks:
-        for table in chunks:
-            # pandas takes the first column for the names of the rows and shifts all the others.
-            if not isinstance(table.index, pd.RangeIndex):
-                raise ValueError(
-                    "rows have more cells than the first line names; is it without a name?"
-                )
-            yield table
-
-
-def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
-    # Without a buffer a row group, which may be the complete file, would lie in memory.
-    with pq.ParquetFile(path, buffer_size=2**18, pre_buffer=False) as file:
-        names = file.schema_arrow.names
-        repeated = [name for name in names if names.count(name) > 1]
-        if repeated:
-            raise ValueError(f"two columns are named {repeated[0]}; rename or drop one of them")
-        batches: Iterable[Any] = file.iter_batches(CHUNK)
-        if not file.metadata.num_rows:
-            batches = [pa.RecordBatch.from_pylist([], schema=file.schema_arrow)]
-        for batch in batches:
-            # pandas's own notes on an index would take that column away.
-            yield pa.Table.from_batches([batch]).to_pandas(
-                types_mapper=NULLABLE.get, ignore_metadata=True
-            )
-
-
-def _read_json_lines(path: Path) -> Iterator[pd.DataFrame]:
-    # Not through pandas, which reads integers beside missing values as floats: ids above 2^53
-    # would become equal.
-    number = 0
-    with path.open(encoding="utf-8-sig") as file:
-        while lines := file.readlines(CHUNK_BYTES):
-            rows = []
-            for line in lines:
-                number += 1
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                    if "\\ud" in line.lower():
-                        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair fails
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(f"line {number}: {error}") from None
-                if not isinstance(row, dict):
-                    raise ValueError(f"line {number}: not a JSON object")
-                rows.append(row)
-            yield pd.DataFrame(rows, dtype=object)
-
-
-# As dtype_backend="numpy_nullable" of pandas: integers beside missing values stay integers.
-NULLABLE = {
-    pa.bool_(): pd.BooleanDtype(),
-    pa.float32(): pd.Float32Dtype(),
-    pa.float64(): pd.Float64Dtype(),
-    pa.string(): pd.StringDtype(),
-    pa.large_string(): pd.StringDtype(),
-} | {
-    getattr(pa, name.lower())(): getattr(pd, f"{name}Dtype")()
-    for name in ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")
-}
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-READERS: dict[str, Callable[[Path], Iterator[pd.DataFrame]]] = {
-    suffix: partial(_read_csv, separator=separator) for suffix, separator in SEPARATORS.items()
-} | {".parquet": _read_parquet, ".jsonl": _read_json_lines}

@@ -1,8 +1,14 @@
-"""Which products train, choose the threshold and score: a function of the label group alone."""
+"""Which products train, choose the threshold and score: by their label group, or as a name says."""
 
 from hashlib import blake2b
 
 SPLITS = ("train", "val", "test", "unlabelled")
+SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | {
+    "training": "train",
+    **dict.fromkeys(("valid", "validation", "dev"), "val"),
+    "testing": "test",
+}
+"""The words, in small letters, that name a split."""
 TRAIN_SHARE, VAL_SHARE = 0.6, 0.2
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from shards.catalogue.titles import has_text
 from shards.pack.plan import Plan, Row, Shard
 from shards.photos.decode import PhotoRefused
 from shards.photos.options import PackOptions
@@ -66,11 +67,13 @@ def samples(
         title = row.title[: options.max_title]
         if len(row.title) > len(title):
             reasons.append(f"title of {len(row.title)} characters cut")
-        has_text = bool(title.strip())
-        is_packed = photo is not None or has_text
+        has_title = has_text(title)
+        is_packed = photo is not None or has_title
+        if title.strip() and not has_title:
+            reasons.append("title without a visible character")
         if not is_packed and not reasons:
             reasons.append("neither a photo nor a title")
-        known = {"reason": "; ".join(reasons), "has_text": has_text, **photo_facts(photo)}
+        known = {"reason": "; ".join(reasons), "has_text": has_title, **photo_facts(photo)}
         status = "packed" if is_packed else "rejected"
         facts.append({"row": row.row, "slot": row.slot, "status": status, **known})
         if not is_packed:
@@ -80,7 +83,7 @@ def samples(
         members = {"json": TO_JSON(known | texts).encode()}
         if photo is not None:
             members["jpg"] = photo.jpeg
-        if has_text:
+        if has_title:
             members["txt"] = title.encode()
         if row.class_id >= 0:
             members["cls"] = str(row.class_id).encode()

@@ -5,8 +5,10 @@ What was found of the items lies on the disk meanwhile: memory is that of the la
 """
 
 import logging
+import re
 import shutil
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from shards.catalogue.split import SPLITS, split_of
+from shards.catalogue.split import SPLIT_NAMES, SPLITS, split_of
 from shards.pack.disk_space import full_disk_fails
 from shards.pack.items import (
     OWN,
@@ -28,6 +30,7 @@ from shards.pack.items import (
     group_photos,
     write_rows,
 )
+from shards.pack.labels import log_label_remarks
 from shards.read.verify import verify
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt, Stopped
@@ -73,12 +76,6 @@ PACKED = """
 SELECT split, class_id, posting_id, title FROM item
     WHERE rowid BETWEEN ? AND ? AND status = 'packed' ORDER BY rowid
 """
-ACROSS = """
-SELECT COUNT(*) FROM (
-    SELECT 1 FROM item WHERE status = 'packed' AND label_group <> ''
-    GROUP BY label_group HAVING COUNT(DISTINCT split) > 1
-)
-"""
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 log = logging.getLogger("shards")
 
@@ -91,9 +88,10 @@ def index_tars(
 ) -> Counts:
     """Make the folder `path` of tars a shard set by an index beside each tar; its counts.
 
-    `columns` has the json keys of posting_id, title and label_group where they are others,
-    `leave` the suffixes (or base names) of members that are not read. Tars in folders train, val
-    and test are of that split, all others are split by label group. Raises BadInput for a folder
+    `columns` has the json keys of posting_id, title, label_group and split where they are others,
+    `leave` the suffixes (or base names) of members that are not read. An item is of the split that
+    its json names, or else a folder or the name of its tar; all others are split by label group.
+    Raises BadInput for a folder
     that holds a packed set or has changed since it was indexed, Corrupt for a damaged tar, Failed
     when the disk has no space for the index, Stopped on SIGTERM and Ctrl-C.
     """
@@ -104,6 +102,9 @@ def index_tars(
     if (counts := _indexed_before(path, config)) is not None:
         return counts
     tars = _tars(path)
+    if named := Counter(filter(None, (_folder_split(path, tar) for tar in tars))):
+        text = ", ".join(f"{number} {split}" for split, number in named.items())
+        log.info("%s: tars by their folders and names: %s", path, text)
     work = path / WORK
     try:
         with stops_interrupt(), full_disk_fails(path):
@@ -171,8 +172,8 @@ def _tars(path: Path) -> list[Path]:
     others = [tar for tar in tars if not _folder_split(path, tar)]
     if inside and others:
         raise BadInput(
-            f"{others[0]}: in none of the folders {', '.join(SPLITS)}, but {inside[0]} is; "
-            "put all tars into such folders, or none"
+            f"{others[0]}: in none of the folders {', '.join(SPLITS)}, nor named so, but "
+            f"{inside[0]} is; put all tars into such folders, or none"
         )
     tar_of: dict[Path, Path] = {}
     for tar in tars:
@@ -185,9 +186,16 @@ def _tars(path: Path) -> list[Path]:
 
 
 def _folder_split(path: Path, tar: Path) -> str:
-    """The split whose folder the tar is in; empty where it is in none."""
-    first, *below = tar.relative_to(path).parts
-    return first if below and first in SPLITS else ""
+    """The split that the nearest folder, or else the name, of a tar says; empty where none does.
+
+    A folder says it by its whole name (train), a tar by one word of its (shop-train-0001.tar).
+    """
+    *folders, name = tar.relative_to(path).parts
+    said = [SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES]
+    words = {
+        SPLIT_NAMES[word] for word in re.findall("[a-z]+", name.lower()) if word in SPLIT_NAMES
+    }
+    return said[-1] if said else words.pop() if len(words) == 1 else ""
 
 
 def _scan(
@@ -203,7 +211,8 @@ def _scan(
     with bar, closing(each(scan_tar, jobs, workers, "indexing")) as scanned:
         for number, (tar, (facts, records)) in enumerate(zip(tars, scanned, strict=True)):
             name, folder = str(tar.relative_to(path)), _folder_split(path, tar)
-            facts = facts.assign(tar=name, shard=number, folder=folder, split="", class_id=-1)
+            folders = facts.folder.mask(facts.folder == "", folder)  # json may say it itself
+            facts = facts.assign(tar=name, shard=number, folder=folders, split="", class_id=-1)
             rows = facts[columns].astype(object).itertuples(index=False, name=None)
             database.executemany(insert, rows)
             np.save(path / WORK / str(number), records)
@@ -257,10 +266,7 @@ def _finish(path: Path, tars: list[Path], sizes: list[int], database: sqlite3.Co
     write_rows(path / ITEMS, SCHEMA, database.execute(f"SELECT {', '.join(NAMES)} FROM item"))
     counts = count_items(database, path / LABEL_NOISE)
     counts["indexed_tars"] = len(tars)
-    across = counts["products_in_several_splits"] = database.execute(ACROSS).fetchone()[0]
-    if across:
-        log.warning(
-            "%s: %d products lie in several splits; scores of test will be too good", path, across
-        )
+    database.execute("DELETE FROM item WHERE status = 'rejected'")
+    counts["products_in_several_splits"] = log_label_remarks(database, "item", path)
     stage_files.finish(path, counts, written)
     return counts

@@ -66,7 +66,10 @@ class Job:
             self.parents["images"] = {"path": beside(images)}
         known = {name: facts.get("sha256", facts["path"]) for name, facts in self.parents.items()}
         self.stamp = sha256_json({"config": self.config, "parents": known})
-        self.check_images_given(next(catalogue.postings(Carried())).image.ne("").any())
+        carried = Carried()
+        self.check_images_given(next(catalogue.postings(carried)).image.ne("").any())
+        if catalogue.kind != ".jsonl":  # of which any line may be the first to name a column
+            catalogue.check_image_column(list(carried.types), images)
 
     def check_images_given(self, has_names: bool) -> None:
         """Raise BadInput when the catalogue names photos but no folder of photos was given."""
@@ -136,6 +139,13 @@ def _prepare(job: Job) -> Counts | None:
             if not survey_path.exists():
                 with closing(Plan(path, job.stamp)) as plan:
                     job.check_images_given(plan.has_photos())
+                    job.catalogue.check_image_column(plan.carried.names, job.images)
+                    if job.images is not None and not plan.has_photos():
+                        log.warning(
+                            "%s: names no photo at all, so only titles are packed and --images is "
+                            "not used; is the column image the right one?",
+                            job.catalogue.path,
+                        )
                     found = survey(plan, job.catalogue.path, job.images, job.options)
                     write_json(survey_path, found)
         except BadInput:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from shards.catalogue.rows import Carried, Catalogue, check_unique
-from shards.catalogue.split import split_of
+from shards.pack.labels import log_label_remarks
 from shards.photos.options import PackOptions
 from shards.storage.errors import BadInput
 from shards.storage.files import atomic_path
@@ -68,8 +68,8 @@ def make_plan(path: Path, catalogue: Catalogue, options: PackOptions, stamp: str
 
     class_id counts the label groups of the train split in the order of their first posting and
     is -1 elsewhere. Inside a split the items are ordered by a keyed hash of posting_id. `stamp`
-    identifies the pack that the plan is for. Memory does not grow with the catalogue. Raises
-    BadInput for a catalogue that cannot be packed.
+    identifies the pack that the plan is for. What was found of columns and labels is logged.
+    Memory does not grow with the catalogue. Raises BadInput for one that cannot be packed.
     """
     carried = Carried()
     key = str(options.seed).encode()
@@ -82,9 +82,11 @@ def make_plan(path: Path, catalogue: Catalogue, options: PackOptions, stamp: str
         texts = chain.from_iterable(chunk.itertuples(index=False, name=None) for chunk in chunks)
         for row, text in enumerate(texts, 1):
             hashed = blake2b(text[0].encode(), digest_size=8, key=key).digest()
-            line = (row, *text, split_of(text[-1]), hashed)
+            line = (row, *text, hashed)
             database.execute("INSERT INTO posting VALUES (?, ?, ?, ?, ?, ?, ?)", line)
         check_unique(database, catalogue.path)
+        catalogue.log_findings(carried)
+        log_label_remarks(database, "posting", catalogue.path)
         database.executescript(ORDER)
         first = 0
         split_sizes = "SELECT split, COUNT(*) FROM posting GROUP BY split ORDER BY split"

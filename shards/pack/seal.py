@@ -13,7 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.catalogue.rows import Catalogue, set_aside
+from shards.catalogue.columns import set_aside
+from shards.catalogue.rows import Catalogue
 from shards.catalogue.split import SPLITS
 from shards.pack.disk_space import HANDFUL, PHOTOS_REMEDY
 from shards.pack.items import (

@@ -2,7 +2,7 @@
 
 Names follow WebDataset: an item's members stand together and have one name up to the first dot of
 the base name. The photo is jpg, jpeg, png, webp, gif, bmp, tif or tiff; txt is the title, cls the
-label, json may hold posting_id, title (or caption) and label_group. No other member is read.
+label, json may hold posting_id, title (or caption), label_group and split. No other member is read.
 """
 
 import io
@@ -17,6 +17,9 @@ import numpy as np
 import pandas as pd
 from isal.isal_zlib import crc32
 
+from shards.catalogue.placeholders import label_of, value_of
+from shards.catalogue.split import SPLIT_NAMES
+from shards.catalogue.titles import has_text
 from shards.photos.decode import PhotoRefused, bound_by, open_photo, orientation
 from shards.photos.options import PackOptions
 from shards.photos.photo import MAX_BYTES, Photo, photo_facts, prepare_photo
@@ -26,7 +29,7 @@ from shards.tar.scan import Member, members
 
 PHOTOS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 ROLES = dict.fromkeys(PHOTOS, "jpg") | {"json": "json", "txt": "txt", "cls": "cls"}
-COLUMNS = ("posting_id", "title", "label_group")
+COLUMNS = ("posting_id", "title", "label_group", "split")
 MAX_TEXT = 2**20
 KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 PROBE = PackOptions(size=64)
@@ -72,21 +75,26 @@ class _Sample:
         photo = photo_facts(self._photo(data["jpg"]) if "jpg" in self.members else None)
         if not photo["has_image"]:
             record["jpg_size"] = ABSENT
-        # The first that is not blank of title in json, txt, and caption in json.
+        # The first with something to see of title in json, txt, and caption in json.
         titles = [self._value(about, names["title"], "title"), self._text(data["txt"], "txt")]
         if "title" not in columns:
             titles.append(self._value(about, "caption", "title"))
-        title = next((one for one in titles if one.strip()), "")
+        title = next((one for one in map(value_of, titles) if has_text(one)), "")
         if len(title) > PROBE.max_title:
             self.reasons.append(f"title of {len(title)} characters cut")
         title = title[: PROBE.max_title]
         is_packed = photo["has_image"] or bool(title)
-        label = self._value(about, names["label_group"], "label_group")
-        if not label.strip():  # blanks name no product
-            label = self._text(data["cls"], "cls").strip()
+        labels = (
+            self._value(about, names["label_group"], "label_group"),
+            self._text(data["cls"], "cls").strip(),
+        )
+        label = next(filter(None, map(label_of, labels)), "")
+        if not label and (written := next(filter(str.strip, labels), "")):
+            self.reasons.append(f"label_group {written.strip()} taken as empty")
         return {
             "posting_id": posting_id,
             "key": self.key,
+            "folder": self._split(self._value(about, names["split"], "split"), label),
             "image": self.members["jpg"].name if "jpg" in self.members else "",
             "label_group": label,
             "cls": data["cls"].decode(errors="replace").strip(),
@@ -97,6 +105,16 @@ class _Sample:
             "has_text": bool(title),
             "title": title,
         }, record
+
+    def _split(self, written: str, label: str) -> str:
+        """The split that json names, empty where it names none."""
+        name = value_of(written).strip().lower()
+        if name and (name not in SPLIT_NAMES or (label and SPLIT_NAMES[name] == "unlabelled")):
+            raise BadInput(
+                f"{self._where()}: split {written!r} of its json is none of train, val and test; "
+                "name another with --columns split=NAME"
+            )
+        return SPLIT_NAMES[name] if name else ""
 
     def _where(self) -> str:
         return f"{self.tar}: byte {self.at}: item {self.key!r}"
@@ -143,7 +161,7 @@ def scan_tar(
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Facts (one row a sample) and index records (one a sample that is packed) of `tar`.
 
-    `columns` has the json keys of posting_id, title and label_group where they are others;
+    `columns` has the json keys of posting_id, title, label_group and split where they are others;
     members whose suffix or base name is in `leave` are not read. posting_id is "" where the key is
     to be used. Raises Corrupt for a damaged tar, or members that are not adjacent, repeated, of an
     unknown kind or no text; BadInput for json that lacks what `columns` names.

@@ -74,7 +74,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
     column = pa.array(["a", "b"])
     names = ["posting_id", "title", name, name]
     pq.write_table(pa.table([column] * 4, names=names), tmp_path / "c.parquet")
-    with pytest.raises(BadInput, match=rf"c\.parquet: .*two columns are named {name}; rename"):
+    with pytest.raises(BadInput, match=rf"c\.parquet: two columns are named {name}; rename"):
         read_catalogue(tmp_path / "c.parquet")
 
 

@@ -1,6 +1,8 @@
 """What holds around every verb: how it ends, with and without a launcher, and --config FILE."""
 
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -180,3 +182,31 @@ def test_numbers_are_those_of_yaml_1_2(given, text: str, name: str, value: Any) 
     found = given("run", "FILE", text=text)[name]
     assert found == value
     assert type(found) is type(value)
+
+
+def run_unread(*words: str, unbuffered: bool) -> subprocess.CompletedProcess[str]:
+    """A verb whose output nobody reads, as behind `| head` when that has ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = os.environ | {"PYTHONUNBUFFERED": "1" if unbuffered else ""}
+    with os.fdopen(writer, "w") as output:
+        return subprocess.run(
+            [sys.executable, "-m", "dist_train", *words], env=env, text=True, check=False,
+            stdout=output, stderr=subprocess.PIPE, cwd=Path(__file__).parents[3],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("unbuffered", [True, False])
+def test_an_output_that_nobody_reads_is_no_failure(tmp_path: Path, unbuffered: bool) -> None:
+    (tmp_path / "c.csv").write_text("posting_id,title\n1,a\n2,b\n")
+    words = ("pack", str(tmp_path / "c.csv"), "--out", str(tmp_path / "out"))
+    for line in (words, ("verify", str(tmp_path / "out"))):
+        done = run_unread(*line, unbuffered=unbuffered)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "BrokenPipe" not in done.stderr
+
+
+def test_another_pipe_that_breaks_is_a_failure(ended) -> None:
+    with pytest.raises(BrokenPipeError):
+        ended(raising(BrokenPipeError("of a worker")))

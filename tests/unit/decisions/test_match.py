@@ -24,8 +24,11 @@ from shards.storage.files import write_parquet
 PRODUCTS, EACH, D = 60, 5, 24
 
 
-def write_set(out, seed: int = 0, labels: bool = True) -> None:
-    """Noisy copies of products, a fifth val; some postings rejected, some without a photo."""
+def write_set(out, seed: int = 0, labels: str | None = "g{product}") -> None:
+    """Noisy copies of products, a fifth val; some postings rejected, some without a photo.
+
+    labels: how the label group is formed of `product` and `number`; None for none at all.
+    """
     rng = np.random.default_rng(seed)
     N = PRODUCTS * EACH
     product = rng.permutation(np.repeat(np.arange(PRODUCTS), EACH))
@@ -42,7 +45,10 @@ def write_set(out, seed: int = 0, labels: bool = True) -> None:
         np.save(files[-1], rows.astype(np.float16))
     table = pd.DataFrame({
         "row": np.arange(N), "posting_id": [f"p{n}" for n in range(N)],
-        "label_group": [f"g{p}" if labels else "" for p in product], "split": split,
+        "label_group": [
+            labels.format(product=p, number=n) if labels else "" for n, p in enumerate(product)
+        ],
+        "split": split,
         "title": "", "has_image": has["image"], "has_text": has["text"], "status": "embedded",
         "sha256": "", "phash": "", "photo_group": -1,
     })  # fmt: skip
@@ -271,15 +277,23 @@ def test_a_join_told_of_the_threshold_keeps_all_its_pairs(made, tmp_path):
     )
 
 
-def test_without_labels_a_threshold_must_be_given(tmp_path):
-    write_set(tmp_path / "emb", labels=False)
+@pytest.mark.parametrize(
+    ("labels", "obstacle"),
+    [
+        (None, "no item has a label_group"),
+        ("g{number}", "none of the 60 products has two items"),
+        ("g", "all items are of one product"),
+    ],
+)
+def test_without_products_to_tell_apart_a_threshold_must_be_given(tmp_path, labels, obstacle):
+    write_set(tmp_path / "emb", labels=labels)
     build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
     build_pairs(tmp_path / "emb", tmp_path / "index", tmp_path / "pairs", JoinConfig(device="cpu"))
-    with pytest.raises(BadInput, match="--threshold T or --threshold-from FILE"):
+    with pytest.raises(BadInput, match=f"{obstacle}.*--threshold T or --threshold-from FILE"):
         match(tmp_path / "pairs", tmp_path / "m", MatchConfig())
     assert not (tmp_path / "m").exists()  # refused before anything is claimed
-    given = MatchConfig(threshold=0.7)
-    assert match(tmp_path / "pairs", tmp_path / "n", given)["curve"] is None
+    given = match(tmp_path / "pairs", tmp_path / "n", MatchConfig(threshold=0.7))
+    assert (given["curve"] is None) == (labels is None)
 
 
 def test_an_index_over_another_set_is_refused(made, tmp_path):

@@ -417,9 +417,14 @@ def test_the_table_says_what_the_file_says(scored):
         assert line.split()[-4:] == numbers
 
 
-def test_without_labelled_val_products_only_what_needs_no_threshold_is_scored(tmp_path):
+@pytest.mark.parametrize("labels", ["none", "one", "all others"])
+def test_without_val_products_to_tell_apart_only_what_needs_no_threshold_is_scored(
+    tmp_path, labels
+):
     table = catalogue()
-    table.loc[table.split == "val", "label_group"] = ""
+    val = table.split == "val"
+    others = [f"alone {number}" for number in range(val.sum())]
+    table.loc[val, "label_group"] = {"none": "", "one": "one", "all others": others}[labels]
     write_embedding(tmp_path / "emb", table, vectors(table, 1))
     write_decided(tmp_path / "m", tmp_path / "emb", [], {"image": 0.5, "text": 0.5})
     metrics = evaluate(tmp_path / "m", {"itself": tmp_path / "emb"})
@@ -446,3 +451,18 @@ def test_what_cannot_be_scored_is_refused(tmp_path, scored):
     write_decided(tmp_path / "m", tmp_path / "emb", [], {"image": 0.5, "text": 0.5})
     with pytest.raises(BadInput, match="no test posting has a label_group"):
         evaluate(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("label", "obstacle"),
+    [("alone {}", "products has two items, so no match can be right"), ("one", "of one product")],
+)
+def test_test_products_that_no_score_tells_apart_are_warned_of(tmp_path, caplog, label, obstacle):
+    table = catalogue()
+    test = table.split == "test"
+    table.loc[test, "label_group"] = [label.format(number) for number in range(test.sum())]
+    write_embedding(tmp_path / "emb", table, vectors(table, 1))
+    write_decided(tmp_path / "m", tmp_path / "emb", [], {"image": 0.5, "text": 0.5})
+    evaluate(tmp_path / "m")
+    assert "the scores on the test split say nothing" in caplog.text
+    assert obstacle in caplog.text

@@ -8,7 +8,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from dist_train.evaluation import baselines
 from dist_train.evaluation.baselines import same_photo_pairs, title_pairs, title_scores
-from dist_train.evaluation.titles import decode_escapes
+from shards.catalogue.titles import readable_title
 
 WORDS = ["red", "Red", "shoe", "XL", "5", "250gr", "kopi", "🌸"]
 TITLES = st.lists(
@@ -103,8 +103,8 @@ def test_escaped_text_comes_back(before, after):
     if "\\" in before + after:
         return
     escaped = "".join(f"\\x{octet:02x}" for octet in after.encode("utf-8", "surrogatepass"))
-    expected = after if after.isprintable() else decode_escapes(escaped)
-    assert decode_escapes(before + escaped) == before + expected
+    expected = after if after.isprintable() else readable_title(escaped)
+    assert readable_title(before + escaped) == before + expected
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_escaped_text_comes_back(before, after):
     ],
 )
 def test_malformed_escapes_stay(title, expected):
-    assert decode_escapes(title) == expected
+    assert readable_title(title) == expected
 
 
 @given(TITLES.filter(lambda titles: len(titles) > 1), st.sampled_from([1, 1_000]))
