@@ -31,6 +31,7 @@ from dist_train.matching.vectors import ItemVectors, open_vectors, subset
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json, write_json
+from shards.storage.stops import stops_interrupt
 
 FORMAT = 2
 TFIDF = "word TF-IDF"
@@ -39,6 +40,7 @@ ScoredPairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 """i, j and score (P,) of pairs within the rows of a split."""
 
 
+@stops_interrupt()
 def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     """Score a match directory on the test products, write its metrics.json and return it.
 

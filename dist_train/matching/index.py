@@ -66,7 +66,7 @@ def build_index(embeddings: Path, out: Path, config: IndexConfig) -> dict[str, A
             shards = shard_rows(len(vectors), vectors.width, memory)
             try:
                 _build_shards(vectors, kind, shards, out, runtime)
-                _finish(vectors, kind, shards, config, out, runtime)
+                runtime.alone(out, _finish, vectors, kind, shards, config, out)
             except RuntimeError as error:  # a factory string that FAISS accepts and cannot build
                 if "faiss" not in str(error):
                     raise
@@ -160,45 +160,42 @@ def _finish(
     bounds: list[range],
     config: IndexConfig,
     out: Path,
-    runtime: Runtime,
 ) -> None:
     """Measure the index's recall, write index.json and the manifest, remove `.work`."""
-    if runtime.is_main:
-        weights = {name: one.weight for name, one in vectors.modalities.items()}
-        shards = [out / SHARD.format(number) for number in range(len(bounds))]
-        lists, recall = 0, dict[str, Any](nprobe=0)
-        if config.recall_rows:
-            inverted = faiss.try_extract_index_ivf(faiss.read_index(str(out / TRAINED)))
-            lists = inverted.nlist if inverted else 0
-            index = ShardedIndex(shards, kind.name, memory=bytes_of(config.memory) // 2)
-            recall = measured_recall(vectors, index, config.recall_rows, lists)
-        if at_50 := recall.get("recall_at_50"):
-            message = "recall@50 of %s: %.4f (95 %%: %.4f to %.4f), range recall %.4f, nprobe %d"
-            interval, share = (at_50["low"], at_50["high"]), recall["range_recall"]["share"]
-            log.info(message, kind.factory, at_50["share"], *interval, share, recall["nprobe"])
-            if lists and at_50["low"] < TARGET:
-                log.warning(
-                    "%s finds too little even when all of its %d lists are searched: recall@50 "
-                    "%.3f, wanted %.2f; use a kind with larger codes, or an exact one",
-                    *(kind.factory, lists, at_50["share"], TARGET),
-                )
-        about = {
-            "format": FORMAT,
-            "kind": kind.name,
-            "factory": kind.factory,
-            "reason": kind.reason,
-            "metric": "inner product",
-            "modalities": list(weights),
-            "image_weight": weights.get("image", 0.0),
-            "items": len(vectors),
-            "width": vectors.width,
-            "rows": [[rows.start, rows.stop] for rows in bounds],
-            "recall": recall,
-        }
-        write_json(out / "index.json", about)
-        counts = {"items": len(vectors), "shards": len(shards)}
-        stage_files.finish(out, counts, [*shards, out / "index.json"])
-        shutil.rmtree(out / WORK, ignore_errors=True)
-        names = " and ".join(weights)
-        log.info("%s: %d items in %d shards over %s", out, len(vectors), len(shards), names)
-    runtime.barrier()
+    weights = {name: one.weight for name, one in vectors.modalities.items()}
+    shards = [out / SHARD.format(number) for number in range(len(bounds))]
+    lists, recall = 0, dict[str, Any](nprobe=0)
+    if config.recall_rows:
+        inverted = faiss.try_extract_index_ivf(faiss.read_index(str(out / TRAINED)))
+        lists = inverted.nlist if inverted else 0
+        index = ShardedIndex(shards, kind.name, memory=bytes_of(config.memory) // 2)
+        recall = measured_recall(vectors, index, config.recall_rows, lists)
+    if at_50 := recall.get("recall_at_50"):
+        message = "recall@50 of %s: %.4f (95 %%: %.4f to %.4f), range recall %.4f, nprobe %d"
+        interval, share = (at_50["low"], at_50["high"]), recall["range_recall"]["share"]
+        log.info(message, kind.factory, at_50["share"], *interval, share, recall["nprobe"])
+        if lists and at_50["low"] < TARGET:
+            log.warning(
+                "%s finds too little even when all of its %d lists are searched: recall@50 "
+                "%.3f, wanted %.2f; use a kind with larger codes, or an exact one",
+                *(kind.factory, lists, at_50["share"], TARGET),
+            )
+    about = {
+        "format": FORMAT,
+        "kind": kind.name,
+        "factory": kind.factory,
+        "reason": kind.reason,
+        "metric": "inner product",
+        "modalities": list(weights),
+        "image_weight": weights.get("image", 0.0),
+        "items": len(vectors),
+        "width": vectors.width,
+        "rows": [[rows.start, rows.stop] for rows in bounds],
+        "recall": recall,
+    }
+    write_json(out / "index.json", about)
+    counts = {"items": len(vectors), "shards": len(shards)}
+    stage_files.finish(out, counts, [*shards, out / "index.json"])
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    names = " and ".join(weights)
+    log.info("%s: %d items in %d shards over %s", out, len(vectors), len(shards), names)

@@ -19,6 +19,7 @@ from dist_train.report import charts
 from dist_train.report.galleries import Gallery, choose_pairs, show_pairs
 from shards.storage.files import read_json, write_atomic
 from shards.storage.stage_files import STAGE, open_finished
+from shards.storage.stops import stops_interrupt
 
 SHOWN_SPLITS = ("test", "val")
 """Products that no weight was fitted to; the second also chose the threshold."""
@@ -49,6 +50,7 @@ class ReportData:
     photos_missing: str | None
 
 
+@stops_interrupt()
 def write_report(matches: Path) -> Path:
     """Write MATCHES/report.html and return its path. Errors as in `gather`."""
     target = matches / "report.html"

@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from shards.storage.stage_files import status_of
-from shards.storage.workers import leave_stops_to_parent, stops_blocked
+from shards.storage.stops import stops_blocked
+from shards.storage.workers import leave_stops_to_parent
 from tests.support.comparing import losses, weights
 from tests.support.launching import command, environment, run
 from tests.support.processes import kill, wait_for
