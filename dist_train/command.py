@@ -31,6 +31,8 @@ def call(app: App) -> None:
     for name in ("dist_train", "shards"):
         logging.getLogger(name).setLevel(logging.INFO)
     StopFlag.installed()
+    # By default cyclopts makes exit code 130 of a KeyboardInterrupt.
+    app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False
     try:
         # The ranks of a launcher must stop together, so each looks for a signal where all do.
         with stops_interrupt(not under_launcher()):

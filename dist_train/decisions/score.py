@@ -30,7 +30,7 @@ from dist_train.matching.pairs import PairSet
 from dist_train.matching.vectors import ItemVectors, open_vectors, subset
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
-from shards.storage.files import read_json, write_json
+from shards.storage.files import read_json, remove_abandoned, write_json
 from shards.storage.stops import stops_interrupt
 
 FORMAT = 2
@@ -48,6 +48,7 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     BadInput when no test posting has a label, or one of these sets is over other shards.
     """
     stage_files.open_finished(matches, stage.MATCHES)
+    remove_abandoned(matches)
     embeddings = EmbeddingSet(PairSet(stage.parent(matches, "pairs")).embedding)
     items = embeddings.items
     comparison = Comparison(items)

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,8 @@ from shards.storage.stops import StopFlag, stops_interrupt
 
 LOST = re.compile(r"gloo|nccl|by peer|broken pipe", re.IGNORECASE)
 """What torch's errors contain when another rank no longer answers."""
+REDUCTIONS = "torch/multiprocessing/reductions.py"
+"""Of torch: fetches the tensors of a batch from the worker that prepared it."""
 STOPPED = "stopped by a signal; the same command goes on"
 Work = TypeVar("Work")
 Value = TypeVar("Value")
@@ -236,14 +239,22 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def _cause(error: BaseException, rank: int) -> BaseException:
-    """`error`, or Failed if it only shows that another rank no longer answers."""
-    if not (isinstance(error, RuntimeError) and LOST.search(str(error))):
-        return error
-    return Failed(
-        f"rank {rank} lost its connection to another rank, which was killed or whose machine is "
-        "down (out of memory? the launcher's log names it); the same command goes on "
-        f"({str(error).partition('. ')[0]})"
-    )
+    """`error`, or Failed if it only shows that another rank or a loader worker was killed."""
+    if isinstance(error, RuntimeError) and LOST.search(str(error)):
+        return Failed(
+            f"rank {rank} lost its connection to another rank, which was killed or whose machine "
+            "is down (out of memory? the launcher's log names it); the same command goes on "
+            f"({str(error).partition('. ')[0]})"
+        )
+    # The worker's death is noticed by itself, or by a batch that can no longer be fetched from it.
+    frames = traceback.extract_tb(error.__traceback__)
+    fetching = any(frame.filename.endswith(REDUCTIONS) for frame in frames)
+    if "DataLoader worker (pid" in str(error) or (fetching and isinstance(error, OSError)):
+        return Failed(
+            f"rank {rank}: a loader worker was killed, perhaps for lack of memory (see dmesg); the "
+            "same command goes on, with fewer --workers in less memory"
+        )
+    return error
 
 
 def _enable_traces() -> None:

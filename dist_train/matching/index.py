@@ -28,8 +28,9 @@ from dist_train.matching.recall import TARGET, ShardedIndex, measured_recall
 from dist_train.matching.vectors import ItemVectors, open_vectors, subset
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt
-from shards.storage.files import atomic_path, read_json, remove_abandoned, sha256_file, write_json
+from shards.storage.files import atomic_path, read_json, sha256_file, write_json
 from shards.storage.lock import locked
+from shards.storage.stage_files import WORK
 
 FORMAT = 3
 SHARD_ROWS = 1_000_000
@@ -37,7 +38,6 @@ SHARD_COPIES = 4
 """Copies of a shard's vectors in memory while it is built: FAISS's arrays double as they grow."""
 ADDED = 65_536
 """Rows in memory at one time."""
-WORK = ".work"
 TRAINED, SHARD = f"{WORK}/trained.faiss", "shard-{:05d}.faiss"
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,6 @@ def _build_shards(
     vectors: ItemVectors, kind: Kind, shards: list[range], out: Path, runtime: Runtime
 ) -> None:
     use_threads()
-    remove_abandoned(out)
     # The empty index is trained once: all shards share its quantiser, and so does a restart.
     with locked(out / WORK / "lock"):
         if not (out / TRAINED).exists():
