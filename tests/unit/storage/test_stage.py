@@ -114,7 +114,7 @@ def test_a_manifest_names_no_file_outside(chain, name):
     manifest = json.loads(path.read_text())
     manifest["files"][name] = next(iter(manifest["files"].values()))
     path.write_text(json.dumps(manifest))
-    with pytest.raises(Corrupt, match="manifest.json: file .* has no path below it"):
+    with pytest.raises(Corrupt, match=r"manifest\.json: file .* has no path below it"):
         stage.parent(chain[1], "shards")
 
 
@@ -148,7 +148,7 @@ def test_a_finished_stage_keeps_nothing_of_its_work(tmp_path):
     (out / ".work" / "claims").mkdir(parents=True)
     (out / ".work" / "claims" / "00000").touch()
     (out / f".status.json.tmp-{os.uname().nodename}-{killed()}").touch()
-    assert stage_files.begin(out, "x", {}, {})
+    assert stage_files.begin(out, "x", {"content": "x"}, {})
     assert {path.name for path in out.iterdir()} == before
 
 
