@@ -36,8 +36,13 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.requested, self.interrupts, self.interrupted = False, False, False
-        self._grace_runs, self._pid = False, os.getpid()
-        self.before = {number: signal.signal(number, self._on_signal) for number in STOPS}
+        self._pid = os.getpid()
+        self._before = {number: signal.signal(number, self._on_signal) for number in STOPS}
+        # Python's handlers wait for the main thread, which may be stuck in a collective.
+        received, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        _thread.start_new_thread(self._end_by_second, (received,))
 
     @classmethod
     def current(cls) -> "StopFlag | None":
@@ -63,19 +68,26 @@ class StopFlag:
             if number != signal.SIGUSR1:
                 os._exit(0)
             return
-        if number != signal.SIGUSR1 and not self._grace_runs:
-            self._grace_runs = True
-            # Not threading's Thread: the code that was interrupted may hold one of its locks.
-            _thread.start_new_thread(self._end_grace, ())
         self.requested = True
         self.interrupt()
 
-    def _end_grace(self) -> None:
-        # Below Python, whose handlers wait for the main thread: it may be stuck in a collective.
-        time.sleep(self.GRACE)
-        for number in ENDS:
-            if signal.getsignal(number) == self._on_signal:  # else the outcome is final
-                ctypes.CDLL(None).signal(number, None)  # SIG_DFL
+    def _end_by_second(self, received: int) -> None:
+        """GRACE seconds after the first signal of ENDS let the system end the process by one."""
+        with open(received, "rb", buffering=0) as numbers:
+            while number := numbers.read(1):
+                if number[0] in ENDS:
+                    time.sleep(self.GRACE)
+                    for end in ENDS:
+                        if signal.getsignal(end) == self._on_signal:  # else the outcome is final
+                            ctypes.CDLL(None).signal(end, None)  # SIG_DFL
+                    return
+
+    def remove(self) -> None:
+        """Put back the handlers that were there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        os.close(self._wakeup)  # ends the thread
 
     def _on_swallowed(self, swallowed: Any) -> None:
         """A destructor or callback cannot pass the interrupt on: it comes again a moment later."""
@@ -113,8 +125,7 @@ def stops_interrupt(wanted: bool = True) -> Iterator[None]:
     finally:
         flag.interrupts = outer
         if known is None:
-            for number, handler in flag.before.items():
-                signal.signal(number, handler)
+            flag.remove()
 
 
 @contextmanager

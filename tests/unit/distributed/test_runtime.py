@@ -263,6 +263,33 @@ def test_a_second_signal_ends_a_process_only_after_the_grace(number):
         process.communicate()
 
 
+STUCK = """
+import hashlib
+from shards.storage.stops import StopFlag
+StopFlag.GRACE = 1.0
+StopFlag.installed()
+print("ready", flush=True)
+hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes without a line of Python
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_process_that_is_stuck_below_python(number):
+    process = python(STUCK)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        process.send_signal(number)
+        time.sleep(0.5)
+        assert process.poll() is None
+        time.sleep(1)
+        process.send_signal(number)
+        assert process.wait(timeout=20) == -number
+    finally:
+        process.kill()
+        process.communicate()
+
+
 REFUSED = """
 import os, sys
 from dist_train.distributed.runtime import Runtime
