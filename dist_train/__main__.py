@@ -1,5 +1,15 @@
-"""`python -m dist_train`, the form that launchers start."""
+"""`dist-train`, or `python -m dist_train`, the form that launchers start."""
 
-from dist_train.cli import main
+from shards.storage.stops import StopFlag
 
-main()
+
+def main() -> None:
+    """Heed stop signals from now on, and only then load the command line, which takes a moment."""
+    StopFlag.installed()
+    from dist_train import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

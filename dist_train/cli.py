@@ -300,17 +300,19 @@ def evaluate(matches: Path, /, *, compare: tuple[str, ...] = ()) -> None:
 
 
 @app.command
-def report(matches: Path, /) -> None:
+def report(matches: Path, /, *, shards: str | None = None) -> None:
     """Write report.html into the folder of the matches: scores, curves and photos, in one file.
 
     Scores are shown if evaluate has run before.
 
     Args:
         matches: Folder that match has written.
+        shards: The shard set with the photos, where it does not lie as it did beside the
+            embedding set. An address is opened only if it is given here.
     """
     from dist_train.report.html import write_report
 
-    print(write_report(matches))
+    print(write_report(matches, shards))
 
 
 # The help lists complete pipelines first, then the stages in their order.

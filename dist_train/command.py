@@ -14,8 +14,9 @@ import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
+from dist_train.distributed.launcher import under_launcher
 from shards.storage.errors import BadInput, Failed, NoGPU, Stopped
-from shards.storage.workers import STOPS
+from shards.storage.stops import STOPS, StopFlag, stops_interrupt
 
 NUMBERS = {
     "tag:yaml.org,2002:int": r"^[-+]?(0|[1-9][0-9_]*)$",
@@ -40,18 +41,24 @@ def call(app: App) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in ("dist_train", "shards"):
         logging.getLogger(name).setLevel(logging.INFO)
+    StopFlag.installed()
+    # By default cyclopts makes exit code 130 of a KeyboardInterrupt.
+    app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False
     try:
-        # By default cyclopts calls sys.exit after the verb, before the process group is left.
-        app.meta(exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()
+        # The ranks of a launcher must stop together, so each looks for a signal where all do.
+        with stops_interrupt(not under_launcher()):
+            # By default cyclopts calls sys.exit after the verb, before the process group is left.
+            app.meta(exit_on_error=False, print_error=False, result_action="return_value")
+            sys.stdout.flush()
         _leave_process_group()
         _ignore_stop_signals()
     except CycloptsError as error:
         _exit(" ".join(str(error).split()), 2)
-    except Stopped as stopped:
+    except (Stopped, KeyboardInterrupt) as stopped:
         _leave_process_group()
         # A launcher takes any code but 0 for a crash; status.json shows the difference.
-        _exit(str(stopped), 0 if "RANK" in os.environ else stopped.exit_code)
+        code = 0 if "RANK" in os.environ else Stopped.exit_code
+        _exit(str(stopped) or "stopped by a signal; the same command goes on", code)
     except (BadInput, Failed, NoGPU) as error:
         _exit(str(error), error.exit_code)
     except BrokenPipeError:

@@ -17,7 +17,6 @@ from dist_train.config.options import Config, EmbedConfig, IndexConfig, JoinConf
 from dist_train.config.training import Modality, TrainingOptions, as_json, result_options
 from dist_train.decisions.threshold import given_threshold
 from dist_train.distributed.launcher import under_launcher
-from dist_train.distributed.signals import StopFlag
 from dist_train.evaluation.scores import Scores
 from dist_train.matching.pairs import PairSet
 from shards.catalogue.rows import Carried, Catalogue
@@ -25,7 +24,7 @@ from shards.photos.options import PackOptions
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Stopped
 from shards.storage.files import read_json
-from shards.storage.workers import stops_interrupt
+from shards.storage.stops import stops_interrupt
 
 Options = PackOptions | TrainingOptions | EmbedConfig | IndexConfig | JoinConfig | MatchConfig
 log = logging.getLogger(__name__)
@@ -85,26 +84,19 @@ def run(config: Config) -> Scores | None:
     if under_launcher():
         raise BadInput("run starts its stages itself; under a launcher start them one by one")
     began, results = time.monotonic(), dict[str, Any]()
-    stop = StopFlag.installed()
     stages = stage_graph(config)
     if stages[-2].name != "evaluate":
         log.info("no posting is of a test product, so there is nothing to score on")
     for stage in stages:
         folder = stage.result.parent
-        if stop.requested:
-            raise Stopped(
-                f"{folder}: stopped by a signal before {stage.name}; the same command goes on"
-            )
-        log.info("── %s: %s", stage.name, folder)
-        if stage.options is not None:
-            results[stage.name] = stage.call()
-            continue
-        # evaluate and report do not check for a signal: each writes one file at its end.
         try:
             with stops_interrupt():
+                log.info("── %s: %s", stage.name, folder)
                 results[stage.name] = stage.call()
         except KeyboardInterrupt:
-            raise Stopped(f"{folder}: stopped by a signal; the same command goes on") from None
+            raise Stopped(
+                f"{folder}: stopped by a signal in {stage.name}; the same command goes on"
+            ) from None
     log.info("all done in %.0f s; report: %s", time.monotonic() - began, results["report"])
     return results.get("evaluate")
 

@@ -32,7 +32,7 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
 
     One process does the work: under a launcher the others wait for the first.
     Raises BadInput when no threshold can be chosen, when the given one lies below the score floor
-    of the pairs, or when `out` holds something else.
+    of the pairs, or when `out` holds something else; Stopped after a signal.
     """
     runtime = Runtime("cpu")
     pair_set, given = PairSet(pairs), given_threshold(config)
@@ -52,9 +52,8 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
     # The number that was read from the file, because the file may be replaced at any time.
     options = result_options(config) | {"threshold": given.threshold}
     with runtime.stage(out, stage.MATCHES, options, stage.parents_for(out, pairs=pairs)) as done:
-        if not done and runtime.is_main:
-            _decide(pair_set, items, given, out)
-        runtime.barrier()
+        if not done:
+            runtime.alone(out, _decide, pair_set, items, given, out)
     return read_json(out / "threshold.json")
 
 

@@ -19,8 +19,8 @@ from dist_train.decisions.groups import Groups
 from dist_train.embedding.store import corrupt_error
 from dist_train.matching.pairs import PairSet, no_pairs
 from shards.storage.files import atomic_path
+from shards.storage.stage_files import WORK
 
-WORK = ".work"
 PIECE = 500_000
 """Pairs of the postings whose lists are in memory at one time."""
 POSTINGS = 250_000

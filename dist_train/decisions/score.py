@@ -31,7 +31,8 @@ from dist_train.matching.pairs import PairSet
 from dist_train.matching.vectors import ItemVectors, open_vectors, subset
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
-from shards.storage.files import read_json, write_json
+from shards.storage.files import read_json, remove_abandoned, write_json
+from shards.storage.stops import stops_interrupt
 
 log = logging.getLogger(__name__)
 FORMAT = 2
@@ -41,6 +42,7 @@ ScoredPairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 """i, j and score (P,) of pairs within the rows of a split."""
 
 
+@stops_interrupt()
 def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     """Score a match directory on the test products, write its metrics.json and return it.
 
@@ -48,6 +50,7 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     BadInput when no test posting has a label, or one of these sets is over other shards.
     """
     stage_files.open_finished(matches, stage.MATCHES)
+    remove_abandoned(matches)
     embeddings = EmbeddingSet(PairSet(stage.parent(matches, "pairs")).embedding)
     items = embeddings.items
     comparison = Comparison(items)

@@ -8,7 +8,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,13 +20,16 @@ from accelerate import PartialState
 
 from dist_train.distributed.barrier import Barrier, timeout
 from dist_train.distributed.launcher import check_before_joining, check_world, under_launcher
-from dist_train.distributed.signals import StopFlag
 from dist_train.distributed.stage import Attempt, Parents, new_attempt, newer_attempt
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Failed, NoGPU, Stopped
+from shards.storage.stops import StopFlag, stops_interrupt
 
 LOST = re.compile(r"gloo|nccl|by peer|broken pipe", re.IGNORECASE)
 """What torch's errors contain when another rank no longer answers."""
+REDUCTIONS = "torch/multiprocessing/reductions.py"
+"""Of torch: fetches the tensors of a batch from the worker that prepared it."""
+STOPPED = "stopped by a signal; the same command goes on"
 Work = TypeVar("Work")
 Value = TypeVar("Value")
 
@@ -43,6 +47,7 @@ class Runtime:
             raise NoGPU("--device cuda: no GPU answers (driver missing, or a CPU build of torch)")
         cpu = device == "cpu" or not torch.cuda.is_available()
         _enable_traces()
+        self._stop = StopFlag.installed()
         check_before_joining()
         if not cpu:
             state = PartialState(timeout=timeout())
@@ -66,7 +71,6 @@ class Runtime:
         for name in ("dist_train", "shards"):
             logging.getLogger(name).setLevel(logging.INFO if self.is_main else logging.WARNING)
         self._barrier = Barrier(self.rank, self.world) if self.world > 1 else None
-        self._stop = StopFlag.installed()
         self.attempt: Attempt = {}
 
     @property
@@ -125,7 +129,22 @@ class Runtime:
         """
         self.barrier()
         if self.any_stop_requested():
-            raise Stopped(f"{out}: stopped by a signal; the same command goes on")
+            raise Stopped(f"{out}: {STOPPED}")
+
+    def alone(self, out: Path, work: Callable[..., object], *arguments: Any) -> None:
+        """Rank 0 calls `work`, which a stop signal interrupts, while the other ranks wait for it.
+
+        Every rank must call it at the same point; raises Stopped on all of them if interrupted.
+        """
+        interrupted = False
+        if self.is_main:
+            try:
+                with stops_interrupt():
+                    work(*arguments)
+            except KeyboardInterrupt:
+                interrupted = True
+        if self.broadcast(interrupted):
+            raise Stopped(f"{out}: {STOPPED}")
 
     @contextmanager
     def stage(
@@ -134,41 +153,52 @@ class Runtime:
         """Begin the stage `out` on rank 0 and keep its status; yields whether it is already done.
 
         Every rank leaves it with the same outcome: BadInput of a refusal is raised on all of them.
+        A stop signal interrupts the block of one process alone; of several, which would wait for
+        it in a collective, each has to look for it, as must a block of `stops_interrupt(False)`.
         """
-        done, refusal, attempt = False, "", new_attempt()
-        if self.is_main:
+        with stops_interrupt(False):  # the status is always written
+            done, refusal, attempt = False, "", new_attempt()
+            if self.is_main:
+                try:
+                    if newer := newer_attempt(out, attempt, begun=False):
+                        raise BadInput(newer)
+                    done = stage_files.begin(out, kind, config, parents)
+                    if not done:
+                        stage_files.write_status(out, "running", by={**attempt})
+                except BadInput as refused:
+                    refusal = str(refused)
+            done, refusal, self.attempt = self.broadcast((done, refusal, attempt))
+            if refusal:
+                raise BadInput(refusal)
             try:
-                if newer := newer_attempt(out, attempt, begun=False):
-                    raise BadInput(newer)
-                done = stage_files.begin(out, kind, config, parents)
-                if not done:
-                    stage_files.write_status(out, "running", by={**attempt})
-            except BadInput as refused:
-                refusal = str(refused)
-        done, refusal, self.attempt = self.broadcast((done, refusal, attempt))
-        if refusal:
-            raise BadInput(refusal)
-        try:
-            yield done
-        except Stopped as stopped:
-            if self.is_main and not newer_attempt(out, self.attempt):
-                stage_files.write_status(out, "preempted", str(stopped), {**self.attempt})
-            raise
-        except BaseException as error:
-            cause = _cause(error, self.rank)
-            # Any rank may be the one that fails, and the others may be stuck, so each writes the
-            # status. The first failure is the cause: others then lose their connection to it. If
-            # all fail alike, the lowest rank writes, as the others wait longer here.
-            time.sleep(min(0.05 * self.rank, 5.0))
-            if newer_attempt(out, self.attempt):
+                with stops_interrupt(self.world == 1):
+                    yield done
+            except (Stopped, KeyboardInterrupt) as error:
+                stopped = error if isinstance(error, Stopped) else Stopped(f"{out}: {STOPPED}")
+                if not done and self.is_main and not newer_attempt(out, self.attempt):
+                    stage_files.write_status(out, "preempted", str(stopped), {**self.attempt})
+                raise stopped from None
+            except BaseException as error:
+                self._write_failure(out, error)
                 raise
-            if self.world > 1 and stage_files.status_of(out) == "failed":
-                raise SystemExit(getattr(error, "exit_code", 1)) from None
-            with suppress(OSError):  # the disk may be full
-                reason = f"rank {self.rank}: {type(cause).__name__}: {cause}"
-                stage_files.write_status(out, "failed", reason, {**self.attempt})
-            if cause is error:
-                raise
+
+    def _write_failure(self, out: Path, error: BaseException) -> None:
+        """Record why the stage failed; raises what says it better than `error`, if anything does.
+
+        Any rank may be the one that fails, and the others may be stuck, so each writes the status.
+        The first failure is the cause: others then lose their connection to it. If all fail alike,
+        the lowest rank writes, as the others wait longer here.
+        """
+        cause = _cause(error, self.rank)
+        time.sleep(min(0.05 * self.rank, 5.0))
+        if newer_attempt(out, self.attempt):
+            return
+        if self.world > 1 and stage_files.status_of(out) == "failed":
+            raise SystemExit(getattr(error, "exit_code", 1)) from None
+        with suppress(OSError):  # the disk may be full
+            reason = f"rank {self.rank}: {type(cause).__name__}: {cause}"
+            stage_files.write_status(out, "failed", reason, {**self.attempt})
+        if cause is not error:
             raise cause from None
 
     def check_newest(self, out: Path) -> None:
@@ -209,14 +239,22 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def _cause(error: BaseException, rank: int) -> BaseException:
-    """`error`, or Failed if it only shows that another rank no longer answers."""
-    if not (isinstance(error, RuntimeError) and LOST.search(str(error))):
-        return error
-    return Failed(
-        f"rank {rank} lost its connection to another rank, which was killed or whose machine is "
-        "down (out of memory? the launcher's log names it); the same command goes on "
-        f"({str(error).partition('. ')[0]})"
-    )
+    """`error`, or Failed if it only shows that another rank or a loader worker was killed."""
+    if isinstance(error, RuntimeError) and LOST.search(str(error)):
+        return Failed(
+            f"rank {rank} lost its connection to another rank, which was killed or whose machine "
+            "is down (out of memory? the launcher's log names it); the same command goes on "
+            f"({str(error).partition('. ')[0]})"
+        )
+    # The worker's death is noticed by itself, or by a batch that can no longer be fetched from it.
+    frames = traceback.extract_tb(error.__traceback__)
+    fetching = any(frame.filename.endswith(REDUCTIONS) for frame in frames)
+    if "DataLoader worker (pid" in str(error) or (fetching and isinstance(error, OSError)):
+        return Failed(
+            f"rank {rank}: a loader worker was killed, perhaps for lack of memory (see dmesg); the "
+            "same command goes on, with fewer --workers in less memory"
+        )
+    return error
 
 
 def _enable_traces() -> None:

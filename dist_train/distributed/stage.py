@@ -66,13 +66,22 @@ def parent(path: Path, name: str) -> Path:
     return Path(parent_location(path, name))
 
 
-def parent_location(path: Path, name: str) -> Location:
-    """The directory or URL that `path` was made from; BadInput if it has changed since."""
+def parent_location(path: Path, name: str, given: Location | None = None) -> Location:
+    """The directory that `path` was made from, by its relative path, or where the user `given` it.
+
+    BadInput if it has changed since. A directory may come from anyone: the URL or absolute path
+    that it records is not opened unless the user gave it.
+    """
     parents = read_json(path / stage_files.STAGE)["parents"]
     if name not in parents:
         raise BadInput(f"{path}: was not made from any {name}")
     recorded: str = parents[name]["path"]
-    location = recorded if is_url(recorded) else Path(os.path.normpath(path.resolve() / recorded))
+    if given is None and (is_url(recorded) or os.path.isabs(recorded)):
+        raise BadInput(
+            f"{path}: was made from the {name} at {recorded}, which is opened only if you name it"
+            + (f": --{name} {recorded}" if name == "shards" else "; keep both in one folder")
+        )
+    location = Path(os.path.normpath(path.resolve() / recorded)) if given is None else given
     if open_files(location, KINDS[name]).manifest["fingerprint"] != parents[name]["fingerprint"]:
         raise BadInput(f"{path}: was made from another {name} than now lies at {location}")
     return location

@@ -53,9 +53,7 @@ def embed(
                     _embed_modality(shard_set, modality, run, out, config, runtime)
             # Some ranks may still have a block to do when a signal comes.
             runtime.stop_together(out)
-            if runtime.is_main:
-                _finish(shard_set, out, config)
-            runtime.barrier()
+            runtime.alone(out, _finish, shard_set, out, config)
     return stage_files.open_finished(out, stage.EMBEDDING)["counts"]
 
 

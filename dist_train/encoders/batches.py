@@ -26,7 +26,8 @@ from shards.catalogue.titles import readable_title
 from shards.photos.decode import PhotoRefused, Recipe, decode_photo
 from shards.read.shard_set import Item, ItemReader
 from shards.storage.errors import BadInput, Corrupt, Failed, Unreadable
-from shards.storage.workers import leave_stops_to_parent, stops_blocked
+from shards.storage.stops import stops_blocked
+from shards.storage.workers import leave_stops_to_parent
 
 STAND_INS = 100
 """Items that are tried in place of an unreadable one."""

@@ -27,7 +27,7 @@ from dist_train.distributed.precision import autocast
 from dist_train.distributed.runtime import sum_over_ranks
 from dist_train.encoders.batches import ImageInputs, TextInputs
 from shards.storage.errors import BadInput
-from shards.storage.files import atomic_path, read_json, write_atomic, write_json
+from shards.storage.files import atomic_path, names_in, read_json, write_atomic, write_json
 
 FORMAT = 1
 disable_progress_bar()  # that for loading weights would be written by every rank, into every log
@@ -281,7 +281,7 @@ def save_encoder(encoder: Encoder, folder: Path, card: str) -> list[Path]:
     write_json(folder / "dist_train.json", ours | {"options": result_options(encoder.options)})
     write_json(folder / "preprocessing.json", encoder.preprocessing())
     write_atomic(folder / "README.md", card.encode())
-    return sorted(path for path in folder.iterdir() if path.is_file())
+    return sorted(folder / name for name in names_in(folder) if (folder / name).is_file())
 
 
 def load_encoder(folder: Path, modality: Modality) -> Encoder:

@@ -84,21 +84,7 @@ def build_pairs(embeddings: Path, index: Path, out: Path, config: JoinConfig) ->
                     raise
             # A slower rank may still work in the folder that is removed at the end.
             runtime.stop_together(out)
-            if runtime.is_main:
-                # Of several main ranks, each of a separate launcher, one finishes the join.
-                with locked(WorkFolder(out).hidden / "finish"):
-                    if not (out / stage_files.MANIFEST).exists():
-                        proof = finish(engine, limits, out, config)
-                        files = [*out.glob("*.parquet"), *(out / "pairs").glob("*.parquet")]
-                        counts = {"items": proof["items"], "pairs": proof["pairs"]}
-                        stage_files.finish(out, counts, [*files, out / "proof.json"])
-                        message = "%s: %d pairs of %d items score %.3f or more"
-                        found = proof["pairs"], proof["items"], proof["score_floor"]
-                        log.info(message, out, *found)
-                WorkFolder(out).clear()
-                peak, planned = peak_bytes() / 1e9, bounds.bytes / 1e9
-                log.info("memory: at most %.2f GB were held, %.2f GB planned", peak, planned)
-            runtime.barrier()
+            runtime.alone(out, finish_once, engine, limits, bounds, out, config)
     return read_json(out / "proof.json")
 
 
@@ -185,6 +171,23 @@ def _plan(
         "kernel": times[0].kernel.name,
         "considered": [str(timed) for timed in times],
     }
+
+
+def finish_once(
+    engine: Engine, limits: JoinLimits, bounds: Bounds, out: Path, config: JoinConfig
+) -> None:
+    """Finish the join, unless the main rank of another launcher has, and remove `.work`."""
+    with locked(WorkFolder(out).hidden / "finish"):
+        if not (out / stage_files.MANIFEST).exists():
+            proof = finish(engine, limits, out, config)
+            files = [*out.glob("*.parquet"), *(out / "pairs").glob("*.parquet")]
+            counts = {"items": proof["items"], "pairs": proof["pairs"]}
+            stage_files.finish(out, counts, [*files, out / "proof.json"])
+            found = proof["pairs"], proof["items"], proof["score_floor"]
+            log.info("%s: %d pairs of %d items score %.3f or more", out, *found)
+    WorkFolder(out).clear()
+    peak, planned = peak_bytes() / 1e9, bounds.bytes / 1e9
+    log.info("memory: at most %.2f GB were held, %.2f GB planned", peak, planned)
 
 
 def finish(engine: Engine, limits: JoinLimits, out: Path, config: JoinConfig) -> Proof:

@@ -28,8 +28,9 @@ from dist_train.matching.recall import TARGET, ShardedIndex, measured_recall
 from dist_train.matching.vectors import ItemVectors, open_vectors, subset
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt
-from shards.storage.files import atomic_path, read_json, remove_abandoned, sha256_file, write_json
+from shards.storage.files import atomic_path, read_json, sha256_file, write_json
 from shards.storage.lock import locked
+from shards.storage.stage_files import WORK
 
 FORMAT = 3
 SHARD_ROWS = 1_000_000
@@ -37,7 +38,6 @@ SHARD_COPIES = 4
 """Copies of a shard's vectors in memory while it is built: FAISS's arrays double as they grow."""
 ADDED = 65_536
 """Rows in memory at one time."""
-WORK = ".work"
 TRAINED, SHARD = f"{WORK}/trained.faiss", "shard-{:05d}.faiss"
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def build_index(embeddings: Path, out: Path, config: IndexConfig) -> dict[str, A
             shards = shard_rows(len(vectors), vectors.width, memory)
             try:
                 _build_shards(vectors, kind, shards, out, runtime)
-                _finish(vectors, kind, shards, config, out, runtime)
+                runtime.alone(out, _finish, vectors, kind, shards, config, out)
             except RuntimeError as error:  # a factory string that FAISS accepts and cannot build
                 if "faiss" not in str(error):
                     raise
@@ -114,7 +114,6 @@ def _build_shards(
     vectors: ItemVectors, kind: Kind, shards: list[range], out: Path, runtime: Runtime
 ) -> None:
     use_threads()
-    remove_abandoned(out)
     # The empty index is trained once: all shards share its quantiser, and so does a restart.
     with locked(out / WORK / "lock"):
         if not (out / TRAINED).exists():
@@ -160,46 +159,43 @@ def _finish(
     bounds: list[range],
     config: IndexConfig,
     out: Path,
-    runtime: Runtime,
 ) -> None:
     """Measure the index's recall, write index.json and the manifest, remove `.work`."""
-    if runtime.is_main:
-        weights = {name: one.weight for name, one in vectors.modalities.items()}
-        shards = [out / SHARD.format(number) for number in range(len(bounds))]
-        inverted = faiss.try_extract_index_ivf(faiss.read_index(str(out / TRAINED)))
-        lists = inverted.nlist if inverted else 0
-        # Without a measurement of how many lists suffice, all of them are searched.
-        recall = dict[str, Any](nprobe=lists)
-        if config.recall_rows:
-            index = ShardedIndex(shards, kind.name, memory=bytes_of(config.memory) // 2)
-            recall = measured_recall(vectors, index, config.recall_rows, lists)
-        if at_50 := recall.get("recall_at_50"):
-            message = "recall@50 of %s: %.4f (95 %%: %.4f to %.4f), range recall %.4f, nprobe %d"
-            interval, share = (at_50["low"], at_50["high"]), recall["range_recall"]["share"]
-            log.info(message, kind.factory, at_50["share"], *interval, share, recall["nprobe"])
-            if lists and at_50["low"] < TARGET:
-                log.warning(
-                    "%s finds too little even when all of its %d lists are searched: recall@50 "
-                    "%.3f, wanted %.2f; use a kind with larger codes, or an exact one",
-                    *(kind.factory, lists, at_50["share"], TARGET),
-                )
-        about = {
-            "format": FORMAT,
-            "kind": kind.name,
-            "factory": kind.factory,
-            "reason": kind.reason,
-            "metric": "inner product",
-            "modalities": list(weights),
-            "image_weight": weights.get("image", 0.0),
-            "items": len(vectors),
-            "width": vectors.width,
-            "rows": [[rows.start, rows.stop] for rows in bounds],
-            "recall": recall,
-        }
-        write_json(out / "index.json", about)
-        counts = {"items": len(vectors), "shards": len(shards)}
-        stage_files.finish(out, counts, [*shards, out / "index.json"])
-        shutil.rmtree(out / WORK, ignore_errors=True)
-        names = " and ".join(weights)
-        log.info("%s: %d items in %d shards over %s", out, len(vectors), len(shards), names)
-    runtime.barrier()
+    weights = {name: one.weight for name, one in vectors.modalities.items()}
+    shards = [out / SHARD.format(number) for number in range(len(bounds))]
+    inverted = faiss.try_extract_index_ivf(faiss.read_index(str(out / TRAINED)))
+    lists = inverted.nlist if inverted else 0
+    # Without a measurement of how many lists suffice, all of them are searched.
+    recall = dict[str, Any](nprobe=lists)
+    if config.recall_rows:
+        index = ShardedIndex(shards, kind.name, memory=bytes_of(config.memory) // 2)
+        recall = measured_recall(vectors, index, config.recall_rows, lists)
+    if at_50 := recall.get("recall_at_50"):
+        message = "recall@50 of %s: %.4f (95 %%: %.4f to %.4f), range recall %.4f, nprobe %d"
+        interval, share = (at_50["low"], at_50["high"]), recall["range_recall"]["share"]
+        log.info(message, kind.factory, at_50["share"], *interval, share, recall["nprobe"])
+        if lists and at_50["low"] < TARGET:
+            log.warning(
+                "%s finds too little even when all of its %d lists are searched: recall@50 "
+                "%.3f, wanted %.2f; use a kind with larger codes, or an exact one",
+                *(kind.factory, lists, at_50["share"], TARGET),
+            )
+    about = {
+        "format": FORMAT,
+        "kind": kind.name,
+        "factory": kind.factory,
+        "reason": kind.reason,
+        "metric": "inner product",
+        "modalities": list(weights),
+        "image_weight": weights.get("image", 0.0),
+        "items": len(vectors),
+        "width": vectors.width,
+        "rows": [[rows.start, rows.stop] for rows in bounds],
+        "recall": recall,
+    }
+    write_json(out / "index.json", about)
+    counts = {"items": len(vectors), "shards": len(shards)}
+    stage_files.finish(out, counts, [*shards, out / "index.json"])
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    names = " and ".join(weights)
+    log.info("%s: %d items in %d shards over %s", out, len(vectors), len(shards), names)

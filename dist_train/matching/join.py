@@ -25,7 +25,7 @@ from dist_train.matching.vectors import ItemVectors
 from dist_train.matching.work_folder import EDGES, Record, WorkFolder, read_table
 from dist_train.monitor.progress import progress_bar
 from shards.storage.errors import Stopped
-from shards.storage.files import remove_abandoned, write_parquet
+from shards.storage.files import write_parquet
 from shards.storage.stage_files import MANIFEST
 
 POLL = 0.02, 2.0
@@ -59,7 +59,6 @@ def join(engine: Engine, limits: JoinLimits, out: Path, runtime: Runtime) -> Non
     Raises Stopped after a signal; committed work stays, and the same call continues it.
     """
     work, finished = WorkFolder(out), out / MANIFEST
-    remove_abandoned(out)
     known = KthBestScores(work.hidden / "kth_best.f32", len(engine.vectors)) if limits.k else None
     total = len(engine.block_pairs)
     begin = total * runtime.rank // runtime.world

@@ -21,6 +21,7 @@ import pandas as pd
 from shards.storage.errors import Corrupt
 from shards.storage.files import read_json, write_json, write_parquet
 from shards.storage.lock import NO_LOCKS, locked
+from shards.storage.stage_files import WORK
 
 EDGES = np.arange(-1_000, 1_001).astype(np.float32) / np.float32(1_000)
 """The grid of scores: lower edges of the histogram's steps, and what the score floor may be."""
@@ -45,7 +46,7 @@ class WorkFolder:
     """The folder of a join: `pairs/`, and `.work/` until it is finished."""
 
     def __init__(self, out: Path) -> None:
-        self.hidden, self.lock = out / ".work", out / ".work" / "lock"
+        self.hidden, self.lock = out / WORK, out / WORK / "lock"
         self.pairs, self.committed = out / "pairs", self.hidden / "block_pairs"
         self.nearest = self.hidden / "nearest"
         self._records: dict[int, Record] = {}

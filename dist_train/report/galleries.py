@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from dist_train.distributed.stage import parent_location
 from dist_train.embedding.store import corrupt_error
 from dist_train.evaluation.baselines import same_photo_pairs
 from shards.catalogue.titles import readable_title
+from shards.read.location import Location
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput, Unreachable
 
@@ -28,6 +30,7 @@ Kind = Literal["right", "wrong", "missed", "matches"]
 """matches is that of a catalogue without labels."""
 Chosen = tuple[Kind, int | None, pd.DataFrame]
 """A kind of pairs, how many there are (None: only the best are known), and those to show."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,15 +124,19 @@ def _spread(pairs: pd.DataFrame, product: np.ndarray) -> pd.DataFrame:
 
 
 def show_pairs(
-    chosen: list[Chosen], scored: pd.DataFrame, embedding: Path
+    chosen: list[Chosen], scored: pd.DataFrame, embedding: Path, shards: Location | None = None
 ) -> tuple[list[Gallery], str | None]:
     """The chosen pairs with titles, photos and scores, and why there are no photos, if so.
 
-    scored: columns i, j, score, score_image, score_text, as a join has them.
+    scored: columns i, j, score, score_image, score_text, as a join has them. shards: where the
+    user says that the shard set lies.
     """
     try:
-        photos, missing = ShardSet(parent_location(embedding, "shards")), None
+        photos, missing = ShardSet(parent_location(embedding, "shards", shards)), None
     except (BadInput, Unreachable) as reason:
+        if shards is not None:
+            raise
+        log.warning("the report has no photos: %s", reason)
         photos, missing = None, str(reason)  # a report without photos still shows the scores
     rows = sorted({int(row) for *_, pairs in chosen for row in pairs[["i", "j"]].to_numpy().flat})
     with corrupt_error(embedding / "items.parquet") as path:

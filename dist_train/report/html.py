@@ -17,8 +17,10 @@ from dist_train.evaluation.scores import Scores
 from dist_train.matching.pairs import PairSet
 from dist_train.report import charts
 from dist_train.report.galleries import Gallery, choose_pairs, show_pairs
-from shards.storage.files import read_json, write_atomic
+from shards.read.location import Location
+from shards.storage.files import read_json, remove_abandoned, write_atomic
 from shards.storage.stage_files import STAGE, open_finished
+from shards.storage.stops import stops_interrupt
 
 SHOWN_SPLITS = ("test", "val")
 """Products that no weight was fitted to; the second also chose the threshold."""
@@ -49,15 +51,19 @@ class ReportData:
     photos_missing: str | None
 
 
-def write_report(matches: Path) -> Path:
+@stops_interrupt()
+def write_report(matches: Path, shards: Location | None = None) -> Path:
     """Write MATCHES/report.html and return its path. Errors as in `gather`."""
     target = matches / "report.html"
-    write_atomic(target, render(gather(matches)).encode())
+    remove_abandoned(matches)
+    write_atomic(target, render(gather(matches, shards)).encode())
     return target
 
 
-def gather(matches: Path) -> ReportData:
+def gather(matches: Path, shards: Location | None = None) -> ReportData:
     """Everything the report of a match directory shows.
+
+    shards: where its photos lie, if not where the embedding set says.
 
     Raises BadInput for a missing file, Corrupt for one that does not fit the others.
     """
@@ -87,7 +93,7 @@ def gather(matches: Path) -> ReportData:
             counts = [np.histogram(scored.score[which], edges)[0] for which in (right, ~right)]
             histogram = charts.Histogram(edges, *counts)
     chosen = choose_pairs(pairs, scored, product, shown)
-    galleries, photos_missing = show_pairs(chosen, scored, pair_set.embedding)
+    galleries, photos_missing = show_pairs(chosen, scored, pair_set.embedding, shards)
     metrics = matches / "metrics.json"
     started = datetime.fromisoformat(read_json(matches / STAGE)["started"])
     sizes = np.bincount(groups.group_id, minlength=1)

@@ -13,8 +13,9 @@ from dist_train.slurm import commands
 from dist_train.slurm.status import Job, in_columns, read_jobs, write_jobs
 from dist_train.stage_graph import Stage, stage_graph
 from shards.storage.errors import BadInput
-from shards.storage.files import write_atomic
+from shards.storage.files import remove_abandoned, write_atomic
 from shards.storage.lock import locked
+from shards.storage.stops import stops_blocked
 
 FOLDER = "slurm"
 PROJECT = Path(__file__).parents[2]
@@ -50,6 +51,7 @@ def submit(config: Config, dry_run: bool = False) -> list[Planned]:
     planned = []
     with locked(config.out / FOLDER / ".lock"):
         (folder / "logs").mkdir(parents=True, exist_ok=True)
+        remove_abandoned(folder)
         launcher = config.slurm.accelerate or PROJECT / "accelerate_config.yaml"
         copies = {"stage.sh": PROJECT / "launch/slurm/stage.sh", "accelerate.yaml": launcher}
         for name, file in copies.items():
@@ -152,9 +154,10 @@ def _submit_scripts(planned: list[Planned], folder: Path) -> list[Planned]:
             commands.run("scancel", job.job)
             job.job = ""
         if not job.job:
-            job.job = commands.submit(p.script, waits_for)
-            renewed.add(name)
-            write_jobs(folder, jobs)  # before the next is submitted
+            with stops_blocked():  # what is submitted is recorded, before the next is
+                job.job = commands.submit(p.script, waits_for)
+                renewed.add(name)
+                write_jobs(folder, jobs)
         result.append(replace(p, job=job.job, waits_for=", ".join(waits_for)))
     return result
 

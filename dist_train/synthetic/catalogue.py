@@ -14,7 +14,7 @@ from dist_train.synthetic.products import BLOCK, Product, products_of_block
 from dist_train.synthetic.randomness import VERSION, Dice
 from dist_train.synthetic.titles import title_of
 from shards.storage.errors import BadInput
-from shards.storage.files import atomic_path, names_in, sync, write_json
+from shards.storage.files import atomic_path, names_in, remove_abandoned, sync, write_json
 from shards.storage.workers import each
 
 COLUMNS = ("posting_id", "image", "title", "label_group")
@@ -91,6 +91,7 @@ def _claim(plan: Plan) -> None:
     if plan.out.exists() and not plan.out.is_dir():
         raise BadInput(f"{plan.out} is a file; give another --out for the catalogue's folder")
     plan.out.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(plan.out)
     facts = plan.out / _FACTS
     if facts.exists():
         _compare(plan, facts)

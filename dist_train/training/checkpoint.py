@@ -78,9 +78,8 @@ class Checkpoints:
         }
         with self._writing(temporary):
             if self.runtime.is_main:
-                # Unfinished ones go first: on a disk without room for two, none would ever fit.
-                for folder in self.folder.glob(".step-*.tmp*"):
-                    shutil.rmtree(folder, ignore_errors=True)  # its attempt may still be writing
+                # What is not needed goes first: on a disk without room for two, none would fit.
+                self._remove_old()
                 temporary.mkdir(parents=True)
                 for name, values in tensors.items():
                     save_tensors(temporary / f"{name}.safetensors", values)
@@ -132,8 +131,13 @@ class Checkpoints:
         self.runtime.check_newest(self.run)
         os.replace(temporary, final)
         sync(self.folder)
-        for folder in sorted(self.folder.glob("step-*"))[: -self.keep]:
-            shutil.rmtree(folder)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Remove all but the newest `keep`, and what attempts that were cut off left unfinished."""
+        old = sorted(self.folder.glob("step-*"))[: -self.keep]
+        for folder in [*old, *self.folder.glob(".step-*.tmp*")]:
+            shutil.rmtree(folder, ignore_errors=True)  # such an attempt may still be writing
 
     def load_newest(self, training: Training) -> int:
         """Load the newest complete checkpoint into `training`; its step, 0 when there is none.
@@ -153,6 +157,8 @@ class Checkpoints:
             if self.runtime.is_main:
                 shutil.rmtree(folder)
         check_equal(self.runtime.all_gather(order.at(step * order.batch).to_json()))
+        if self.runtime.is_main:
+            self._remove_old()
         return step
 
     def _load(self, folder: Path, training: Training) -> int:

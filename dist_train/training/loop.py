@@ -28,6 +28,7 @@ from dist_train.training.validation import ValidationItems, Validator, export
 from shards.read.location import Location
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import Failed, Stopped
+from shards.storage.stops import stops_interrupt
 
 STATISTICS = (Neck, nn.modules.batchnorm._BatchNorm)
 """Modules whose buffers move in a forward pass in training mode."""
@@ -54,6 +55,7 @@ def train(modality: Modality, shards: Location, out: Path, config: TrainingOptio
         export(training, modality, out)
 
 
+@stops_interrupt(False)  # a step ends, and a checkpoint is written
 def fit(training: Training, validation: ValidationItems, out: Path) -> None:
     """Take the steps that are left, from the newest checkpoint to the last step.
 

@@ -36,7 +36,8 @@ from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt, Stopped
 from shards.storage.files import read_json, remove_abandoned, sha256_file, write_json
 from shards.storage.scratch import scratch
-from shards.storage.workers import each, stops_interrupt
+from shards.storage.stops import stops_interrupt
+from shards.storage.workers import each
 from shards.tar.foreign import COLUMNS, scan_tar
 from shards.tar.index import MAGIC, write_index
 from shards.tar.layout import ITEMS, KIND, LABEL_NOISE, WORK, is_tar

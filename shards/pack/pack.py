@@ -27,7 +27,8 @@ from shards.storage import stage_files
 from shards.storage.errors import BadInput, Stopped
 from shards.storage.files import read_json, remove_abandoned, sha256_file, sha256_json, write_json
 from shards.storage.lock import locked
-from shards.storage.workers import each, stops_interrupt
+from shards.storage.stops import stops_interrupt
+from shards.storage.workers import each
 from shards.tar.layout import KIND, WORK, plan_path
 
 log = logging.getLogger("shards")

@@ -45,7 +45,9 @@ class Folder:
             return os.fstat(file.fileno()).st_size
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file for reading; raises Corrupt when it is missing."""
+        """Open a file for reading; raises Corrupt when it is missing or not below the folder."""
+        if not stage_files.lies_below(name):
+            raise Corrupt(f"{self.path}: names {name}, which does not lie below it; restore it")
         try:
             return (self.path / name).open("rb")
         except FileNotFoundError:
@@ -70,7 +72,7 @@ class Mirror(Remote):
                     is_valid = size >= 0 and re.fullmatch(r"[0-9a-f]{64}", sha256)
                 case _:
                     is_valid = False
-            if not is_valid or name.startswith("/") or ".." in name.split("/"):
+            if not is_valid:
                 raise Corrupt(
                     f"{where}: file {name!r} has no path below it, size and sha256; "
                     "copy the set there again"

@@ -4,12 +4,15 @@ import errno
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from shards.storage.errors import BadInput, Corrupt
+
+MINUTE, DAY = 60.0, 86_400.0
 
 
 def temporary_name(path: Path) -> Path:
@@ -37,19 +40,42 @@ def names_in(folder: Path) -> set[str]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove temporary files below `folder` whose writer, a process of this host, has ended."""
-    for path in folder.rglob(f".*.tmp-{os.uname().nodename}-*"):
-        pid = path.name.rpartition("-")[2]
-        if not pid.isdigit():
-            continue
-        # This process has none open here. Process 1 wrote in a container that is gone: else it is
-        # init, which writes none.
-        with suppress(ProcessLookupError):
-            if int(pid) not in (1, os.getpid()):
-                with suppress(PermissionError):  # it runs, for another user
-                    os.kill(int(pid), 0)
-                continue
-        path.unlink(missing_ok=True)
+    """Remove the temporary files below `folder` whose writers have ended.
+
+    Of a writer on another host that is not known: its files are removed a day after they were last
+    written to. Call it where this process has none open below the folder.
+    """
+    for path in folder.rglob(".*.tmp-*"):
+        host, _, pid = path.name.rpartition(".tmp-")[2].rpartition("-")
+        with suppress(OSError):  # another process has removed it, or nothing can be written here
+            written = path.stat().st_mtime
+            if host == os.uname().nodename and pid.isdigit():
+                ended = not _may_write(int(pid), written)
+            else:
+                ended = bool(host) and pid.isdigit() and time.time() - written > DAY
+            if ended:
+                path.unlink()
+
+
+def _may_write(pid: int, written: float) -> bool:
+    """Whether the process `pid` of this host may be writing a file last written to at `written`."""
+    # This process has none open here. Process 1 wrote in a container that is gone: else it is
+    # init, which writes none.
+    if pid in (1, os.getpid()):
+        return False
+    try:
+        with suppress(PermissionError):  # it runs, for another user
+            os.kill(pid, 0)
+        # Field 22 of proc(5): when it started, in clock ticks since the machine did.
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    started += ticks / os.sysconf("SC_CLK_TCK")
+    # Else it has been given the number of the writer. The clock of a file server may differ.
+    return started < written + MINUTE
 
 
 def write_atomic(path: Path, data: bytes) -> None:

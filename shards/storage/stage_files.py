@@ -5,6 +5,8 @@ files are defined here; dist_train/distributed/stage.py adds the chain of parent
 """
 
 import json
+import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +18,7 @@ from shards.storage.files import (
     json_bytes,
     names_in,
     read_json,
+    remove_abandoned,
     sha256_file,
     sha256_json,
     sync,
@@ -24,6 +27,8 @@ from shards.storage.files import (
 
 FORMAT = 1
 STAGE, STATUS, MANIFEST = "stage.json", "status.json", "manifest.json"
+WORK = ".work"
+"""The folder of what a stage needs only until it is finished."""
 KEYS = {
     STAGE: {"format", "kind", "config", "parents"},
     STATUS: {"status"},
@@ -61,6 +66,7 @@ def begin(out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any])
     `config` holds what the result depends on. An unfinished directory of the same kind, config
     and parents is resumed; anything else raises BadInput and is left as it is. A parent is
     identified by its fingerprint or sha256, so a tree that was moved together stays the same.
+    What an attempt that was killed has left of unfinished files is removed.
     """
     wanted = {"kind": kind, "config": config, "parents": parents}
     # Listed before stage.json is looked for: another process may claim and fill the folder now.
@@ -77,8 +83,10 @@ def begin(out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any])
             write_json(out / STAGE, {"format": FORMAT, "started": timestamp()} | wanted)
         except OSError as error:
             raise BadInput(f"{out}: cannot be written ({error.strerror})") from None
+    remove_abandoned(out)
     if (out / MANIFEST).exists():
-        # A process killed between manifest and status left the old status.
+        # A process killed after it wrote the manifest left these as they were.
+        shutil.rmtree(out / WORK, ignore_errors=True)
         if status_of(out) != "done":
             write_status(out, "done")
         return True
@@ -196,7 +204,16 @@ def read_finished(
         raise BadInput(f"{folder}: holds {stage['kind']}, wanted {kind}")
     if (data := read(MANIFEST)) is None:
         raise Unfinished(f"{folder}: unfinished (no {MANIFEST}); run the same command again")
-    return stage, parsed(data, MANIFEST, where(MANIFEST))
+    manifest = parsed(data, MANIFEST, where(MANIFEST))
+    for name in manifest["files"]:
+        if not lies_below(name):
+            raise Corrupt(f"{where(MANIFEST)}: file {name!r} has no path below it; restore it")
+    return stage, manifest
+
+
+def lies_below(name: str) -> bool:
+    """Whether a file's name leads nowhere outside the directory that names it, sent by anyone."""
+    return not os.path.isabs(name) and ".." not in name.split("/")
 
 
 def check_manifest(manifest: Mapping[str, Any], where: str) -> None:

@@ -5,18 +5,15 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
 from shards.storage.errors import Failed
-
-STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""The signals that request a stop: from a launcher or container, Slurm's time limit, Ctrl-C."""
+from shards.storage.stops import STOPS, stops_blocked
 
 
 def each(
@@ -38,11 +35,11 @@ def each(
             resource_tracker.ensure_running()
         with stops_blocked():
             pool = ProcessPoolExecutor(workers, context, _start_worker, (watched,))
-            pool.submit(os.getpid)  # the first job starts the processes
         try:
             running: deque[Future] = deque()
             for job in jobs:
-                running.append(pool.submit(function, *job))
+                with stops_blocked():  # each of the first jobs starts a process
+                    running.append(pool.submit(function, *job))
                 if len(running) > 2 * workers:
                     yield running.popleft().result()
             while running:
@@ -72,16 +69,6 @@ def _start_worker(watched: Connection) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@contextmanager
-def stops_blocked() -> Iterator[None]:
-    """Processes started inside begin with STOPS blocked; a stop of this one waits for the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def leave_stops_to_parent() -> None:
     """Called in a worker: from now on only its parent's SIGTERM or death ends it, none of STOPS."""
     # Not ignored: torch and multiprocessing end workers by SIGTERM. Inherited by the thread below.
@@ -98,26 +85,3 @@ def leave_stops_to_parent() -> None:
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-@contextmanager
-def stops_interrupt() -> Iterator[None]:
-    """Inside the block the first of STOPS raises KeyboardInterrupt, later ones are ignored.
-
-    It is no Exception, so code that catches those of a broken photo does not swallow the stop.
-    """
-    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        for stop in STOPS:
-            signal.signal(stop, signal.SIG_IGN)  # a second signal must not disturb the cleanup
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in STOPS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

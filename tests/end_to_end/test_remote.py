@@ -11,6 +11,7 @@ from dist_train.matching.pairs import no_pairs
 from dist_train.report.galleries import show_pairs
 from shards.read import remote
 from shards.read.shard_set import ShardSet
+from shards.storage.errors import Unreachable
 from tests.support.comparing import losses, weights
 from tests.support.launching import run
 from tests.support.serving import serve
@@ -39,8 +40,8 @@ def test_training_and_embedding_from_a_url_are_those_from_disk(
         assert set(data.values()) == {1}
         monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
         server.broken = lambda path: "500"
-        _, reason = show_pairs([], no_pairs(), tmp_path / "there")
-    assert f"{url}/stage.json" in str(reason)
+        with pytest.raises(Unreachable, match=f"{url}/stage.json"):
+            show_pairs([], no_pairs(), tmp_path / "there", url)
 
 
 def _check_embedding(there: Path, here: Path, url: str) -> None:
@@ -49,8 +50,10 @@ def _check_embedding(there: Path, here: Path, url: str) -> None:
     parents = [json.loads((out / "stage.json").read_text())["parents"] for out in (there, here)]
     assert parents[0]["shards"]["path"] == url
     assert parents[0]["shards"]["fingerprint"] == parents[1]["shards"]["fingerprint"]
-    assert parent_location(there, "shards") == url
-    assert show_pairs([], no_pairs(), there) == ([], None)
+    assert parent_location(there, "shards", url) == url
+    assert show_pairs([], no_pairs(), there, url) == ([], None)
+    _, reason = show_pairs([], no_pairs(), there)
+    assert f"opened only if you name it: --shards {url}" in str(reason)
     photos = ShardSet(url)
     shards = ShardSet(parent_location(here, "shards"))
     for posting_id in shards.packed.posting_id[:5]:

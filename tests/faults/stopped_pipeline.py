@@ -77,6 +77,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)  # threads would not be in the forks
     for place in PLACES:  # once, and not in every fork
         importlib.import_module(place.partition(":")[0])
-    numbers = cycle([signal.SIGTERM, signal.SIGUSR1])
+    numbers = cycle([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
     ends = [(place, attempt(sys.argv[1], place, next(numbers))) for place in [*PLACES, None]]
     print(json.dumps(ends))

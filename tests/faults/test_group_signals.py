@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from shards.storage.stage_files import status_of
-from shards.storage.workers import leave_stops_to_parent, stops_blocked
+from shards.storage.stops import stops_blocked
+from shards.storage.workers import leave_stops_to_parent
 from tests.support.comparing import losses, weights
 from tests.support.launching import command, environment, run
 from tests.support.processes import kill, wait_for
@@ -165,6 +166,98 @@ def test_a_pack_signalled_at_random_moments(
         assert (out / tar.relative_to(shard_set)).read_bytes() == tar.read_bytes()
 
 
+def test_a_pack_signalled_as_its_workers_start(catalogue: Path, tmp_path: Path) -> None:
+    """A process that is just starting Python has no handler yet."""
+    out = tmp_path / "shards"
+    verb = ["pack", catalogue / "catalogue.csv", "--images", catalogue / "images", "--out", out,
+            "--size", 48, "--workers", 3]  # fmt: skip
+    for workers in (1, 2, 3):
+        process = start(1, *verb)
+        try:
+            ours = psutil.Process(process.pid)
+            # One more is multiprocessing's resource tracker.
+            wait_for(lambda ours=ours, n=workers + 1: len(ours.children()) >= n, process)
+            os.killpg(process.pid, signal.SIGINT)
+            output, _ = process.communicate(timeout=120)
+        finally:
+            kill(process)
+        assert process.returncode == 3, output
+        assert output.splitlines()[-1] == (
+            f"dist-train: {out}: stopped by a signal; the same command goes on"
+        )
+        assert "Traceback" not in output
+
+
+# ── every verb, from its first moments on
+
+
+@pytest.fixture(scope="module")
+def matched(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with index, pairs and matches over `embedded`."""
+    folder = tmp_path_factory.mktemp("matched")
+    for verb in matching(embedded, folder, folder).values():
+        run(1, *verb)
+    return folder
+
+
+def matching(embedded: Path, ready: Path, out: Path) -> dict[str, list[object]]:
+    """The commands of the stages after embed, by their verb; they read `ready` and write `out`."""
+    return {
+        "index": ["index", embedded, "--out", out / "index"],
+        "join": ["join", embedded, "--index", ready / "index", "--out", out / "pairs"],
+        "match": ["match", ready / "pairs", "--out", out / "matches"],
+        "evaluate": ["evaluate", ready / "matches"],
+        "report": ["report", ready / "matches"],
+    }
+
+
+def has_handlers(process: subprocess.Popen) -> bool:
+    """Whether the process catches SIGTERM, which it does from its first lines of Python on."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize(
+    ("verb", "trial"),
+    [
+        *((verb, 0) for verb in ("match", "evaluate", "report")),
+        *(
+            pytest.param(verb, trial, marks=pytest.mark.full)
+            for verb in ("generate", "verify", "index", "join", "match", "evaluate", "report")
+            for trial in range(1, 4)
+        ),
+    ],
+)
+def test_a_verb_signalled_at_a_random_moment(
+    verb: str, trial: int, shard_set: Path, embedded: Path, matched: Path, tmp_path: Path
+) -> None:
+    words = {
+        "generate": ["generate", "--items", 2000, "--workers", 2, "--out", tmp_path / "generated"],
+        "verify": ["verify", shard_set, "--workers", 2],
+        **matching(embedded, matched, tmp_path),
+    }[verb]
+    draw = random.Random(f"{verb}{trial}")
+    for number in draw.sample(SIGNALS, len(SIGNALS)):
+        process = start(1, *words)
+        try:
+            wait_for(lambda process=process: has_handlers(process), process)
+            time.sleep(draw.uniform(0, 3))
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.killpg(process.pid, number)
+            output, _ = process.communicate(timeout=120)
+        finally:
+            kill(process)
+        assert process.returncode in (0, 3), output
+        assert "Traceback" not in output
+        assert output.count("stopped by a signal") == (process.returncode == 3)
+        for path in tmp_path.rglob("status.json"):
+            assert status_of(path.parent) in ("done", "preempted")
+        assert list(tmp_path.rglob("*.tmp-*")) == []
+        assert processes_of(tmp_path) == []
+    run(1, *words)
+
+
 # ── workers and their parent
 
 
@@ -182,6 +275,22 @@ def test_loader_workers_end_with_a_killed_training(train, tmp_path: Path) -> Non
     finally:
         for left in processes_of(out):
             left.kill()
+
+
+def test_a_killed_loader_worker_is_reported_in_one_line(train, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(1, *train(out))
+    try:
+        wait_for(lambda: len(processes_of(out)) == 3, process)
+        wait_for((out / "checkpoints").exists, process, 120)
+        psutil.Process(process.pid).children()[-1].kill()
+        output, _ = process.communicate(timeout=120)
+    finally:
+        kill(process)
+    assert process.returncode == 1
+    assert "Traceback" not in output
+    assert "a loader worker was killed, perhaps for lack of memory" in output.splitlines()[-1]
+    assert status_of(out) == "failed"
 
 
 def test_a_loader_worker_ends_by_its_parent_alone() -> None:

@@ -18,6 +18,7 @@ from dist_train.distributed.precision import autocast
 from dist_train.distributed.runtime import Runtime, row_blocks, sum_over_ranks
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, NoGPU, Stopped
+from shards.storage.stops import stops_interrupt
 
 
 @pytest.fixture
@@ -110,8 +111,8 @@ def test_a_stage_tells_how_it_ended(runtime, tmp_path):
     with pytest.raises(ValueError, match="bad"):
         work(ValueError("bad"))
     assert status() == ("failed", "rank 0: ValueError: bad")
-    with pytest.raises(KeyboardInterrupt):
-        work(KeyboardInterrupt())
+    with pytest.raises(SystemError):
+        work(SystemError())
     assert status()[0] == "failed"
     work(None)
     assert status() == ("done", "")
@@ -142,6 +143,57 @@ def test_a_signal_asks_for_a_stop(runtime, number):
         runtime.stop_together(Path("m"))
     os.kill(os.getpid(), number)  # at once again: a launcher passing it on
     assert runtime.stop_requested()
+
+
+def stage_interrupted(runtime: Runtime, out: Path, work) -> None:
+    """A stage that does `work`, which a signal ends."""
+
+    def begun() -> None:
+        with runtime.stage(out, "run", {}, {}):
+            work()
+            pytest.fail("goes on")
+
+    with pytest.raises(Stopped, match="out: stopped by a signal; the same command goes on"):
+        begun()
+    assert stage_files.status_of(out) == "preempted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_stage_of_one_process_at_once(runtime, tmp_path, number):
+    stage_interrupted(runtime, tmp_path / "out", lambda: os.kill(os.getpid(), number))
+
+
+def test_a_signal_before_the_stage_ends_it_as_it_begins(runtime, tmp_path):
+    os.kill(os.getpid(), signal.SIGINT)
+    stage_interrupted(runtime, tmp_path / "out", lambda: pytest.fail("begins"))
+
+
+def test_what_may_not_be_torn_apart_looks_for_the_signal_itself(runtime, tmp_path):
+    with runtime.stage(tmp_path / "out", "run", {}, {}), stops_interrupt(False):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert runtime.stop_requested()
+
+
+def test_a_destructor_that_swallows_the_signal_does_not_lose_it(runtime, tmp_path):
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def work() -> None:
+        Dying()
+        time.sleep(10)
+
+    stage_interrupted(runtime, tmp_path / "out", work)
+
+
+def test_a_library_that_makes_an_error_of_the_signal_does_not_fail_the_stage(runtime, tmp_path):
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            raise RuntimeError("user-defined function raised exception") from error
+
+    stage_interrupted(runtime, tmp_path / "out", work)
 
 
 def test_a_child_process_does_not_catch_the_stop(runtime):
@@ -178,7 +230,7 @@ def python(code: str, *arguments: str, **env: str) -> subprocess.Popen:
 STUBBORN = """
 import time
 from dist_train.distributed.runtime import Runtime
-from dist_train.distributed.signals import StopFlag
+from shards.storage.stops import StopFlag
 StopFlag.GRACE = 1.0
 mine = Runtime("cpu")
 print("ready", flush=True)
@@ -204,6 +256,33 @@ def test_a_second_signal_ends_a_process_only_after_the_grace(number):
         process.send_signal(signal.SIGUSR1)
         time.sleep(0.9)
         assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(timeout=20) == -number
+    finally:
+        process.kill()
+        process.communicate()
+
+
+STUCK = """
+import hashlib
+from shards.storage.stops import StopFlag
+StopFlag.GRACE = 1.0
+StopFlag.installed()
+print("ready", flush=True)
+hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes without a line of Python
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_process_that_is_stuck_below_python(number):
+    process = python(STUCK)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        process.send_signal(number)
+        time.sleep(0.5)
+        assert process.poll() is None
+        time.sleep(1)
         process.send_signal(number)
         assert process.wait(timeout=20) == -number
     finally:

@@ -44,7 +44,7 @@ class DrawnPhotos:
 def gathered(matches: Path, photos: DrawnPhotos):
     """What the report shows where these are the photos of the shard set."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(galleries, "parent_location", lambda path, name: path)
+        patch.setattr(galleries, "parent_location", lambda path, name, given: path)
         patch.setattr(galleries, "ShardSet", lambda location: photos)
         return gather(matches)
 

@@ -31,6 +31,7 @@ if [[ $1 == --test-only ]]; then
 fi
 if [[ -e $here/refuse && ${!#} == *$(<"$here/refuse")* ]]; then echo 'no such
     partition' >&2; exit 1; fi
+if [[ -e $here/interrupt ]]; then rm "$here/interrupt"; kill -INT $PPID; sleep 0.2; fi
 count=$(($(cat "$here/count" 2>/dev/null || echo 0) + 1))
 echo "$count" >"$here/count"
 echo "$count${CLUSTER:-}"
@@ -99,6 +100,19 @@ def finish(name: str, kind: str, options: object = None, **more: object) -> None
 
 
 # ── submit
+
+
+def test_a_job_that_is_submitted_as_a_signal_comes_is_not_submitted_again(
+    scheduler: Scheduler,
+) -> None:
+    (scheduler.bin / "interrupt").touch()
+    with pytest.raises(KeyboardInterrupt):
+        submit(PIPELINE)
+    assert jobs()["pack"] == "1"
+    scheduler.has("1", "PENDING")
+    scheduler.forget()
+    submit(PIPELINE)
+    assert list(scheduler.submitted()) == STAGES[1:]
 
 
 def test_every_job_waits_for_the_good_end_of_what_it_reads(scheduler: Scheduler) -> None:

@@ -5,9 +5,11 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -136,6 +138,28 @@ def test_only_what_dead_processes_of_this_host_left_is_removed(tmp_path: Path) -
     remove_abandoned(tmp_path)
     for folder in (tmp_path, tmp_path / "deep" / "er"):
         assert {path.name for path in folder.iterdir()} - {"deep"} == set(kept)
+
+
+def test_a_file_of_another_host_is_removed_a_day_after_its_last_write(tmp_path: Path) -> None:
+    old, new = (tmp_path / f".{name}.json.tmp-another-7" for name in ("old", "new"))
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (time.time() - 90_000,) * 2)
+    remove_abandoned(tmp_path)
+    assert list(tmp_path.iterdir()) == [new]
+
+
+def test_a_process_that_has_been_given_the_number_of_a_dead_one_is_not_taken_for_it(
+    tmp_path: Path,
+) -> None:
+    host, living = os.uname().nodename, os.getppid()
+    started = psutil.Process(living).create_time()
+    old, new = (tmp_path / f".{name}.json.tmp-{host}-{living}" for name in ("old", "new"))
+    for path, written in ((old, started - 100), (new, started + 1)):
+        path.touch()
+        os.utime(path, (written, written))
+    remove_abandoned(tmp_path)
+    assert list(tmp_path.iterdir()) == [new]
 
 
 def test_a_process_of_another_user_is_alive(

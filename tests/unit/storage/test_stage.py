@@ -1,7 +1,11 @@
 """The chain of stage directories: from what each was made, what is refused."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +82,74 @@ def test_a_parent_that_is_gone_unfinished_or_foreign_is_refused(chain):
     make(shards, stage.RUN)
     with pytest.raises(BadInput, match="holds run, wanted shard set"):
         stage.parent(run, "shards")
+
+
+@pytest.mark.parametrize("recorded", ["http://{}/x", "file:///x", "s3://secret/x", "/{}/a/shards"])
+def test_an_address_that_only_the_directory_names_is_not_opened(chain, tmp_path, recorded):
+    shards, run = chain
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        recorded = recorded.format(tmp_path if recorded.startswith("/") else address)
+        path = run / "stage.json"
+        stage_json = json.loads(path.read_text())
+        stage_json["parents"]["shards"]["path"] = recorded
+        path.write_text(json.dumps(stage_json))
+        with pytest.raises(BadInput, match="opened only if you name it: --shards"):
+            stage.parent(run, "shards")
+        assert stage.parent_location(run, "shards", shards) == shards
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has called
+            server.accept()
+
+
+def test_a_parent_that_the_user_names_must_be_the_recorded_one(chain, tmp_path):
+    other = make(tmp_path / "other", "shard set", content="y")
+    with pytest.raises(BadInput, match=f"another shards than now lies at {other}"):
+        stage.parent_location(chain[1], "shards", other)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../secret", "x/../../y"])
+def test_a_manifest_names_no_file_outside(chain, name):
+    path = chain[0] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][name] = next(iter(manifest["files"].values()))
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(Corrupt, match=r"manifest\.json: file .* has no path below it"):
+        stage.parent(chain[1], "shards")
+
+
+# What a killed attempt left
+
+
+def killed() -> int:
+    """The number of a process that is no more."""
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        process.wait()
+    return process.pid
+
+
+def test_the_next_attempt_clears_what_a_killed_one_left(tmp_path):
+    out, left = tmp_path / "out", f"tmp-{os.uname().nodename}-{killed()}"
+    out.mkdir()
+    (out / f".stage.json.{left}").write_text("killed in its first write")
+    assert not stage_files.begin(out, "x", {}, {})
+    assert {path.name for path in out.iterdir()} == {"stage.json", "status.json"}
+    for name in ("a/.part.npy", ".items.parquet", ".status.json", ".manifest.json"):
+        (out / f"{name}.{left}").parent.mkdir(exist_ok=True)
+        (out / f"{name}.{left}").touch()
+    assert not stage_files.begin(out, "x", {}, {})
+    assert {path.name for path in out.rglob("*")} == {"stage.json", "status.json", "a"}
+
+
+def test_a_finished_stage_keeps_nothing_of_its_work(tmp_path):
+    out = tmp_path / "out"
+    make(out, "x")
+    before = {path.name for path in out.iterdir()}
+    (out / ".work" / "claims").mkdir(parents=True)
+    (out / ".work" / "claims" / "00000").touch()
+    (out / f".status.json.tmp-{os.uname().nodename}-{killed()}").touch()
+    assert stage_files.begin(out, "x", {"content": "x"}, {})
+    assert {path.name for path in out.iterdir()} == before
 
 
 def test_parents_must_be_finished_and_of_their_kind(chain, tmp_path):
