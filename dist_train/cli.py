@@ -118,7 +118,8 @@ def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: 
             split.
         columns: Names in the json members where they differ, such as
             posting_id=sku,label_group=product.
-        leave: Suffixes of members that are not read, such as npy,depth.png.
+        leave: Suffixes or base names of members that are not read, or patterns of them, such as
+            npy,depth.png,README,draft_*.
         workers: Processes that read.
     """
     from shards.pack.index_tars import index_tars as adopt
@@ -272,12 +273,14 @@ def main() -> None:
 
 
 def _print_counts(done: str, shards: Path, counts: "Counts") -> None:
-    from shards.pack.items import describe_near_duplicates
+    from shards.pack.items import describe_near_duplicates, describe_remarks
 
     print(
-        f"{done}, {counts['rejected']} rejected, {counts['with_reason']} with a remark (column "
-        f"reason of {shards / 'items.parquet'}); {counts['products']['train']} products to train on"
+        f"{done}, {counts['rejected']} rejected, {counts['with_reason']} with a remark"
+        f"; {counts['products']['train']} products to train on"
     )
+    if remarks := describe_remarks(shards):
+        print(f"remarks, each in {shards / 'remarks.csv'}:", *remarks, sep="\n  ")
     print(describe_near_duplicates(counts["near_duplicates"], shards))
 
 

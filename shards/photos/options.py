@@ -21,6 +21,12 @@ class PackOptions:
     """Store JPEG photos with their original bytes instead of resizing and encoding them again."""
     max_pixels: int = 64_000_000
     """A photo with more pixels is refused before it is decoded, which bounds memory."""
+    photos: bool = True
+    """Pack the photos that the catalogue names. Without them its titles alone are packed."""
+    follow_links: bool = False
+    """Read photos that are links out of the folder of photos, as in stores of Hugging Face, DVC
+    and git-annex. Anyone who can write there can then have any file of yours packed that is a
+    photo."""
     max_title: int = 4_096
     """Characters to which a longer title is cut; cut titles are counted and marked."""
     shard_items: int = 5_000
