@@ -4,6 +4,7 @@ All tars are scanned before anything is written, so that a refusal leaves the fo
 What was found of the items lies on the disk meanwhile: memory is that of the largest tar.
 """
 
+import json
 import logging
 import shutil
 import sqlite3
@@ -17,7 +18,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from shards.catalogue.split import SPLITS, split_of
-from shards.pack.disk_space import full_disk_fails
+from shards.pack.disk_space import HANDFUL, full_disk_fails
 from shards.pack.items import (
     OWN,
     REMARK_COLUMNS,
@@ -29,6 +30,7 @@ from shards.pack.items import (
     group_photos,
     write_rows,
 )
+from shards.photos.remarks import summary_of
 from shards.read.verify import verify
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt, Stopped
@@ -120,6 +122,7 @@ def index_tars(
             # Beside the tars: the system's temporary folder may be memory.
             with scratch(work / "items") as database:
                 sizes = _scan(path, tars, config, workers, database)
+                _check_photos(path, database)
                 _assign(database)
                 group_photos(database, work)
                 stage = {"format": stage_files.FORMAT, "started": stage_files.timestamp()}
@@ -225,6 +228,23 @@ def _scan(
             sizes.append(len(facts))
             bar.update()
     return sizes
+
+
+def _check_photos(path: Path, database: sqlite3.Connection) -> None:
+    """Raise BadInput with the reasons when not one of many photos can be used."""
+    counts = "SELECT COUNT(*), IFNULL(SUM(has_image), 0) FROM item WHERE image <> ''"
+    named, usable = database.execute(counts).fetchone()
+    if usable or named <= HANDFUL:
+        return
+    found = database.execute("SELECT tar, key, remarks FROM item WHERE image <> '' ORDER BY rowid")
+    remarks = (
+        (kind, f"{tar}: item {key!r}: {text}")
+        for tar, key, noted in found
+        for kind, text in json.loads(noted)
+    )
+    raise BadInput(
+        f"{path}: not one of its {named} photos can be used: {'; '.join(summary_of(remarks))}"
+    )
 
 
 def _assign(database: sqlite3.Connection) -> None:

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Literal
 
 import cv2
@@ -28,14 +30,9 @@ from shards.photos.remarks import (
     unknown_photo,
 )
 
-try:  # an extra: its library of codecs is not free of patents everywhere
-    from pillow_heif import register_heif_opener
-except ImportError:
-    register_heif_opener = None
-
 # There are many packing and reading processes already; results and timings are those of one core.
 cv2.setNumThreads(1)
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # pyrefly: ignore[bad-assignment]
 STEPS = 128
 LARGEST = 5
 """Largest factor of reduction; beyond it the kernel's weights are lost in their rounding."""
@@ -59,8 +56,8 @@ RANGES = (1, 255, 1023, 4095, 65535)
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 if features.check("avif"):
     FORMATS += ("AVIF",)
-if register_heif_opener is not None:
-    register_heif_opener(thumbnails=False, decode_threads=1)
+if find_spec("pillow_heif"):  # an extra, as its codec is not free of patents everywhere
+    import_module("pillow_heif").register_heif_opener(thumbnails=False, decode_threads=1)
     FORMATS += ("HEIF",)
 Recipe = Literal["exact", "balanced", "fast"]
 """How photos are decoded; measured figures in docs/design/photos.md.

@@ -98,7 +98,7 @@ def remark_facts(remarks: list[Remark]) -> dict[str, str]:
 
 
 def summary_of(remarks: Iterable[tuple[str, str]]) -> list[str]:
-    """A line for every kind of the remarks (kind, example): count, first example and remedy."""
+    """A line for every kind of the remarks (kind, example): count, an example and the remedy."""
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for kind, example in remarks:
@@ -108,7 +108,7 @@ def summary_of(remarks: Iterable[tuple[str, str]]) -> list[str]:
     for kind, count in counts.most_common():
         remedy = REMEDIES.get(kind.removeprefix("photo: "))
         lines.append(
-            f"{count} × {kind}, first {examples[kind]}" + (f" ({remedy})" if remedy else "")
+            f"{count} × {kind}, for example {examples[kind]}" + (f" ({remedy})" if remedy else "")
         )
     return lines
 

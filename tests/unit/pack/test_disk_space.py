@@ -145,7 +145,7 @@ def test_a_folder_that_has_none_of_many_photos_is_refused(
         return
     first = next(row for row in plan.sample(400) if row.image)
     message = (
-        rf"not one of the photos .* of {named} looked for: {named} × photo: file not found, first "
+        rf"not one .* of {named} looked for: {named} × photo: file not found, for example "
         rf"row {first.row}: photo {first.image}: .*--images"
     )
     with pytest.raises(BadInput, match=message):

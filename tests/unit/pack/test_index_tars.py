@@ -285,6 +285,20 @@ def test_links_are_refused_with_the_option_of_tar(tmp_path: Path, kind: bytes, o
         index_tars(tmp_path)
 
 
+def test_tars_without_a_photo_that_can_be_used_are_refused_with_the_reasons(
+    tmp_path: Path,
+) -> None:
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+    files = [(f"{n}.heic", heic) for n in range(5)] + [("5.jpg", b"x"), ("6.txt", b"title")]
+    write_tar(tmp_path / "0.tar", files)
+    before = listing(tmp_path)
+    with pytest.raises(BadInput, match=r"not one of its 6 photos .*5 × .*0\.tar: item '0': .*1 ×"):
+        index_tars(tmp_path)
+    assert listing(tmp_path) == before
+    write_tar(tmp_path / "0.tar", [*files, ("7.jpg", photo(7))])
+    assert index_tars(tmp_path)["photos"] == 1
+
+
 def test_every_remark_is_a_row_of_remarks_csv(tmp_path: Path) -> None:
     files = [("a.jpg", b"no photo"), ("a.txt", b"\xff"), ("b.jpg", b""), ("c.txt", b"t" * 5000)]
     write_tar(tmp_path / "0.tar", files)
@@ -301,7 +315,7 @@ def test_every_remark_is_a_row_of_remarks_csv(tmp_path: Path) -> None:
     assert found.groupby("posting_id").remark.agg("; ".join).to_dict() == reasons.to_dict()
     lines = describe_remarks(tmp_path)
     assert len(lines) == 4
-    assert any(re.match(r"1 × photo: file of zero bytes, first b: photo b\.jpg", x) for x in lines)
+    assert any(re.match(r"1 × photo: file of zero bytes, for example b: photo", x) for x in lines)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
