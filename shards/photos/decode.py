@@ -43,7 +43,7 @@ STRIP = 2_000_000
 NEARLY = 2
 """Levels of 256 that a colour profile may move colours by and still count as sRGB."""
 ORIENTATION, BITS, TILE = 0x0112, 258, (322, 323)  # tags of TIFF
-LONGEST = 16
+LONGEST = 32
 """Of a longer photo, in multiples of its short side, readers use the middle.
 
 Models see a square and the report a thumbnail, so the ends are not looked at, and enlarged to

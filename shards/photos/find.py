@@ -43,7 +43,7 @@ def find_photo(root: Path, name: str, follow_links: bool = False) -> Path:
     """
     refused: list[PhotoRefused] = []
     try:
-        for spelling in _spellings(root, name):
+        for spelling in dict.fromkeys(_spellings(root, name)):
             try:
                 return _inside(root, spelling, follow_links)
             except PhotoRefused as error:
@@ -62,8 +62,8 @@ def find_photo(root: Path, name: str, follow_links: bool = False) -> Path:
     if len(found) == 1:
         return next(iter(found.values()))
     if found:
-        names = ", ".join(sorted(path.name for path in found.values()))
-        raise PhotoRefused(f"{SEVERAL_FILES}: {names}", SEVERAL_FILES)
+        fitting = ", ".join(sorted(path.name for path in found.values()))
+        raise PhotoRefused(f"{SEVERAL_FILES}: {fitting}", SEVERAL_FILES)
     # That a link or a folder is there says more than that a file is not.
     known = [one for one in refused if one.kind not in (NOT_FOUND, OUTSIDE)]
     names = [part for part in SEPARATORS.split(name) if part]
@@ -112,11 +112,12 @@ def _inside(root: Path, name: str, follow_links: bool) -> Path:
     # As it is written: what follow_links allows are links, not names that lead elsewhere.
     written, folder = Path(os.path.abspath(root / name)), root.resolve()
     named_inside = any(written.is_relative_to(one) for one in (os.path.abspath(root), folder))
+    path = written if follow_links else (root / name).resolve()
+    is_inside = named_inside if follow_links else path.is_relative_to(folder)
+    if is_inside and path.is_file():
+        return path
     if named_inside and written.is_symlink() and not written.exists():
         raise PhotoRefused(BROKEN_LINK)
-    path = written if follow_links else (root / name).resolve()
-    if not (named_inside if follow_links else path.is_relative_to(folder)):
+    if not is_inside:
         raise PhotoRefused(LINK_OUTSIDE if named_inside else OUTSIDE)
-    if path.is_file():
-        return path
     raise PhotoRefused(FOLDER if path.is_dir() and name.strip("/.") else NOT_FOUND)

@@ -115,18 +115,19 @@ def summary_of(remarks: Iterable[tuple[str, str]]) -> list[str]:
 
 def unknown_photo(data: bytes, formats: Collection[str]) -> PhotoRefused:
     """What bytes that are none of `formats` are, as far as their start tells."""
-    start = data[:512].lstrip().lower()
-    brands = {data[at : at + 4] for at in (8, *range(16, min(len(data), 64), 4))}
-    if data[4:8] == b"ftyp" and brands & {b"avif", b"avis"}:
+    head = bytes(data[:MAX_NAME])
+    start, is_boxed = head.lstrip().lower(), head[4:8] == b"ftyp"
+    brands = {head[at : at + 4] for at in (8, *range(16, 64, 4))}
+    if is_boxed and brands & {b"avif", b"avis"}:
         kind, found = (DAMAGED, "damaged") if "AVIF" in formats else (OTHER_KIND, "AVIF")
-    elif data[4:8] == b"ftyp" and brands & {b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"}:
+    elif is_boxed and brands & {b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"}:
         is_read = "HEIF" in formats
         kind, found = (DAMAGED, "damaged") if is_read else (HEIC, "HEIC, which needs pillow-heif")
     elif start.startswith(b"version https://git-lfs"):
         kind, found = POINTER, "a pointer of Git LFS"
     elif re.match(rb"(<!doctype html|<html|<head|<body|<\?xml[^>]*>\s*<!doctype html)", start):
         kind, found = PAGE, "a web page"
-    elif len(data) < MAX_NAME and re.fullmatch(rb"[\x20-\x7e]*/[\x21-\x7e]+", data):
+    elif len(data) < MAX_NAME and re.fullmatch(rb"[\x20-\x7e]*/[\x21-\x7e]+\n?", head):
         kind, found = LINK_AS_TEXT, "the path of a link as text"
     else:
         kind, found = OTHER_KIND, f"none of {', '.join(formats)}"

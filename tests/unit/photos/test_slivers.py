@@ -43,8 +43,9 @@ def test_it_is_the_middle_that_is_used(recipe: str, turn: int) -> None:
     image = decode_photo(encoded(draw, "PNG", exif=exif), 32, recipe)
     assert (image.width > image.height) == (turn == 1)
     pixels = np.asarray(image.rotate(90, expand=True) if turn == 6 else image)
-    assert tuple(pixels[16, 256]) == (0, 0, 255)
-    assert tuple(pixels[16, 5]) == tuple(pixels[16, 507]) == (255, 0, 0)
+    middle, end = LONGEST * 32 // 2, LONGEST * 32
+    assert tuple(pixels[16, middle]) == (0, 0, 255)
+    assert tuple(pixels[16, 5]) == tuple(pixels[16, end - 5]) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("size", [(LONGEST * 20, 20), (20, LONGEST * 20), (300, 41)], ids=str)
@@ -116,8 +117,8 @@ def test_thumbnails_are_small_and_of_photos_alone() -> None:
 
 # ── the worst photos that pack takes
 
-WORST_PACK, WORST_DECODE = 1_300, 900
-"""Megabytes of a process that packs or decodes one photo, stated in docs/design/photos.md."""
+WORST, WORST_OTHERS = 1_300, 1_000
+"""Megabytes of a process that packs or decodes one photo of WebP, AVIF or TIFF, or another; stated in docs/design/photos.md."""
 PIXELS = {
     "RGBA PNG": (8_000, 8_000), "long RGBA PNG": (64_000, 1_000), "RGB JPEG": (8_000, 8_000),
     "long RGB JPEG": (65_000, 984), "long RGB progressive": (65_000, 984),
@@ -167,8 +168,10 @@ def test_the_largest_photos_take_no_more_than_the_docs_state(name: str, tmp_path
         )  # fmt: skip
         found[what] = int(done.stdout)
     print(name, found)
-    worst = WORST_PACK if kind in ("WEBP", "AVIF", "TIFF") else WORST_DECODE
+    worst = WORST if kind in ("WEBP", "AVIF", "TIFF") else WORST_OTHERS
     assert max(found.values()) <= worst
+    if kind not in ("WEBP", "AVIF", "TIFF"):
+        assert max(found[what] for what in ("pack", "balanced", "fast")) <= 600
 
 
 def test_a_small_tiff_of_one_enormous_tile_is_refused_by_its_header() -> None:
