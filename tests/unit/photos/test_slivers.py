@@ -118,7 +118,8 @@ def test_thumbnails_are_small_and_of_photos_alone() -> None:
 # ── the worst photos that pack takes
 
 WORST, WORST_OTHERS = 1_300, 1_000
-"""Megabytes of a process that packs or decodes one photo of WebP, AVIF or TIFF, or another; stated in docs/design/photos.md."""
+"""Megabytes of a process that packs or decodes one photo of WebP, AVIF or TIFF, or of another
+kind; stated in docs/design/photos.md."""
 PIXELS = {
     "RGBA PNG": (8_000, 8_000), "long RGBA PNG": (64_000, 1_000), "RGB JPEG": (8_000, 8_000),
     "long RGB JPEG": (65_000, 984), "long RGB progressive": (65_000, 984),
