@@ -144,7 +144,8 @@ def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: 
             such a word in their name, are of that split; others are split by product as pack does.
         columns: Your names of keys in the JSON files that are not called posting_id, title and
             label_group, as OURS=YOURS: posting_id=sku,label_group=product.
-        leave: Endings of files in the tars that are left unread, such as npy,depth.png.
+        leave: Files in the tars that are left unread: endings, names or patterns, such as
+            npy,depth.png,README,draft_*.
         workers: Processes that read.
     """
     from shards.pack.index_tars import index_tars as adopt
@@ -328,12 +329,14 @@ def main() -> None:
 
 
 def _print_counts(done: str, shards: Path, counts: "Counts") -> None:
-    from shards.pack.items import describe_near_duplicates
+    from shards.pack.items import describe_near_duplicates, describe_remarks
 
     print(
-        f"{done}, {counts['rejected']} rejected, {counts['with_reason']} with a remark (column "
-        f"reason of {shards / 'items.parquet'}); {counts['products']['train']} products to train on"
+        f"{done}, {counts['rejected']} rejected, {counts['with_reason']} with a remark"
+        f"; {counts['products']['train']} products to train on"
     )
+    if remarks := describe_remarks(shards):
+        print(f"remarks, each in {shards / 'remarks.csv'}:", *remarks, sep="\n  ")
     print(describe_near_duplicates(counts["near_duplicates"], shards))
 
 

@@ -9,12 +9,12 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
 
 from dist_train.distributed.stage import parent_location
 from dist_train.embedding.store import corrupt_error
 from dist_train.evaluation.baselines import same_photo_pairs
 from shards.catalogue.titles import readable_title
+from shards.photos.decode import PhotoRefused, decode_photo
 from shards.read.location import Location
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput, Unreachable
@@ -144,7 +144,7 @@ def show_pairs(
         table = pd.read_parquet(path, columns=columns, filters=[("row", "in", rows)])
     postings = {}
     for item in table.fillna({"title": ""}).itertuples():
-        photo = _thumbnail(photos.photo(item.posting_id) if photos else None)
+        photo = thumbnail(photos.photo(item.posting_id) if photos else None)
         postings[item.row] = Posting(item.posting_id, readable_title(item.title), photo)
     found = []
     for kind, total, pairs in chosen:
@@ -155,14 +155,13 @@ def show_pairs(
     return found, missing
 
 
-def _thumbnail(photo: bytes | None) -> str | None:
+def thumbnail(photo: bytes | None) -> str | None:
     """A data URI of a small JPEG; None without a photo that can be read."""
     if not photo:
         return None
     try:
-        with Image.open(io.BytesIO(photo)) as image:
-            small = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+        small = decode_photo(photo, LONGEST_SIDE)
+    except PhotoRefused:
         return None
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     out = io.BytesIO()

@@ -10,9 +10,18 @@ import pandas as pd
 
 from shards.catalogue.titles import has_text
 from shards.pack.plan import Plan, Row, Shard
-from shards.photos.decode import PhotoRefused
 from shards.photos.options import PackOptions
 from shards.photos.photo import load_photo, photo_facts
+from shards.photos.remarks import (
+    NO_TITLE,
+    NOTHING,
+    TITLE_CUT,
+    UNSEEN_TITLE,
+    PhotoRefused,
+    Remark,
+    remark_facts,
+    remark_of_photo,
+)
 from shards.storage.errors import Corrupt
 from shards.storage.files import write_parquet
 from shards.tar.index import read_index
@@ -54,28 +63,31 @@ def samples(
 ) -> Iterator[Sample]:
     """Yield (slot, class_id, members) of every posting that can be packed.
 
-    The outcome of every posting, also of those that cannot, is appended to `facts`: row, slot and
-    FACTS, of which `status` is packed or rejected and `reason` a remark or empty.
+    The outcome of every posting, also of those that cannot, is appended to `facts`: row, slot,
+    FACTS, of which `status` is packed or rejected and `reason` the remarks or empty, and `remarks`
+    as `remark_facts` has them.
     """
     for row in rows:
-        photo, reasons = None, []
+        photo, remarks = None, []
         if row.image and images is not None:
             try:
                 photo = load_photo(images, row.image, options)
             except PhotoRefused as refused:
-                reasons.append(f"photo {row.image}: {refused}")
+                remarks.append(remark_of_photo(row.image, refused))
         title = row.title[: options.max_title]
         if len(row.title) > len(title):
-            reasons.append(f"title of {len(row.title)} characters cut")
+            remarks.append(Remark(TITLE_CUT, f"title of {len(row.title)} characters cut"))
         has_title = has_text(title)
         is_packed = photo is not None or has_title
         if title.strip() and not has_title:
-            reasons.append("title without a visible character")
-        if not is_packed and not reasons:
-            reasons.append("neither a photo nor a title")
-        known = {"reason": "; ".join(reasons), "has_text": has_title, **photo_facts(photo)}
+            remarks.append(Remark(UNSEEN_TITLE, UNSEEN_TITLE))
+        if not is_packed and not remarks:
+            nothing = NO_TITLE if row.image and not options.photos else NOTHING
+            remarks.append(Remark(nothing, nothing))
+        noted = remark_facts(remarks)
+        known = {"reason": noted["reason"], "has_text": has_title, **photo_facts(photo)}
         status = "packed" if is_packed else "rejected"
-        facts.append({"row": row.row, "slot": row.slot, "status": status, **known})
+        facts.append({"row": row.row, "slot": row.slot, "status": status, **noted, **known})
         if not is_packed:
             continue
         del known["colours"]

@@ -1,6 +1,7 @@
-"""Space on the disk: how much a pack will need, and a clear error when there is too little."""
+"""What a sample says before a pack: the space it will need, and why photos cannot be used."""
 
 import errno
+import logging
 import os
 import shutil
 import sqlite3
@@ -12,9 +13,10 @@ from typing import Any
 
 from shards.pack.build import samples
 from shards.pack.plan import Plan
-from shards.photos.decode import PhotoRefused
+from shards.photos.find import find_photo
 from shards.photos.options import PackOptions
-from shards.photos.photo import NOT_FOUND, find_photo
+from shards.photos.photo import load_photo
+from shards.photos.remarks import PhotoRefused, remark_of_photo, summary_of
 from shards.storage.errors import BadInput, Failed
 from shards.storage.files import format_bytes
 
@@ -26,14 +28,12 @@ INDEX_AND_TABLE = 300
 HANDFUL = 5
 """Up to so many photos may all be missing by chance."""
 LOOKED_FOR = 1_000
-"""Postings whose photos are looked for when all photos of the sample are missing."""
-PHOTOS_REMEDY = (
-    "is --images the folder that the column image starts from, and is it mounted? If there are no "
-    "photos, empty that column"
-)
+"""Postings whose photos are looked for on the disk."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # SQLite reports a full disk, but a quota or limit only as a write that failed.
 SQLITE_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
+
+log = logging.getLogger("shards")
 
 
 def survey(
@@ -42,7 +42,7 @@ def survey(
     """Prepare a sample of postings: the `bytes` of the complete set, the `photos` that were found.
 
     The bytes are the mean times the number of postings; two standard errors are added, so that 39
-    estimates of 40 are not too small. Raises BadInput when not one of many photos exists.
+    estimates of 40 are not too small. Raises BadInput when not one of many photos can be used.
     """
     # At most a twentieth of a small catalogue, whose sample is read a second time by the pack.
     rows = plan.sample(max(1, min(SAMPLE, len(plan) // 20)))
@@ -52,26 +52,56 @@ def survey(
         for _, _, members in samples(rows, images, options, facts)
     ]
     sizes += [0] * (len(rows) - len(sizes))  # the rejected ones
-    named = [row.image for row in rows if row.image]
-    missing = sum(f": {NOT_FOUND}" in fact["reason"] for fact in facts)
-    # With the wrong folder every photo would be missing from the set without any error.
-    if images is not None and len(named) > HANDFUL and missing >= len(named):
-        more = [row.image for row in plan.sample(min(LOOKED_FOR, len(plan))) if row.image]
-        if not _any_found(images, more):
-            raise BadInput(
-                f"{images}: has none of the {len(more)} photos that were looked for, for example "
-                f"{named[0]}; {PHOTOS_REMEDY}"
-            )
     spread = statistics.stdev(sizes) / len(sizes) ** 0.5 if len(sizes) > 1 else 0.0
     item = statistics.fmean(sizes) + 2 * spread + INDEX_AND_TABLE
     photos = [row.image for row, fact in zip(rows, facts, strict=True) if fact["has_image"]]
+    if images is not None:
+        _look_for_photos(plan, catalogue, images, options, is_any_usable=bool(photos))
     return {"bytes": int(item * len(plan)) + 2 * catalogue.stat().st_size, "photos": photos}
 
 
-def check_survey(found: dict[str, Any], images: Path | None, out: Path) -> None:
+def _look_for_photos(
+    plan: Plan, catalogue: Path, images: Path, options: PackOptions, is_any_usable: bool
+) -> None:
+    """Look for the photos of LOOKED_FOR postings, and warn with counts of the reasons why some
+    cannot be used.
+
+    Unless `is_any_usable` is known, SAMPLE of those that are there are read too, until one can be
+    used. Raises BadInput when none can and there are more than a HANDFUL: with the wrong folder
+    every photo would be missing from the set without any error.
+    """
+    named = [row for row in plan.sample(min(LOOKED_FOR, len(plan))) if row.image]
+    remarks, read = [], 0
+    for row in named:
+        try:
+            find_photo(images, row.image, options.follow_links)
+            if not is_any_usable and read < SAMPLE:
+                read += 1
+                load_photo(images, row.image, options)
+                is_any_usable = True
+        except PhotoRefused as refused:
+            remark = remark_of_photo(row.image, refused)
+            remarks.append((remark.kind, f"row {row.row}: {remark.text}"))
+    if not remarks:
+        return
+    reasons = "; ".join(summary_of(remarks))
+    if not is_any_usable and len(named) > HANDFUL:
+        raise BadInput(
+            f"{images}: not one of the photos that {catalogue} names can be used, of "
+            f"{len(named)} looked for: {reasons}"
+        )
+    log.warning(
+        "%s: %d of %d photos looked for cannot be used, their postings keep the title: %s",
+        *(images, len(remarks), len(named), reasons),
+    )
+
+
+def check_survey(
+    found: dict[str, Any], images: Path | None, out: Path, options: PackOptions
+) -> None:
     """Raise BadInput when `images` lacks all photos of a survey, Failed when `out` lacks space."""
     # A folder that is not mounted on one node would cost all the photos of its shards.
-    if images is not None and found["photos"] and not _any_found(images, found["photos"]):
+    if images is not None and not _any_found(images, found["photos"], options):
         raise BadInput(
             f"{images}: on {os.uname().nodename} it lacks {found['photos'][0]} and every other "
             "photo that was there for the plan; is the right folder mounted?"
@@ -84,12 +114,13 @@ def check_survey(found: dict[str, Any], images: Path | None, out: Path) -> None:
         )
 
 
-def _any_found(images: Path, names: list[str]) -> bool:
+def _any_found(images: Path, names: list[str], options: PackOptions) -> bool:
+    """Whether one of the photos is there, or none is named."""
     for name in names:
         with suppress(PhotoRefused):
-            find_photo(images, name)
+            find_photo(images, name, options.follow_links)
             return True
-    return False
+    return not names
 
 
 def written(out: Path) -> int:

@@ -4,6 +4,7 @@ All tars are scanned before anything is written, so that a refusal leaves the fo
 What was found of the items lies on the disk meanwhile: memory is that of the largest tar.
 """
 
+import json
 import logging
 import re
 import shutil
@@ -19,9 +20,10 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from shards.catalogue.split import SPLIT_NAMES, SPLITS, split_of
-from shards.pack.disk_space import full_disk_fails
+from shards.pack.disk_space import HANDFUL, full_disk_fails
 from shards.pack.items import (
     OWN,
+    REMARK_COLUMNS,
     STORED,
     Counts,
     arrow_type,
@@ -31,6 +33,7 @@ from shards.pack.items import (
     write_rows,
 )
 from shards.pack.labels import log_label_remarks
+from shards.photos.remarks import summary_of
 from shards.read.verify import verify
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt, Stopped
@@ -40,7 +43,7 @@ from shards.storage.stops import stops_interrupt
 from shards.storage.workers import each
 from shards.tar.foreign import COLUMNS, scan_tar
 from shards.tar.index import MAGIC, write_index
-from shards.tar.layout import ITEMS, KIND, LABEL_NOISE, WORK, is_tar
+from shards.tar.layout import ITEMS, KIND, LABEL_NOISE, REMARKS, WORK, is_tar
 
 OTHERS = ("tar", "key", "folder", "cls", "image", "title")
 NAMES = ("posting_id", "image", "label_group", "tar", *OWN, "title")
@@ -77,6 +80,7 @@ PACKED = """
 SELECT split, class_id, posting_id, title FROM item
     WHERE rowid BETWEEN ? AND ? AND status = 'packed' ORDER BY rowid
 """
+REMARKS_HEADER = ",".join(REMARK_COLUMNS).encode()
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 log = logging.getLogger("shards")
 
@@ -90,13 +94,20 @@ def index_tars(
     """Make the folder `path` of tars a shard set by an index beside each tar; its counts.
 
     `columns` has the json keys of posting_id, title, label_group and split where they are others,
-    `leave` the suffixes (or base names) of members that are not read. An item is of the split that
-    its json names, or else a folder or the name of its tar; all others are split by label group.
-    Raises BadInput for a folder
-    that holds a packed set or has changed since it was indexed, Corrupt for a damaged tar, Failed
-    when the disk has no space for the index, Stopped on SIGTERM and Ctrl-C.
+    `leave` suffixes and base names, or patterns of them, of members that are not read. An item is
+    of the split that its json names, or else a folder or the name of its tar; all others are split
+    by label group. Raises BadInput for a folder that holds a packed set or has changed since it was
+    indexed, Corrupt for a damaged tar, Failed when the disk has no space for the index, Stopped on
+    SIGTERM and Ctrl-C.
     """
     columns = columns or {}
+    if path.is_file():
+        raise BadInput(
+            f"{path}: a file; give the folder that holds it: dist-train index-tars "
+            f"{path.parent} (all tars in it become one set)"
+        )
+    if not path.is_dir():
+        raise BadInput(f"{path}: no such folder")
     if unknown := sorted(columns.keys() - set(COLUMNS)):
         raise BadInput(f"--columns {unknown[0]}: there are {', '.join(COLUMNS)}")
     config = {"columns": dict(columns), "leave": sorted(leave)}
@@ -113,6 +124,7 @@ def index_tars(
             # Beside the tars: the system's temporary folder may be memory.
             with scratch(work / "items") as database:
                 sizes = _scan(path, tars, config, workers, database)
+                _check_photos(path, database)
                 _assign(database)
                 group_photos(database, work)
                 stage = {"format": stage_files.FORMAT, "started": stage_files.timestamp()}
@@ -133,8 +145,12 @@ def index_tars(
 def _indexed_before(path: Path, config: dict[str, Any]) -> Counts | None:
     """The counts, when the same tars were indexed with the same config; None if never indexed."""
     if not (path / stage_files.STAGE).exists():
-        if (path / ITEMS).exists():
-            raise BadInput(f"{path / ITEMS}: in the way of the table to be written; move it away")
+        remarks = path / REMARKS
+        in_the_way = [path / ITEMS] if (path / ITEMS).exists() else []
+        if remarks.exists() and not remarks.read_bytes().startswith(REMARKS_HEADER):
+            in_the_way.append(remarks)
+        if in_the_way:
+            raise BadInput(f"{in_the_way[0]}: in the way of the table to be written; move it away")
         return None
     stage = read_json(path / stage_files.STAGE)
     if not isinstance(stage, dict) or stage.get("kind") != KIND or "index-tars" not in stage:
@@ -156,7 +172,9 @@ def _indexed_before(path: Path, config: dict[str, Any]) -> Counts | None:
 def _tars(path: Path) -> list[Path]:
     """The tars in and below `path`; raises BadInput or Corrupt for a folder that cannot be one."""
     # Sorted as text, like the reader's order: "a-b/" lies before "a/".
-    files = sorted((file for file in path.rglob("*") if file.is_file()), key=str)
+    # macOS writes attributes of a.tar to ._a.tar on disks that have none.
+    found = (file for file in path.rglob("*") if not file.name.startswith("._"))
+    files = sorted((file for file in found if file.is_file()), key=str)
     compressed = [file for file in files if file.name.lower().endswith(COMPRESSED)]
     if compressed:
         raise Corrupt(f"{compressed[0]}: a compressed tar; decompress it first, which costs little")
@@ -222,6 +240,23 @@ def _scan(
     return sizes
 
 
+def _check_photos(path: Path, database: sqlite3.Connection) -> None:
+    """Raise BadInput with the reasons when not one of many photos can be used."""
+    counts = "SELECT COUNT(*), IFNULL(SUM(has_image), 0) FROM item WHERE image <> ''"
+    named, usable = database.execute(counts).fetchone()
+    if usable or named <= HANDFUL:
+        return
+    found = database.execute("SELECT tar, key, remarks FROM item WHERE image <> '' ORDER BY rowid")
+    remarks = (
+        (kind, f"{tar}: item {key!r}: {text}")
+        for tar, key, noted in found
+        for kind, text in json.loads(noted)
+    )
+    raise BadInput(
+        f"{path}: not one of its {named} photos can be used: {'; '.join(summary_of(remarks))}"
+    )
+
+
 def _assign(database: sqlite3.Connection) -> None:
     """Give all items their ids, splits and classes, as a pack does."""
     repeated_key = "SELECT 1 FROM item WHERE posting_id = '' GROUP BY key HAVING COUNT(*) > 1"
@@ -243,11 +278,11 @@ def _assign(database: sqlite3.Connection) -> None:
 
 
 def _finish(path: Path, tars: list[Path], sizes: list[int], database: sqlite3.Connection) -> Counts:
-    """Write the index of each tar, items.parquet, label_noise.parquet and the manifest; the counts.
+    """Write the index of each tar, the tables and the manifest; the counts.
 
     sizes: items of each tar. An index has its records by split, then slot.
     """
-    last, written = 0, [path / ITEMS, path / LABEL_NOISE]
+    last, written = 0, [path / ITEMS, path / LABEL_NOISE, path / REMARKS]
     for number, (tar, size) in enumerate(zip(tars, sizes, strict=True)):
         first, last = last + 1, last + size
         packed = database.execute(PACKED, (first, last)).fetchall()

@@ -5,6 +5,8 @@ is separated, at the price that the ends of a chain may look less similar. No me
 with the number of items.
 """
 
+import csv
+import json
 import sqlite3
 from itertools import islice
 from pathlib import Path
@@ -17,13 +19,14 @@ import pyarrow.parquet as pq
 
 from shards.catalogue.split import SPLITS
 from shards.duplicates.near_duplicates import AS_BYTES, near_duplicate_pairs
+from shards.photos.remarks import summary_of
 from shards.storage.files import atomic_path
-from shards.tar.layout import LABEL_NOISE
+from shards.tar.layout import LABEL_NOISE, REMARKS
 
 PLACES = ("split", "class_id", "shard", "slot")
 PHOTO_FACTS = ("sha256", "phash", "colours", "width", "height")
 FACTS = ("status", "reason", *PHOTO_FACTS, "has_image", "has_text")
-STORED = ("posting_id", "label_group", *PLACES, *FACTS)
+STORED = ("posting_id", "label_group", *PLACES, *FACTS, "remarks")
 """Columns of the table beside photo_group."""
 OWN = (*PLACES, *FACTS, "photo_group")
 """Columns of items.parquet that the pack adds to those of the catalogue."""
@@ -37,6 +40,8 @@ NOISE_SCHEMA = pa.schema(
     [("photo_group", pa.int64()), ("posting_id", pa.string()), ("label_group", pa.string())]
 )
 """Columns of label_noise.parquet."""
+REMARK_COLUMNS = ("posting_id", "status", "kind", "remark")
+"""Columns of remarks.csv, which has a row for every remark."""
 UNLEARNED = "unlabelled"
 """The split that nothing is learned from, so that a photo shared with it leaks nothing."""
 EXAMPLES = 3
@@ -95,6 +100,7 @@ NOISE = f"""
 SELECT {", ".join(NOISE_SCHEMA.names)} FROM item JOIN shared USING (photo_group)
     WHERE noisy AND label_group <> '' ORDER BY photo_group, item.rowid
 """
+REMARKED = "SELECT posting_id, status, remarks FROM item WHERE reason <> '' ORDER BY rowid"
 COUNTS = """
 SELECT COUNT(*) AS postings, SUM(status = 'packed') AS packed, SUM(status = 'rejected') AS rejected,
     SUM(reason <> '') AS with_reason, SUM(status = 'packed' AND has_image) AS photos,
@@ -184,13 +190,22 @@ def connect(database: sqlite3.Connection) -> None:
 
 
 def count_items(database: sqlite3.Connection, noise: Path) -> Counts:
-    """Counts of the table with its photo groups; writes label_noise.parquet to `noise`.
+    """Counts of the table with its photo groups; writes label_noise.parquet to `noise`, and
+    remarks.csv beside it.
 
     One photo cannot show two products, so where it does, a label is wrong or a seller took
     another's photo.
     """
     database.executescript(SHARED)
     write_rows(noise, NOISE_SCHEMA, database.execute(NOISE))
+    with (
+        atomic_path(noise.with_name(REMARKS)) as temporary,
+        temporary.open("w", encoding="utf-8", errors="replace", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(REMARK_COLUMNS)
+        for posting_id, status, remarks in database.execute(REMARKED):
+            writer.writerows([posting_id, status, *remark] for remark in json.loads(remarks))
     named = database.cursor()
     named.row_factory = sqlite3.Row
     counts = dict(named.execute(COUNTS).fetchone())
@@ -234,3 +249,11 @@ def describe_near_duplicates(counts: NearDuplicates, shards: Path) -> str:
             more = len(postings) - len(names)
             lines.append("  " + ", ".join([*names, *([f"{more} more"] if more else [])]))
     return "\n".join(lines)
+
+
+def describe_remarks(shards: Path) -> list[str]:
+    """A line for every kind of remark in remarks.csv of a shard set, with its remedy."""
+    csv.field_size_limit(2**31 - 1)
+    with (shards / REMARKS).open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        return summary_of((row["kind"], f"{row['posting_id']}: {row['remark']}") for row in rows)

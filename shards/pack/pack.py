@@ -55,6 +55,8 @@ class Job:
         def beside(path: Path) -> str:
             return os.path.relpath(path.resolve(), out.resolve())
 
+        if images is not None and not options.photos:
+            raise BadInput(f"--no-photos and --images {images}: leave one of them away")
         self.catalogue, self.images, self.out, self.options = catalogue, images, out, options
         kept = [field.name for field in fields(options) if not field.metadata.get("how")]
         self.config = {name: getattr(options, name) for name in kept}
@@ -74,9 +76,10 @@ class Job:
 
     def check_images_given(self, has_names: bool) -> None:
         """Raise BadInput when the catalogue names photos but no folder of photos was given."""
-        if has_names and self.images is None:
+        if has_names and self.images is None and self.options.photos:
             raise BadInput(
-                f"{self.catalogue.path}: names photos; name their folder with --images DIR"
+                f"{self.catalogue.path}: names photos; name their folder with --images DIR, or "
+                "pack its titles alone with --no-photos"
             )
 
     def begin(self) -> Counts | None:
@@ -153,7 +156,7 @@ def _prepare(job: Job) -> Counts | None:
             shutil.rmtree(job.out / WORK)  # leaves the folder free: no shard was begun
             raise
         found = read_json(survey_path)
-    check_survey(found, job.images, job.out)
+    check_survey(found, job.images, job.out, job.options)
     return None
 
 
@@ -185,7 +188,7 @@ def _build_and_seal(job: Job, task: Task) -> Counts | None:
                 stage_files.write_status(out, "running", reason)
                 log.info("%s: %s", out, reason)
                 return None
-            counts = seal(plan, job.catalogue, out, job.options.max_title)
+            counts = seal(plan, job.catalogue, out, job.options)
             _clean_up(out)
             return counts
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from shards.catalogue.columns import set_aside
 from shards.catalogue.rows import Catalogue
 from shards.catalogue.split import SPLITS
-from shards.pack.disk_space import HANDFUL, PHOTOS_REMEDY
+from shards.pack.disk_space import HANDFUL
 from shards.pack.items import (
     FACTS,
     OWN,
@@ -26,15 +26,17 @@ from shards.pack.items import (
     arrow_type,
     count_items,
     create_items,
+    describe_remarks,
     group_photos,
 )
 from shards.pack.plan import Plan, Shard
+from shards.photos.options import PackOptions
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt
 from shards.storage.files import atomic_path
 from shards.storage.scratch import scratch
 from shards.tar.index import ABSENT, read_index
-from shards.tar.layout import ITEMS, LABEL_NOISE, facts_path, plan_path, shard_path
+from shards.tar.layout import ITEMS, LABEL_NOISE, REMARKS, facts_path, plan_path, shard_path
 
 ROW_GROUP = 4 * 2**20  # bytes in memory
 TABLE = f"CREATE TABLE fact (row INTEGER, {', '.join(STORED)})"
@@ -44,7 +46,7 @@ DROP TABLE fact;
 """
 
 
-def seal(plan: Plan, catalogue: Catalogue, out: Path, max_title: int) -> Counts:
+def seal(plan: Plan, catalogue: Catalogue, out: Path, options: PackOptions) -> Counts:
     """Check that packed + rejected = rows of the catalogue, and finish `out`; its counts.
 
     Raises Corrupt naming a shard that disagrees with the plan, is not in it or has changed since it
@@ -69,15 +71,17 @@ def seal(plan: Plan, catalogue: Catalogue, out: Path, max_title: int) -> Counts:
         database.executescript(IN_ORDER)
         group_photos(database, plan_path(out).parent)
         counts = count_items(database, out / LABEL_NOISE)
-        _write_items(out / ITEMS, database, plan, catalogue, max_title)
+        _write_items(out / ITEMS, database, plan, catalogue, options.max_title)
     if not counts["packed"] + counts["rejected"] == counts["postings"] == len(plan):
         raise Corrupt(f"{out}: {len(plan)} postings in, {counts} out; remove it and pack again")
-    if plan.has_photos(more_than=HANDFUL) and not counts["photos"]:
+    if options.photos and plan.has_photos(more_than=HANDFUL) and not counts["photos"]:
         raise BadInput(
-            f"{out}: not one of the photos that {catalogue.path} names could be packed; "
-            f"{PHOTOS_REMEDY}. Then remove {out} and pack again"
+            f"{out}: not one of the photos that {catalogue.path} names could be packed: "
+            f"{'; '.join(describe_remarks(out))}. Then remove {out} and pack again"
         )
-    stage_files.finish(out, counts, [*files, out / ITEMS, out / LABEL_NOISE], written)
+    stage_files.finish(
+        out, counts, [*files, out / ITEMS, out / LABEL_NOISE, out / REMARKS], written
+    )
     return counts
 
 
@@ -106,7 +110,7 @@ def _outcomes(plan: Plan, shard: Shard, tar: Path, facts_file: Path) -> Iterator
     for row, fact in zip(rows, facts, strict=True):
         place = (shard.number, row.slot) if fact["status"] == "packed" else (-1, -1)
         known = (row.row, row.posting_id, row.label_group, shard.split, row.class_id, *place)
-        yield *known, *(fact[name] for name in FACTS)
+        yield *known, *(fact[name] for name in FACTS), fact["remarks"]
 
 
 def _write_items(

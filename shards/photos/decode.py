@@ -8,20 +8,31 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Literal
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageCms, ImageOps, UnidentifiedImageError, features
+from PIL.TiffImagePlugin import TiffImageFile
 
 from shards.photos.png import in_strips, metadata_image
+from shards.photos.remarks import (
+    DAMAGED,
+    LOST_BITS,
+    MANY_PIXELS,
+    PhotoRefused,
+    unknown_photo,
+)
 
 # There are many packing and reading processes already; results and timings are those of one core.
 cv2.setNumThreads(1)
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # pyrefly: ignore[bad-assignment]
 STEPS = 128
 LARGEST = 5
 """Largest factor of reduction; beyond it the kernel's weights are lost in their rounding."""
@@ -31,10 +42,23 @@ LARGE = 8_000_000
 STRIP = 2_000_000
 NEARLY = 2
 """Levels of 256 that a colour profile may move colours by and still count as sRGB."""
-ORIENTATION = 0x0112
+ORIENTATION, BITS, TILE = 0x0112, 258, (322, 323)  # tags of TIFF
+LONGEST = 32
+"""Of a longer photo, in multiples of its short side, readers use the middle.
+
+Models see a square and the report a thumbnail, so the ends are not looked at, and enlarged to
+the size of a model a line of 6000 x 1 pixels would take gigabytes.
+"""
+RANGES = (1, 255, 1023, 4095, 65535)
+"""Largest values of floats, and of integers of 8, 10, 12 and 16 bits."""
 # Listed, since other formats start programs on untrusted bytes: EPS runs Ghostscript. MPO is a
 # JPEG here.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+if features.check("avif"):
+    FORMATS += ("AVIF",)
+if find_spec("pillow_heif"):  # an extra, as its codec is not free of patents everywhere
+    import_module("pillow_heif").register_heif_opener(thumbnails=False, decode_threads=1)
+    FORMATS += ("HEIF",)
 Recipe = Literal["exact", "balanced", "fast"]
 """How photos are decoded; measured figures in docs/design/photos.md.
 
@@ -46,12 +70,9 @@ LEAST = {"balanced": 2, "fast": 1}
 """The least size to decode at, in multiples of the requested size."""
 
 
-class PhotoRefused(ValueError):
-    """The photo cannot be used; the message is the reason that items.parquet keeps."""
-
-
 def decode_photo(data: bytes, short_side: int, recipe: Recipe = "balanced") -> Image.Image:
-    """RGB image, upright, whose short side is `short_side` pixels.
+    """RGB image, upright, whose short side is `short_side` pixels and the long one LONGEST times
+    that at most: of a longer photo it is the middle.
 
     Raises PhotoRefused (a ValueError) for damaged or cut bytes, and for a photo of more than
     MAX_PIXELS, of which only the header is read.
@@ -60,11 +81,22 @@ def decode_photo(data: bytes, short_side: int, recipe: Recipe = "balanced") -> I
         with bound_by(MAX_PIXELS):
             image = open_photo(data, MAX_PIXELS)
             if recipe == "exact":
-                return Image.fromarray(exact_pixels(image, short_side))
-            least = LEAST[recipe] * short_side
-            return Image.fromarray(rgb_pixels(data, image, short_side, least))
+                pixels, turn = _srgb_pixels(data, image, 1)
+                pixels = _bicubic(_middle(_turned(pixels, turn)), short_side)
+            else:
+                least = LEAST[recipe] * short_side
+                pixels = rgb_pixels(data, image, short_side, least, _middle)
+            return Image.fromarray(pixels)
     except Exception as error:
         raise refused(error) from None
+
+
+def _middle(pixels: np.ndarray) -> np.ndarray:
+    """The middle of pixels (h, w, 3) that are longer than LONGEST, else all of them."""
+    height, width = pixels.shape[:2]
+    longest = LONGEST * min(height, width)
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    return pixels[top : top + longest, left : left + longest]
 
 
 @contextmanager
@@ -95,9 +127,18 @@ def open_photo(data: bytes, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:  # over Pillow's own cap, which is not below ours
         pixels = re.search(r"\d+ pixels", str(error))
-        raise PhotoRefused(f"{pixels[0] if pixels else 'pixels'}, over max_pixels") from None
+        reason = f"{pixels[0] if pixels else 'pixels'}, over max_pixels"
+        raise PhotoRefused(reason, MANY_PIXELS) from None
+    except UnidentifiedImageError:
+        raise unknown_photo(data, FORMATS) from None
+    if isinstance(image, TiffImageFile):  # a tile is decoded as a whole, however small the photo
+        tile = image.tag_v2.get(TILE[0], 0), image.tag_v2.get(TILE[1], 0)
+        if tile[0] * tile[1] > max_pixels:
+            raise PhotoRefused(
+                f"tiles of {tile[0]} x {tile[1]} pixels, over max_pixels", MANY_PIXELS
+            )
     if image.width * image.height > max_pixels:
-        raise PhotoRefused(f"{image.width} x {image.height} pixels, over max_pixels")
+        raise PhotoRefused(f"{image.width} x {image.height} pixels, over max_pixels", MANY_PIXELS)
     return image
 
 
@@ -105,41 +146,85 @@ def refused(error: Exception) -> PhotoRefused:
     """The reason to keep for an error of Pillow, which raises nearly anything on hostile bytes."""
     if isinstance(error, PhotoRefused):
         return error
-    if isinstance(error, UnidentifiedImageError):
-        return PhotoRefused(f"not a readable photo: none of {', '.join(FORMATS)}")
     # The reason is stored in the tar: it must not hold an address, which differs between runs.
     reason = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error) or type(error).__name__)
-    return PhotoRefused(f"not a readable photo: {reason}")
+    return PhotoRefused(f"not a readable photo: {reason}", DAMAGED)
 
 
-def rgb_pixels(data: bytes, image: Image.Image, short: int, least: int) -> np.ndarray:
+def rgb_pixels(
+    data: bytes,
+    image: Image.Image,
+    short: int,
+    least: int,
+    part: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels,
+) -> np.ndarray:
     """Upright sRGB pixels (h, w, 3) of the opened `image` of `data`, its short side `short`.
 
     A JPEG is decoded at the smallest size whose short side is at least `least`. An ordinary one is
     decoded fast; one that the fast decoder does not support (another colour space or kind, a
     profile, damage) by Pillow, which raises nearly anything when it fails too. Another kind of
     photo that is LARGE is first reduced to means of squares, so that it is never completely in
-    memory.
+    memory. `part` chooses what is used of the pixels before they are resized.
     """
     if image.format == "JPEG" and image.mode in ("RGB", "L") and not image.info.get("icc_profile"):
         # Damage that Pillow may tolerate or not: its message is the one that is kept.
         with suppress(ValueError):
-            return _turned(_resized(decode_jpeg(data, least), short), orientation(image))
-    factor = min(image.size) // least
-    if image.format != "JPEG" and image.width * image.height > LARGE and factor > 1:
-        # Each pixel of `small` is the mean of a square of factor x factor.
-        rows = -(-STRIP // (image.width * factor)) * factor
-        if image.format == "PNG" and not image.info.get("interlace"):
-            strips, turn = in_strips(data, rows), orientation(metadata_image(data))
-        else:
-            image.load()  # which turns a TIFF
-            turn, (w, h) = orientation(image), image.size
-            strips = (image.crop((0, y, w, min(y + rows, h))) for y in range(0, h, rows))
-        small = [np.asarray(_to_srgb(strip).reduce(factor)) for strip in strips]
-        return _resized(_turned(np.concatenate(small), turn), short)
-    image.draft("RGB", (least, least))
-    image.load()
-    return exact_pixels(image, short)
+            pixels = part(decode_jpeg(data, least))
+            return _turned(_resized(pixels, short), orientation(image))
+    factor = 1
+    if image.format == "JPEG":
+        image.draft("RGB", (least, least))
+    elif image.width * image.height > LARGE:
+        factor = max(1, min(image.size) // least)
+    pixels, turn = _srgb_pixels(data, image, factor)
+    pixels = part(_turned(pixels, turn))
+    return _resized(pixels, short) if factor > 1 else _bicubic(pixels, short)
+
+
+def _srgb_pixels(data: bytes, image: Image.Image, factor: int) -> tuple[np.ndarray, int | None]:
+    """sRGB pixels (h, w, 3) of the opened `image`, each the mean of a square of factor x factor,
+    and how they must be turned.
+
+    Of a LARGE photo the conversions, which take many times its pixels, see STRIP pixels at a time.
+    """
+    is_png = image.format == "PNG" and not image.info.get("interlace")
+    is_large = image.width * image.height > LARGE
+    deep = _has_deep_colours(data, image)
+    if is_large and is_png and not image.mode.startswith("I"):
+        turn, (width, height) = orientation(metadata_image(data)), image.size
+        strips = in_strips(data, rows := _rows(width, factor))
+    else:
+        image.load()  # which turns a TIFF
+        turn = orientation(image)
+        if image.mode.startswith(("I", "F")):
+            image = _as_8_bits(image)
+        width, height = image.size
+        rows = _rows(width, factor) if is_large else height
+        strips = (
+            image.crop((0, y, width, min(y + rows, height))) if rows < height else image
+            for y in range(0, height, rows)
+        )
+    pixels = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
+    for at, strip in enumerate(strips):
+        rgb = _to_srgb(strip)
+        small = np.asarray(rgb.reduce(factor) if factor > 1 else rgb)
+        pixels[at * rows // factor :][: len(small)] = small
+    if deep and 0 < pixels.max() < 16:
+        raise PhotoRefused(f"not a readable photo: {LOST_BITS}, which would be black", LOST_BITS)
+    return pixels, turn
+
+
+def _rows(width: int, factor: int) -> int:
+    """Rows of STRIP pixels, a multiple of `factor`."""
+    return -(-STRIP // (width * factor)) * factor
+
+
+def _has_deep_colours(data: bytes, image: Image.Image) -> bool:
+    """Whether three colours have 16 bits each, of which Pillow keeps the upper 8."""
+    if image.format == "PNG":
+        return data[24] == 16 and image.mode.startswith("RGB")
+    bits = image.tag_v2.get(BITS, ()) if isinstance(image, TiffImageFile) else ()
+    return len(bits) >= 3 and max(bits) == 16
 
 
 def decode_jpeg(jpeg: bytes, least: int) -> np.ndarray:
@@ -155,16 +240,6 @@ def decode_jpeg(jpeg: bytes, least: int) -> np.ndarray:
     return simplejpeg.decode_jpeg(
         jpeg, "RGB", fastdct=False, min_height=h, min_width=w, min_factor=1
     )
-
-
-def exact_pixels(image: Image.Image, short: int) -> np.ndarray:
-    """Upright sRGB pixels (h, w, 3) of `image`, its short side `short`, by Pillow alone."""
-    with suppress(Exception):  # of broken EXIF, nearly any: the photo is then used unturned
-        image = ImageOps.exif_transpose(image)
-    rgb = _to_srgb(image)
-    if min(rgb.size) != short:
-        rgb = rgb.resize(_with_short(rgb.size, short), Image.Resampling.BICUBIC)
-    return np.asarray(rgb)
 
 
 @lru_cache(8)
@@ -195,6 +270,15 @@ def _with_short(size: tuple[int, int], short: int) -> tuple[int, int]:
 def _resized(pixels: np.ndarray, short: int) -> np.ndarray:
     size = pixels.shape[1], pixels.shape[0]
     return pixels if min(size) == short else resize(pixels, _with_short(size, short))
+
+
+def _bicubic(pixels: np.ndarray, short: int) -> np.ndarray:
+    """Pixels (h, w, 3) with the short side `short`, by Pillow's antialiased bicubic."""
+    size = pixels.shape[1], pixels.shape[0]
+    if min(size) == short:
+        return pixels
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize(_with_short(size, short), Image.Resampling.BICUBIC))
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -239,11 +323,8 @@ def _turned(pixels: np.ndarray, turn: int | None) -> np.ndarray:
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """The image in sRGB: its profile applied, 16 bits made 8, transparency laid on white."""
+    """The image of 8 bits in sRGB: its profile applied, transparency laid on white."""
     profile, alpha = image.info.get("icc_profile"), None
-    if image.mode.startswith("I"):
-        # 16-bit greys: Pillow's own convert clips at 255.
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype("uint8"))
     is_grey = image.mode in ("1", "L", "LA")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -258,6 +339,29 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     if alpha is None:
         return image
     return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+
+
+def _as_8_bits(image: Image.Image) -> Image.Image:
+    """Greys of 16 or 32 bits, or floats, as 8 bits; Pillow's own conversion clips at 255.
+
+    White is the largest value of the range in RANGES that the values fill. Raises PhotoRefused
+    for floats that are NaN or infinite.
+    """
+    values = np.asarray(image)
+    low, high = min(0.0, float(values.min())), float(values.max())
+    if not math.isfinite(high - low):
+        raise PhotoRefused("not a readable photo: holds NaN or infinite values", DAMAGED)
+    white = next((top for top in RANGES if high - low <= top), math.inf)
+    if high - low <= white / 16:  # dark in every range: none is that of the values
+        white = high - low or 1.0
+    grey = np.empty(values.shape, np.uint8)
+    rows = _rows(image.width, 1)
+    for y in range(0, len(values), rows):
+        levels = (values[y : y + rows].astype(np.float64) - low) / (white / 255)
+        grey[y : y + rows] = levels.clip(0, 255)
+    as_grey = Image.fromarray(grey)
+    as_grey.info = {key: image.info[key] for key in ("icc_profile",) if key in image.info}
+    return as_grey
 
 
 @lru_cache(8)

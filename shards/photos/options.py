@@ -23,6 +23,12 @@ class PackOptions:
     max_pixels: int = 64_000_000
     """Largest width times height of a photo. A larger one is left out as if it were broken (its
     posting keeps the title), which bounds memory."""
+    photos: bool = True
+    """Pack the photos that the catalogue names. Without them its titles alone are packed."""
+    follow_links: bool = False
+    """Read photos that are links out of the folder of photos, as in stores of Hugging Face, DVC
+    and git-annex. Anyone who can write there can then have any file of yours packed that is a
+    photo."""
     max_title: int = 4_096
     """Largest number of characters of a title; longer ones are cut, with a remark in items.parquet.
     The text encoder reads only --encoder.max-length tokens."""

@@ -12,7 +12,6 @@ import simplejpeg
 
 from shards.photos.decode import (
     MAX_PIXELS,
-    PhotoRefused,
     bound_by,
     decode_jpeg,
     is_srgb,
@@ -21,11 +20,14 @@ from shards.photos.decode import (
     refused,
     rgb_pixels,
 )
+from shards.photos.find import find_photo
 from shards.photos.jpeg import Coded, coded_picture
 from shards.photos.options import PackOptions
+from shards.photos.remarks import EMPTY, LARGE_FILE, LONG, UNREADABLE_FILE, PhotoRefused
 
 MAX_BYTES = 256 * 2**20
-NOT_FOUND = "file not found"
+LONGEST_JPEG = 65_500
+"""Pixels of the longest side that libjpeg encodes and decodes."""
 HASHED = 32
 # Less is faster, but finds fewer copies with a logo in a corner: 0.838 at 64, 0.850 at 384.
 SIGNATURE_SIDE = 384
@@ -62,28 +64,13 @@ def photo_facts(photo: Photo | None) -> dict[str, Any]:
 
 def load_photo(root: Path, name: str, options: PackOptions) -> Photo:
     """Read `name` below `root` and prepare it; raises PhotoRefused with the reason."""
-    path = find_photo(root, name)
+    path = find_photo(root, name, options.follow_links)
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise PhotoRefused(f"file larger than {MAX_BYTES} bytes")
+            raise PhotoRefused(f"file larger than {MAX_BYTES} bytes", LARGE_FILE)
         return prepare_photo(path.read_bytes(), options)
     except OSError as error:
-        raise PhotoRefused(f"cannot be read: {error.strerror}") from None
-
-
-def find_photo(root: Path, name: str) -> Path:
-    """The path of the file `name` below `root`; raises PhotoRefused when there is none inside."""
-    try:
-        resolved = (root / name).resolve()
-        inside, is_file = resolved.is_relative_to(root.resolve()), resolved.is_file()
-    except (ValueError, OSError, RuntimeError):
-        # A NUL, half a surrogate pair, a name too long, links in a circle.
-        raise PhotoRefused("path cannot be used") from None
-    if not inside:
-        raise PhotoRefused("path leads out of the image folder")
-    if not is_file:
-        raise PhotoRefused(NOT_FOUND)
-    return resolved
+        raise PhotoRefused(f"cannot be read: {error.strerror}", UNREADABLE_FILE) from None
 
 
 def prepare_photo(data: bytes, options: PackOptions) -> Photo:
@@ -92,7 +79,7 @@ def prepare_photo(data: bytes, options: PackOptions) -> Photo:
     A JPEG that needs none of it keeps its coded image. Raises PhotoRefused for what cannot be used.
     """
     if not data:
-        raise PhotoRefused("file of zero bytes")
+        raise PhotoRefused(EMPTY)
     sha256 = hashlib.sha256(data).hexdigest()
     try:
         with bound_by(options.max_pixels):
@@ -108,6 +95,8 @@ def prepare_photo(data: bytes, options: PackOptions) -> Photo:
             # Decoded at half the size where that leaves 5/4 of the stored size, else at twice the
             # stored size: as close to a full decode as without; figures in docs/design/photos.md.
             half, short = min(width, height) // 2, min(options.size, width, height)
+            if not keep and max(width, height) * short > LONGEST_JPEG * min(width, height):
+                raise PhotoRefused(f"{width} x {height} pixels, {LONG}", LONG)
             least = half if 5 * short <= 4 * half < 8 * short else 2 * short
             pixels = rgb_pixels(data, image, short, least)
             if keep:

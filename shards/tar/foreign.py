@@ -1,7 +1,7 @@
 """The samples of a tar from another tool: the role of each member, and the facts of each item.
 
 Names follow WebDataset: an item's members stand together and have one name up to the first dot of
-the base name. The photo is jpg, jpeg, png, webp, gif, bmp, tif or tiff; txt is the title, cls the
+the base name. The photo is jpg, png, webp or another of find.SUFFIXES; txt is the title, cls the
 label, json may hold posting_id, title (or caption), label_group and split. No other member is read.
 """
 
@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,29 @@ from isal.isal_zlib import crc32
 from shards.catalogue.placeholders import label_of, value_of
 from shards.catalogue.split import SPLIT_NAMES
 from shards.catalogue.titles import has_text
-from shards.photos.decode import PhotoRefused, bound_by, open_photo, orientation
+from shards.photos.decode import bound_by, open_photo, orientation
+from shards.photos.find import SUFFIXES
 from shards.photos.options import PackOptions
 from shards.photos.photo import MAX_BYTES, Photo, photo_facts, prepare_photo
+from shards.photos.remarks import (
+    LABEL_LEFT_OUT,
+    NOT_UTF8,
+    NOTHING,
+    TITLE_CUT,
+    PhotoRefused,
+    Remark,
+    remark_facts,
+    remark_of_photo,
+)
 from shards.storage.errors import BadInput, Corrupt
 from shards.tar.index import ABSENT, MEMBERS, RECORD
 from shards.tar.scan import Member, members
 
-PHOTOS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-ROLES = dict.fromkeys(PHOTOS, "jpg") | {"json": "json", "txt": "txt", "cls": "cls"}
+ROLES = dict.fromkeys(SUFFIXES, "jpg") | {"json": "json", "txt": "txt", "cls": "cls"}
 COLUMNS = ("posting_id", "title", "label_group", "split")
 MAX_TEXT = 2**20
+OF_SYSTEMS = ("._*", ".ds_store", "thumbs.db", "desktop.ini")
+"""Members that macOS and Windows add to every folder: attributes and views, never an item's."""
 KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 PROBE = PackOptions(size=64)
 """Photos stay as they are stored; they are only reduced this much to compute their signature."""
@@ -44,7 +57,7 @@ class _Sample:
     key: str
     at: int
     members: dict[str, Member] = field(default_factory=dict)
-    reasons: list[str] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
 
     def read(
         self, file: io.BufferedReader, columns: Mapping[str, str]
@@ -81,16 +94,19 @@ class _Sample:
             titles.append(self._value(about, "caption", "title"))
         title = next((one for one in map(value_of, titles) if has_text(one)), "")
         if len(title) > PROBE.max_title:
-            self.reasons.append(f"title of {len(title)} characters cut")
+            self.remarks.append(Remark(TITLE_CUT, f"title of {len(title)} characters cut"))
         title = title[: PROBE.max_title]
         is_packed = photo["has_image"] or bool(title)
+        if not is_packed and not self.remarks:
+            self.remarks.append(Remark(NOTHING, NOTHING))
         labels = (
             self._value(about, names["label_group"], "label_group"),
             self._text(data["cls"], "cls").strip(),
         )
         label = next(filter(None, map(label_of, labels)), "")
         if not label and (written := next(filter(str.strip, labels), "")):
-            self.reasons.append(f"label_group {written.strip()} taken as empty")
+            text = f"label_group {written.strip()} taken as empty"
+            self.remarks.append(Remark(LABEL_LEFT_OUT, text))
         return {
             "posting_id": posting_id,
             "key": self.key,
@@ -99,8 +115,7 @@ class _Sample:
             "label_group": label,
             "cls": data["cls"].decode(errors="replace").strip(),
             "status": "packed" if is_packed else "rejected",
-            "reason": "; ".join(self.reasons)
-            or ("" if is_packed else "neither a photo nor a title"),
+            **remark_facts(self.remarks),
             **photo,
             "has_text": bool(title),
             "title": title,
@@ -138,7 +153,8 @@ class _Sample:
         try:
             return data.decode()
         except UnicodeDecodeError:
-            self.reasons.append(f"{role} is not UTF-8, what cannot be read is replaced")
+            text = f"{role} is not UTF-8, what cannot be read is replaced"
+            self.remarks.append(Remark(NOT_UTF8, text))
             return data.decode(errors="replace")
 
     def _photo(self, data: bytes) -> Photo | None:
@@ -146,7 +162,7 @@ class _Sample:
         try:
             photo = prepare_photo(data, PROBE)
         except PhotoRefused as refused:
-            self.reasons.append(f"photo {self.members['jpg'].name}: {refused}")
+            self.remarks.append(remark_of_photo(self.members["jpg"].name, refused))
             return None
         with bound_by(PROBE.max_pixels):
             image = open_photo(data, PROBE.max_pixels)
@@ -162,7 +178,8 @@ def scan_tar(
     """Facts (one row a sample) and index records (one a sample that is packed) of `tar`.
 
     `columns` has the json keys of posting_id, title, label_group and split where they are others;
-    members whose suffix or base name is in `leave` are not read. posting_id is "" where the key is
+    members whose suffix or base name fits a pattern of `leave`, and those of OF_SYSTEMS, are not
+    read. posting_id is "" where the key is
     to be used. Raises Corrupt for a damaged tar, or members that are not adjacent, repeated, of an
     unknown kind or no text; BadInput for json that lacks what `columns` names.
     """
@@ -187,16 +204,15 @@ def _samples(tar: Path, leave: Collection[str]) -> list[_Sample]:
         where = f"{tar}: byte {member.header_at}: {member.name!r}"
         base = member.name.rpartition("/")[2]
         found = KEY.fullmatch(member.name)  # webdataset's base_plus_ext
-        if base in leave:
+        suffix = found[2].lower() if found else ""
+        if _fits(base, OF_SYSTEMS) or _fits(base, leave) or _fits(suffix, leave):
             continue
         if found is None:
             raise Corrupt(
                 f"{where} has no name before a suffix, so it is no part of an item; leave it "
                 f"unread with --leave {base}"
             )
-        key, suffix = found[1], found[2].lower()
-        if suffix in leave:
-            continue
+        key = found[1]
         if (role := ROLES.get(suffix)) is None:
             raise Corrupt(
                 f"{where} is of an unknown kind (known: {', '.join(ROLES)}); leave such members "
@@ -204,16 +220,27 @@ def _samples(tar: Path, leave: Collection[str]) -> list[_Sample]:
             )
         if member.size > (most := MAX_BYTES if role == "jpg" else MAX_TEXT):
             raise Corrupt(f"{where} has {member.size} bytes, over {most}; take it out of the tar")
+        if key in samples and (same := samples[key].members.get(role)) is not None:
+            if same.name == member.name:
+                raise Corrupt(
+                    f"{where} is there twice, before at byte {same.header_at}, as tar --append and "
+                    "--update leave it; extract the tar and make it anew: the last one counts"
+                )
+            raise Corrupt(
+                f"{where} beside {same.name!r}: an item has one such member; leave one of them "
+                f"unread with --leave {suffix} or --leave {base}"
+            )
         if key in samples and samples[key] is not sample:
             raise Corrupt(
                 f"{where} stands apart from the other members of its item (byte "
                 f"{samples[key].at}); make the tar with --sort=name"
             )
         sample = samples.setdefault(key, _Sample(tar, key, member.header_at))
-        if role in sample.members:
-            raise Corrupt(
-                f"{where} beside {sample.members[role].name!r}: an item has one such member; leave "
-                "one kind unread with --leave SUFFIX"
-            )
         sample.members[role] = member
     return list(samples.values())
+
+
+def _fits(name: str, patterns: Collection[str]) -> bool:
+    """Whether a suffix or base name fits a pattern such as npy, .npy, *.npy or README."""
+    name, lower = name.lower(), [pattern.lower() for pattern in patterns]
+    return any(name in (one, one.lstrip(".")) or fnmatchcase(name, one) for one in lower if name)

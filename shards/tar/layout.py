@@ -5,6 +5,7 @@ from pathlib import Path
 KIND = "shard set"
 ITEMS = "items.parquet"
 LABEL_NOISE = "label_noise.parquet"
+REMARKS = "remarks.csv"
 WORK = ".pack"
 """Folder of the files that exist only until the set is sealed."""
 

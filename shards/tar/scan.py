@@ -19,12 +19,12 @@ BLOCK = 512
 MAX_EXTENSION, MAX_NAME = 2**20, 4096
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 REFUSED = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
+    b"1": "a hard link; make the tar with --hard-dereference",
+    b"2": "a symbolic link; make the tar with --dereference",
     b"3": "a character device",
     b"4": "a block device",
     b"6": "a FIFO",
-    b"K": "a link with a long name",
+    b"K": "a link with a long name; make the tar with --dereference",
     b"M": "a part of a member in another volume",
     b"S": "a sparse file",
     b"V": "a volume label",

@@ -40,8 +40,8 @@ TRAINING = {
 }  # fmt: skip
 PIPELINE = {
     "pack": {
-        "size": 256, "quality": 80, "keep": True, "max_pixels": 1_000_000, "max_title": 100,
-        "shard_items": 50, "seed": 3, "workers": 2,
+        "size": 256, "quality": 80, "keep": True, "max_pixels": 1_000_000, "photos": False,
+        "follow_links": True, "max_title": 100, "shard_items": 50, "seed": 3, "workers": 2,
     },
     "image": TRAINING | {
         "encoder": {"model": "resnet18", "pretrained": False, "pooling": "gem", "image_size": 96,

@@ -119,6 +119,8 @@ def catalogue(tmp_path: Path) -> Path:
         (tmp_path / folder / "b.png").write_bytes(photo(2, "PNG", size=(100, 80)))
     rows = [[f"p{n}", "", f"title {n}", f"name {n}"] for n in range(10)]
     rows[0][1], rows[1][1] = "a.jpg", "b.png"
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "a.jpg").symlink_to(tmp_path / "photos" / "a.jpg")
     for name, count in (("c.csv", 10), ("d.csv", 9)):
         with (tmp_path / name).open("w", newline="") as file:
             csv.writer(file).writerows([["posting_id", "image", "title", "name"], *rows[:count]])
@@ -180,6 +182,11 @@ PACK_OPTIONS = {
                          lambda run: [item(run, n).reason.partition(": ")[2] for n in (0, 1)],
                          (["", "100 x 80 pixels, over max_pixels"],
                           ["60 x 50 pixels, over max_pixels", "100 x 80 pixels, over max_pixels"])),
+    "--photos": Case(PACK, "c.csv --no-photos --out OUT",
+                     lambda run: ShardSet(run.out).photo("p0") is None, (False, True)),
+    "--follow-links": Case("c.csv --images linked --out OUT",
+                           "c.csv --images linked --follow-links --out OUT",
+                           lambda run: item(run).has_image, (False, True)),
     "--max-title": Case(PACK, f"{PACK} --max-title 3",
                         lambda run: (item(run).title, item(run).reason),
                         (("title 0", ""), ("tit", "title of 7 characters cut"))),

@@ -1,13 +1,17 @@
 """Tars of other programs as a shard set: its items.parquet, what is refused, what is left."""
 
 import json
+import re
 import shutil
+import tarfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from shards.catalogue.split import SPLITS, split_of
 from shards.pack.index_tars import index_tars
+from shards.pack.items import describe_remarks
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
 from shards.read.shard_set import ShardSet
@@ -218,7 +222,9 @@ def test_double_posting_ids_are_refused(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ([("a.txt", b"1"), ("b.txt", b"2"), ("a.cls", b"3")], "'a.cls' stands apart .*--sort=name"),
-        ([("a.txt", b"1"), ("a.txt", b"2")], "'a.txt' beside 'a.txt'"),
+        ([("a.txt", b"1"), ("a.txt", b"2")], "'a.txt' is there twice, before at byte 1024, "),
+        ([("a.txt", b"1"), ("b.txt", b"2"), ("a.txt", b"3")], "'a.txt' is there twice.*--append"),
+        ([("a.jpg", b"1"), ("a.JPG", b"2")], "'a.JPG' beside 'a.jpg'.*--leave a.JPG"),
         ([("a.jpg", b"1"), ("a.png", b"2")], "'a.png' beside 'a.jpg'.*--leave"),
         ([("sku.1.jpg", b"1"), ("sku.2.jpg", b"2")], "'sku.1.jpg' is of an unknown.*first dot"),
         ([("a.txt", b"1"), ("a.npy", b"2")], "'a.npy' is of an unknown kind.*--leave npy"),
@@ -248,6 +254,70 @@ def test_members_that_are_named_are_left_unread(tmp_path: Path) -> None:
     assert counts["postings"] == 1
 
 
+@pytest.mark.parametrize(
+    "leave", [["*.npy", "READ*"], [".npy", "readme"], ["NPY", "README"], ["[bn]*y", "README"]]
+)
+def test_members_are_left_by_patterns_too(tmp_path: Path, leave: list[str]) -> None:
+    write_tar(tmp_path / "0.tar", [("x/README", b"x"), ("a.txt", b"t"), ("b/a.npy", b"x")])
+    assert index_tars(tmp_path, leave=leave)["postings"] == 1
+
+
+def test_what_macos_and_windows_add_is_left_unread(tmp_path: Path) -> None:
+    files = [("._x", b"m"), (".DS_Store", b"m"), ("Thumbs.db", b"m"), ("__MACOSX/a/._0.jpg", b"m")]
+    for name, data in samples(0, 3):
+        files += [(f"a/._{name}", b"\0\5\x16\7"), (f"a/{name}", data)]
+    write_tar(tmp_path / "0.tar", [*files, ("a/.DS_Store", b"m")])
+    (tmp_path / "._0.tar").write_bytes(b"\0\5\x16\7")
+    counts = index_tars(tmp_path)
+    assert (counts["postings"], counts["photos"], counts["with_reason"]) == (3, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [(tarfile.SYMTYPE, "--dereference"), (tarfile.LNKTYPE, "--hard-dereference")],
+)
+def test_links_are_refused_with_the_option_of_tar(tmp_path: Path, kind: bytes, option: str) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        info = tarfile.TarInfo("a.jpg")
+        info.type, info.linkname = kind, "b.jpg"
+        tar.addfile(info)
+    with pytest.raises(Corrupt, match=f"'a.jpg' is a .* link; make the tar with {option};"):
+        index_tars(tmp_path)
+
+
+def test_tars_without_a_photo_that_can_be_used_are_refused_with_the_reasons(
+    tmp_path: Path,
+) -> None:
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+    files = [(f"{n}.heic", heic) for n in range(5)] + [("5.jpg", b"x"), ("6.txt", b"title")]
+    write_tar(tmp_path / "0.tar", files)
+    before = listing(tmp_path)
+    with pytest.raises(BadInput, match=r"not one of its 6 photos .*5 × .*0\.tar: item '0': .*1 ×"):
+        index_tars(tmp_path)
+    assert listing(tmp_path) == before
+    write_tar(tmp_path / "0.tar", [*files, ("7.jpg", photo(7))])
+    assert index_tars(tmp_path)["photos"] == 1
+
+
+def test_every_remark_is_a_row_of_remarks_csv(tmp_path: Path) -> None:
+    files = [("a.jpg", b"no photo"), ("a.txt", b"\xff"), ("b.jpg", b""), ("c.txt", b"t" * 5000)]
+    write_tar(tmp_path / "0.tar", files)
+    index_tars(tmp_path)
+    found = pd.read_csv(tmp_path / "remarks.csv")
+    assert list(found.columns) == ["posting_id", "status", "kind", "remark"]
+    assert found.kind.tolist() == [
+        "photo: unknown kind of photo", "text that is not UTF-8",
+        "photo: file of zero bytes", "title cut",
+    ]  # fmt: skip
+    assert found.posting_id.tolist() == list("aabc")
+    assert found.status.tolist() == ["packed", "packed", "rejected", "packed"]
+    reasons = ShardSet(tmp_path).items.set_index("posting_id").reason
+    assert found.groupby("posting_id").remark.agg("; ".join).to_dict() == reasons.to_dict()
+    lines = describe_remarks(tmp_path)
+    assert len(lines) == 4
+    assert any(re.match(r"1 × photo: file of zero bytes, for example b: photo", x) for x in lines)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_damaged_tar_among_many_leaves_nothing(tars: Path, workers: int) -> None:
     data = bytearray((tars / "deeper" / "00001.tar").read_bytes())
@@ -260,8 +330,14 @@ def test_one_damaged_tar_among_many_leaves_nothing(tars: Path, workers: int) -> 
 
 
 def test_folders_that_cannot_be_indexed_are_refused(tmp_path: Path, shard_set: Path) -> None:
-    with pytest.raises(BadInput, match=r"no \.tar in it"):
+    with pytest.raises(BadInput, match=r"none: no such folder"):
         index_tars(tmp_path / "none")
+    with pytest.raises(BadInput, match=r"no \.tar in it"):
+        index_tars(tmp_path)
+    tar = write_tar(tmp_path / "one" / "0.tar", samples(0, 1))
+    with pytest.raises(BadInput, match=r"0\.tar: a file; .* dist-train index-tars .*/one \("):
+        index_tars(tar)
+    shutil.rmtree(tmp_path / "one")
     with pytest.raises(BadInput, match="made by another verb"):
         index_tars(shard_set)
     assert verify(shard_set) == []
@@ -274,7 +350,7 @@ def test_folders_that_cannot_be_indexed_are_refused(tmp_path: Path, shard_set: P
     with pytest.raises(BadInput, match=r"other/b\.tar: in none of the folders"):
         index_tars(tmp_path)
     shutil.rmtree(tmp_path / "other")
-    for name in ("train/a.idx", "items.parquet"):
+    for name in ("train/a.idx", "items.parquet", "remarks.csv"):
         (tmp_path / name).write_text("of another program")
         with pytest.raises(BadInput, match=f"{name}: .*in the way.*move it away"):
             index_tars(tmp_path)

@@ -31,7 +31,9 @@ def catalogue(folder: Path, rows: int, named: int, photos: int = 0) -> Path:
 def test_a_folder_without_any_photo_is_refused_before_a_shard_is_begun(tmp_path: Path) -> None:
     path, right = catalogue(tmp_path, 400, 400, 400), tmp_path / "images"
     (wrong := tmp_path / "wrong").mkdir()
-    with pytest.raises(BadInput, match=r"wrong: has none of the 400 photos .*--images .*mounted"):
+    with pytest.raises(
+        BadInput, match=r"wrong: not one of the photos .*400 × .*--images .*mounted"
+    ):
         pack(path, wrong, tmp_path / "s", SMALL)
     assert list((tmp_path / "s").rglob("*.tar")) == []
     counts = pack(path, right, tmp_path / "s", SMALL)  # the folder is free again
@@ -39,10 +41,18 @@ def test_a_folder_without_any_photo_is_refused_before_a_shard_is_begun(tmp_path:
     assert counts["photos"] == 400
 
 
-def test_a_set_without_any_of_its_photos_is_not_sealed(tmp_path: Path) -> None:
-    path = catalogue(tmp_path, 40, 20)  # of too few to tell by a sample
+def test_a_set_without_any_of_its_photos_is_not_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = catalogue(tmp_path, 40, 20, 20)
+
+    def unmounted(found: object, images: Path, out: Path, options: PackOptions) -> None:
+        images.rename(images.with_name("moved"))
+        images.mkdir()
+
+    monkeypatch.setattr("shards.pack.pack.check_survey", unmounted)
     with pytest.raises(
-        BadInput, match=r"s: not one of the photos .* names could be packed; .*remove"
+        BadInput, match=r"s: not one of the photos .*could be packed: 20 × .*not found.*remove"
     ):
         pack(path, tmp_path / "images", tmp_path / "s", SMALL)
     assert not (tmp_path / "s" / "manifest.json").exists()
