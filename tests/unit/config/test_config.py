@@ -16,7 +16,7 @@ from dist_train.config.training import (
     TextTraining,
     result_options,
 )
-from dist_train.encoders.encoder import local_path
+from dist_train.encoders.source import local_path
 from shards.photos.options import PackOptions
 from shards.storage.errors import BadInput
 
