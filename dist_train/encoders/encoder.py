@@ -29,13 +29,14 @@ from dist_train.config.training import (
 )
 from dist_train.distributed.precision import autocast
 from dist_train.encoders.batches import ImageInputs, TextInputs
-from dist_train.encoders.neck import Neck, new_neck
+from dist_train.encoders.neck import new_neck
 from dist_train.encoders.probe import (
     check_photo_is_seen,
     freeze_unused,
     in_mode,
     is_random,
     layers_from_below,
+    stirred,
 )
 from dist_train.encoders.source import OURS, Source, find_model
 from dist_train.encoders.tokens import (
@@ -90,10 +91,11 @@ class ImageEncoder(nn.Module):
             )
         if options.pooling == "cls" and not getattr(self.backbone, "num_prefix_tokens", 0):
             raise BadInput(f"encoder.pooling cls: {options.model} has no class token")
-        pooled, pixels = self._probe(source)
+        with stirred(self.backbone):
+            pooled, pixels = self._probe(source)
+            (seen,) = freeze_unused(self.backbone, pooled, options.neck, (pixels,))
         self.width: int = pooled.shape[1]
         self.neck = new_neck(source, options, self.width)
-        (seen,) = freeze_unused(self.backbone, pooled, isinstance(self.neck, Neck), (pixels,))
         check_photo_is_seen(seen, str(source))
         check_loaded(source, self.backbone, loads)
         if is_random(self.backbone, lambda: self._pooled(pixels)):
@@ -237,10 +239,11 @@ class TextEncoder(nn.Module):
         self.backbone: Any = backbone.train()
         fit_tokenizer(self.tokenizer, backbone, source)
         ids = plain_tokens(self.tokenizer)
-        pooled = self._probe(source, ids)
+        with stirred(backbone):
+            pooled = self._probe(source, ids)
+            freeze_unused(backbone, pooled, options.neck)
         self.width: int = pooled.shape[1]
         self.neck = new_neck(source, options, self.width)
-        freeze_unused(backbone, pooled, isinstance(self.neck, Neck))
         check_loaded(source, backbone, loads)
         tokens = ids[None, :2]
         forward = partial(self._states, tokens, torch.ones_like(tokens))

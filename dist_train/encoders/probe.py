@@ -38,6 +38,26 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
                 one.copy_(before)
 
 
+@contextmanager
+def stirred(module: nn.Module) -> Iterator[None]:
+    """`module` with other norms, biases and layer scales: what is found is true of any weights.
+
+    As they begin, at 0 or at one millionth, whole layers add nothing to the vector.
+    """
+    vectors = [(one, one.detach().clone()) for one in module.parameters() if one.ndim == 1]
+    draw = torch.Generator().manual_seed(1)
+    try:
+        for one, _ in vectors:
+            size = torch.rand(one.shape, generator=draw) + 0.5
+            sign = torch.randint(2, one.shape, generator=draw) * 2 - 1
+            # Through .data, or the graph would take the change for one that spoils it.
+            one.data.copy_(size * torch.where(one.data > 0, 1, sign))
+        yield
+    finally:
+        for one, before in vectors:
+            one.data.copy_(before)
+
+
 def freeze_unused(
     module: nn.Module, pooled: torch.Tensor, neck: bool, inputs: tuple[torch.Tensor, ...] = ()
 ) -> tuple[torch.Tensor, ...]:
