@@ -78,7 +78,7 @@ class ImageEncoder(nn.Module):
         folder, side = source.folder, options.image_size
         with source.opened(), recorded_loads() as loads:
             config = (
-                read_json(folder / "config.json") if folder else {"architecture": options.model}
+                read_json(folder / "config.json") if folder else {"architecture": source.published}
             )
             known = timm.get_pretrained_cfg(config["architecture"])
             given = config.get("pretrained_cfg", config)

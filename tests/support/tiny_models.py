@@ -1,5 +1,6 @@
 """Tiny models with random weights, built from configs: one of many architectures each."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,4 +78,28 @@ def save_model(folder: Path, architecture: str, seed: int = 0, **changes: Any) -
     config = AutoConfig.for_model(architecture, **options)
     torch.manual_seed(seed)
     AutoModel.from_config(config).save_pretrained(folder)
+    return folder
+
+
+CODE = """\
+from transformers import BertConfig, BertModel
+
+
+class OurConfig(BertConfig):
+    model_type = "ours"
+
+
+class OurModel(BertModel):
+    config_class = OurConfig
+"""
+
+
+def add_code(folder: Path) -> Path:
+    """Turn a BERT's folder into that of a model that brings its Python code."""
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "ours.OurConfig", "AutoModel": "ours.OurModel"}
+    (folder / "config.json").write_text(
+        json.dumps(config | {"model_type": "ours", "auto_map": code})
+    )
+    (folder / "ours.py").write_text(CODE)
     return folder

@@ -46,7 +46,8 @@ def test_what_only_says_how_is_marked() -> None:
                 "compare_every"}  # fmt: skip
     assert how_fields(ImageTraining) == how_fields(TextTraining) == training
     assert how_fields(HeadOptions) == {"chunk"}
-    assert how_fields(EmbedConfig) == {"max_unreadable", "workers", "device"}
+    embedding = {"max_unreadable", "workers", "device", "trust_remote_code"}
+    assert how_fields(EmbedConfig) == embedding
     assert how_fields(PackOptions) == {"workers"}
     assert how_fields(JoinConfig) == {"memory", "audit_rows", "device"}
     assert how_fields(MatchConfig) == set()

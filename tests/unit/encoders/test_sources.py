@@ -15,7 +15,7 @@ from dist_train.encoders.source import find_model
 from shards.read.shard_set import Item
 from shards.storage.errors import BadInput
 from tests.support.launching import ROOT, environment
-from tests.support.tiny_models import save_model, save_tokenizer
+from tests.support.tiny_models import CODE, add_code, save_model, save_tokenizer
 
 
 def image_encoder(model, **options):
@@ -249,23 +249,10 @@ def test_an_unfinished_layer_of_sentence_transformers_is_told(tmp_path, caplog):
 
 # Python code that a model brings
 
-CODE = """
-import torch
-from transformers import BertConfig, BertModel
-class OurConfig(BertConfig):
-    model_type = "ours"
-class OurModel(BertModel):
-    config_class = OurConfig
-"""
-
 
 @pytest.fixture
 def with_code(bert):
-    config = json.loads((bert / "config.json").read_text())
-    map_ = {"AutoConfig": "ours.OurConfig", "AutoModel": "ours.OurModel"}
-    (bert / "config.json").write_text(json.dumps(config | {"model_type": "ours", "auto_map": map_}))
-    (bert / "ours.py").write_text(CODE)
-    return bert
+    return add_code(bert)
 
 
 def test_code_of_a_model_is_not_run_and_nobody_is_asked(with_code, shard_set, tmp_path):
