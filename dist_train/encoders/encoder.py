@@ -38,7 +38,7 @@ from dist_train.encoders.probe import (
     layers_from_below,
     stirred,
 )
-from dist_train.encoders.source import OURS, Source, find_model
+from dist_train.encoders.source import OURS, Source, find_model, first_line
 from dist_train.encoders.tokens import (
     check_class_token,
     check_lengths,
@@ -119,7 +119,7 @@ class ImageEncoder(nn.Module):
         except Exception as error:
             raise BadInput(
                 f"{source}, pooling {self.options.pooling}: cannot make vectors of colour photos "
-                f"of {side} pixels ({str(error).splitlines()[0] or type(error).__name__}); try "
+                f"of {side} pixels ({first_line(error)}); try "
                 "another encoder.image_size or encoder.pooling, or another model"
             ) from None
         return pooled, pixels
@@ -200,42 +200,15 @@ class TextEncoder(nn.Module):
         """
         super().__init__()
         source = find_model(options.model, "text", options.pretrained)
-        pooling, prefix = options.pooling, options.prefix
-        self.options = options = replace(
-            options,
-            pooling=source.text_pooling() if pooling == "auto" else pooling,
-            prefix=source.text_prefix() if prefix is None else prefix,
-        )
         self.precision = "fp32"
-        trust = {"trust_remote_code": options.trust_remote_code}
-        loads: list[Load] = []
         with source.opened():
-            config = AutoConfig.from_pretrained(source.path, **trust)
-            for part in (config, config.get_text_config()):
-                for name, value in vars(part).items():
-                    probability = isinstance(value, float | int) and not isinstance(value, bool)
-                    if probability and DROPOUT.search(name):
-                        setattr(part, name, options.dropout)
-            check_tokenizer_files(source)
-            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                source.path, **trust
+            pooling, prefix = options.pooling, options.prefix
+            self.options = options = replace(
+                options,
+                pooling=source.text_pooling() if pooling == "auto" else pooling,
+                prefix=source.text_prefix() if prefix is None else prefix,
             )
-            if options.pretrained:
-                backbone, load = AutoModel.from_pretrained(
-                    source.path, config=config, dtype=torch.float32, output_loading_info=True,
-                    ignore_mismatched_sizes=True, **trust,
-                )  # fmt: skip
-                loads.append((load["missing_keys"], load["unexpected_keys"]))
-                for name, in_file, wanted in sorted(load["mismatched_keys"]):
-                    raise BadInput(
-                        f"{source}: {name} is {tuple(in_file)} in its file and {tuple(wanted)} by "
-                        "config.json; save the model again, or correct config.json"
-                    )
-            else:
-                backbone = AutoModel.from_config(config, **trust)
-        for module in backbone.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = options.dropout
+            backbone, self.tokenizer, loads = open_transformer(source, options)
         self.backbone: Any = backbone.train()
         fit_tokenizer(self.tokenizer, backbone, source)
         ids = plain_tokens(self.tokenizer)
@@ -273,10 +246,10 @@ class TextEncoder(nn.Module):
             except Exception as error:
                 raise BadInput(
                     f"{source}: cannot encode titles alone, as an encoder or a decoder does "
-                    f"({str(error).splitlines()[0] or type(error).__name__}); name another model"
+                    f"({first_line(error)}); name another model"
                 ) from None
             pooled = pool(states, mask, self.options.pooling)
-            if self.options.pooling == "cls":
+            if self.options.pooling == "cls" and longest > 1:
                 check_class_token(self.tokenizer, states, source)
             check_lengths(self._states, tokens, self.options.max_length, source)
         return pooled
@@ -316,6 +289,39 @@ class TextEncoder(nn.Module):
             "prefix": options.prefix,
             "pooling": options.pooling,
         }
+
+
+def open_transformer(
+    source: Source, options: TextEncoderOptions
+) -> tuple[Any, PreTrainedTokenizerBase, list[Load]]:
+    """The model with its dropout set, its tokenizer, and what its file lacked."""
+    trust = {"trust_remote_code": options.trust_remote_code}
+    config = AutoConfig.from_pretrained(source.path, **trust)
+    for part in (config, config.get_text_config()):
+        for name, value in vars(part).items():
+            probability = isinstance(value, float | int) and not isinstance(value, bool)
+            if probability and DROPOUT.search(name):
+                setattr(part, name, options.dropout)
+    check_tokenizer_files(source)
+    tokenizer = AutoTokenizer.from_pretrained(source.path, **trust)
+    loads: list[Load] = []
+    if options.pretrained:
+        backbone, load = AutoModel.from_pretrained(
+            source.path, config=config, dtype=torch.float32, output_loading_info=True,
+            ignore_mismatched_sizes=True, **trust,
+        )  # fmt: skip
+        loads.append((set(load["missing_keys"]), set(load["unexpected_keys"])))
+        for name, in_file, wanted in sorted(load["mismatched_keys"]):
+            raise BadInput(
+                f"{source}: {name} is {tuple(in_file)} in its file and {tuple(wanted)} by "
+                "config.json; save the model again, or correct config.json"
+            )
+    else:
+        backbone = AutoModel.from_config(config, dtype=torch.float32, **trust)
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = options.dropout
+    return backbone, tokenizer, loads
 
 
 Encoder = ImageEncoder | TextEncoder

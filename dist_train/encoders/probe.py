@@ -58,6 +58,7 @@ def stirred(module: nn.Module) -> Iterator[None]:
             one.data.copy_(before)
 
 
+@torch.enable_grad()
 def freeze_unused(
     module: nn.Module, pooled: torch.Tensor, neck: bool, inputs: tuple[torch.Tensor, ...] = ()
 ) -> tuple[torch.Tensor, ...]:

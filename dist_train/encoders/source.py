@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 from timm.models import is_model, split_model_name_tag
@@ -16,6 +16,7 @@ from dist_train.config.training import Modality
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json
 
+Pooling = Literal["mean", "cls", "last"]
 OURS, NECK = "dist_train.json", "neck.safetensors"
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 WANTED = {
@@ -23,8 +24,14 @@ WANTED = {
     "text": "wanted is a transformers model: config.json with its model_type, model.safetensors "
     "and the files of its tokenizer, such as tokenizer.json",
 }
-POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "mean_sqrt_len_tokens": "mean",
-            "lasttoken": "last", "cls": "cls", "mean": "mean"}  # fmt: skip
+POOLINGS: dict[str, Pooling] = {
+    "cls_token": "cls",
+    "cls": "cls",
+    "mean_tokens": "mean",
+    "mean_sqrt_len_tokens": "mean",
+    "mean": "mean",
+    "lasttoken": "last",
+}
 """Poolings of sentence-transformers that are offered, without their prefix pooling_mode_. The root
 of the length, by which one divides, falls away where vectors are scaled to length one."""
 log = logging.getLogger(__name__)
@@ -68,7 +75,7 @@ class Source:
         """The encoder's options of an earlier training; empty without one."""
         return self.ours["options"] if self.ours else {}
 
-    def text_pooling(self) -> str:
+    def text_pooling(self) -> Pooling:
         """How the model was trained to be pooled, as far as its files say so; otherwise mean."""
         if self.ours:
             return self.trained_options()["pooling"]
@@ -115,9 +122,7 @@ class Source:
                 "brings Python code that would have to be run; read it, and if you trust it give "
                 "--encoder.trust-remote-code"
             )
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        mismatch = [line for line in lines if line.startswith("size mismatch")]
-        first = (mismatch or lines or [kind])[0]
+        first = first_line(error)
         if self.folder is not None:
             return f"cannot be opened ({kind}: {first})"
         if isinstance(error, OSError) or "offline" in text.lower() or "hub" in kind.lower():
@@ -150,8 +155,8 @@ def find_model(model: str, modality: Modality, pretrained: bool) -> Source:
     source = Source(model, folder)
     if (folder / OURS).is_file():
         ours = read_json(folder / OURS)
-        if ours["modality"] != modality:
-            raise BadInput(f"{folder}: an encoder of {ours['modality']}, wanted {modality}")
+        if (found := ours.get("modality")) != modality:
+            raise BadInput(f"{folder}: an encoder of {found}, wanted {modality}")
         source = Source(model, folder, ours=ours)
     elif modality == "text" and not (folder / "config.json").is_file():
         # The older layout of sentence-transformers keeps the model one folder below.
@@ -163,6 +168,13 @@ def find_model(model: str, modality: Modality, pretrained: bool) -> Source:
     if pretrained:
         _check_weights(source, modality)
     return source
+
+
+def first_line(error: Exception) -> str:
+    """The line of a library's message that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    mismatch = [line for line in lines if line.startswith("size mismatch")]
+    return (mismatch or lines or [type(error).__name__])[0]
 
 
 def _modules(modules: Any, source: Source) -> list[tuple[str, str]]:

@@ -23,8 +23,8 @@ def recorded_loads() -> Iterator[list[Load]]:
     found: list[Load] = []
     plain = nn.Module.load_state_dict
 
-    def load(module: nn.Module, state: Any, strict: bool = True, assign: bool = False) -> Any:
-        result = plain(module, state, strict=False, assign=assign)
+    def load(self: Any, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        result = plain(self, state_dict, strict=False, assign=assign)
         found.append((set(result.missing_keys), set(result.unexpected_keys)))
         return result
 
