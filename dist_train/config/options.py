@@ -49,6 +49,9 @@ class EmbedConfig:
     modality; with more of them embed fails."""
     workers: int = field(default=4, metadata=NO_EFFECT_ON_RESULT)
     """Processes that read and decode items, for each embedding process."""
+    trust_remote_code: bool = field(default=False, metadata=NO_EFFECT_ON_RESULT)
+    """Run the Python code that lies in the text encoder's folder, as it was trained with
+    --encoder.trust-remote-code. Only for folders whose code you have read."""
     device: Device = field(default="auto", metadata=NO_EFFECT_ON_RESULT)
     """Device that runs the encoders. auto: a GPU where there is one, else the CPU."""
 

@@ -53,7 +53,7 @@ class ImageEncoderOptions:
     """The image encoder: a timm model, pooled to one vector and normalised."""
 
     model: str = "vit_base_patch16_224"
-    """Name of a timm model, or a local folder with config.json and model.safetensors. Set
+    """Name of a timm model, or a local folder: a timm model's, a run's, or an encoder's. Set
     --encoder.image-size to the size that the model was trained with."""
     pretrained: bool = True
     """Start from the weights of the model, downloaded at first use or read from its folder.
@@ -81,14 +81,22 @@ class TextEncoderOptions:
     """The text encoder: a transformers model, pooled to one vector and normalised."""
 
     model: str = "cahya/bert-base-indonesian-522M"
-    """Model on the Hugging Face hub, or a local folder with the model and its tokenizer. The
-    default is for Indonesian titles: choose one for the language of yours."""
+    """Model on the Hugging Face hub, or a local folder: a model's of transformers or of
+    sentence-transformers with its tokenizer, a run's, or an encoder's. The default is for
+    Indonesian titles: choose one for the language of yours."""
     pretrained: bool = True
     """Start from the weights of the model, downloaded at first use or read from its folder.
     Otherwise from random weights."""
-    pooling: Literal["mean", "cls"] = "mean"
-    """How the outputs of the model become one vector: the mean over all tokens, or the output of
-    the first token (cls)."""
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto"
+    """How the outputs of the model become one vector: the mean over all tokens, the output of the
+    first token (cls), or of the last one (last, for causal models). auto is what the model's files
+    name, else mean."""
+    prefix: str | None = None
+    """Text that is put before every title, such as 'query: ', which some models want. Not given:
+    what the model's files name, else nothing."""
+    trust_remote_code: bool = field(default=False, metadata=NO_EFFECT_ON_RESULT)
+    """Run the Python code that some models bring with them. Read it first: it can do anything that
+    you can."""
     max_length: int = 64
     """Tokens of a title that are read; the rest of a longer title is ignored."""
     dropout: float = 0.0

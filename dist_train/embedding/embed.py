@@ -67,7 +67,8 @@ def _embed_modality(
 ) -> None:
     """Write this rank's blocks that do not exist yet; returns early when a stop is requested."""
     reader, packed = shard_set.reader(), shard_set.packed
-    encoder = load_encoder(run / "encoder", modality).to(runtime.device)
+    encoder = load_encoder(run / "encoder", modality, config.trust_remote_code)
+    encoder.to(runtime.device)
     encoder.precision = config.precision
     has = packed[f"has_{modality}"].to_numpy()
     todo = {

@@ -18,6 +18,7 @@ from PIL import ImageOps
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -93,14 +94,23 @@ class TextInputs:
     needs_photo: ClassVar[bool] = False
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    prefix: str = ""
 
     def __call__(self, items: list[Item], seeds: list[int]) -> tuple[torch.Tensor, ...]:
-        """Tokens and mask (b, T), T the longest title of the batch, at most max_length."""
-        titles = [readable_title(item.title) for item in items]
-        batch = self.tokenizer(
-            titles, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
+        """Tokens and mask (b, T), T the longest title of the batch, at most max_length.
+
+        Padded on the right, whatever the tokenizer does: only so the first tokens of a title have
+        the same positions in every batch. A title of which nothing is left is one padding token.
+        """
+        titles = [self.prefix + readable_title(item.title) for item in items]
+        rows = self.tokenizer(titles, truncation=True, max_length=self.max_length)["input_ids"]
+        padding: Any = self.tokenizer.pad_token_id
+        tokens = [torch.tensor(row or [padding]) for row in rows]
+        masks = [torch.ones_like(row) for row in tokens]
+        return (
+            pad_sequence(tokens, batch_first=True, padding_value=padding),
+            pad_sequence(masks, batch_first=True),
         )
-        return batch["input_ids"], batch["attention_mask"]
 
 
 Inputs = ImageInputs | TextInputs

@@ -4,16 +4,20 @@ A folder opens with plain timm or transformers; ours beside their files are neck
 dist_train.json and preprocessing.json.
 """
 
-import os
+import logging
+import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from dist_train.config.training import (
     ImageEncoderOptions,
@@ -24,94 +28,101 @@ from dist_train.config.training import (
     result_options,
 )
 from dist_train.distributed.precision import autocast
-from dist_train.distributed.runtime import sum_over_ranks
 from dist_train.encoders.batches import ImageInputs, TextInputs
+from dist_train.encoders.neck import new_neck
+from dist_train.encoders.probe import (
+    check_photo_is_seen,
+    freeze_unused,
+    in_mode,
+    is_random,
+    layers_from_below,
+    stirred,
+)
+from dist_train.encoders.source import OURS, Source, find_model, first_line
+from dist_train.encoders.tokens import (
+    check_class_token,
+    check_lengths,
+    check_tokenizer_files,
+    fit_tokenizer,
+    plain_tokens,
+    pool,
+)
+from dist_train.encoders.weights import Load, check_loaded, recorded_loads
 from shards.storage.errors import BadInput
 from shards.storage.files import atomic_path, names_in, read_json, write_atomic, write_json
 
-FORMAT = 1
-disable_progress_bar()  # that for loading weights would be written by every rank, into every log
-
-
-class Neck(nn.Module):
-    """Batch normalisation without a bias, its statistics taken over all ranks (Luo et al., 2019).
-
-    Input and output (b, D). In eval mode, and before any training, it uses the running
-    statistics: at the start mean 0 and variance 1, the identity.
-    """
-
-    def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("variance", torch.ones(width))
-        self.momentum, self.eps = momentum, eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise by the batch's statistics in training, else by the running ones."""
-        x = x.float()
-        if not self.training:
-            return (x - self.mean) * (self.variance + self.eps).rsqrt() * self.weight
-        sums = sum_over_ranks(torch.stack([x.sum(0), torch.full_like(x[0], len(x))]))
-        mean = sums[0] / sums[1]
-        # A second sum, about the mean: the difference of two large sums would lose the digits.
-        variance = sum_over_ranks((x - mean).square().sum(0)) / sums[1]
-        with torch.no_grad():
-            self.mean.lerp_(mean, self.momentum)
-            unbiased = variance * sums[1] / (sums[1] - 1).clamp(min=1)
-            self.variance.lerp_(unbiased, self.momentum)
-        return (x - mean) * (variance + self.eps).rsqrt() * self.weight
+FORMAT = 2
+DROPOUT = re.compile(r"^(?!.*classifier).*(dropout|pdrop)")
+log = logging.getLogger(__name__)
+# What every rank would write into every log: a bar for loading weights, and a table of tensors that
+# do not fit, which weights.py tells in one line.
+disable_progress_bar()
+set_verbosity_error()
 
 
 class ImageEncoder(nn.Module):
     """A timm backbone, pooling and neck: pixels (b, 3, S, S) to vectors (b, D), not normalised."""
 
     def __init__(self, options: ImageEncoderOptions) -> None:
-        """Build from a timm name or a local folder; BadInput when its weights are not available."""
+        """Build from a timm name or a local folder.
+
+        Raises BadInput for a model that is not available, whose weights do not fit or that cannot
+        take photos of this size.
+        """
         super().__init__()
+        source = find_model(options.model, "image", options.pretrained)
+        if options.pooling == "auto":
+            options = replace(options, pooling=source.trained_options().get("pooling", "auto"))
         self.options = options
         self.precision = "fp32"
-        folder, side = local_path(options.model), options.image_size
-        try:
+        folder, side = source.folder, options.image_size
+        with source.opened(), recorded_loads() as loads:
             config = (
-                read_json(folder / "config.json") if folder else {"architecture": options.model}
+                read_json(folder / "config.json") if folder else {"architecture": source.published}
             )
             known = timm.get_pretrained_cfg(config["architecture"])
             given = config.get("pretrained_cfg", config)
             fixed = given.get("fixed_input_size", known and known.fixed_input_size)
             self.backbone: Any = timm.create_model(
-                f"local-dir:{folder}" if folder else options.model,
+                f"local-dir:{folder}" if folder else source.published,
                 pretrained=options.pretrained,
                 num_classes=0,
                 **({"img_size": side} if fixed else {}),
             )
-        except RuntimeError as error:
-            raise _unavailable(options.model, str(error).splitlines()[0]) from None
-        except Exception as error:
-            # The hub's client raises many kinds of error; the remedy is the same.
-            raise _unavailable(options.model, error) from None
-        # With a pooling of our own, the number of features before what timm's own head adds.
-        self.width: int = self.backbone.num_features
-        if options.pooling == "auto":
-            self.width = getattr(self.backbone, "head_hidden_size", self.width)
         if options.pooling == "cls" and not getattr(self.backbone, "num_prefix_tokens", 0):
             raise BadInput(f"encoder.pooling cls: {options.model} has no class token")
-        self.neck = Neck(self.width) if options.neck else nn.Identity()
-        if options.neck and options.pooling != "gem":
-            _freeze_shift(self.backbone, self.width)
-        if options.pooling != "auto":
-            # Freeze what only the model's own head uses: DDP would wait for its gradients for ever.
-            # Found with one blank picture; eval mode moves no statistics and draws no random
-            # numbers.
-            weights = [weight for weight in self.backbone.parameters() if weight.requires_grad]
-            device, training = weights[0].device, self.backbone.training
-            self.backbone.eval()
-            with torch.enable_grad():
-                pooled = self._pooled(torch.zeros(1, 3, side, side, device=device))
-            self.backbone.train(training)
-            gradients = torch.autograd.grad(pooled.sum(), weights, allow_unused=True)
-            for weight, gradient in zip(weights, gradients, strict=True):
-                weight.requires_grad_(gradient is not None)
+        with stirred(self.backbone):
+            pooled, pixels = self._probe(source)
+            (seen,) = freeze_unused(self.backbone, pooled, options.neck, (pixels,))
+        self.width: int = pooled.shape[1]
+        self.neck = new_neck(source, options, self.width)
+        check_photo_is_seen(seen, str(source))
+        check_loaded(source, self.backbone, loads)
+        if is_random(self.backbone, lambda: self._pooled(pixels)):
+            log.warning(
+                "%s draws random numbers in training (as by dropout or drop_path in its "
+                "config.json): the trained weights will depend on the number of processes",
+                source,
+            )
+
+    def _probe(self, source: Source) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors (2, D) of two different pictures and their pixels, with gradients."""
+        side, draw = self.options.image_size, torch.Generator().manual_seed(0)
+        pixels = torch.randn(2, 3, side, side, generator=draw)
+        pixels[1] = pixels[1] * torch.linspace(0, 2, side) + 0.5
+        pixels.requires_grad_()
+        try:
+            with in_mode(self.backbone, False), torch.enable_grad():
+                pooled = self._pooled(pixels)
+            if pooled.ndim != 2:
+                raise ValueError(f"it makes {tuple(pooled.shape)} of two")
+        except Exception as error:
+            raise BadInput(
+                f"{source}, pooling {self.options.pooling}: cannot make vectors of colour photos "
+                f"of {side} pixels ({first_line(error)}); try "
+                "another encoder.image_size or encoder.pooling, or another model"
+            ) from None
+        return pooled, pixels
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (b, 3, S, S) float32, normalised, to float32 (b, D)."""
@@ -182,46 +193,72 @@ class TextEncoder(nn.Module):
     """A transformers backbone, pooling and neck: tokens (b, T) to vectors (b, D)."""
 
     def __init__(self, options: TextEncoderOptions) -> None:
-        """Build from a hub name or a local folder; BadInput when its weights are not available."""
+        """Build from a hub name or a local folder.
+
+        Raises BadInput for a model that is not available, whose weights or tokenizer do not fit or
+        that does not make one state a token.
+        """
         super().__init__()
-        self.options = options
+        source = find_model(options.model, "text", options.pretrained)
         self.precision = "fp32"
-        source = str(local_path(options.model) or options.model)
-        try:
-            config = AutoConfig.from_pretrained(source)
-            for name in vars(config):
-                if name.endswith(("dropout", "dropout_prob")) and "classifier" not in name:
-                    setattr(config, name, options.dropout)
-            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-            if options.pretrained:
-                backbone = AutoModel.from_pretrained(source, config=config, dtype=torch.float32)
-            else:
-                backbone = AutoModel.from_config(config)
-        except (OSError, ValueError) as error:
-            raise _unavailable(options.model, error) from None
-        # The pooler takes no part in the vector; DDP would wait for its gradient.
-        if (pooler := getattr(backbone, "pooler", None)) is not None:
-            pooler.requires_grad_(False)
-        # Which weights form which layer, from below, in the form of timm's models, where (99999,)
-        # means "with the layer before".
-        blocks = [(r"^(?:\w+\.)?layers?\.(\d+)\.", None), (r"", (99999,))]
-        backbone.group_matcher = lambda coarse=False: {"stem": r"^embeddings", "blocks": blocks}
+        with source.opened():
+            pooling, prefix = options.pooling, options.prefix
+            self.options = options = replace(
+                options,
+                pooling=source.text_pooling() if pooling == "auto" else pooling,
+                prefix=source.text_prefix() if prefix is None else prefix,
+            )
+            backbone, self.tokenizer, loads = open_transformer(source, options)
         self.backbone: Any = backbone.train()
-        self.width: int = backbone.config.hidden_size
-        self.neck = Neck(self.width) if options.neck else nn.Identity()
-        if options.neck:
-            _freeze_shift(self.backbone, self.width)
+        fit_tokenizer(self.tokenizer, backbone, source)
+        ids = plain_tokens(self.tokenizer)
+        with stirred(backbone):
+            pooled = self._probe(source, ids)
+            freeze_unused(backbone, pooled, options.neck)
+        self.width: int = pooled.shape[1]
+        self.neck = new_neck(source, options, self.width)
+        check_loaded(source, backbone, loads)
+        tokens = ids[None, :2]
+        forward = partial(self._states, tokens, torch.ones_like(tokens))
+        # In the form of timm's models: the place of a weight by its name.
+        layers = layers_from_below(backbone, forward)
+        backbone.group_matcher = lambda coarse=False: layers.__getitem__
+        if options.dropout == 0 and is_random(backbone, forward):
+            log.warning(
+                "%s draws random numbers in training with dropout 0: the trained weights will "
+                "depend on the number of processes",
+                source,
+            )
+
+    def _probe(self, source: Source, ids: torch.Tensor) -> torch.Tensor:
+        """Vectors (2, D) of two titles of the plain tokens `ids`, with gradients."""
+        longest = min(self.options.max_length, 16)
+        mask = torch.ones(2, longest, dtype=torch.int64)
+        mask[0, (longest + 1) // 2 :] = 0
+        tokens = torch.stack([ids.repeat(longest)[:longest], ids.flip(0).repeat(longest)[:longest]])
+        tokens[1, 0] = tokens[0, 0]
+        tokens = tokens.where(mask > 0, self.tokenizer.pad_token_id)
+        with in_mode(self.backbone, False), torch.enable_grad():
+            try:
+                states = self._states(tokens, mask)
+                if states.shape[:2] != tokens.shape:
+                    raise ValueError(f"it makes states {tuple(states.shape)}")
+            except Exception as error:
+                raise BadInput(
+                    f"{source}: cannot encode titles alone, as an encoder or a decoder does "
+                    f"({first_line(error)}); name another model"
+                ) from None
+            pooled = pool(states, mask, self.options.pooling)
+            if self.options.pooling == "cls" and longest > 1:
+                check_class_token(self.tokenizer, states, source)
+            check_lengths(self._states, tokens, self.options.max_length, source)
+        return pooled
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """tokens and mask (b, T) int64, mask 1 on real tokens, to float32 (b, D)."""
         with autocast(self.precision, tokens.device):
             states = self._states(tokens, mask)
-        if self.options.pooling == "cls":
-            pooled = states[:, 0]
-        else:
-            weights = mask.unsqueeze(-1).to(states.dtype)
-            pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-        return self.neck(pooled.float())
+        return self.neck(pool(states, mask, self.options.pooling).float())
 
     def _states(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.backbone(input_ids=tokens, attention_mask=mask).last_hidden_state
@@ -241,11 +278,50 @@ class TextEncoder(nn.Module):
 
     def inputs(self, training: TrainingOptions | None = None) -> TextInputs:
         """Turns items into this encoder's inputs; titles are not augmented in training."""
-        return TextInputs(self.tokenizer, self.options.max_length)
+        return TextInputs(self.tokenizer, self.options.max_length, self.options.prefix or "")
 
     def preprocessing(self) -> dict[str, Any]:
         """How a title is prepared for the model, as JSON values."""
-        return {"max_length": self.options.max_length, "escapes": "decoded"}
+        options = self.options
+        return {
+            "max_length": options.max_length,
+            "escapes": "decoded",
+            "prefix": options.prefix,
+            "pooling": options.pooling,
+        }
+
+
+def open_transformer(
+    source: Source, options: TextEncoderOptions
+) -> tuple[Any, PreTrainedTokenizerBase, list[Load]]:
+    """The model with its dropout set, its tokenizer, and what its file lacked."""
+    trust = {"trust_remote_code": options.trust_remote_code}
+    config = AutoConfig.from_pretrained(source.path, **trust)
+    for part in (config, config.get_text_config()):
+        for name, value in vars(part).items():
+            probability = isinstance(value, float | int) and not isinstance(value, bool)
+            if probability and DROPOUT.search(name):
+                setattr(part, name, options.dropout)
+    check_tokenizer_files(source)
+    tokenizer = AutoTokenizer.from_pretrained(source.path, **trust)
+    loads: list[Load] = []
+    if options.pretrained:
+        backbone, load = AutoModel.from_pretrained(
+            source.path, config=config, dtype=torch.float32, output_loading_info=True,
+            ignore_mismatched_sizes=True, **trust,
+        )  # fmt: skip
+        loads.append((set(load["missing_keys"]), set(load["unexpected_keys"])))
+        for name, in_file, wanted in sorted(load["mismatched_keys"]):
+            raise BadInput(
+                f"{source}: {name} is {tuple(in_file)} in its file and {tuple(wanted)} by "
+                "config.json; save the model again, or correct config.json"
+            )
+    else:
+        backbone = AutoModel.from_config(config, dtype=torch.float32, **trust)
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = options.dropout
+    return backbone, tokenizer, loads
 
 
 Encoder = ImageEncoder | TextEncoder
@@ -274,19 +350,25 @@ def save_encoder(encoder: Encoder, folder: Path, card: str) -> list[Path]:
     else:
         modality = "text"
         backbone.config.save_pretrained(folder)
+        if encoder.options.trust_remote_code:
+            for part in (backbone, backbone.config):
+                custom_object_save(part, folder)
         encoder.tokenizer.save_pretrained(folder)
     for name, module in (("model", backbone), ("neck", encoder.neck)):
         save_tensors(folder / f"{name}.safetensors", module.state_dict(), {"format": "pt"})
     ours = {"format": FORMAT, "modality": modality, "width": encoder.width}
-    write_json(folder / "dist_train.json", ours | {"options": result_options(encoder.options)})
+    write_json(folder / OURS, ours | {"options": result_options(encoder.options)})
     write_json(folder / "preprocessing.json", encoder.preprocessing())
     write_atomic(folder / "README.md", card.encode())
     return sorted(folder / name for name in names_in(folder) if (folder / name).is_file())
 
 
-def load_encoder(folder: Path, modality: Modality) -> Encoder:
-    """Load an encoder folder in eval mode; BadInput when it is not of the modality `modality`."""
-    ours = read_json(folder / "dist_train.json")
+def load_encoder(folder: Path, modality: Modality, trust_remote_code: bool = False) -> Encoder:
+    """Load an encoder folder in eval mode; BadInput when it is not of the modality `modality`.
+
+    `trust_remote_code` is never read from the folder itself, which someone may have sent.
+    """
+    ours = read_json(folder / OURS)
     if ours["format"] != FORMAT:
         raise BadInput(f"{folder}: encoder format {ours['format']}, this version reads {FORMAT}")
     if ours["modality"] != modality:
@@ -295,8 +377,8 @@ def load_encoder(folder: Path, modality: Modality) -> Encoder:
     if modality == "image":
         encoder = ImageEncoder(ImageEncoderOptions(**local))
     else:
-        encoder = TextEncoder(TextEncoderOptions(**local))
-    encoder.neck.load_state_dict(load_file(folder / "neck.safetensors"))
+        trust = {"trust_remote_code": trust_remote_code}
+        encoder = TextEncoder(TextEncoderOptions(**local | trust))
     return encoder.eval()
 
 
@@ -307,41 +389,3 @@ def save_tensors(
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
         save_file(plain, temporary, metadata=metadata)
-
-
-def _freeze_shift(backbone: nn.Module, width: int) -> None:
-    """Freeze the bias of the backbone's last layer norm, which the neck's mean cancels.
-
-    Its gradient is 0 but for rounding, which AdamW turns into steps of full size that differ with
-    the number of ranks. Applies to a mean or a token pooled from (b, T, `width`), which pass such a
-    shift on.
-    """
-    norms = [m for m in backbone.modules() if isinstance(m, nn.LayerNorm)]
-    if norms and norms[-1].bias is not None and norms[-1].normalized_shape == (width,):
-        norms[-1].bias.requires_grad_(False)
-
-
-def local_path(text: str) -> Path | None:
-    """The folder that a model option names, or None for the name of a published model.
-
-    Variables and ~ are expanded. Raises BadInput if a variable is not set or a path has no folder.
-    """
-    expanded = os.path.expandvars(os.path.expanduser(text))
-    if "$" in expanded:
-        raise BadInput(f"model {text}: the variable is not set in the environment")
-    if Path(expanded).is_dir():
-        return Path(expanded)
-    if expanded != text or expanded.startswith((".", os.sep)):
-        raise BadInput(f"model {text}: no such folder ({expanded})")
-    return None
-
-
-def _unavailable(model: str, reason: str | Exception) -> BadInput:
-    """The error for a model that cannot be built or, with an exception, cannot be downloaded."""
-    if isinstance(reason, Exception):
-        kind = type(reason).__name__
-        reason = f"not on this machine, and the hub does not give it ({kind})"
-    return BadInput(
-        f"encoder.model {model}: {reason}; name a local folder that holds config.json and "
-        "model.safetensors: --encoder.model FOLDER"
-    )

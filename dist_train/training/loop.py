@@ -18,7 +18,7 @@ from dist_train.config.training import Modality, TrainingOptions, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import FEW, Batch, load
-from dist_train.encoders.encoder import Neck
+from dist_train.encoders.neck import Neck
 from dist_train.monitor.metrics import Meter, Metrics
 from dist_train.training.checkpoint import Checkpoints
 from dist_train.training.data import mix_of_step, training_items

@@ -3,7 +3,7 @@
 import copy
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -21,15 +21,18 @@ from dist_train.config.training import Modality, TrainingOptions
 from dist_train.distributed.barrier import timeout
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load, plan_batches, unit_vectors
-from dist_train.encoders.encoder import Encoder, new_encoder
+from dist_train.encoders.encoder import Encoder, TextEncoder, new_encoder
+from dist_train.encoders.tokens import check_titles
 from dist_train.heads.centres import RowAdamW
 from dist_train.heads.class_parallel import ClassMeans, MarginHead, load_head, margin_shares
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.training.data import TrainingItems
 from dist_train.training.optimisation import Schedule, encoder_optimizer, head_optimizer
-from shards.storage.errors import BadInput, Stopped
+from shards.storage.errors import BadInput, Stopped, Unreadable
 from shards.storage.files import read_json
 
+TITLES = 256
+"""Titles that are tokenised before the first step, to see whether the tokenizer knows them."""
 log = logging.getLogger(__name__)
 
 
@@ -114,6 +117,8 @@ def set_up(modality: Modality, items: TrainingItems, runtime: Runtime) -> Traini
     accelerator = _new_accelerator(config, runtime)
     plugin = accelerator.state.deepspeed_plugin
     encoder = new_encoder(config.encoder, config.seed).to(runtime.device)
+    if isinstance(encoder, TextEncoder):
+        check_titles(encoder.tokenizer, first_titles(items), config.encoder.model)
     # Set inside the encoder: DeepSpeed's engine switches an autocast around it off.
     encoder.precision = config.precision
     if modality == "image" and plugin is None:
@@ -148,6 +153,15 @@ def set_up(modality: Modality, items: TrainingItems, runtime: Runtime) -> Traini
         gathered=gathered,
         average=average,
     )
+
+
+def first_titles(items: TrainingItems) -> list[str]:
+    """Titles of the first training items that can be read, which lie together on disk."""
+    titles = []
+    for number in items.numbers[:TITLES].tolist():
+        with suppress(Unreadable):
+            titles.append(items.reader.read(number, photo=False).title)
+    return titles
 
 
 def _new_accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:

@@ -16,7 +16,7 @@ from dist_train.config.training import (
     TextTraining,
     result_options,
 )
-from dist_train.encoders.encoder import local_path
+from dist_train.encoders.source import local_path
 from shards.photos.options import PackOptions
 from shards.storage.errors import BadInput
 
@@ -46,7 +46,8 @@ def test_what_only_says_how_is_marked() -> None:
                 "compare_every"}  # fmt: skip
     assert how_fields(ImageTraining) == how_fields(TextTraining) == training
     assert how_fields(HeadOptions) == {"chunk"}
-    assert how_fields(EmbedConfig) == {"max_unreadable", "workers", "device"}
+    embedding = {"max_unreadable", "workers", "device", "trust_remote_code"}
+    assert how_fields(EmbedConfig) == embedding
     assert how_fields(PackOptions) == {"workers"}
     assert how_fields(JoinConfig) == {"memory", "audit_rows", "device"}
     assert how_fields(MatchConfig) == set()

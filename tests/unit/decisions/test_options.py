@@ -30,6 +30,7 @@ from shards.photos.options import PackOptions
 from shards.storage.errors import BadInput, Failed, NoGPU
 from shards.storage.files import read_json
 from tests.support.damage import flip_photos
+from tests.support.tiny_models import add_code
 from tests.unit.decisions.test_match import write_set
 
 FEW = 60
@@ -96,6 +97,8 @@ class Option:
 
 
 ANY = object()
+GIVEN = "given"
+"""The value of a switch that is given."""
 TABLE: dict[str, dict[str, Option]] = {
     "embed": {
         "--out": Option(folder, {"{tmp}/a": "a", "{tmp}/b": "b"}),
@@ -122,6 +125,9 @@ TABLE: dict[str, dict[str, Option]] = {
             outcome, {"0.01": "Failed", "0.5": None}, {"--shards": "{broken}"}
         ),
         "--workers": Option(lambda done: done.helpers, {"0": 0, "2": 2}),
+        "--trust-remote-code": Option(
+            outcome, {"": "BadInput", GIVEN: None}, {"--text": "{coded}", "--image": ""}
+        ),
         "--device": Option(device, {"cpu": "cpu", "cuda": "cuda"}, {}),
     },
     "index": {
@@ -216,6 +222,9 @@ def place(catalogue: Path, tiny_vit: Path, tiny_bert: Path, tmp_path_factory) ->
     train("image", at / "shards", at / "image", ImageTraining(encoder=vit, **common))
     bert = TextEncoderOptions(model=str(tiny_bert))
     train("text", at / "shards", at / "text", TextTraining(encoder=bert, **common))
+    shutil.copytree(tiny_bert, at / "code")
+    own = TextEncoderOptions(model=str(add_code(at / "code")), trust_remote_code=True)
+    train("text", at / "shards", at / "coded", TextTraining(encoder=own, **common))
     for name, seed in (("emb", 0), ("other", 1)):
         write_set(at / name, seed)
     for name, modality in (("index", "both"), ("texts", "text")):
@@ -225,7 +234,7 @@ def place(catalogue: Path, tiny_vit: Path, tiny_bert: Path, tmp_path_factory) ->
     for name, threshold in (("low", 0.25), ("high", 0.875)):
         (at / name).write_text(f'{{"threshold": {threshold}}}')
     names = ("shards", "half", "broken", "image", "text", "emb", "other", "index", "texts", "low",
-             "high", "pairs", "matches")  # fmt: skip
+             "high", "pairs", "matches", "coded")  # fmt: skip
     return {name: at / name for name in names}
 
 
@@ -268,7 +277,7 @@ def done_by(name: str, given: dict[str, str], place: dict[str, Path], tmp: Path)
     options = {key: value.format(**known) for key, value in (BASE[name] | given).items()}
     words = [FIRST[name].format(**known)] if name in FIRST else []
     for key, value in options.items():
-        words += [key, value] if value else []
+        words += [key] if value == GIVEN else [key, value] if value else []
     done = Done(Path(options.get("--out", words[0])))
     with watched(done):
         try:

@@ -17,12 +17,12 @@ from dist_train.config.training import ImageEncoderOptions, ImageTraining, TextE
 from dist_train.encoders.batches import BatchPlan, load
 from dist_train.encoders.encoder import (
     ImageEncoder,
-    Neck,
     TextEncoder,
     load_encoder,
     new_encoder,
     save_encoder,
 )
+from dist_train.encoders.neck import Neck
 from shards.photos.decode import decode_photo
 from shards.read.shard_set import Item, ShardSet
 from shards.storage.errors import BadInput

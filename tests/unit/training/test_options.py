@@ -189,6 +189,7 @@ OF_IMAGES = {
 }  # fmt: skip
 OF_TITLES = {
     "--encoder.max-length": ([], ["--encoder.max-length", 5], first_loss),
+    "--encoder.prefix": ([], ["--encoder.prefix", "query: "], first_loss),
     "--encoder.dropout": ([], ["--encoder.dropout", 0.3], first_loss),
 }
 TABLES = {"image": SHARED | OF_IMAGES, "text": SHARED | OF_TITLES}
@@ -200,7 +201,10 @@ ELSEWHERE = {
     "--compare-every":
         "tests/distributed/test_training_truth.py::test_replicas_are_compared_as_often_as_configured",
 }  # fmt: skip
-TITLES_ELSEWHERE = {"--max-unreadable": "the table of images: the code is one"}
+TITLES_ELSEWHERE = {
+    "--max-unreadable": "the table of images: the code is one",
+    "--encoder.trust-remote-code": "tests/unit/encoders/test_sources.py",
+}
 
 
 # ── the runs

@@ -1,0 +1,162 @@
+"""What a built encoder does, found by running it on a small input rather than by looking at names.
+
+Weights, statistics and random numbers stay as they were.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from shards.storage.errors import BadInput
+
+ALIKE = 1e-5
+"""Relative size below which the difference of two gradients is rounding."""
+UNSEEN = 0.01
+"""Share of a photo's side that a model may leave unseen."""
+Forward = Callable[[], torch.Tensor]
+
+
+@contextmanager
+def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """`module` in training or eval mode; modes, statistics and torch's random state are put back.
+
+    Eval mode moves no statistics, and its graph may still be differentiated afterwards.
+    """
+    modes = [(one, one.training) for one in module.modules()]
+    buffers = [(one, one.clone()) for one in module.buffers() if training]
+    module.train(training)
+    try:
+        with torch.random.fork_rng([]):
+            yield
+    finally:
+        for one, mode in modes:
+            one.training = mode
+        with torch.no_grad():
+            for one, before in buffers:
+                one.copy_(before)
+
+
+@contextmanager
+def stirred(module: nn.Module) -> Iterator[None]:
+    """`module` with other norms, biases and layer scales: what is found is true of any weights.
+
+    As they begin, at 0 or at one millionth, whole layers add nothing to the vector.
+    """
+    vectors = [(one, one.detach().clone()) for one in module.parameters() if one.ndim == 1]
+    draw = torch.Generator().manual_seed(1)
+    try:
+        for one, _ in vectors:
+            size = torch.rand(one.shape, generator=draw) + 0.5
+            sign = torch.randint(2, one.shape, generator=draw) * 2 - 1
+            # Through .data, or the graph would take the change for one that spoils it.
+            one.data.copy_(size * torch.where(one.data > 0, 1, sign))
+        yield
+    finally:
+        for one, before in vectors:
+            one.data.copy_(before)
+
+
+@torch.enable_grad()
+def freeze_unused(
+    module: nn.Module, pooled: torch.Tensor, neck: bool, inputs: tuple[torch.Tensor, ...] = ()
+) -> tuple[torch.Tensor, ...]:
+    """Freeze what training `pooled` (n, D), n > 1, must not move; the gradients of `inputs`.
+
+    Weights that it does not depend on, such as a pooler: DDP would wait for their gradients for
+    ever. With a `neck` also each bias that shifts all items by one same vector: the neck's mean
+    cancels it. Its gradient is 0 but for rounding, which AdamW turns into steps of full size that
+    differ with the number of ranks.
+    """
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    draw = torch.Generator().manual_seed(0)
+    direction = torch.randn(pooled.shape, generator=draw).to(pooled)
+    found = torch.autograd.grad(
+        (pooled * direction).sum(), [*inputs, *weights], retain_graph=True, allow_unused=True
+    )
+    of_inputs, gradients = found[: len(inputs)], found[len(inputs) :]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.requires_grad_(gradient is not None)
+    biases = [
+        (weight, gradient)
+        for weight, gradient in zip(weights, gradients, strict=True)
+        if neck and gradient is not None and weight.ndim == 1
+    ]
+    if biases:
+        # Directions that add up to 0 over the items see nothing of what is equal for all of them.
+        centred = (pooled * (direction - direction.mean(0))).sum()
+        left = torch.autograd.grad(centred, [weight for weight, _ in biases])
+        for (weight, gradient), rest in zip(biases, left, strict=True):
+            if rest.norm() <= ALIKE * gradient.norm() and gradient.any():
+                weight.requires_grad_(False)
+    return of_inputs
+
+
+def check_photo_is_seen(gradient: torch.Tensor, what: str) -> None:
+    """BadInput when pixels at the border have no effect; `gradient` (n, 3, S, S) by pixel."""
+    side = gradient.shape[-1]
+    for dim in (2, 3):
+        others = [one for one in range(4) if one != dim]
+        lines = gradient.abs().amax(others).nonzero().flatten()
+        seen = int(lines[-1] - lines[0]) + 1 if len(lines) else 0
+        if side - seen > UNSEEN * side:
+            raise BadInput(
+                f"{what}: of photos of {side} pixels the model sees {seen} and leaves out the "
+                f"border (they are no multiple of its patches); set encoder.image_size to {seen}, "
+                "or to a larger multiple"
+            )
+
+
+def is_random(module: nn.Module, forward: Forward) -> bool:
+    """Whether two passes of `forward` in training mode differ, as by dropout."""
+    with in_mode(module, True), torch.no_grad():
+        first, second = forward(), forward()
+    return not torch.equal(first, second)
+
+
+def layers_from_below(backbone: nn.Module, forward: Forward) -> dict[str, int]:
+    """The layer of every weight by its name: 0 below the first block, then the blocks in order.
+
+    The blocks are the longest list of modules; what runs after the first of them has begun belongs
+    to the last. So it does not matter what a model calls its embeddings.
+    """
+    lists = {
+        name: module for name, module in backbone.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1
+    }  # fmt: skip
+    inside = {name for name in lists if any(name.startswith(f"{one}.") for one in lists)}
+    outer = {name: module for name, module in lists.items() if name not in inside}
+    if not outer:
+        return {name: 0 for name, _ in backbone.named_parameters()}
+    size = {name: sum(w.numel() for w in module.parameters()) for name, module in outer.items()}
+    blocks = len(outer[max(size, key=lambda name: size[name])])
+    layers = {
+        id(weight): number + 1
+        for module in outer.values() if len(module) == blocks
+        for number, block in enumerate(module)
+        for weight in block.parameters()
+    }  # fmt: skip
+    # In the order of execution, all that is entered after the first block is above the blocks.
+    above: set[int] = set()
+
+    def enter(module: nn.Module, _: object) -> None:
+        own = [id(weight) for weight in module.parameters(recurse=False)]
+        if any(layers.get(one, 0) > 0 for one in own):
+            above.add(0)
+        elif above:
+            above.update(one for one in own if one not in layers)
+        else:
+            layers.update(dict.fromkeys(own, 0))
+
+    hooks = [module.register_forward_pre_hook(enter) for module in backbone.modules()]
+    try:
+        with in_mode(backbone, False), torch.no_grad():
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        name: blocks if id(weight) in above else layers.get(id(weight), 0)
+        for name, weight in backbone.named_parameters()
+    }
