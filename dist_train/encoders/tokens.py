@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dist_train.encoders.source import WANTED, Source
-from dist_train.evaluation.titles import decode_escapes
+from shards.catalogue.titles import readable_title
 from shards.storage.errors import BadInput
 
 ALIKE = 1e-3
@@ -133,7 +133,7 @@ def check_titles(tokenizer: PreTrainedTokenizerBase, titles: list[str], model: s
     if unknown is None:
         return
     special = set(tokenizer.all_special_ids) - {unknown}
-    ids = [tokenizer(decode_escapes(title))["input_ids"] for title in titles]
+    ids = [tokenizer(readable_title(title))["input_ids"] for title in titles]
     of_title = [[one for one in row if one not in special] for row in ids]
     total = sum(map(len, of_title))
     count = sum(row.count(unknown) for row in of_title)
