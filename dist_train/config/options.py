@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from dist_train.config.columns import Columns
 from dist_train.config.slurm import SlurmConfig
 from dist_train.config.training import (
     Device,
@@ -117,7 +118,8 @@ class MatchConfig:
     """Score from which two items match. Not given: the threshold with the best mean per-item F1 on
     the validation products."""
     threshold_from: Path | None = None
-    """The threshold.json of another match directory, whose threshold is used."""
+    """Another match directory (or a run's folder, or a threshold.json), whose threshold is used. It
+    must have scored by the same modalities and weights."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
@@ -136,9 +138,9 @@ class Config:
     """Folder in which every stage makes its directory."""
     images: Path | None = None
     """Folder that the photo paths of the catalogue are relative to."""
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     """Names of the catalogue's columns where they differ from posting_id, image, title and
-    label_group."""
+    label_group, such as posting_id=sku,title=name."""
     encoders: tuple[Modality, ...] = ("image", "text")
     """Encoders to train and to match with."""
     compare: tuple[Literal["untrained", "random"], ...] = ()
@@ -156,6 +158,20 @@ class Config:
     def __post_init__(self) -> None:
         if not self.encoders:
             raise BadInput("encoders: name image, text or both")
+        wanted = {"auto": set(), "both": {"image", "text"}}
+        missing = wanted.get(self.index.modality, {self.index.modality}) - set(self.encoders)
+        if missing:
+            raise BadInput(
+                f"index.modality {self.index.modality}: encoders has no {missing.pop()}; add it "
+                "there, or leave index.modality at auto"
+            )
+
+    @property
+    def score_weights(self) -> dict[str, float]:
+        """Weight of each modality in the score of two items that have all of them."""
+        names = self.encoders if self.index.modality in ("auto", "both") else [self.index.modality]
+        weights = {"image": self.index.image_weight, "text": 1 - self.index.image_weight}
+        return {name: weights[name] if len(set(names)) > 1 else 1.0 for name in names}
 
     def training(self, modality: Modality) -> TrainingOptions:
         """The options of training one encoder."""

@@ -11,7 +11,7 @@ from dist_train.config.options import Config
 from dist_train.config.slurm import SlurmJob
 from dist_train.slurm import commands
 from dist_train.slurm.status import Job, in_columns, read_jobs, write_jobs
-from dist_train.stage_graph import Stage, stage_graph
+from dist_train.stage_graph import Stage, stage_graph, trainings_left
 from shards.storage.errors import BadInput
 from shards.storage.files import write_atomic
 from shards.storage.lock import locked
@@ -36,12 +36,13 @@ def submit(config: Config, dry_run: bool = False) -> list[Planned]:
     """Write the scripts below `config.out`/slurm and submit what is neither done nor queued.
 
     A dry run only writes the scripts and has sbatch check them if there is a Slurm. Raises BadInput
-    if a stage was done with other options, if there is no Slurm (except for a dry run), or if
-    sbatch refuses a script.
+    if a stage was done with other options or would fail for its options, labels or encoder (a dry
+    run builds none), if there is no Slurm (except for a dry run), or if sbatch refuses a script.
     """
     stages = stage_graph(config)
     for stage in stages:
         stage.check_same()
+    _check_ahead(config, stages, dry_run)
     missing = commands.missing()
     if missing and not dry_run:
         raise BadInput(f"{missing}; to write only the scripts: --dry-run")
@@ -73,6 +74,24 @@ def submit(config: Config, dry_run: bool = False) -> list[Planned]:
         replace(p, waits_for="done" if p.stage.result.exists() else ", ".join(p.stage.after))
         for p in planned
     ]
+
+
+def _check_ahead(config: Config, stages: list[Stage], dry_run: bool) -> None:
+    """Raise BadInput for what a job would fail for hours later; encoders not for a dry run."""
+    from dist_train.planning import preflight
+
+    processes = {}
+    for modality in config.encoders:
+        job = config.slurm.job(modality)
+        processes[modality] = (job.nodes or 1) * (job.processes or job.gpus or 1)
+    preflight.check_batches(config, processes)
+    if stages[0].result.exists():
+        labels = preflight.labels_of_shards(config.out / "shards")
+    else:
+        labels = preflight.labels_of_catalogue(config)
+    preflight.check_labels(config, labels)
+    if not dry_run:
+        preflight.check_encoders(config, trainings_left(stages), labels.postings)
 
 
 def script_text(config: Config, stage: Stage, folder: Path) -> str:

@@ -13,8 +13,9 @@ from dist_train.config.training import HeadOptions
 from dist_train.encoders.encoder import load_encoder
 from dist_train.training import setup
 from dist_train.training.data import training_items
-from dist_train.training.loop import Stepper, checksum, train
+from dist_train.training.loop import Stepper, train
 from dist_train.training.optimisation import encoder_optimizer
+from dist_train.training.standstill import checksum
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput, Failed
 from tests.support.faulty_rank import spoil_centres
