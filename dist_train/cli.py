@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from dist_train import __version__, cli_pipeline, command
-from dist_train.config.columns import Columns
+from dist_train.config.columns import AS_NAMED, Columns
 from dist_train.config.options import EmbedConfig, IndexConfig, JoinConfig, MatchConfig
 from dist_train.config.training import ImageTraining, TextTraining
 from shards.photos.options import PackOptions
@@ -68,7 +68,7 @@ def pack(
     *,
     out: Path,
     images: Path | None = None,
-    columns: Columns = {},
+    columns: Columns = AS_NAMED,
     task: int = 0,
     of: int = 1,
     options: Annotated[PackOptions, Flat] = PackOptions(),
@@ -112,7 +112,7 @@ def verify(shards: Shards, /, *, workers: int = 1) -> None:
 
 @app.command
 def index_tars(
-    folder: Path, /, *, columns: Columns = {}, leave: str = "", workers: int = 1
+    folder: Path, /, *, columns: Columns = AS_NAMED, leave: str = "", workers: int = 1
 ) -> None:
     """Make existing WebDataset tars a shard set without rewriting them.
 

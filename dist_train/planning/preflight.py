@@ -60,7 +60,7 @@ def labels_of_catalogue(config: Config) -> Labels:
 
 
 def labels_of_shards(shards: Path) -> Labels:
-    """Counts of a finished pack; val postings with a near-duplicate in another split do not count."""
+    """Counts of a finished pack, without val postings that have a near-duplicate elsewhere."""
     shard_set = ShardSet(shards)
     table = shard_set.packed
     found = Labels(shards, classes=int(shard_set.manifest["counts"]["classes"]))

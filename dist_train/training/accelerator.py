@@ -145,7 +145,7 @@ def check_deepspeed(config: TrainingOptions) -> None:
 
 
 def _zero_stage(where: str) -> object:
-    """The stage in DeepSpeed's JSON; BadInput for keys that belong to an option or are not known."""
+    """The stage in DeepSpeed's JSON; BadInput for keys that are an option's or not known."""
     settings = read_json(Path(where))
     zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
     if not isinstance(zero, dict):

@@ -30,7 +30,7 @@ class StandstillGuard:
             self.norm = max(self.norm, values["grad_norm"])
 
     def check(self, taken: int) -> None:
-        """Raise Failed if nothing has moved since the last check; all ranks call it after a step."""
+        """Raise Failed if nothing has moved since the last check; all ranks call it together."""
         if self.rate <= NOTICEABLE * self.training.items.config.lr:
             return
         now = checksum(self.training.encoder.backbone)
@@ -50,7 +50,7 @@ class StandstillGuard:
 
 
 def checksum(encoder: nn.Module) -> int:
-    """A 64-bit sum that a change of any one bit of any weight (under ZeRO-3: this rank's) changes."""
+    """A 64-bit sum that a change of any one bit of any weight (under ZeRO-3: ours) changes."""
     total = torch.zeros((), dtype=torch.int64)
     for parameter in encoder.parameters():
         values = getattr(parameter, "ds_tensor", parameter).detach()
