@@ -60,8 +60,8 @@ def build_index(embeddings: Path, out: Path, config: IndexConfig) -> dict[str, A
     empty = [name for name in names if not has[f"has_{name}"].any()]
     if empty and (config.modality != "auto" or empty == names):
         raise BadInput(
-            f"{embeddings}: no item has a vector of {' or '.join(empty)}; index another modality "
-            "(--modality), or embed again with what the items have"
+            f"{embeddings}: no item has a vector of {' or '.join(empty)} modality; index "
+            "another (--modality), or embed again with what the items have"
         )
     for name in empty:
         log.warning("%s: no item has a vector of %s: it is left out", embeddings, name)

@@ -42,10 +42,10 @@ def submit(config: Config, dry_run: bool = False) -> list[Planned]:
     stages = stage_graph(config)
     for stage in stages:
         stage.check_same()
-    _check_ahead(config, stages, dry_run)
     missing = commands.missing()
     if missing and not dry_run:
         raise BadInput(f"{missing}; to write only the scripts: --dry-run")
+    _check_ahead(config, stages, dry_run)
     # A dry run does not overwrite what queued jobs will read.
     folder = config.out / FOLDER / ("dry-run" if dry_run else "")
     planned = []
@@ -85,10 +85,7 @@ def _check_ahead(config: Config, stages: list[Stage], dry_run: bool) -> None:
         job = config.slurm.job(modality)
         processes[modality] = (job.nodes or 1) * (job.processes or job.gpus or 1)
     preflight.check_batches(config, processes)
-    if stages[0].result.exists():
-        labels = preflight.labels_of_shards(config.out / "shards")
-    else:
-        labels = preflight.labels_of_catalogue(config)
+    labels = preflight.labels_of_catalogue(config)
     preflight.check_labels(config, labels)
     if not dry_run:
         preflight.check_encoders(config, trainings_left(stages), labels.postings)
