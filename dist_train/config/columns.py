@@ -20,7 +20,7 @@ def read_columns(
         return {ours: given[-1].value for ours, given in tokens.items()}
     columns: dict[str, str] = {}
     for token in tokens:
-        for pair in token.value.split(","):
+        for pair in filter(None, token.value.split(",")):
             ours, equals, theirs = (part.strip() for part in pair.partition("="))
             if not (ours and equals and theirs):
                 raise BadInput(f"--columns {token.value}: write posting_id=sku,title=name")

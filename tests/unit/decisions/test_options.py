@@ -1,6 +1,7 @@
 """Every option of embed, index, join, match, evaluate and report has an effect that is seen."""
 
 import io
+import json
 import logging
 import multiprocessing
 import shutil

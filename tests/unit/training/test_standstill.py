@@ -98,7 +98,7 @@ def test_batch_statistics_of_a_random_backbone_count_too(shard_set, caplog):
         )
         caplog.clear()
         if outcome == "refused":
-            with pytest.raises(BadInput, match="the backbone normalises .* of one item"):
+            with pytest.raises(BadInput, match=r"the backbone normalises .* of one item"):
                 new_training(shard_set, config)
             continue
         new_training(shard_set, config)

@@ -45,7 +45,7 @@ def test_an_untrained_encoder_needs_no_labels(tmp_path, tiny_bert, rows, options
 
 def test_a_training_still_needs_two_products(tmp_path, tiny_bert) -> None:
     shards = packed(tmp_path, ["a,,red shoe,", "b,,blue lamp,"])
-    with pytest.raises(BadInput, match="0 label groups to train on.*--epochs 0 needs none"):
+    with pytest.raises(BadInput, match=r"0 label groups to train on.*--epochs 0 needs none"):
         train("text", shards, tmp_path / "r", text_config(tiny_bert))
 
 
