@@ -22,6 +22,7 @@ from dist_train.acceptance.speed import EncoderRates, measure_encoder
 from dist_train.acceptance.speed import join as product_rate
 from dist_train.config.options import Config, bytes_of
 from dist_train.config.training import Modality, TrainingOptions
+from dist_train.decisions.threshold import check_same_score, given_threshold
 from dist_train.distributed.memory import device_peak_bytes, free_memory, reset_peak
 from dist_train.doctor.machine import existing
 from dist_train.matching.blocks import CHUNK, PROGRAM, join_bounds, join_peak
@@ -132,6 +133,8 @@ def plan(config: Config, processes: int) -> Plan:
     program = device_peak_bytes(device)
     found = Plan(device.type, ranks, SHARE * memory, cores, start, program)
     check_batches(config, dict.fromkeys(config.encoders, ranks))
+    given = given_threshold(config.match)
+    check_same_score(given, config.match.threshold_from, config.score_weights)
     rates: dict[Modality, EncoderRates] = {}
     with TemporaryDirectory(prefix="dist_train-plan-") as folder:
         catalogue = survey(config, Path(folder))

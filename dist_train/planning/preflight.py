@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dist_train.config.options import Config, bytes_of
-from dist_train.config.training import Modality, TrainingOptions, check_batch
+from dist_train.config.training import Modality, TextTraining, TrainingOptions, check_batch
 from dist_train.encoders.encoder import new_encoder
 from dist_train.evaluation.labelled import labelled_rows
 from dist_train.matching.faiss_library import choose_kind
@@ -124,26 +124,28 @@ def check_encoder(options: TrainingOptions) -> int:
 
     Raises BadInput if it cannot be built, trained or run, or gives NaN or Inf.
     """
-    model = options.encoder.model
-    encoder = new_encoder(options.encoder, options.seed)
-    if options.epochs > 0:
-        encoder_optimizer(encoder, options)
-    if options.gradient_checkpointing:
-        encoder.recompute_activations()
-    photo = BytesIO()
+    model, size = options.encoder.model, "image_size"
+    title, photo = "a", BytesIO()
+    if isinstance(options, TextTraining):
+        size, title = "max_length", "a " * options.encoder.max_length
     Image.new("RGB", (64, 64), (90, 120, 150)).save(photo, "JPEG")
-    item = Item("", photo.getvalue(), "red shoe 42 " * 200, -1)
     try:
-        inputs = encoder.inputs(options)([item], [0])
+        encoder = new_encoder(options.encoder, options.seed)
+        if options.epochs > 0:
+            encoder_optimizer(encoder, options)
+        if options.gradient_checkpointing:
+            encoder.recompute_activations()
+        inputs = encoder.inputs(options)([Item("", photo.getvalue(), title, -1)], [0])
         with torch.inference_mode():
             vectors = encoder.eval()(*inputs)
+    except BadInput:
+        raise
     except Exception as error:  # of whatever kind the model's library raises
-        size = "max_length" if hasattr(options.encoder, "max_length") else "image_size"
         reason = (str(error).splitlines() or [""])[0]
         raise BadInput(
-            f"encoder.model {model}: cannot encode an item of encoder.{size} "
-            f"{getattr(options.encoder, size)} ({type(error).__name__}: {reason}); set it to what "
-            "the model takes, or name another model"
+            f"encoder.model {model}: cannot be opened, or cannot encode an item of encoder.{size} "
+            f"{getattr(options.encoder, size)} ({type(error).__name__}: {reason}); give a size "
+            "that the model takes, or name another model"
         ) from None
     if vectors.shape != (1, encoder.width) or not torch.isfinite(vectors).all():
         raise BadInput(
