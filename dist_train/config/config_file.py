@@ -38,9 +38,11 @@ def read_config(path: Path, options: Collection[str], verb: str) -> Any:
     try:
         text = path.read_text()
         root, content = yaml.compose(text, _Loader), yaml.load(text, _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        if isinstance(error, OSError):
-            raise BadInput(f"{path}: no such config file") from None
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such config file") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if options and isinstance(root, yaml.MappingNode):
         known = {name.replace("-", "_") for name in options}

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dist_train.config.options import Config
@@ -85,6 +86,15 @@ def _check_ahead(config: Config, stages: list[Stage], dry_run: bool) -> None:
         job = config.slurm.job(modality)
         processes[modality] = (job.nodes or 1) * (job.processes or job.gpus or 1)
     preflight.check_batches(config, processes)
+    if config.slurm.accelerate is not None and config.slurm.accelerate.is_file():
+        given = yaml.safe_load(config.slurm.accelerate.read_text()) or {}
+        strategy = given.get("distributed_type", "MULTI_GPU")
+        # YAML reads NO as false.
+        if strategy not in ("MULTI_GPU", "DEEPSPEED", "MULTI_CPU", "NO", False):
+            raise BadInput(
+                f"{config.slurm.accelerate}: distributed_type {strategy}, which dist_train does "
+                "not do; take MULTI_GPU or DEEPSPEED"
+            )
     labels = preflight.labels_of_catalogue(config)
     preflight.check_labels(config, labels)
     if not dry_run:

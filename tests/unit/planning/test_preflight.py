@@ -112,6 +112,16 @@ def test_a_batch_that_the_processes_do_not_divide(config: Config) -> None:
         plan(config, 3)
 
 
+def test_a_launcher_that_no_training_follows(config: Config) -> None:
+    path = Path("fsdp.yaml")
+    for strategy in ("FSDP", "MEGATRON_LM"):
+        path.write_text(f"distributed_type: {strategy}\n")
+        with pytest.raises(BadInput, match=rf"fsdp\.yaml: distributed_type {strategy}"):
+            submit(replace(config, slurm=SlurmConfig(accelerate=path)), dry_run=True)
+    path.write_text("distributed_type: MULTI_GPU\n")
+    submit(replace(config, slurm=SlurmConfig(accelerate=path)), dry_run=True)
+
+
 def test_an_index_of_a_modality_without_encoder() -> None:
     for modality in ("image", "both"):
         with pytest.raises(BadInput, match=f"index.modality {modality}: encoders has no image"):
