@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from dist_train import __version__, cli_pipeline, command
+from dist_train.config.columns import AS_NAMED, Columns
 from dist_train.config.options import EmbedConfig, IndexConfig, JoinConfig, MatchConfig
 from dist_train.config.training import ImageTraining, TextTraining
 from shards.photos.options import PackOptions
@@ -79,7 +80,7 @@ def pack(
     *,
     out: Path,
     images: Path | None = None,
-    columns: str = "",
+    columns: Columns = AS_NAMED,
     task: int = 0,
     of: int = 1,
     options: Annotated[PackOptions, Flat] = PackOptions(),
@@ -108,7 +109,7 @@ def pack(
     """
     from shards.pack import pack
 
-    counts = pack.pack(catalogue, images, out, options, _columns(columns), pack.Task(task, of))
+    counts = pack.pack(catalogue, images, out, options, columns, pack.Task(task, of))
     if counts is None:  # other packs are still building; what is missing was logged
         return
     _print_counts(f"{counts['packed']} postings packed", out, counts)
@@ -132,7 +133,9 @@ def verify(shards: Shards, /, *, workers: int = 1) -> None:
 
 
 @app.command
-def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: int = 1) -> None:
+def index_tars(
+    folder: Path, /, *, columns: Columns = AS_NAMED, leave: str = "", workers: int = 1
+) -> None:
     """Make existing WebDataset tars a shard set without rewriting them.
 
     A sample is KEY.jpg (or png, webp) and KEY.json with title and label_group, or KEY.txt with the
@@ -151,7 +154,7 @@ def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: 
     from shards.pack.index_tars import index_tars as adopt
 
     ignored = [suffix for suffix in leave.split(",") if suffix]
-    counts = adopt(folder, _columns(columns), ignored, workers)
+    counts = adopt(folder, columns, ignored, workers)
     done = f"{counts['packed']} items in {counts['indexed_tars']} tars indexed"
     _print_counts(done, folder, counts)
 
@@ -338,12 +341,3 @@ def _print_counts(done: str, shards: Path, counts: "Counts") -> None:
     if remarks := describe_remarks(shards):
         print(f"remarks, each in {shards / 'remarks.csv'}:", *remarks, sep="\n  ")
     print(describe_near_duplicates(counts["near_duplicates"], shards))
-
-
-def _columns(text: str) -> dict[str, str]:
-    """The mapping that --columns gives: posting_id=sku,title=name."""
-    pairs = [pair.partition("=") for pair in text.split(",") if pair]
-    for ours, equals, theirs in pairs:
-        if not (ours and equals and theirs):
-            raise BadInput(f"--columns {text}: write posting_id=sku,title=name")
-    return {ours: theirs for ours, _, theirs in pairs}

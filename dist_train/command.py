@@ -10,19 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
+from dist_train.config.config_file import read_config
 from dist_train.distributed.launcher import under_launcher
 from shards.storage.errors import BadInput, Failed, NoGPU, Stopped
 from shards.storage.stops import STOPS, StopFlag, stops_interrupt
 
-NUMBERS = {
-    "tag:yaml.org,2002:int": r"^[-+]?(0|[1-9][0-9_]*)$",
-    "tag:yaml.org,2002:float": r"^[-+]?(?=.*[.eE])(\.[0-9]+|(0|[1-9][0-9_]*)(\.[0-9]*)?)"
-    r"([eE][-+]?[0-9]+)?$",
-}
 CONFIG_FIRST = ("run", "plan", "submit")
 """Verbs whose first argument is the config file."""
 
@@ -53,7 +48,10 @@ def call(app: App) -> None:
         _leave_process_group()
         _ignore_stop_signals()
     except CycloptsError as error:
-        _exit(" ".join(str(error).split()), 2)
+        # Keys of a config file are written as in the documents: image.lr for [image][lr].
+        message, keys = " ".join(str(error).split()), r"(?:\[[\w-]+\])+"
+        message = re.sub(keys, lambda found: found[0][1:-1].replace("][", "."), message)
+        _exit(message, 2)
     except (Stopped, KeyboardInterrupt) as stopped:
         _leave_process_group()
         # A launcher takes any code but 0 for a crash; status.json shows the difference.
@@ -89,32 +87,23 @@ def add_config_option(app: App) -> None:
         if len(tokens) > 1 and tokens[0] in CONFIG_FIRST and not tokens[1].startswith("-"):
             config, tokens = Path(tokens[1]), (tokens[0], *tokens[2:])
         if config is not None:
-            try:
-                options = yaml.load(config.read_text(), _Loader) or {}
-            except OSError:
-                raise BadInput(f"{config}: no such config file") from None
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                reason = " ".join(str(error).split())
-                raise BadInput(f"{config}: not YAML ({reason})") from None
+            words, apps, _ = app.parse_commands(tokens)
+            options = read_config(config, _options_of(apps[-1]), " ".join(words))
             # Nested under the verb's name: at the top level cyclopts would silently drop keys that
             # are verbs as well (pack, embed, index, match).
-            for verb in reversed(app.parse_commands(tokens)[0]):
+            for verb in reversed(words):
                 options = {verb: options}
             # With the source, cyclopts names file and key of a wrong option.
             app.config = (Dict(options, source=str(config)),)
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
 
 
-class _Loader(yaml.SafeLoader):
-    """Numbers as in YAML 1.2: in 1.1 the time 12:00:00 is 43200 and the account 0123 is 83."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in known if tag not in NUMBERS]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _form in NUMBERS.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(_form), list("-+.0123456789"))
+def _options_of(verb: App) -> set[str]:
+    """Dotted names of the options of a verb; none for a group of verbs."""
+    if verb.default_command is None:
+        return set()
+    arguments = verb.assemble_argument_collection()
+    return {name.removeprefix("--") for one in arguments if one.parse for name in one.names}
 
 
 def _leave_process_group() -> None:

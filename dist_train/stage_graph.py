@@ -15,7 +15,7 @@ import yaml
 
 from dist_train.config.options import Config, EmbedConfig, IndexConfig, JoinConfig, MatchConfig
 from dist_train.config.training import Modality, TrainingOptions, as_json, result_options
-from dist_train.decisions.threshold import given_threshold
+from dist_train.decisions.threshold import check_same_score, given_threshold
 from dist_train.distributed.launcher import under_launcher
 from dist_train.evaluation.scores import Scores
 from dist_train.matching.pairs import PairSet
@@ -78,13 +78,19 @@ class Stage:
 def run(config: Config) -> Scores | None:
     """Run every stage into `config.out`, skipping those that are done.
 
-    Returns the scores on the test products, None without any. Raises Stopped after a signal in
+    Returns the scores on the test products, None without any. Raises BadInput as early as it can be
+    known that a later stage would, and Stopped after a signal in
     whatever stage; the same call goes on.
     """
+    from dist_train.planning.preflight import check_after_pack, check_batches
+
     if under_launcher():
         raise BadInput("run starts its stages itself; under a launcher start them one by one")
     began, results = time.monotonic(), dict[str, Any]()
     stages = stage_graph(config)
+    for stage in stages:
+        stage.check_same()
+    check_batches(config, dict.fromkeys(config.encoders, 1))
     if stages[-2].name != "evaluate":
         log.info("no posting is of a test product, so there is nothing to score on")
     for stage in stages:
@@ -93,6 +99,8 @@ def run(config: Config) -> Scores | None:
             with stops_interrupt():
                 log.info("── %s: %s", stage.name, folder)
                 results[stage.name] = stage.call()
+                if stage.name == "pack":
+                    check_after_pack(config, trainings_left(stages))
         except KeyboardInterrupt:
             raise Stopped(
                 f"{folder}: stopped by a signal in {stage.name}; the same command goes on"
@@ -101,13 +109,23 @@ def run(config: Config) -> Scores | None:
     return results.get("evaluate")
 
 
+def trainings_left(stages: list[Stage]) -> dict[str, TrainingOptions]:
+    """Options of the trainings that are not done, by the name of their stage."""
+    return {
+        stage.name: stage.options
+        for stage in stages
+        if isinstance(stage.options, TrainingOptions) and not stage.result.exists()
+    }
+
+
 def stage_graph(config: Config) -> list[Stage]:
     """Every stage from the catalogue to the report, each after those it waits for.
 
     Raises BadInput for a catalogue that does not exist or lacks columns, and for a threshold file
-    without a threshold; that file is read only here.
+    without a threshold or of another score; that file is read only here.
     """
-    threshold = given_threshold(config.match).threshold
+    given = given_threshold(config.match)
+    check_same_score(given, config.match.threshold_from, config.score_weights)
     stages = [_pack(config)]
     for modality in config.encoders:
         stages.append(_train(config, modality, modality, config.training(modality)))
@@ -121,7 +139,7 @@ def stage_graph(config: Config) -> list[Stage]:
             stage = _train(config, modality, f"{name}-{modality}", options)
             stages.append(replace(stage, one_process=True))
         stages.append(_embed(config, f"{name}-"))
-    return stages + _matching(config, threshold) + _scoring(config)
+    return stages + _matching(config, given.threshold) + _scoring(config)
 
 
 def _pack(config: Config) -> Stage:

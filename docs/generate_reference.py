@@ -115,7 +115,7 @@ def value_of(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"{value_of(given[0])}; several"
     if get_origin(hint) is dict:
-        return "name: name"
+        return "name=name,…"
     return value_of(given[0]) if given else TYPES[hint]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from dist_train.config.columns import Columns
 from dist_train.config.slurm import SlurmConfig
 from dist_train.config.training import (
     Device,
@@ -133,8 +134,9 @@ class MatchConfig:
     """Lowest score of a match, -1 to 1. Raise it for fewer wrong matches, lower it to miss fewer.
     Not given: the one with the best mean F1 per item on the validation products."""
     threshold_from: Path | None = None
-    """threshold.json of an earlier match, whose threshold is used, for example for a catalogue
-    without labels. Not together with --threshold."""
+    """An earlier match (its folder, that of its run, or its threshold.json), whose threshold is
+    used, for example for a catalogue without labels. It must have scored by the same modalities and
+    weights. Not together with --threshold."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
@@ -157,7 +159,7 @@ class Config:
     images: Path | None = None
     """Folder that the paths in the column image are relative to. Needed if the catalogue names
     photos."""
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     """Your names of columns that are not called posting_id, image, title and label_group, as
     OURS=YOURS: posting_id=sku,title=name."""
     encoders: tuple[Modality, ...] = ("image", "text")
@@ -177,6 +179,20 @@ class Config:
     def __post_init__(self) -> None:
         if not self.encoders:
             raise BadInput("encoders: name image, text or both")
+        wanted = {"auto": set(), "both": {"image", "text"}}
+        missing = wanted.get(self.index.modality, {self.index.modality}) - set(self.encoders)
+        if missing:
+            raise BadInput(
+                f"index.modality {self.index.modality}: encoders has no {missing.pop()}; add it "
+                "there, or leave index.modality at auto"
+            )
+
+    @property
+    def score_weights(self) -> dict[str, float]:
+        """Weight of each modality in the score of two items that have all of them."""
+        names = self.encoders if self.index.modality in ("auto", "both") else [self.index.modality]
+        weights = {"image": self.index.image_weight, "text": 1 - self.index.image_weight}
+        return {name: weights[name] if len(set(names)) > 1 else 1.0 for name in names}
 
     def training(self, modality: Modality) -> TrainingOptions:
         """The options of training one encoder."""

@@ -326,3 +326,31 @@ class TextTraining(TrainingConfig):
 
 
 TrainingOptions = ImageTraining | TextTraining
+
+
+def check_batch(config: TrainingOptions, world: int) -> None:
+    """Raise BadInput if a batch does not divide among `world` processes and their passes.
+
+    Also if a pass has a single item, whose batch statistics in the neck make every gradient 0.
+    """
+    size, photos, passes = config.batch_size, config.photos_per_product, config.accumulation
+    unit = photos * passes * world
+    if size % unit:
+        by_product = f" x {photos} photos of a product" if photos > 1 else ""
+        raise BadInput(
+            f"batch_size {size} does not divide among {world} processes x accumulation {passes}"
+            f"{by_product}; choose a multiple of {unit}, the nearest is "
+            f"{max(1, round(size / unit)) * unit}"
+        )
+    rows = size // (passes * world)
+    if config.head_passes > passes and rows % (2 * photos):
+        raise BadInput(
+            f"mixup and cutmix pair neighbours: {rows} items a pass and process are no multiple of "
+            f"{2 * photos}; choose a batch_size that is one of {2 * unit}"
+        )
+    if size == passes and config.encoder.neck:
+        raise BadInput(
+            f"batch_size {size} in {passes} passes (accumulation) leaves one item a pass, and the "
+            "neck's statistics of one item make every gradient 0; use fewer passes or a larger "
+            "batch, 8 items a pass or more, or encoder.neck false"
+        )

@@ -9,7 +9,13 @@ import pandas as pd
 from dist_train.config.options import MatchConfig
 from dist_train.config.training import result_options
 from dist_train.decisions.match_lists import read_postings, write_lists
-from dist_train.decisions.threshold import Given, Threshold, decide_threshold, given_threshold
+from dist_train.decisions.threshold import (
+    Given,
+    Threshold,
+    check_same_score,
+    decide_threshold,
+    given_threshold,
+)
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime
 from dist_train.embedding.store import read_items
@@ -31,17 +37,19 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
     """Decide which pairs of a pairs directory are matches; returns threshold.json.
 
     One process does the work: under a launcher the others wait for the first.
-    Raises BadInput when no threshold can be chosen, when the given one lies below the score floor
-    of the pairs, or when `out` holds something else; Stopped after a signal.
+    Raises BadInput when no threshold can be chosen, when the given one belongs to another score or
+    lies below the score floor of the pairs, or when `out` holds something else; Stopped after a
+    signal.
     """
     runtime = Runtime("cpu")
     pair_set, given = PairSet(pairs), given_threshold(config)
+    check_same_score(given, config.threshold_from, pair_set.weights)
     items = read_items(pair_set.embedding, ["split", "label_group", "photo_group"])
     groups = items.label_group.to_numpy(str)[labelled_rows(items, "val")]
     if given.threshold is None and (obstacle := scoring_obstacle(groups)):
         raise BadInput(
             f"{pair_set.embedding}: no threshold can be chosen on the val split: {obstacle}; give "
-            "one: --threshold T or --threshold-from FILE"
+            "one: --threshold T or --threshold-from MATCHES"
         )
     if given.threshold is not None and not pair_set.reaches(given.threshold):
         raise BadInput(

@@ -1,18 +1,23 @@
 """The threshold: the best mean per-item F1 on the validation products, given, or from a file."""
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
 
 from dist_train.config.options import MatchConfig
+from dist_train.distributed.stage import MATCHES
 from dist_train.evaluation.f1_curve import SavedCurve, f1_curve
 from dist_train.evaluation.labelled import labelled_rows
-from shards.storage.errors import BadInput
-from shards.storage.files import read_json
+from shards.storage import stage_files
+from shards.storage.errors import BadInput, Corrupt
+from shards.storage.files import read_json, sha256_file
 
 FORMAT = 3
+NAME = "threshold.json"
 Source = Literal["given", "file", "chosen"]
 
 
@@ -21,6 +26,8 @@ class Given(NamedTuple):
 
     threshold: float | None
     source: Source
+    weights: dict[str, float] | None = None
+    """Of each modality in the score that the threshold of a file was chosen on."""
 
 
 class Threshold(TypedDict):
@@ -52,14 +59,57 @@ def given_threshold(config: MatchConfig) -> Given:
     """
     if config.threshold_from is None:
         return Given(config.threshold, "chosen" if config.threshold is None else "given")
-    saved = read_json(config.threshold_from)
+    path = _threshold_file(config.threshold_from)
+    saved = read_json(path)
     threshold = saved.get("threshold") if isinstance(saved, dict) else None
     if not isinstance(threshold, int | float) or not math.isfinite(threshold):
         raise BadInput(
-            f"{config.threshold_from}: holds no threshold; give a match's threshold.json, or the "
-            "number itself: --threshold T"
+            f"{path}: holds no threshold; give a match's threshold.json, or the number itself: "
+            "--threshold T"
         )
-    return Given(float(threshold), "file")
+    weights = saved.get("weights")
+    if not isinstance(weights, dict) or not all(isinstance(w, float) for w in weights.values()):
+        raise BadInput(
+            f"{path}: does not say which score its threshold belongs to (weights of image and "
+            f"text); to use it all the same: --threshold {threshold}"
+        )
+    return Given(float(threshold), "file", weights)
+
+
+def _threshold_file(path: Path) -> Path:
+    """The threshold.json that `path` names: the file, its match directory, or that of a run.
+
+    Raises BadInput for a directory without one, Corrupt if it is not as the match wrote it.
+    """
+    if path.is_dir():
+        folder = path if (path / stage_files.STAGE).exists() else path / "matches"
+        if not folder.is_dir():
+            raise BadInput(f"{path}: no match directory, and no run that has one (matches/)")
+        path = folder / NAME
+    if (path.parent / stage_files.STAGE).exists():
+        facts = stage_files.open_finished(path.parent, MATCHES)["files"].get(path.name)
+        if facts and path.is_file() and sha256_file(path) != facts["sha256"]:
+            raise Corrupt(f"{path}: is not as the match wrote it; match again")
+    return path
+
+
+def check_same_score(given: Given, path: Path | None, weights: Mapping[str, float]) -> None:
+    """Raise BadInput if the threshold from `path` was chosen on a score of other weights."""
+    theirs = given.weights
+    if theirs is None or (
+        theirs.keys() == weights.keys()
+        and all(math.isclose(theirs[name], weights[name], abs_tol=1e-6) for name in theirs)
+    ):
+        return
+    one, other = (
+        " + ".join(f"{weight:.3g} {name}" for name, weight in score.items())
+        for score in (theirs, weights)
+    )
+    raise BadInput(
+        f"{path}: its threshold {given.threshold} belongs to the score {one}, here the score is "
+        f"{other}; give the file of a match with the same modalities and weights, or leave it out "
+        "to have a threshold chosen"
+    )
 
 
 def decide_threshold(

@@ -45,6 +45,10 @@ def embed(
         raise BadInput("embed: name at least one run, --image RUN or --text RUN")
     runtime = Runtime(config.device)
     shard_set = ShardSet(shards)
+    for modality in runs:
+        if not shard_set.packed[f"has_{modality}"].any():
+            what = {"image": "a photo", "text": "a title"}[modality]
+            raise BadInput(f"{shard_set.location}: no item has {what}; leave out --{modality}")
     parents = stage.parents_for(out, shards=shards, **runs)
     with runtime.stage(out, stage.EMBEDDING, result_options(config), parents) as done:
         if not done:

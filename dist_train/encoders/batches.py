@@ -5,6 +5,7 @@ replaces it, elsewhere the item is left out; either way the batch says so.
 """
 
 import logging
+import os
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -208,9 +209,12 @@ def load(
 ) -> Iterator[Batch]:
     """The batches of `plans` in their order, whatever the number of `workers`.
 
+    No more of them are started than this process has cores for: they would take turns.
+
     `stand_ins` (n,), ascending item numbers: what may replace an unreadable item; without them it
     is left out of its batch. Every unreadable item is logged.
     """
+    workers = min(workers, own_cores())
     loader = DataLoader(
         _Batches(reader, inputs, stand_ins), sampler=plans, batch_size=None, num_workers=workers,
         prefetch_factor=2 if workers else None, worker_init_fn=_start_worker,
@@ -219,6 +223,12 @@ def load(
         # Started here, not at the first batch: it draws a seed, which would shift a step's dropout.
         batches = iter(loader)
     return _checked(batches, "left out" if stand_ins is None else "another item stands in")
+
+
+def own_cores() -> int:
+    """Cores that this process may use, shared evenly with the other ranks of its machine."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
 def _checked(batches: Iterator[Batch | Exception], consequence: str) -> Iterator[Batch]:

@@ -12,7 +12,7 @@ from dist_train.config.options import IndexConfig, bytes_of
 from dist_train.config.training import Modality, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime, row_blocks
-from dist_train.embedding.store import EmbeddingSet
+from dist_train.embedding.store import EmbeddingSet, read_items
 from dist_train.matching.faiss_library import (
     TRAIN_PER_LIST,
     Kind,
@@ -56,6 +56,16 @@ def build_index(embeddings: Path, out: Path, config: IndexConfig) -> dict[str, A
         names = embedding_set.modalities if config.modality == "auto" else [config.modality]
     if missing := set(names) - set(embedding_set.modalities):
         raise BadInput(f"{embeddings}: holds no {' and no '.join(sorted(missing))} vectors")
+    has = read_items(embeddings, [f"has_{name}" for name in names])
+    empty = [name for name in names if not has[f"has_{name}"].any()]
+    if empty and (config.modality != "auto" or empty == names):
+        raise BadInput(
+            f"{embeddings}: no item has a vector of {' or '.join(empty)} modality; index "
+            "another (--modality), or embed again with what the items have"
+        )
+    for name in empty:
+        log.warning("%s: no item has a vector of %s: it is left out", embeddings, name)
+        names.remove(name)
     parents = stage.parents_for(out, embedding=embeddings)
     with runtime.stage(out, stage.INDEX, result_options(config), parents) as done:
         if not done:

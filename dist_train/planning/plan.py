@@ -23,9 +23,11 @@ from dist_train.acceptance.speed import EncoderRates, measure_encoder
 from dist_train.acceptance.speed import join as product_rate
 from dist_train.config.options import Config, bytes_of
 from dist_train.config.training import Modality, TrainingOptions
+from dist_train.decisions.threshold import check_same_score, given_threshold
 from dist_train.distributed.memory import device_peak_bytes, free_memory, reset_peak
 from dist_train.doctor.machine import existing
 from dist_train.matching.blocks import CHUNK, PROGRAM, join_bounds, join_peak
+from dist_train.planning.preflight import Labels, check_batches, check_encoders, check_labels
 from dist_train.training.setup import head_estimate
 from shards.catalogue.columns import COLUMNS, SPLIT
 from shards.catalogue.rows import Carried, Catalogue
@@ -118,7 +120,8 @@ class Survey:
 def plan(config: Config, processes: int) -> Plan:
     """What `dist-train run` needs with these options on `processes` ranks of this machine.
 
-    0 ranks: one for each GPU, or one. Raises BadInput for a catalogue that cannot be read.
+    0 ranks: one for each GPU, or one. Raises BadInput for a catalogue that cannot be read, and for
+    labels, batches and encoders that a stage would fail for.
     """
     start, cores = time.process_time(), len(os.sched_getaffinity(0))
     wanted = {config.training(modality).device for modality in config.encoders}
@@ -130,9 +133,17 @@ def plan(config: Config, processes: int) -> Plan:
         memory = min(torch.cuda.get_device_properties(n).total_memory for n in gpus)
     program = device_peak_bytes(device)
     found = Plan(device.type, ranks, SHARE * memory, cores, start, program)
+    check_batches(config, dict.fromkeys(config.encoders, ranks))
+    given = given_threshold(config.match)
+    check_same_score(given, config.match.threshold_from, config.score_weights)
     rates: dict[Modality, EncoderRates] = {}
     with TemporaryDirectory(prefix="dist_train-plan-") as folder:
         catalogue = survey(config, Path(folder))
+        items = catalogue.items
+        val = max(items["val", modality] for modality in config.encoders)
+        labels = Labels(config.catalogue, catalogue.postings, catalogue.classes, val, items)
+        check_labels(config, labels)
+        check_encoders(config, {m: config.training(m) for m in config.encoders}, catalogue.postings)
         for modality in config.encoders:
             options, shards = config.training(modality), Path(folder) / "shards"
             rows = options.batch_size // (options.accumulation * ranks)

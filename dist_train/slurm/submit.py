@@ -5,13 +5,14 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dist_train.config.options import Config
 from dist_train.config.slurm import SlurmJob
 from dist_train.slurm import commands
 from dist_train.slurm.status import Job, in_columns, read_jobs, write_jobs
-from dist_train.stage_graph import Stage, stage_graph
+from dist_train.stage_graph import Stage, stage_graph, trainings_left
 from shards.storage.errors import BadInput
 from shards.storage.files import remove_abandoned, write_atomic
 from shards.storage.lock import locked
@@ -37,8 +38,8 @@ def submit(config: Config, dry_run: bool = False) -> list[Planned]:
     """Write the scripts below `config.out`/slurm and submit what is neither done nor queued.
 
     A dry run only writes the scripts and has sbatch check them if there is a Slurm. Raises BadInput
-    if a stage was done with other options, if there is no Slurm (except for a dry run), or if
-    sbatch refuses a script.
+    if a stage was done with other options or would fail for its options, labels or encoder (a dry
+    run builds none), if there is no Slurm (except for a dry run), or if sbatch refuses a script.
     """
     stages = stage_graph(config)
     for stage in stages:
@@ -46,6 +47,7 @@ def submit(config: Config, dry_run: bool = False) -> list[Planned]:
     missing = commands.missing()
     if missing and not dry_run:
         raise BadInput(f"{missing}; to write only the scripts: --dry-run")
+    _check_ahead(config, stages, dry_run)
     # A dry run does not overwrite what queued jobs will read.
     folder = config.out / FOLDER / ("dry-run" if dry_run else "")
     planned = []
@@ -75,6 +77,30 @@ def submit(config: Config, dry_run: bool = False) -> list[Planned]:
         replace(p, waits_for="done" if p.stage.result.exists() else ", ".join(p.stage.after))
         for p in planned
     ]
+
+
+def _check_ahead(config: Config, stages: list[Stage], dry_run: bool) -> None:
+    """Raise BadInput for what a job would fail for hours later; encoders not for a dry run."""
+    from dist_train.planning import preflight
+
+    processes = {}
+    for modality in config.encoders:
+        job = config.slurm.job(modality)
+        processes[modality] = (job.nodes or 1) * (job.processes or job.gpus or 1)
+    preflight.check_batches(config, processes)
+    if config.slurm.accelerate is not None and config.slurm.accelerate.is_file():
+        given = yaml.safe_load(config.slurm.accelerate.read_text()) or {}
+        strategy = given.get("distributed_type", "MULTI_GPU")
+        # YAML reads NO as false.
+        if strategy not in ("MULTI_GPU", "DEEPSPEED", "MULTI_CPU", "NO", False):
+            raise BadInput(
+                f"{config.slurm.accelerate}: distributed_type {strategy}, which dist_train does "
+                "not do; take MULTI_GPU or DEEPSPEED"
+            )
+    labels = preflight.labels_of_catalogue(config)
+    preflight.check_labels(config, labels)
+    if not dry_run:
+        preflight.check_encoders(config, trainings_left(stages), labels.postings)
 
 
 def script_text(config: Config, stage: Stage, folder: Path) -> str:

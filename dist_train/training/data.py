@@ -11,7 +11,7 @@ from hashlib import blake2b
 import numpy as np
 import torch
 
-from dist_train.config.training import ImageTraining, Modality, TrainingOptions
+from dist_train.config.training import ImageTraining, Modality, TrainingOptions, check_batch
 from dist_train.encoders.batches import BatchPlan
 from shards.order.global_order import Order, OrderState, StoredOrder, WindowOrder
 from shards.order.product_order import ProductOrder
@@ -77,29 +77,21 @@ def training_items(
 ) -> TrainingItems:
     """The training items of `shards`.
 
-    Raises BadInput when there are too few, or when a batch does not divide among `world` ranks.
+    Raises BadInput when there are too few, or when a batch does not divide among `world` ranks; an
+    encoder that is not trained needs neither.
     """
-    size, photos = config.batch_size, config.photos_per_product
-    unit = photos * config.accumulation * world
-    if size % unit:
-        by_product = f" x {photos} photos of a product" if photos > 1 else ""
-        raise BadInput(
-            f"batch_size {size} does not divide among {world} processes x accumulation "
-            f"{config.accumulation}{by_product}; choose a multiple of {unit}, the nearest is "
-            f"{max(1, round(size / unit)) * unit}"
-        )
-    rows = size // (config.accumulation * world)
-    if config.head_passes > config.accumulation and rows % (2 * photos):
-        raise BadInput(
-            f"mixup and cutmix pair neighbours: {rows} items a pass and process are no multiple of "
-            f"{2 * photos}; choose a batch_size that is one of {2 * unit}"
-        )
+    trains = config.epochs > 0
+    if trains:
+        check_batch(config, world)
     table = shards.packed
     train = table[(table.split == "train") & table[f"has_{modality}"]]
     classes = int(shards.manifest["counts"]["classes"])
-    if classes < 2:
-        raise BadInput(f"{shards.location}: {classes} label groups to train on; there must be two")
-    if not len(train):
+    if trains and classes < 2:
+        raise BadInput(
+            f"{shards.location}: {classes} label groups to train on; there must be two (--epochs 0 "
+            "needs none: it exports the encoder as it is)"
+        )
+    if trains and not len(train):
         missing = {"image": "an image", "text": "a title"}[modality]
         raise BadInput(
             f"{shards.location}: no training item has {missing}; train the other encoder"
@@ -108,9 +100,15 @@ def training_items(
     names = np.full(classes, "", object)
     names[labelled.class_id.to_numpy()] = labelled.label_group.to_numpy()
     numbers = train.index.to_numpy()
-    return TrainingItems(
+    items = TrainingItems(
         shards.reader(), numbers, classes, config, shards.fingerprint, names.astype(str)
     )
+    if trains and not items.steps:
+        raise BadInput(
+            f"epochs {config.epochs} of {len(numbers)} training items are no step; give more, or 0 "
+            "to export the encoder as it is"
+        )
+    return items
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,18 @@ from dist_train.config.training import Modality, TrainingOptions, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import FEW, Batch, load
-from dist_train.encoders.neck import Neck
 from dist_train.monitor.metrics import Meter, Metrics
 from dist_train.training.checkpoint import Checkpoints
 from dist_train.training.data import mix_of_step, training_items
 from dist_train.training.optimisation import clip_head
-from dist_train.training.setup import Training, set_up, start_centres
+from dist_train.training.setup import STATISTICS, Training, set_up, start_centres
+from dist_train.training.standstill import StandstillGuard, checksum
 from dist_train.training.validation import ValidationItems, Validator, export
 from shards.read.location import Location
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import Failed, Stopped
 from shards.storage.stops import stops_interrupt
 
-STATISTICS = (Neck, nn.modules.batchnorm._BatchNorm)
-"""Modules whose buffers move in a forward pass in training mode."""
 log = logging.getLogger(__name__)
 
 
@@ -72,22 +70,25 @@ def fit(training: Training, validation: ValidationItems, out: Path) -> None:
         # Step 0 is validated for comparison; a later one where a signal or a kill came before it.
         if validator.is_due(start):
             validator.validate(start)
-        if validator.should_stop_early():
-            return  # an earlier attempt ended here, before the export
+        if start == last or validator.should_stop_early():
+            return  # nothing is to be learned, or an earlier attempt ended before the export
 
         plans = items.plans(start, last, runtime.rank, runtime.world)
         inputs = training.encoder.inputs(config)
         batches = load(items.reader, inputs, plans, config.workers, stand_ins=items.numbers)
         meter = Meter(runtime.device)
         stepper = Stepper(training, meter.timed_batches(batches))
+        guard = StandstillGuard(training)
         left = range(start, last)
         quiet = None if runtime.is_main else True  # None: shown on a terminal only
         for step in tqdm(left, "train", last, initial=start, unit="step", disable=quiet):
             with meter.step():
                 values, stopping = stepper.run_step(step)
+            guard.note(values)
             taken = step + 1  # steps that the weights have now seen
 
             if taken % config.log_every == 0 or taken == last:
+                guard.check(taken)
                 unreadable = stepper.check_unreadable((taken - start) * config.batch_size)
                 values |= meter.read(config.batch_size)
                 speed, wait = values["samples_per_second"], 100 * values["data_wait"]
@@ -272,13 +273,3 @@ def compare_replicas(encoder: nn.Module, runtime: Runtime, step: int) -> None:
             "others: suspect the memory or the GPU of its machine (ranks count machine by "
             "machine); leave it out, and the same command goes on from the last checkpoint"
         )
-
-
-def checksum(encoder: nn.Module) -> int:
-    """A 64-bit sum that a change of any one bit of any weight changes."""
-    total = torch.zeros((), dtype=torch.int64)
-    for parameter in encoder.parameters():
-        bits = parameter.detach().view(getattr(torch, f"int{8 * parameter.element_size()}"))
-        # An odd factor loses no bit of what was summed before; everything wraps at 64 bits.
-        total = total.to(bits.device) * 1_000_003 + bits.sum(dtype=torch.int64)
-    return int(total)

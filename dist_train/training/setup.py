@@ -2,35 +2,38 @@
 
 import copy
 import logging
-import os
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from transformers.integrations import unset_hf_deepspeed_config
 
 from dist_train.config.training import Modality, TrainingOptions
-from dist_train.distributed.barrier import timeout
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load, plan_batches, unit_vectors
 from dist_train.encoders.encoder import Encoder, TextEncoder, new_encoder
+from dist_train.encoders.neck import Neck
 from dist_train.encoders.tokens import check_titles
 from dist_train.heads.centres import RowAdamW
 from dist_train.heads.class_parallel import ClassMeans, MarginHead, load_head, margin_shares
 from dist_train.heads.estimate import HeadEstimate
+from dist_train.training.accelerator import new_accelerator
 from dist_train.training.data import TrainingItems
 from dist_train.training.optimisation import Schedule, encoder_optimizer, head_optimizer
 from shards.storage.errors import BadInput, Stopped, Unreadable
 from shards.storage.files import read_json
 
+STATISTICS = (Neck, nn.modules.batchnorm._BatchNorm)
+"""Modules whose buffers move in a forward pass in training mode."""
+FEW_ITEMS = 8
+"""Items below which batch statistics are noise."""
 TITLES = 256
 """Titles that are tokenised before the first step, to see whether the tokenizer knows them."""
 log = logging.getLogger(__name__)
@@ -114,7 +117,7 @@ def set_up(modality: Modality, items: TrainingItems, runtime: Runtime) -> Traini
     Raises BadInput for a launcher or option that would give wrong weights.
     """
     config = items.config
-    accelerator = _new_accelerator(config, runtime)
+    accelerator = new_accelerator(config, runtime)
     plugin = accelerator.state.deepspeed_plugin
     encoder = new_encoder(config.encoder, config.seed).to(runtime.device)
     if isinstance(encoder, TextEncoder):
@@ -134,11 +137,18 @@ def set_up(modality: Modality, items: TrainingItems, runtime: Runtime) -> Traini
         encoder.compile_backbone()
     # The head stays outside: DDP would overwrite its shards, ZeRO has no place for them.
     prepared, optimizer = accelerator.prepare(encoder, bare_optimizer)
+    if isinstance(prepared, DistributedDataParallel):
+        # The neck's statistics are equal on all ranks already; a frozen pooler has none. Set here:
+        # torch warns of the older of two names, accelerate passes no other.
+        newer = hasattr(prepared, "forward_sync_buffers")
+        setattr(prepared, "forward_sync_buffers" if newer else "broadcast_buffers", False)
     head = new_head(items, encoder.width, runtime)
     optimizer_of_head = head_optimizer(head, config)
     # The learning rates that count are those of the optimizer inside accelerate's wrapper.
     inner = getattr(optimizer, "optimizer", optimizer)
     prepared.train()
+    if items.steps:
+        check_statistics(encoder, config, runtime)
     return Training(
         items=items,
         runtime=runtime,
@@ -164,50 +174,28 @@ def first_titles(items: TrainingItems) -> list[str]:
     return titles
 
 
-def _new_accelerator(config: TrainingOptions, runtime: Runtime) -> Accelerator:
-    """The accelerator that the launcher asks for, with our batch size, precision and clipping.
+def check_statistics(encoder: Encoder, config: TrainingOptions, runtime: Runtime) -> None:
+    """Raise BadInput where batch statistics would be of one item; warn of fewer than FEW_ITEMS.
 
-    Raises BadInput for a launcher that asks for float16, for weights in bfloat16, or for ZeRO-3
-    with `compile`.
+    The neck takes them over the pass of all ranks, a backbone that starts from random weights over
+    that of one rank.
     """
-    float16 = BadInput(
-        "the launcher asks for fp16: one rank's overflow would skip its step alone, and "
-        "DeepSpeed's loss scale would reach the head; launch with --mixed_precision bf16 or no "
-        "(--precision sets what is used)"
-    )
-    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
-        raise float16
-    accelerator = Accelerator(
-        # Given as a plugin, or a variable of the launcher would win and silently drop updates.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulation),
-        mixed_precision="no",  # ours is the autocast inside the encoder, the same everywhere
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timeout()),
-            # The neck's statistics are equal on all ranks already; a frozen pooler has none.
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-        ],
-    )
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin is None:
-        return accelerator
-    deepspeed: dict[str, Any] = plugin.deepspeed_config
-    if deepspeed.get("fp16", {}).get("enabled") is True:
-        raise float16
-    if any(deepspeed.get(name, {}).get("enabled") is True for name in ("bf16", "bfloat16")):
-        raise BadInput(
-            "DeepSpeed's JSON enables bf16: the weights themselves would be bfloat16, and a "
-            "checkpoint would lose the float32 ones that are stepped on; take bf16 out of it and "
-            "give --precision bf16, which multiplies in bfloat16 and keeps the weights"
-        )
-    if config.compile and plugin.zero_stage == 3:
-        raise BadInput("compile: ZeRO-3 moves weights while the encoder runs; use ZeRO-2 or DDP")
-    share = config.batch_size // (config.accumulation * runtime.world)
-    deepspeed["train_micro_batch_size_per_gpu"] = share
-    deepspeed["gradient_accumulation_steps"] = config.accumulation
-    deepspeed["gradient_clipping"] = config.clip
-    # Otherwise transformers shards a new model's weights, whatever zero3_init_flag says.
-    unset_hf_deepspeed_config()
-    return accelerator
+    moving = [m for m in encoder.modules() if isinstance(m, STATISTICS) and m.training]
+    rows = config.batch_size // config.accumulation
+    items = {"the neck": rows} if any(isinstance(m, Neck) for m in moving) else {}
+    if not all(isinstance(m, Neck) for m in moving):
+        items["the backbone"] = rows // runtime.world
+    for part, count in items.items():
+        if count == 1:
+            raise BadInput(
+                f"{part} normalises by the statistics of a pass, which would be of one item; use "
+                "a larger batch_size or fewer passes (accumulation), 8 items a pass or more"
+            )
+        if count < FEW_ITEMS and runtime.is_main:
+            log.warning(
+                f"{part} normalises by the statistics of a pass, which are of {count} items: they "
+                "are noise below 8; use a larger batch_size or fewer passes (accumulation)"
+            )
 
 
 def head_estimate(config: TrainingOptions, classes: int, width: int, world: int) -> HeadEstimate:
@@ -223,8 +211,11 @@ def head_estimate(config: TrainingOptions, classes: int, width: int, world: int)
 def new_head(items: TrainingItems, width: int, runtime: Runtime) -> MarginHead:
     """This rank's shard of the head over the classes of `items`; logs its memory first."""
     config, options, shares = items.config, items.config.head, None
-    log.info("%s", head_estimate(config, items.classes, width, runtime.world))
-    if options.margin_of_largest is not None and options.margin > 0:
+    if not items.steps:  # its centres are not used, and there may be no class
+        items = replace(items, classes=1)
+    else:
+        log.info("%s", head_estimate(config, items.classes, width, runtime.world))
+    if items.steps and options.margin_of_largest is not None and options.margin > 0:
         class_ids = items.reader.records["class_id"][items.numbers].astype(np.int64)
         sizes = torch.from_numpy(np.bincount(class_ids, minlength=items.classes))
         shares = margin_shares(sizes, options.margin_of_largest / options.margin)
@@ -271,10 +262,7 @@ def start_centres(training: Training) -> None:
         log.info("centres of %d of %d classes start at their mean embedding", known, head.classes)
     if options.grow_from is not None:
         # Centres, moments and steps of the classes that the earlier run had are taken over.
-        run = options.grow_from
-        folder = max((run / "checkpoints").glob("step-*"), default=None)
-        if folder is None:
-            raise BadInput(f"{run}: has no checkpoint to grow from; name a finished run")
+        folder = run_to_grow_from(options.grow_from)
         state = read_json(folder / "state.json")
         known = int(state["classes"])
         if class_names_digest(items.class_names[:known]) != state["class_names"]:
@@ -284,3 +272,11 @@ def start_centres(training: Training) -> None:
             )
         load_head(folder, head, training.head_optimizer, known)
         log.info("centres of %d of %d classes taken from %s", known, head.classes, folder)
+
+
+def run_to_grow_from(run: Path) -> Path:
+    """The newest checkpoint of an earlier run; BadInput without one."""
+    folder = max((run / "checkpoints").glob("step-*"), default=None)
+    if folder is None:
+        raise BadInput(f"{run}: has no checkpoint to grow from; name a finished run")
+    return folder

@@ -213,6 +213,12 @@ def model_card(
     """Markdown: what it is, on what and how it was trained, how it scored and how to load it."""
     config = items.config
     weights = "moving average of the weights" if config.ema else "weights"
+    origin = f"Fine-tuned from `{config.encoder.model}`: the {weights} after step {step} of "
+    origin += f"{items.steps}."
+    data = f"{len(items.numbers)} postings of {items.classes} products, the train split of"
+    if not items.steps:
+        origin = f"`{config.encoder.model}` as it was, not trained."
+        data = "None was trained on. The validation postings are of"
     if scores:
         rows = [("this encoder", scores)]
         if progress.start and scores is not progress.start:
@@ -234,12 +240,11 @@ def model_card(
         results = "There were no validation products to score it on."
     return f"""# {modality} encoder for product matching
 
-Fine-tuned from `{config.encoder.model}`: the {weights} after step {step} of {items.steps}.
+{origin}
 
 ## Data
 
-{len(items.numbers)} postings of {items.classes} products, the train split of the shard set \
-`{items.fingerprint[:12]}`.
+{data} the shard set `{items.fingerprint[:12]}`.
 
 ## Scores
 

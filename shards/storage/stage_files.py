@@ -116,7 +116,7 @@ def _check_same(out: Path, wanted: dict[str, Any]) -> None:
     for name, keys in differing.items():
         if keys:
             raise BadInput(
-                f"{out}: already holds another run of {found['kind']} "
+                f"{out}: already holds the {found['kind']} of another command "
                 f"({name} differs: {keys}); name another folder or remove this one"
             )
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.launching import DEFAULT, MANY, ONE, ROOT, environment, free_port
 
@@ -91,3 +92,35 @@ def test_a_process_that_is_alone_where_two_were_meant_is_refused(
     assert code != 0
     assert "was to start several processes and has started only this one" in output
     assert not (tmp_path / "run").exists()
+
+
+FSDP = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}
+SCHEDULER = {"type": "WarmupLR", "params": {"warmup_num_steps": 10}}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("cpu.yaml", FSDP, "the launcher asks for FSDP"),
+        ("deepspeed_zero2.yaml", {}, "take out what DeepSpeed is not to decide: scheduler (give"),
+    ],
+)
+def test_what_the_launcher_may_not_decide_is_refused(
+    name: str, settings: dict, words: str, verb: list[object], tmp_path: Path, monkeypatch
+) -> None:
+    """By every rank in one line, and nothing is trained."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    given = yaml.safe_load((ROOT / "launch/accelerate" / name).read_text()) | settings
+    if "deepspeed_config" in given:
+        told = json.loads((ROOT / given["deepspeed_config"]["deepspeed_config_file"]).read_text())
+        (tmp_path / "ds.json").write_text(json.dumps(told | {"scheduler": SCHEDULER}))
+        given["deepspeed_config"]["deepspeed_config_file"] = str(tmp_path / "ds.json")
+    config = tmp_path / "launch.yaml"
+    config.write_text(yaml.safe_dump(given))
+    port = ["--main_process_port", free_port()]
+    code, output = ended(launch(config, "--num_processes", 2, *port, "-m", "dist_train", *verb))
+    assert code != 0
+    refusals = [line for line in output.splitlines() if line.startswith("dist-train [rank ")]
+    assert refusals, output
+    assert all(words in line for line in refusals), output
+    assert not list(tmp_path.glob("run/checkpoints/*"))

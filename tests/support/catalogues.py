@@ -26,3 +26,9 @@ def write_text(path: Path, content: str | bytes) -> Path:
     """Write a file and return its path."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
+
+
+def labelled_text(columns: str = "posting_id,image,title,label_group") -> str:
+    """A CSV of eight postings: two products to train on (0, 2), one of val (3), one of test (1)."""
+    rows = [f"{n},{n}.jpg,title {n},{product}" for n, product in enumerate("00223311")]
+    return "\n".join([columns, *rows, ""])

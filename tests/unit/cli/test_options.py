@@ -19,6 +19,7 @@ from dist_train.config.slurm import SlurmConfig
 from dist_train.doctor import doctor as examination
 from dist_train.doctor.finding import Finding, fault
 from dist_train.planning import plan as planning
+from tests.support.catalogues import labelled_text
 from tests.support.recorded_programs import call_verb
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
@@ -131,7 +132,7 @@ def slurm_options() -> set[str]:
 def verb(monkeypatch: pytest.MonkeyPatch, capfd, tmp_path: Path) -> Verb:
     """Runs a verb in this process, in a folder with a catalogue, where there is no Slurm."""
     monkeypatch.chdir(tmp_path)
-    Path("c.csv").write_text("sku,name,product\n1,a,s\n2,b,s\n")  # s is a test product
+    Path("c.csv").write_text(labelled_text("sku,image,name,product"))
     Path("mine.yaml").write_text("compute_environment: MINE\n")
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -196,6 +197,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         "dist_train.report.html.write_report",
     ):  # fmt: skip
         monkeypatch.setattr(module, recorder(module.rpartition(".")[2]))
+    # Nothing is packed that it could read.
+    monkeypatch.setattr("dist_train.planning.preflight.check_after_pack", lambda *given: None)
     return calls
 
 
@@ -245,7 +248,7 @@ def test_options_of_run_that_do_not_go_with_others(verb: Verb, stages: list[Call
     columns = {"columns": {"posting_id": "sku", "title": "name"}}
     given: dict[str, Any] = {"catalogue": "c.csv", "out": "o", "encoders": ["image"]} | columns
     given |= {"image": {"photos_per_product": 2}, "match": {"threshold_from": "t.json"}}
-    Path("t.json").write_text('{"threshold": 0.7}')
+    Path("t.json").write_text('{"threshold": 0.7, "weights": {"image": 1.0}}')
     assert verb("run", write(given))[0] == 0
     pack, train, embed, *_ = stages
     assert (pack.given[1], pack.given[4]) == (None, columns["columns"])
@@ -320,7 +323,7 @@ def test_every_option_of_a_stage_reaches_the_file_that_its_job_reads(verb: Verb)
         assert verb("submit", write(other | {section: given}), "--dry-run")[0] == 0
         file = Path("runs/other/slurm/dry-run") / f"{section}.yaml"
         assert holds(yaml.safe_load(file.read_text()), given)
-    Path("t.json").write_text('{"threshold": 0.7}')
+    Path("t.json").write_text('{"threshold": 0.7, "weights": {"image": 1.0}}')
     given = {"threshold_from": "t.json"}
     assert verb("submit", write(other | {"match": given}), "--dry-run")[0] == 0
     file = Path("runs/other/slurm/dry-run/match.yaml")

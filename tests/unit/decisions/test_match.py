@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,6 +23,8 @@ from shards.storage.errors import BadInput
 from shards.storage.files import write_parquet
 
 PRODUCTS, EACH, D = 60, 5, 24
+WEIGHTS = {"weights": {"image": 0.5, "text": 0.5}}
+"""Of the score over both modalities, as a threshold.json names them."""
 
 
 def write_set(out, seed: int = 0, labels: str | None = "g{product}") -> None:
@@ -182,11 +185,11 @@ def test_the_number_in_a_file_of_a_threshold_is_part_of_the_config(made, tmp_pat
     """The file may be written anew: what counts is what it said."""
     file, out = tmp_path / "threshold.json", tmp_path / "m"
     config = MatchConfig(threshold_from=file)
-    file.write_text('{"threshold": 0.75}')
+    file.write_text(json.dumps({"threshold": 0.75} | WEIGHTS))
     match(made / "gemm-pairs", out, config)
     assert json.loads(read(out, "stage.json"))["config"]["threshold"] == 0.75
     assert match(made / "gemm-pairs", out, config)["threshold"] == 0.75
-    file.write_text('{"threshold": 0.5}')
+    file.write_text(json.dumps({"threshold": 0.5} | WEIGHTS))
     with pytest.raises(BadInput, match=r"threshold 0\.75 there, 0\.5 requested"):
         match(made / "gemm-pairs", out, config)
 
@@ -199,7 +202,7 @@ def test_a_file_of_a_threshold_that_is_replaced_meanwhile_is_not_read_again(
     real = threshold.read_json
 
     def replaced(path):
-        path.write_text(json.dumps({"threshold": next(said)}))
+        path.write_text(json.dumps({"threshold": next(said)} | WEIGHTS))
         return real(path)
 
     monkeypatch.setattr(threshold, "read_json", replaced)
@@ -251,7 +254,7 @@ def test_a_threshold_below_the_score_floor_is_refused_before_any_work(made, tmp_
     low = float(np.nextafter(np.float32(floor), np.float32(0)))
     with pytest.raises(BadInput, match=f"--max-score-floor {low}, or give a higher threshold"):
         match(made / "gemm-pairs", tmp_path / "low", MatchConfig(threshold=low))
-    (tmp_path / "t.json").write_text(json.dumps({"threshold": low}))
+    (tmp_path / "t.json").write_text(json.dumps({"threshold": low} | WEIGHTS))
     with pytest.raises(BadInput, match=f"score {floor} or more, the threshold is {low}"):
         match(
             made / "gemm-pairs", tmp_path / "low", MatchConfig(threshold_from=tmp_path / "t.json")
@@ -289,7 +292,7 @@ def test_without_products_to_tell_apart_a_threshold_must_be_given(tmp_path, labe
     write_set(tmp_path / "emb", labels=labels)
     build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
     build_pairs(tmp_path / "emb", tmp_path / "index", tmp_path / "pairs", JoinConfig(device="cpu"))
-    with pytest.raises(BadInput, match=f"{obstacle}.*--threshold T or --threshold-from FILE"):
+    with pytest.raises(BadInput, match=f"{obstacle}.*--threshold T or --threshold-from MATCHES"):
         match(tmp_path / "pairs", tmp_path / "m", MatchConfig())
     assert not (tmp_path / "m").exists()  # refused before anything is claimed
     given = match(tmp_path / "pairs", tmp_path / "n", MatchConfig(threshold=0.7))
@@ -315,3 +318,56 @@ def test_another_threshold_in_a_finished_directory_is_refused(made):
         match(made / "faiss-pairs", made / "faiss", MatchConfig(threshold=0.5))
     with pytest.raises(BadInput, match="already holds matches"):
         build_pairs(made / "emb", made / "index", made / "faiss", JoinConfig(device="cpu"))
+
+
+# The threshold of another match
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{"text": 1.0}, {"image": 1.0}, {"image": 0.7, "text": 0.3}, {"image": 0.5, "title": 0.5}],
+)
+def test_a_threshold_of_another_score_is_refused(made, tmp_path, weights):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"threshold": 0.7, "weights": weights}))
+    with pytest.raises(BadInput, match=r"belongs to the score .* here the score is 0\.5 image"):
+        match(made / "gemm-pairs", tmp_path / "m", MatchConfig(threshold_from=path))
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("weights", [None, [], {"image": "half"}, {"image": None}])
+def test_a_file_that_does_not_name_its_score_is_refused(made, tmp_path, weights):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"threshold": 0.7, "weights": weights}))
+    with pytest.raises(BadInput, match=r"t\.json: does not say which score .*--threshold 0\.7"):
+        match(made / "gemm-pairs", tmp_path / "m", MatchConfig(threshold_from=path))
+
+
+def test_a_match_directory_or_a_run_gives_its_threshold(made, tmp_path):
+    wanted = json.loads(read(made / "faiss", "threshold.json"))["threshold"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/matches").symlink_to(made / "faiss")
+    for number, path in enumerate((made / "faiss", tmp_path / "run")):
+        config = MatchConfig(threshold_from=path)
+        found = match(made / "gemm-pairs", tmp_path / f"m{number}", config)
+        assert (found["source"], found["threshold"]) == ("file", wanted)
+
+
+def test_a_directory_without_a_threshold_is_named(made, tmp_path):
+    for path, message in (
+        (tmp_path, "no match directory, and no run that has one"),
+        (made / "emb", "emb: holds embedding set, wanted matches"),
+        (tmp_path / "none.json", r"none\.json"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            match(made / "gemm-pairs", tmp_path / "m", MatchConfig(threshold_from=path))
+
+
+def test_a_threshold_that_was_changed_after_the_match_is_named(made, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(made / "faiss", copy)
+    told = json.loads(read(copy, "threshold.json"))
+    (copy / "threshold.json").write_text(json.dumps(told | {"threshold": 0.9}))
+    for path in (copy, copy / "threshold.json"):
+        with pytest.raises(BadInput, match=r"threshold\.json: is not as the match wrote it"):
+            match(made / "gemm-pairs", tmp_path / "m", MatchConfig(threshold_from=path))

@@ -1,6 +1,7 @@
 """Every option of embed, index, join, match, evaluate and report has an effect that is seen."""
 
 import io
+import json
 import logging
 import multiprocessing
 import shutil
@@ -232,7 +233,8 @@ def place(catalogue: Path, tiny_vit: Path, tiny_bert: Path, tmp_path_factory) ->
     verb("join", [str(at / "emb"), "--index", str(at / "index"), "--out", str(at / "pairs")])
     verb("match", [str(at / "pairs"), "--out", str(at / "matches")])
     for name, threshold in (("low", 0.25), ("high", 0.875)):
-        (at / name).write_text(f'{{"threshold": {threshold}}}')
+        told = {"threshold": threshold, "weights": {"image": 0.5, "text": 0.5}}
+        (at / name).write_text(json.dumps(told))
     names = ("shards", "half", "broken", "image", "text", "emb", "other", "index", "texts", "low",
              "high", "pairs", "matches", "coded")  # fmt: skip
     return {name: at / name for name in names}

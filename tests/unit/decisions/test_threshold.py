@@ -104,7 +104,9 @@ def test_a_given_threshold_is_taken_as_it_is(tmp_path):
     given = decide_threshold(items, pairs, 0.1, given_threshold(MatchConfig(threshold=0.65)))
     assert (given["source"], given["threshold"]) == ("given", float(np.float32(0.65)))
     assert given["f1"] == pytest.approx(mean_f1(items, pairs, 0.65)) == 1.0
-    (tmp_path / "threshold.json").write_text(json.dumps(given | {"threshold": 0.55}))
+    (tmp_path / "threshold.json").write_text(
+        json.dumps(given | {"threshold": 0.55, "weights": {"text": 1.0}})
+    )
     config = MatchConfig(threshold_from=tmp_path / "threshold.json")
     read = decide_threshold(items, pairs, 0.1, given_threshold(config))
     assert (read["source"], read["threshold"]) == ("file", float(np.float32(0.55)))

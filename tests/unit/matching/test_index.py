@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import faiss
 import numpy as np
@@ -326,3 +327,33 @@ def test_a_foreign_file_is_refused_by_name(built):
     faiss.write_index(faiss.IndexFlatIP(3), str(path))
     with pytest.raises(Corrupt, match=r"shard-00001\.faiss"):
         index_shards(built[0] / "index")
+
+
+# A modality that no item has
+
+
+def without_photos(out):
+    """A set with image vectors, all of them missing."""
+    write_set(out)
+    items = pd.read_parquet(out / "items.parquet").assign(has_image=False)
+    shutil.rmtree(out)
+    stage_files.begin(out, EMBEDDING, {"by": "hand"}, {})
+    files = [out / "items.parquet", part_path(out, "image", 0), part_path(out, "text", 0)]
+    write_parquet(files[0], items)
+    np.save(files[1], np.zeros((N, D), np.float16))
+    np.save(files[2], np.eye(D, dtype=np.float16)[np.arange(N) % D])
+    stage_files.finish(out, {"items": N}, files)
+
+
+@pytest.mark.parametrize("modality", ["image", "both"])
+def test_a_modality_that_no_item_has_is_named(tmp_path, modality):
+    without_photos(tmp_path / "emb")
+    with pytest.raises(BadInput, match="no item has a vector of image modality"):
+        build_index(tmp_path / "emb", tmp_path / "index", IndexConfig(modality=modality))
+
+
+def test_auto_leaves_it_out_and_says_so(tmp_path, caplog):
+    without_photos(tmp_path / "emb")
+    about = build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
+    assert about["modalities"] == ["text"]
+    assert "no item has a vector of image: it is left out" in caplog.text

@@ -19,6 +19,7 @@ from dist_train.slurm.submit import script_text, submit
 from dist_train.stage_graph import stage_graph
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Failed, Stopped
+from tests.support.catalogues import labelled_text
 
 GOLDEN = Path(__file__).parent / "golden_sbatch"
 """To be looked at and written again (DIST_TRAIN_GOLDEN=write) when the scripts are to change."""
@@ -28,7 +29,7 @@ GOLDEN = Path(__file__).parent / "golden_sbatch"
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a catalogue, worked in."""
     monkeypatch.chdir(tmp_path)
-    Path("c.csv").write_text("posting_id,title,label_group\n1,a,s\n2,b,s\n")
+    Path("c.csv").write_text(labelled_text())
     return tmp_path
 
 

@@ -11,17 +11,29 @@ import pytest
 import yaml
 
 from dist_train.config.options import Config, EmbedConfig, JoinConfig, MatchConfig
-from dist_train.config.training import result_options
+from dist_train.config.training import (
+    ImageEncoderOptions,
+    ImageTraining,
+    TextEncoderOptions,
+    TextTraining,
+    result_options,
+)
 from dist_train.distributed import stage
 from dist_train.slurm import commands
 from dist_train.slurm.submit import submit
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Failed
 from shards.storage.lock import locked
+from tests.support.catalogues import labelled_text
 from tests.support.recorded_programs import Programs, call_verb
 
 OUT = Path("runs/pipeline")
-PIPELINE = Config(catalogue=Path("c.csv"), out=OUT)
+PIPELINE = Config(
+    catalogue=Path("c.csv"), out=OUT,
+    image=ImageTraining(encoder=ImageEncoderOptions(model="vit", image_size=32)),
+    text=TextTraining(encoder=TextEncoderOptions(model="bert")),
+)  # fmt: skip
+WEIGHTS = {"weights": {"image": 0.5, "text": 0.5}}
 STAGES = ["pack", "image", "text", "embedding", "index", "join", "match", "evaluate", "report"]
 SBATCH = """
 if [[ $1 == --test-only ]]; then
@@ -69,10 +81,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
 
 
 @pytest.fixture
-def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
-    """Before all others on PATH; a catalogue lies in the folder worked in."""
+def scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_vit: Path, tiny_bert: Path
+) -> Scheduler:
+    """Before all others on PATH; a catalogue and two models lie in the folder worked in."""
     monkeypatch.chdir(tmp_path)
-    Path("c.csv").write_text("posting_id,title,label_group\n1,a,s\n2,b,s\n")
+    Path("c.csv").write_text(labelled_text())
+    Path("vit").symlink_to(tiny_vit)
+    Path("bert").symlink_to(tiny_bert)
     found = Scheduler(tmp_path / "bin")
     found.add("sbatch", SBATCH)
     found.add("scontrol", SCONTROL)
@@ -538,12 +554,12 @@ def test_a_threshold_from_a_file_is_read_when_the_jobs_are_made(scheduler: Sched
     given = replace(PIPELINE, match=MatchConfig(threshold_from=Path("t.json")))
     with pytest.raises(BadInput, match=r"t\.json"):
         submit(given, dry_run=True)
-    Path("t.json").write_text('{"threshold": 0.7}')
+    Path("t.json").write_text(json.dumps({"threshold": 0.7} | WEIGHTS))
     submit(given, dry_run=True)
     assert options_in("match") == {"threshold": 0.7}
     finish("matches", stage.MATCHES, MatchConfig(threshold=0.7))
     submit(given, dry_run=True)
-    Path("t.json").write_text('{"threshold": 0.5}')
+    Path("t.json").write_text(json.dumps({"threshold": 0.5} | WEIGHTS))
     with pytest.raises(BadInput, match=r"threshold 0\.7 there, 0\.5 requested"):
         submit(given, dry_run=True)
 

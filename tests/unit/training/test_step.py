@@ -3,7 +3,6 @@
 import logging
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +10,10 @@ from transformers import AlbertConfig, AlbertModel
 
 from dist_train.config.training import HeadOptions
 from dist_train.encoders.encoder import load_encoder
-from dist_train.training import setup
 from dist_train.training.data import training_items
-from dist_train.training.loop import Stepper, checksum, train
+from dist_train.training.loop import Stepper, train
 from dist_train.training.optimisation import encoder_optimizer
+from dist_train.training.standstill import checksum
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput, Failed
 from tests.support.faulty_rank import spoil_centres
@@ -220,20 +219,6 @@ def test_accumulation_is_the_options_whatever_a_launcher_exports(shard_set, tiny
         before = checksum(stepper.training.encoder)
         stepper.run_step(step)
         assert checksum(stepper.training.encoder) != before, step
-
-
-@pytest.mark.parametrize("name", ["bf16", "bfloat16"])
-def test_deepspeed_with_bfloat16_weights_is_refused(shard_set, tiny_vit, monkeypatch, name):
-    class Launched:
-        def __init__(self, **options):
-            settings = {name: {"enabled": True}}
-            self.state = SimpleNamespace(
-                deepspeed_plugin=SimpleNamespace(deepspeed_config=settings)
-            )
-
-    monkeypatch.setattr(setup, "Accelerator", Launched)
-    with pytest.raises(BadInput, match=r"JSON enables bf16.*give --precision bf16"):
-        stepper_of(shard_set, image_config(tiny_vit))
 
 
 def test_the_checksum_takes_weights_of_any_size():
