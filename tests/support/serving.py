@@ -25,7 +25,7 @@ class Serving:
     broken: Callable[[str], str] = lambda path: ""
     """The fault of a path: "" (none), "503" or any code, "cut" (half of the bytes), "wrong" (other
     bytes), "page" (HTML), "endless" (no end), "huge" (no end, and a length of 1 TB), "drip" (100
-    bytes a second), "short" (a length one byte too small), "gzip" (a gigabyte, compressed)."""
+    bytes a second), "short" (a length one byte too small), "gzip" (16 MB, compressed)."""
     faults: int = 1 << 30
     """So many answers are broken ones, the others are well."""
     delay: float = 0.0
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._without_end(path, data, code, fault)
             return
         elif fault == "gzip":
-            data = gzip.compress(bytes(1 << 30), 1)
+            data = gzip.compress(bytes(1 << 24))
         self._head(code, len(data) - (fault == "short"), coding="gzip" if fault == "gzip" else "")
         half = len(data) // 2
         self.wfile.write(data[:half])

@@ -95,7 +95,7 @@ def test_tries_are_bounded_in_time(server: Serving, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("end", ["stage.json", ".tar"])
 def test_a_compressed_answer_is_refused_unread(end: str, server: Serving) -> None:
-    """A megabyte of it would become a gigabyte."""
+    """A megabyte of it may become a gigabyte."""
     server.broken = lambda path: "gzip" if path.endswith(end) else ""
     with pytest.raises(Unreachable, match=rf"{end}: .*the answer is compressed \(gzip\)"):
         all_items(f"{server.url}/a")
