@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 
 from dist_train.config.options import MatchConfig
 from dist_train.config.training import result_options
@@ -83,6 +84,11 @@ def _decide(pair_set: PairSet, items: pd.DataFrame, given: Given, out: Path) -> 
     decided["weights"] = pair_set.weights
     postings = read_postings(pair_set.embedding / "items.parquet")
     counts = write_lists(pair_set, out, postings, degree, decided["threshold"])
+    if len(blank := postings.names.filter(pc.match_substring_regex(postings.names, r"\s"))):
+        log.warning(
+            f"{out / 'submission.csv'}: {len(blank)} posting ids hold blanks, such as "
+            f"{blank[0].as_py()!r}, and its lists part the ids by blanks; read matches.parquet"
+        )
     write_json(out / "threshold.json", decided)
     names = ("matches.parquet", "groups.parquet", "submission.csv", "threshold.json")
     stage_files.finish(out, counts, [out / name for name in names])

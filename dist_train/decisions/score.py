@@ -10,7 +10,7 @@ import torch
 
 from dist_train.decisions.match_lists import read_matches
 from dist_train.distributed import stage
-from dist_train.embedding.store import EmbeddingSet
+from dist_train.embedding.store import EmbeddingSet, corrupt_error
 from dist_train.evaluation.baselines import same_photo_pairs, title_pairs, title_scores
 from dist_train.evaluation.f1_curve import (
     choose_weight,
@@ -40,13 +40,15 @@ TFIDF = "word TF-IDF"
 WITH_TFIDF = "text + TF-IDF"
 ScoredPairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 """i, j and score (P,) of pairs within the rows of a split."""
+log = logging.getLogger(__name__)
 
 
 @stops_interrupt()
 def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     """Score a match directory on the test products, write its metrics.json and return it.
 
-    `compare` names embedding sets over the same shards that are scored the same way. Raises
+    `compare` names embedding sets over the same shards that are scored the same way. Without a row
+    where all labelled test postings were rejected or share a photo with another split. Raises
     BadInput when no test posting has a label, or one of these sets is over other shards.
     """
     stage_files.open_finished(matches, stage.MATCHES)
@@ -55,14 +57,35 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     items = embeddings.items
     comparison = Comparison(items)
     groups = comparison.groups["test"]
-    if not len(groups):
-        raise BadInput(
-            f"{matches}: no test posting has a label_group, there is nothing to score on"
-        )
-    if obstacle := scoring_obstacle(groups):
-        log.warning(f"{matches}: the scores on the test split say nothing: {obstacle}")
     decided = read_json(matches / "threshold.json")
     threshold, weights = decided["threshold"], decided["weights"]
+    labelled = int(((items.split == "test") & (items.label_group != "")).sum())
+    scores: Scores = {
+        "format": FORMAT,
+        "split": "test",
+        "items": len(groups),
+        "products": len(np.unique(groups)),
+        "threshold": threshold,
+        "left_out": labelled - len(groups),
+        "rows": [],
+        "differences": [],
+        "by_group_size": [],
+    }
+    if not len(groups):
+        postings = _labelled_test_postings(embeddings.path)
+        if not postings:
+            raise BadInput(
+                f"{matches}: no test posting has a label_group, there is nothing to score on"
+            )
+        # The end of a pipeline over a catalogue that has test products: its report is to follow.
+        log.warning(
+            f"{matches}: none of the {postings} labelled test postings can be scored: {labelled} "
+            f"share a photo with another split, {postings - labelled} were rejected"
+        )
+        write_json(matches / "metrics.json", scores)
+        return scores
+    if obstacle := scoring_obstacle(groups):
+        log.warning(f"{matches}: the scores on the test split say nothing: {obstacle}")
     test_ids = items.posting_id[comparison.rows["test"]]
     accepted = read_matches(matches / "matches.parquet", test_ids)
     pairs = accepted.i.to_numpy(), accepted.j.to_numpy()
@@ -81,20 +104,17 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
                 raise BadInput(f"{path}: is over another shard set than {embeddings.path}")
             rows += _encoders(comparison, other, image_weight, name)
     rows.append(ours)
-    labelled = (items.split == "test") & (items.label_group != "")
-    scores: Scores = {
-        "format": FORMAT,
-        "split": "test",
-        "items": len(groups),
-        "products": len(np.unique(groups)),
-        "threshold": threshold,
-        "left_out": int(labelled.sum()) - len(groups),
-        "rows": rows,
-        "differences": _differences(comparison, rows),
-        "by_group_size": by_group_size(groups, f1),
-    }
+    scores["rows"], scores["differences"] = rows, _differences(comparison, rows)
+    scores["by_group_size"] = by_group_size(groups, f1)
     write_json(matches / "metrics.json", scores)
     return scores
+
+
+def _labelled_test_postings(embeddings: Path) -> int:
+    """Labelled postings of the test split, rejected ones too."""
+    with corrupt_error(embeddings / "items.parquet") as path:
+        table = pd.read_parquet(path, columns=["split", "label_group"])
+    return int(((table.split == "test") & (table.label_group != "")).sum())
 
 
 class Comparison:

@@ -1,5 +1,10 @@
-"""Files below a URL that fsspec opens: read completely or from an offset, with retries."""
+"""Files below a URL that fsspec opens: read completely or from an offset, with retries.
 
+What a server sends is never trusted: no answer is read beyond the bytes that were requested, and an
+answer that comes too slowly is given up.
+"""
+
+import asyncio
 import logging
 import os
 import random
@@ -18,6 +23,12 @@ FIRST_WAIT = 0.5
 """Seconds before the second try; doubled each time, times a random factor of 0.5 to 1.5."""
 STALLED = 60.0
 """Seconds without a byte over HTTP before a connection counts as lost."""
+LEAST_RATE = 16 << 10
+"""Bytes a second that an HTTP answer must keep up, after its first STALLED seconds."""
+MOST_TEXT = 64 << 20
+"""Bytes of a file whose size no manifest lists: the manifest of a hundred thousand tars."""
+PATIENCE = 600.0
+"""Seconds after which a request that failed is not tried again."""
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 PACKAGES |= {"http": "aiohttp", "https": "aiohttp", "abfs": "adlfs", "az": "adlfs"}
 PACKAGES |= {"hf": "huggingface_hub"}
@@ -50,22 +61,37 @@ class Remote:
         """The address of a file below the URL, or the URL, without secrets, for messages."""
         return shown(_below(self.url, name) if name else self.url)
 
-    def read(self, name: str) -> bytes | None:
-        """A small file; None where there is none."""
+    def read(self, name: str, most: int = MOST_TEXT) -> bytes | None:
+        """A file of at most `most` bytes; None where there is none. Raises Corrupt if longer."""
+
+        def fetch(files: Any, path: str) -> bytes:
+            if _is_http(files):
+                return _on_loop(files, _http_bytes, path, 0, most + 1, {})
+            with files.open(path, "rb") as file:
+                return file.read(most + 1)
+
         try:
-            return self.retried(name, lambda files, path: files.cat_file(path))
+            data = self.retried(name, fetch)
         except Corrupt:
             return None
+        if len(data) > most:
+            raise Corrupt(
+                f"{self.where(name)}: longer than the {most} bytes that it may have, the rest was "
+                "not read; look at what the server sends, and copy the set there again"
+            )
+        return data
 
     def pieces(self, name: str, start: int, size: int) -> Iterator[bytes]:
         """Yield a file of `size` bytes from `start` on, at most CHUNK at a time."""
 
         def fetch(files: Any, path: str) -> bytes:
-            data = files.cat_file(path, start=start, end=end)
+            if _is_http(files):
+                part = {"Range": f"bytes={start}-{end - 1}"}
+                data = _on_loop(files, _http_bytes, path, start, end, part)
+            else:
+                data = files.cat_file(path, start=start, end=end)
             if len(data) == end - start:
                 return data
-            if len(data) == size:  # a server that knows no ranges sends the complete file
-                return data[start:]
             raise OSError(
                 f"{len(data)} bytes came where {end - start} of {size} were requested, "
                 f"starting {data[:32]!r}"
@@ -77,11 +103,21 @@ class Remote:
             yield data
             start += len(data)
 
+    def size_there(self, name: str) -> int | None:
+        """Bytes of a file at the URL; None where the server does not report them."""
+        return self.retried(
+            name,
+            lambda files, path: (
+                _on_loop(files, _http_size, path) if _is_http(files) else files.info(path)["size"]
+            ),
+        )
+
     def retried(self, name: str, call: Callable[[Any, str], T]) -> T:
         """`call(file system, path)` for the file `name`, up to TRIES times with growing waits.
 
         Raises Corrupt for no such file, Unreachable after the last try or where none would help.
         """
+        began = time.monotonic()
         for number in range(1, TRIES + 1):
             try:
                 files, root = self._folder()
@@ -93,6 +129,7 @@ class Remote:
                 status = getattr(error, "status", None)  # of an HTTP answer
                 is_final = isinstance(error, (PermissionError, ImportError, IsADirectoryError))
                 is_final |= status in range(400, 500) and status not in (408, 425, 429)
+                is_final |= time.monotonic() - began > PATIENCE
                 if number == TRIES or is_final:
                     tries = f"after {number} {'try' if number == 1 else 'tries'}"
                     # Without its cause: the cause's message may hold what `shown` left out.
@@ -132,6 +169,54 @@ class Remote:
                 "another URL"
             ) from None
         return _opened[key]
+
+
+def _is_http(files: Any) -> bool:
+    return "http" in type(files).protocol
+
+
+def _on_loop(files: Any, call: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of the coroutine `call(files, *arguments)` on fsspec's event loop."""
+    from fsspec.asyn import sync
+
+    return sync(files.loop, call, files, *arguments)
+
+
+async def _http_size(files: Any, url: str) -> int | None:
+    """Bytes of a file; None where the server does not report them."""
+    async with asyncio.timeout(STALLED):
+        return (await files._info(url))["size"]
+
+
+async def _http_bytes(files: Any, url: str, start: int, end: int, headers: dict[str, str]) -> bytes:
+    """The bytes of a file from `start` to `end`, or to its own end; no more are ever held.
+
+    headers: of the request, with its range or without. Raises OSError for an answer that is too
+    slow, or compressed: the length of that says nothing of the file's.
+    """
+    session, seen, kept = await files.set_session(), 0, bytearray()
+    began = time.monotonic()
+    deadline = asyncio.get_running_loop().time() + STALLED
+    try:
+        async with (
+            asyncio.timeout_at(deadline) as limit,
+            session.get(files.encode_url(url), headers=headers) as answer,
+        ):
+            files._raise_not_found_for_status(answer, url)
+            if (coding := answer.headers.get("Content-Encoding", "identity")) != "identity":
+                raise OSError(f"the answer is compressed ({coding}), which was not requested")
+            # A server that knows no ranges sends the complete file.
+            first = start if answer.status == 206 else 0
+            async for some in answer.content.iter_any():
+                kept += some[max(start - first - seen, 0) : max(end - first - seen, 0)]
+                seen += len(some)
+                if first + seen >= end:
+                    break
+                limit.reschedule(deadline + seen / LEAST_RATE)
+    except TimeoutError:
+        seconds = time.monotonic() - began
+        raise OSError(f"only {seen} bytes came in {seconds:.0f} s, which is too slow") from None
+    return bytes(kept)
 
 
 def _below(root: str, name: str) -> str:

@@ -1,5 +1,6 @@
 """A small HTTP server of a folder that knows ranges, counts, and misbehaves on request."""
 
+import gzip
 import re
 import threading
 import time
@@ -23,13 +24,16 @@ class Serving:
     ranges: bool = True
     broken: Callable[[str], str] = lambda path: ""
     """The fault of a path: "" (none), "503" or any code, "cut" (half of the bytes), "wrong" (other
-    bytes) or "page" (HTML)."""
+    bytes), "page" (HTML), "endless" (no end), "huge" (no end, and a length of 1 TB), "drip" (100
+    bytes a second), "short" (a length one byte too small), "gzip" (16 MB, compressed)."""
     faults: int = 1 << 30
     """So many answers are broken ones, the others are well."""
     delay: float = 0.0
     """Seconds that every answer waits in its middle."""
     started: Counter[str] = field(default_factory=Counter)
     """Requests from a file's first byte, by path."""
+    sent: Counter[str] = field(default_factory=Counter)
+    """Bytes of endless answers that clients have taken, by path."""
     resumed: Counter[str] = field(default_factory=Counter)
     """Requests from a later byte."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -99,7 +103,12 @@ class _Handler(BaseHTTPRequestHandler):
             code, data = 200, PAGE
         elif fault == "wrong":
             data = bytes(byte ^ 1 for byte in data)
-        self._head(code, len(data))
+        elif fault in ("endless", "huge", "drip"):
+            self._without_end(path, data, code, fault)
+            return
+        elif fault == "gzip":
+            data = gzip.compress(bytes(1 << 24))
+        self._head(code, len(data) - (fault == "short"), coding="gzip" if fault == "gzip" else "")
         half = len(data) // 2
         self.wfile.write(data[:half])
         self.wfile.flush()
@@ -109,12 +118,26 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.wfile.write(data[half:])
 
+    def _without_end(self, path: str, data: bytes, code: int, fault: str) -> None:
+        self.close_connection = True
+        # Without a length: the answer ends with the connection.
+        self._head(code, {"huge": 10**12, "drip": len(data)}.get(fault))
+        while True:
+            some = data[self.serving.sent[path] :][:10] if fault == "drip" else bytes(1 << 16)
+            self.wfile.write(some or b"\n")
+            self.serving.sent[path] += len(some)
+            if fault == "drip":
+                time.sleep(0.1)
+
     def _path(self) -> str:
         return unquote(self.path.partition("?")[0]).lstrip("/")
 
-    def _head(self, code: int, size: int) -> None:
+    def _head(self, code: int, size: int | None, coding: str = "") -> None:
         self.send_response(code)
-        self.send_header("Content-Length", str(size))
+        if size is not None:
+            self.send_header("Content-Length", str(size))
+        if coding:
+            self.send_header("Content-Encoding", coding)
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:

@@ -83,7 +83,8 @@ def _fill_pairs(joined: Path, pairs: pd.DataFrame) -> None:
 
 def _fill(matches: Path, items: pd.DataFrame, pairs: pd.DataFrame, threshold: float) -> None:
     lists = {name: ([name], [1.0]) for name in items["posting_id"]}
-    names = dict(zip(items["row"].dropna().astype(int), items.dropna()["posting_id"], strict=True))
+    embedded = items[items["row"] >= 0]
+    names = dict(zip(embedded["row"], embedded["posting_id"], strict=True))
     for pair in pairs[pairs["score"] >= threshold].itertuples():
         for one, other in ((pair.i, pair.j), (pair.j, pair.i)):
             lists[names[one]][0].append(names[other])
@@ -92,14 +93,13 @@ def _fill(matches: Path, items: pd.DataFrame, pairs: pd.DataFrame, threshold: fl
     table["matches"] = [found for found, _ in lists.values()]
     table["scores"] = [scores for _, scores in lists.values()]
     table.to_parquet(matches / "matches.parquet", index=False)
-    rows = items.assign(row=items["row"].fillna(-1).astype("int64"))
-    groups = groups_table(rows, pairs[pairs["score"] >= threshold])
+    groups = groups_table(items, pairs[pairs["score"] >= threshold])
     groups.to_parquet(matches / "groups.parquet", index=False)
     write_threshold(matches, items, pairs, threshold)
 
 
 def write_threshold(matches, items, pairs, threshold) -> None:
-    embedded = items[items["row"].notna()]
+    embedded = items[items["row"] >= 0]
     curve = None
     if (embedded["label_group"] != "").all():
         scored = f1_curve(
@@ -151,10 +151,10 @@ def shop(labels: str, split="test", titles=None) -> pd.DataFrame:
     """Items p0, p1, ... one a letter; "-" has no label; one rejected posting at the end."""
     n = len(labels)
     rows = {
-        "row": pd.array([*range(n), None], dtype="Int64"),
+        "row": [*range(n), -1],
         "posting_id": [*(f"p{k}" for k in range(n)), "rejected"],
         "label_group": [*(letter.replace("-", "") for letter in labels), "z"],
-        "split": [*([split] * n), None],
+        "split": [split] * (n + 1),
         "title": [*(titles or [f"title {k}" for k in range(n)]), ""],
     }
     return pd.DataFrame(rows)
