@@ -16,11 +16,12 @@ from dist_train.decisions.threshold import (
     check_same_score,
     decide_threshold,
     given_threshold,
+    queries_of,
 )
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime
 from dist_train.embedding.store import read_items
-from dist_train.evaluation.labelled import labelled_rows, scoring_obstacle
+from dist_train.evaluation.labelled import CatalogueLabels, scoring_obstacle
 from dist_train.matching.pairs import PairSet, no_pairs
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
@@ -46,7 +47,8 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
     pair_set, given = PairSet(pairs), given_threshold(config)
     check_same_score(given, config.threshold_from, pair_set.weights)
     items = read_items(pair_set.embedding, ["split", "label_group", "photo_group"])
-    groups = items.label_group.to_numpy(str)[labelled_rows(items, "val")]
+    queries = queries_of(items, pair_set.proof["pairs"])
+    groups = items.label_group.to_numpy(str)[queries]
     if given.threshold is None and (obstacle := scoring_obstacle(groups)):
         raise BadInput(
             f"{pair_set.embedding}: no threshold can be chosen on the val split: {obstacle}; give "
@@ -62,27 +64,30 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
     options = result_options(config) | {"threshold": given.threshold}
     with runtime.stage(out, stage.MATCHES, options, stage.parents_for(out, pairs=pairs)) as done:
         if not done:
-            runtime.alone(out, _decide, pair_set, items, given, out)
+            runtime.alone(out, _decide, pair_set, queries, given, out)
     return read_json(out / "threshold.json")
 
 
-def _decide(pair_set: PairSet, items: pd.DataFrame, given: Given, out: Path) -> None:
+def _decide(pair_set: PairSet, queries: np.ndarray, given: Given, out: Path) -> None:
     """Read the pairs twice: for the threshold, then for the lists of matches."""
-    is_val = np.isin(np.arange(len(items)), labelled_rows(items, "val"))
-    degree, within_val = np.zeros(len(items), np.int64), [no_pairs(("i", "j", "score"))]
+    postings = read_postings(pair_set.embedding / "items.parquet")
+    all_labels = read_items(pair_set.embedding, ["label_group"], with_rejected=True).label_group
+    is_query = np.zeros(len(postings.place), bool)
+    is_query[queries] = True
+    degree, of_queries = np.zeros(len(is_query), np.int64), [no_pairs(("i", "j", "score"))]
     for pairs in pair_set.batches():
         i, j = pairs.i.to_numpy(), pairs.j.to_numpy()
         np.add.at(degree, np.r_[i, j], 1)
-        within_val.append(pairs[is_val[i] & is_val[j]])
-    val_pairs = pd.concat(within_val, ignore_index=True)
-    decided = decide_threshold(items, val_pairs, pair_set.score_floor, given)
+        of_queries.append(pairs[is_query[i] | is_query[j]])
+    query_pairs = pd.concat(of_queries, ignore_index=True)
+    labels, score_floor = CatalogueLabels.of(all_labels), pair_set.score_floor
+    decided = decide_threshold(queries, labels, query_pairs, score_floor, given)
     if decided["at_score_floor"]:
         log.warning(
-            f"the best threshold lies at the score floor {pair_set.score_floor:.3f} of the pairs: "
+            f"the best threshold lies at the score floor {score_floor:.3f} of the pairs: "
             "join again with more --pairs-per-item, a better one may lie below"
         )
     decided["weights"] = pair_set.weights
-    postings = read_postings(pair_set.embedding / "items.parquet")
     counts = write_lists(pair_set, out, postings, degree, decided["threshold"])
     if len(blank := postings.names.filter(pc.match_substring_regex(postings.names, r"\s"))):
         log.warning(

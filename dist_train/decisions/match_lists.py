@@ -5,6 +5,7 @@ are stored on disk by the posting they belong to and are read a piece at a time.
 """
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -124,17 +125,27 @@ def read_matches(path: Path, posting_ids: pd.Series, best: int | None = None) ->
 
     best: keep only so many of each batch of matches.parquet, those of the highest score.
     """
-    places, found = pd.Index(posting_ids), [no_pairs(("i", "j", "score"))]
+    found = [no_pairs(("i", "j", "score"))]
+    for matches in iterate_matches(path, posting_ids):
+        # A match stands in the lists of both postings.
+        pairs = matches[(matches.i >= 0) & (matches.i < matches.j)]
+        found.append(pairs if best is None else pairs.nlargest(best, "score"))
+    return pd.concat(found, ignore_index=True)
+
+
+def iterate_matches(path: Path, posting_ids: pd.Series) -> Iterator[pd.DataFrame]:
+    """Every entry of every list, batch by batch: i, j and score, a posting itself first.
+
+    i, j: the places in `posting_ids` (n,) of the posting and of its match, -1 for others.
+    """
+    places = pd.Index(posting_ids)
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["posting_id", "matches", "scores"]):
             lists = pc.list_parent_indices(batch["matches"]).to_numpy()
             i = places.get_indexer(batch["posting_id"].to_pandas())[lists]
             j = places.get_indexer(pc.list_flatten(batch["matches"]).to_pandas())
             score = pc.list_flatten(batch["scores"]).to_numpy(zero_copy_only=False)
-            # A match stands in the lists of both postings.
-            pairs = pd.DataFrame({"i": i, "j": j, "score": score})[(i >= 0) & (i < j)]
-            found.append(pairs if best is None else pairs.nlargest(best, "score"))
-    return pd.concat(found, ignore_index=True)
+            yield pd.DataFrame({"i": i, "j": j, "score": score})
 
 
 def _cuts(degree: np.ndarray) -> np.ndarray:

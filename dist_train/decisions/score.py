@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dist_train.decisions.match_lists import read_matches
+from dist_train.decisions.match_lists import iterate_matches, read_matches
 from dist_train.distributed import stage
-from dist_train.embedding.store import EmbeddingSet, corrupt_error
+from dist_train.embedding.store import EmbeddingSet, read_items
 from dist_train.evaluation.baselines import same_photo_pairs, title_pairs, title_scores
 from dist_train.evaluation.f1_curve import (
     choose_weight,
@@ -18,14 +18,15 @@ from dist_train.evaluation.f1_curve import (
     pairs_per_item,
     weighted_mean,
 )
-from dist_train.evaluation.labelled import labelled_rows, scoring_obstacle
+from dist_train.evaluation.labelled import CatalogueLabels, labelled_rows, scoring_obstacle
 from dist_train.evaluation.metrics import (
     bootstrap_interval,
     by_group_size,
     paired_difference,
     per_item_scores,
+    scores_of_counts,
 )
-from dist_train.evaluation.scores import Difference, Kind, MatcherScore, Scores
+from dist_train.evaluation.scores import Delivered, Difference, Kind, MatcherScore, Scores
 from dist_train.matching.join import pairs_in_memory
 from dist_train.matching.pairs import PairSet
 from dist_train.matching.vectors import ItemVectors, open_vectors, subset
@@ -34,12 +35,13 @@ from shards.storage.errors import BadInput
 from shards.storage.files import read_json, remove_abandoned, write_json
 from shards.storage.stops import stops_interrupt
 
-log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 TFIDF = "word TF-IDF"
 WITH_TFIDF = "text + TF-IDF"
 ScoredPairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 """i, j and score (P,) of pairs within the rows of a split."""
+PerItem = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""F1, precision and recall (n,) of items."""
 log = logging.getLogger(__name__)
 
 
@@ -47,8 +49,9 @@ log = logging.getLogger(__name__)
 def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     """Score a match directory on the test products, write its metrics.json and return it.
 
-    `compare` names embedding sets over the same shards that are scored the same way. Without a row
-    where all labelled test postings were rejected or share a photo with another split. Raises
+    First its files as they are delivered, then matchers among the test items alone. `compare`
+    names embedding sets over the same shards that are scored the same way. Without a row where all
+    labelled test postings were rejected or share a photo with another split. Raises
     BadInput when no test posting has a label, or one of these sets is over other shards.
     """
     stage_files.open_finished(matches, stage.MATCHES)
@@ -59,28 +62,31 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     groups = comparison.groups["test"]
     decided = read_json(matches / "threshold.json")
     threshold, weights = decided["threshold"], decided["weights"]
-    labelled = int(((items.split == "test") & (items.label_group != "")).sum())
+    columns = ["posting_id", "split", "label_group", "photo_group", "phash"]
+    postings = read_items(embeddings.path, columns, with_rejected=True)
+    labelled = postings[(postings.split == "test") & (postings.label_group != "")]
+    if not len(labelled):
+        raise BadInput(
+            f"{matches}: no test posting has a label_group, there is nothing to score on"
+        )
     scores: Scores = {
         "format": FORMAT,
+        "delivered": score_delivered(matches, postings, threshold),
         "split": "test",
         "items": len(groups),
         "products": len(np.unique(groups)),
         "threshold": threshold,
-        "left_out": labelled - len(groups),
+        "left_out": len(labelled) - len(labelled_rows(postings, "test")),
         "rows": [],
         "differences": [],
         "by_group_size": [],
     }
     if not len(groups):
-        postings = _labelled_test_postings(embeddings.path)
-        if not postings:
-            raise BadInput(
-                f"{matches}: no test posting has a label_group, there is nothing to score on"
-            )
         # The end of a pipeline over a catalogue that has test products: its report is to follow.
         log.warning(
-            f"{matches}: none of the {postings} labelled test postings can be scored: {labelled} "
-            f"share a photo with another split, {postings - labelled} were rejected"
+            f"{matches}: none of the {len(labelled)} labelled test postings can be scored among "
+            f"one another: {scores['left_out']} share a photo with another split, "
+            f"{len(labelled) - scores['left_out']} were rejected"
         )
         write_json(matches / "metrics.json", scores)
         return scores
@@ -110,11 +116,80 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     return scores
 
 
-def _labelled_test_postings(embeddings: Path) -> int:
-    """Labelled postings of the test split, rejected ones too."""
-    with corrupt_error(embeddings / "items.parquet") as path:
-        table = pd.read_parquet(path, columns=["split", "label_group"])
-    return int(((table.split == "test") & (table.label_group != "")).sum())
+def score_delivered(matches: Path, postings: pd.DataFrame, threshold: float) -> Delivered:
+    """The scores of matches.parquet and groups.parquet against the labels of all postings.
+
+    Every match of a test posting counts, of whatever split it is. Test postings that pack rejected
+    count too; those with a near-duplicate in another split do not.
+    postings: columns posting_id, split, label_group, photo_group and phash (M,).
+    """
+    labels, queries = CatalogueLabels.of(postings.label_group), labelled_rows(postings, "test")
+    sizes, place = labels.sizes[queries], np.full(len(postings), -1)
+    place[queries] = np.arange(len(queries))
+    right, wrong = np.zeros((2, len(queries)), np.int64)
+    for found in iterate_matches(matches / "matches.parquet", postings.posting_id):
+        # A match with a posting without a label is counted by the labelled ones.
+        found = found[(found.i != found.j) & (place[found.i] >= 0) & (labels.codes[found.j] >= 0)]
+        is_right = labels.codes[found.i] == labels.codes[found.j]
+        np.add.at(right, place[found.i[is_right]], 1)
+        np.add.at(wrong, place[found.i[~is_right]], 1)
+    table = pd.read_parquet(matches / "groups.parquet")
+    group = table.set_index("posting_id").group_id.reindex(postings.posting_id).to_numpy()
+    photo = pd.factorize(postings.phash.where(postings.phash != ""))[0]
+    alone = np.full(len(postings), -1)
+    counts: dict[str, tuple[Kind, tuple[np.ndarray, np.ndarray]]] = {
+        "matches": ("ours", (right, wrong)),
+        "groups": ("groups", labels.counts_in_groups(queries, group)),
+        "same photo": ("baseline", labels.counts_in_groups(queries, photo)),
+        "self-match": ("baseline", labels.counts_in_groups(queries, alone)),
+    }
+    rows, f1 = [], {}
+    for name, (kind, of_kind) in counts.items() if len(queries) else ():
+        scores = scores_of_counts(*of_kind, sizes, labels.times)
+        rows.append(matcher_score(name, kind, scores, labels.codes[queries]))
+        f1[name] = scores[0]
+    for row in rows[:1]:
+        row["threshold"] = threshold
+    return {
+        "postings": len(postings),
+        "labelled": int((labels.codes >= 0).sum()),
+        "times": labels.times,
+        "items": len(queries),
+        "products": len(np.unique(labels.codes[queries])),
+        "largest_group": int(np.bincount(group).max()),
+        "largest_product": int(labels.sizes.max()),
+        "rows": rows,
+        "differences": [
+            difference(f1, "matches", over, labels.codes[queries])
+            for over in ("self-match", "same photo", "groups")
+            if over in f1
+        ],
+    }
+
+
+def matcher_score(
+    name: str, kind: Kind, scores: PerItem, groups: np.ndarray, threshold: float | None = None
+) -> MatcherScore:
+    """Means over items of the label groups (n,), with an interval of F1."""
+    f1, precision, recall = scores
+    low, high = bootstrap_interval(f1, groups)
+    return {
+        "name": name,
+        "kind": kind,
+        "f1": float(f1.mean()),
+        "low": low,
+        "high": high,
+        "precision": float(precision.mean()),
+        "recall": float(recall.mean()),
+        "threshold": threshold,
+        "items": len(f1),
+    }
+
+
+def difference(f1: Mapping[str, np.ndarray], of: str, over: str, groups: np.ndarray) -> Difference:
+    """The gain of one matcher over another by the F1 (n,) of each on the same items."""
+    gain, low, high = paired_difference(f1[of], f1[over], groups)
+    return {"f1": gain, "low": low, "high": high, "of": of, "over": over}
 
 
 class Comparison:
@@ -145,21 +220,9 @@ class Comparison:
         self, name: str, kind: Kind, i: np.ndarray, j: np.ndarray, threshold: float | None = None
     ) -> MatcherScore:
         """The score of a matcher that accepts these pairs (P,) of test rows."""
-        groups = self.groups["test"]
-        f1, precision, recall = per_item_scores(groups, i, j)
-        self.f1[name] = f1
-        low, high = bootstrap_interval(f1, groups)
-        return {
-            "name": name,
-            "kind": kind,
-            "f1": float(f1.mean()),
-            "low": low,
-            "high": high,
-            "precision": float(precision.mean()),
-            "recall": float(recall.mean()),
-            "threshold": threshold,
-            "items": len(groups),
-        }
+        scores = per_item_scores(self.groups["test"], i, j)
+        self.f1[name] = scores[0]
+        return matcher_score(name, kind, scores, self.groups["test"], threshold)
 
     def score_calibrated(
         self, name: str, kind: Kind, val: ScoredPairs, test: ScoredPairs
@@ -226,9 +289,5 @@ def _differences(comparison: Comparison, rows: list[MatcherScore]) -> list[Diffe
     others = [row["name"] for row in rows if row["kind"] == "compare"]
     pairs += [(name.rsplit(": ", 1)[-1], name) for name in others]
     pairs += [(WITH_TFIDF, name) for name in (TFIDF, "text")]
-    found: list[Difference] = []
-    for of, over in pairs:
-        if f1.keys() >= {of, over}:
-            gain, low, high = paired_difference(f1[of], f1[over], comparison.groups["test"])
-            found.append({"f1": gain, "low": low, "high": high, "of": of, "over": over})
-    return found
+    groups = comparison.groups["test"]
+    return [difference(f1, *pair, groups) for pair in pairs if f1.keys() >= set(pair)]

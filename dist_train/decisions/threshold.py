@@ -1,4 +1,7 @@
-"""The threshold: the best mean per-item F1 on the validation products, given, or from a file."""
+"""The threshold: the best mean per-item F1 of the validation items, given, or from a file.
+
+Validation items are matched with the whole catalogue, as the file that is delivered will be.
+"""
 
 import math
 from collections.abc import Mapping
@@ -10,13 +13,13 @@ import pandas as pd
 
 from dist_train.config.options import MatchConfig
 from dist_train.distributed.stage import MATCHES
-from dist_train.evaluation.f1_curve import SavedCurve, f1_curve
-from dist_train.evaluation.labelled import labelled_rows
+from dist_train.evaluation.f1_curve import MOST_PAIRS, SavedCurve, f1_curve_of_queries
+from dist_train.evaluation.labelled import CatalogueLabels, labelled_rows
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt
 from shards.storage.files import read_json, sha256_file
 
-FORMAT = 3
+FORMAT = 4
 NAME = "threshold.json"
 Source = Literal["given", "file", "chosen"]
 
@@ -39,10 +42,13 @@ class Threshold(TypedDict):
     objective: str
     split: str
     items: int
-    """Labelled items of the split, of so many products."""
+    """Labelled items of the split that were matched, of so many products."""
     products: int
+    postings: int
+    """The catalogue that they were matched with, so many of its postings labelled."""
+    labelled: int
     f1: float | None
-    """At the threshold, on these items; None without any."""
+    """At the threshold, of these items; None without any."""
     score_floor: float
     """The lowest score of the pairs that were joined."""
     at_score_floor: bool
@@ -112,22 +118,44 @@ def check_same_score(given: Given, path: Path | None, weights: Mapping[str, floa
     )
 
 
-def decide_threshold(
-    items: pd.DataFrame, pairs: pd.DataFrame, score_floor: float, given: Given
-) -> Threshold:
-    """The given threshold, or the best one on val items, with its curve there.
+def queries_of(items: pd.DataFrame, pairs: int) -> np.ndarray:
+    """Rows (n,) of the val items that a threshold is chosen on, ascending.
 
-    items: columns split, label_group and photo_group by vector row; pairs: columns i, j and score,
-    from `score_floor` on, of which those of two val items count. Where no threshold is given, val
-    items have labels.
+    All of them, or the products of the lowest hashes of their labels, so that about MOST_PAIRS of
+    the `pairs` of the catalogue are held in memory.
+    items: columns split, label_group and photo_group by vector row.
     """
     rows = labelled_rows(items, "val")
+    most = MOST_PAIRS * len(items) / max(2 * pairs, 1)
+    if len(rows) > most:
+        hashes = pd.util.hash_array(items.label_group[rows].to_numpy(object))
+        rows = rows[hashes <= np.sort(hashes)[int(most)]]
+    return rows
+
+
+def decide_threshold(
+    queries: np.ndarray,
+    labels: CatalogueLabels,
+    pairs: pd.DataFrame,
+    score_floor: float,
+    given: Given,
+) -> Threshold:
+    """The given threshold, or the best one of val items as queries, with its curve.
+
+    queries: rows (n,) of val items, as `queries_of` has them; labels: of all postings, the items by
+    vector row first; pairs: columns i, j and score, from `score_floor` on, all those of a query.
+    Where no threshold is given there are queries.
+    """
     threshold, curve, at_score_floor = given.threshold, None, False
-    if len(rows):
-        place = pd.Index(rows)
-        i, j = place.get_indexer(pairs.i), place.get_indexer(pairs.j)
-        both, groups = (i >= 0) & (j >= 0), items.label_group.iloc[rows].to_numpy(str)
-        curve = f1_curve(groups, i[both], j[both], pairs.score.to_numpy()[both])
+    if len(queries):
+        ends = pairs[["i", "j"]].to_numpy().T
+        query, answer = pd.Index(queries).get_indexer(ends.ravel()), ends[::-1].ravel()
+        counted = (query >= 0) & (labels.codes[answer] >= 0)
+        query, answer = query[counted], answer[counted]
+        score = np.tile(pairs.score.to_numpy(), 2)[counted]
+        right = labels.codes[queries[query]] == labels.codes[answer]
+        sizes = labels.sizes[queries]
+        curve = f1_curve_of_queries(sizes, query, right, score, labels.times)
         if threshold is None:
             threshold, lowest = curve.best()[0], curve.thresholds[-1:]
             at_score_floor = not len(lowest) or bool(threshold <= lowest[0])
@@ -138,8 +166,10 @@ def decide_threshold(
         "source": given.source,
         "objective": "mean per-item F1",
         "split": "val",
-        "items": len(rows),
-        "products": int(items.label_group[rows].nunique()),
+        "items": len(queries),
+        "products": len(np.unique(labels.codes[queries])),
+        "postings": len(labels.codes),
+        "labelled": int((labels.codes >= 0).sum()),
         "f1": curve.at(threshold) if curve else None,
         "score_floor": score_floor,
         "at_score_floor": at_score_floor,

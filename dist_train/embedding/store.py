@@ -67,10 +67,13 @@ class EmbeddingSet:
         return Rows(parts)
 
 
-def read_items(embeddings: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The embedded items of items.parquet, table row r being vector row r; rejected postings not.
+def read_items(
+    embeddings: Path, columns: Sequence[str] | None = None, with_rejected: bool = False
+) -> pd.DataFrame:
+    """The embedded items of items.parquet, table row r being vector row r.
 
     columns: those to read, all by default; each text of split and label_group is held once.
+    with_rejected: the postings that have no vector row come after the items.
     Raises Corrupt when the file cannot be read or its rows are not 0 to N - 1, each once.
     """
     with corrupt_error(embeddings / "items.parquet") as path:
@@ -79,10 +82,12 @@ def read_items(embeddings: Path, columns: Sequence[str] | None = None) -> pd.Dat
             columns=None if columns is None else ["row", *columns],
             read_dictionary=["split", "label_group"],
         ).to_pandas(split_blocks=True, self_destruct=True)
-    table = table[table.row >= 0].sort_values("row", ignore_index=True)
-    if not np.array_equal(table.row, np.arange(len(table))):
-        raise Corrupt(f"{path}: rows are not 0 to {len(table) - 1}, each once; embed again")
-    return table.drop(columns="row")
+    items = table[table.row >= 0].sort_values("row")
+    if not np.array_equal(items.row, np.arange(len(items))):
+        raise Corrupt(f"{path}: rows are not 0 to {len(items) - 1}, each once; embed again")
+    if with_rejected:
+        items = pd.concat([items, table[table.row < 0]])
+    return items.drop(columns="row").reset_index(drop=True)
 
 
 @contextmanager

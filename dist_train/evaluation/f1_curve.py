@@ -102,41 +102,54 @@ class F1Curve:
 
 
 def f1_curve(groups: np.ndarray, i: np.ndarray, j: np.ndarray, scores: np.ndarray) -> F1Curve:
-    """The exact curve over every distinct score.
-
-    Accepting the pair (a, b) changes the F1 of a and of b only. So walk the pairs of every
-    item from its highest score down, note by how much its F1 moves at each score, and add the
-    moves of all items up along the scores. Pairs of equal score enter together. The result
-    does not depend on the order of the pairs.
+    """The exact curve of items that are matched with one another.
 
     groups: (N,); i, j: (P,) int64, each pair once, i != j; scores: (P,), rounded to float32.
-    O(P log P) time. Raises ValueError without items, or for a score that is NaN.
+    Raises ValueError without items, or for a score that is NaN.
     """
     codes, sizes = group_codes(groups)
+    right = np.tile(codes[i] == codes[j], 2)
+    return f1_curve_of_queries(sizes, np.concatenate([i, j]), right, np.tile(scores, 2))
+
+
+def f1_curve_of_queries(
+    sizes: np.ndarray, query: np.ndarray, right: np.ndarray, scores: np.ndarray, times: float = 1.0
+) -> F1Curve:
+    """The exact curve, over every distinct score, of items that are matched with a catalogue.
+
+    A match changes the F1 of its query only. So walk the matches of every query from its highest
+    score down, note by how much its F1 moves at each score, and add the moves of all up along the
+    scores. Matches of equal score enter together. The result does not depend on their order.
+
+    sizes: (n,) postings of the product of each query, itself included; query: (P,) int64, the
+    query of a match, 0 to n - 1; right: (P,) bool; scores: (P,), rounded to float32; times: by how
+    many a wrong match counts. O(P log P) time. Raises ValueError as `f1_curve` does.
+    """
     scores = np.asarray(scores, dtype=np.float32)
-    if not len(codes):
+    if not len(sizes):
         raise ValueError("no items: there is no mean F1")
     if np.isnan(scores).any():
-        raise ValueError(f"{int(np.isnan(scores).sum())} scores are NaN")
+        raise ValueError("a score is NaN")
     negated, level = np.unique(-scores, return_inverse=True)  # level 0 is the highest score
     levels = max(len(negated), 1)
-    # Every pair once for each of its items, sorted by item and within an item by level.
-    key = np.concatenate([i, j]) * levels + np.tile(level, 2)
+    # Sorted by query and within a query by level.
+    key = query * levels + level
     order = np.argsort(key)
-    key, right = key[order], np.tile(codes[i] == codes[j], 2)[order]
-    item = key // levels
-    begins, counted = np.searchsorted(item, item), np.cumsum(right)
+    key, right = key[order], right[order]
+    item, weight = key // levels, np.where(right, 1.0, times)
+    begins, counted, predicted = np.searchsorted(item, item), np.cumsum(right), np.cumsum(weight)
     right_here = counted - (counted - right)[begins]
-    predicted = 2 + np.arange(len(item)) - begins  # with the item itself, which is right too
-    after = 2.0 * (1 + right_here) / (predicted + sizes[item])
-    # Of the pairs of one item and level the last one counts.
+    predicted -= (predicted - weight)[begins]
+    # With the item itself, which is predicted and right.
+    after = 2.0 * (1 + right_here) / (1 + predicted + sizes[item])
+    # Of the matches of one query and level the last one counts.
     last = np.diff(key, append=-1) != 0
     item, level, after = item[last], key[last] % levels, after[last]
     alone = 2.0 / (1.0 + sizes)
     before = np.where(np.diff(item, prepend=-1) != 0, alone[item], np.roll(after, 1))
     total = np.bincount(level, weights=after - before, minlength=len(negated))
     base = float(np.mean(alone))
-    return F1Curve(-negated, base + np.cumsum(total) / len(codes), base, len(codes))
+    return F1Curve(-negated, base + np.cumsum(total) / len(sizes), base, len(sizes))
 
 
 def weighted_mean(weight: float, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -1,4 +1,10 @@
-"""Which items are scored: labelled, of one split, without a near-duplicate in another split."""
+"""Which items are scored, and what is known of the catalogue that they are matched with.
+
+Scored are labelled items of one split without a near-duplicate in another split.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -39,3 +45,49 @@ def scoring_obstacle(groups: np.ndarray) -> str:
     if sizes.max() < 2:
         return f"none of the {len(products)} products has two items, so no match can be right"
     return "all items are of one product, so no match can be wrong" if len(products) < 2 else ""
+
+
+@dataclass(frozen=True)
+class CatalogueLabels:
+    """The labels of all M postings of a catalogue, against which delivered matches are counted.
+
+    A match with a posting of another label is wrong, in whatever split that is. Nothing is known
+    of a match with a posting without a label. Such matches are not counted; instead every wrong
+    match with a labelled posting counts `times`, as many as are to be expected of all postings.
+    """
+
+    codes: np.ndarray
+    """(M,) int64 number of the label of each posting, -1 where it has none."""
+
+    @classmethod
+    def of(cls, label_group: pd.Series) -> "CatalogueLabels":
+        """From the label of every posting, "" for none."""
+        labels = label_group.astype(object)
+        return cls(pd.factorize(labels.where(labels != ""))[0])
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(M,) int64 postings that have the label of each posting, 0 where it has none."""
+        known = self.codes >= 0
+        counts = np.bincount(self.codes[known], minlength=1)
+        return np.where(known, counts[self.codes], 0)
+
+    @cached_property
+    def times(self) -> float:
+        """By how many a wrong match with a labelled posting counts: postings / labelled ones."""
+        return len(self.codes) / max(int((self.codes >= 0).sum()), 1)
+
+    def counts_in_groups(
+        self, queries: np.ndarray, group: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Right and wrong matches (n,) of labelled postings when equal groups are matches.
+
+        queries: (n,) postings; group: (M,) int64 of every posting, below 0 for a posting alone.
+        Matches with postings without a label are neither.
+        """
+        counted = (self.codes >= 0) & (group >= 0)
+        table = pd.DataFrame({"group": group, "code": self.codes})[counted]
+        alike = table.groupby(["group", "code"]).code.transform("size")
+        together = table.groupby("group").code.transform("size")
+        right = alike.reindex(queries, fill_value=1).to_numpy() - 1
+        return right, together.reindex(queries, fill_value=1).to_numpy() - 1 - right

@@ -48,17 +48,30 @@ def group_codes(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def per_item_scores(
     groups: np.ndarray, i: np.ndarray, j: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """F1, precision and recall of every item, (N,) float64 in (0, 1] each.
+    """F1, precision and recall of every item among themselves, (N,) float64 in (0, 1] each.
 
-    2 * right / (predicted + group size), right / predicted and right / group size, the item itself
-    included in all three counts.
     groups: (N,) label groups; i, j: (P,) int64 rows, each pair once, i != j.
     Raises ValueError for an item without a group.
     """
     codes, sizes = group_codes(groups)
     ends = np.stack([i, j])
     hits = ends[:, codes[ends[0]] == codes[ends[1]]]
-    right, predicted = (1 + np.bincount(p.ravel(), minlength=len(codes)) for p in (hits, ends))
+    right, predicted = (np.bincount(p.ravel(), minlength=len(codes)) for p in (hits, ends))
+    return scores_of_counts(right, predicted - right, sizes)
+
+
+def scores_of_counts(
+    right: np.ndarray, wrong: np.ndarray, sizes: np.ndarray, times: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """F1, precision and recall of items by their right and wrong matches, (n,) float64 each.
+
+    2 * right / (predicted + size), right / predicted and right / size, where the item itself is
+    predicted and right.
+    right, wrong: (n,) matches beside the item itself; sizes: (n,) items of its product, itself
+    included; times: by how many a wrong match counts.
+    """
+    right = right + 1
+    predicted = right + times * wrong
     return 2.0 * right / (predicted + sizes), right / predicted, right / sizes
 
 

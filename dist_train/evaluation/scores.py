@@ -1,11 +1,15 @@
-"""What metrics.json holds, and the same as a table of text."""
+"""What metrics.json holds, and the same as a table of text.
+
+Scores are of the files as they are delivered, where test postings are matched with the whole
+catalogue, and then of matchers among the test items alone, as a competition prints them.
+"""
 
 from typing import Literal, NotRequired, TypedDict
 
 from dist_train.evaluation.metrics import GroupSizeScore
 
-Kind = Literal["baseline", "modality", "compare", "ours"]
-"""A trivial matcher, one modality of ours, an encoder to compare with, or the decided matches."""
+Kind = Literal["baseline", "modality", "compare", "groups", "ours"]
+"""A trivial matcher, one modality of ours, an encoder to compare with, or what was decided."""
 
 
 class MatcherScore(TypedDict):
@@ -35,10 +39,30 @@ class Difference(TypedDict):
     over: str
 
 
+class Delivered(TypedDict):
+    """Scores of matches.parquet and groups.parquet: test postings against the whole catalogue."""
+
+    postings: int
+    labelled: int
+    """Postings with a label. Where there are others nothing is known of matches with them; a wrong
+    match with a labelled posting counts `times` instead, which is postings / labelled."""
+    times: float
+    items: int
+    """Labelled test postings, of so many products."""
+    products: int
+    largest_group: int
+    """Postings of the largest group of groups.parquet, and of the product with most postings."""
+    largest_product: int
+    rows: list[MatcherScore]
+    """The matches first, then the groups and the baselines."""
+    differences: list[Difference]
+
+
 class Scores(TypedDict):
-    """metrics.json: every matcher on the same items, the decided matches last."""
+    """metrics.json: the files as delivered; every matcher among the test items, ours last."""
 
     format: int
+    delivered: Delivered
     split: str
     items: int
     products: int
@@ -51,23 +75,28 @@ class Scores(TypedDict):
 
 
 def score_table(scores: Scores) -> str:
-    """Each matcher with its scores and threshold, then the differences, as lines of text."""
-    left_out = scores["left_out"]
+    """The files as delivered, then each matcher among the test items, as lines of text."""
+    found, left_out = scores["delivered"], scores["left_out"]
     without = f", {left_out} with a photo of another split left out" if left_out else ""
+    unknown = found["postings"] - found["labelled"]
     lines = [
-        f"Mean per-item F1 on {scores['items']} test items of {scores['products']} products never "
-        f"trained on{without}; thresholds chosen on val products",
-        "",
-        f"{'':28}{'F1':>8}  {'95 % interval':^15}{'precision':>10}{'recall':>8}{'threshold':>11}",
+        f"As delivered: mean F1 of {found['items']} test postings of {found['products']} products "
+        f"never trained on, each matched with all {found['postings']} postings{without}",
+        *_rows(found["rows"]),
+        f"  the largest group has {found['largest_group']} postings, the largest product "
+        f"{found['largest_product']}",
     ]
-    for row in scores["rows"]:
-        threshold = "" if row["threshold"] is None else f"{row['threshold']:.3f}"
-        interval = f"{row['low']:.4f}–{row['high']:.4f}"
-        mark = "*" if row["kind"] == "ours" else " "
+    if unknown:
         lines.append(
-            f"{mark} {row['name']:26}{row['f1']:8.4f}  {interval:^15}{row['precision']:10.4f}"
-            f"{row['recall']:8.4f}{threshold:>11}"
+            f"  {unknown} postings have no label: a wrong match with a labelled one counts "
+            f"{found['times']:.2f} times instead"
         )
+    lines += [
+        "",
+        f"Among the {scores['items']} test items alone, without the rest of the catalogue; "
+        "thresholds of the others chosen among val items",
+        *_rows(scores["rows"]),
+    ]
     for row in scores["rows"]:
         if "weight" in row:
             lines.append(
@@ -75,8 +104,28 @@ def score_table(scores: Scores) -> str:
                 f"{1 - row['weight']:.2f} of the second, chosen on val products"
             )
     lines += ["", "Differences in F1 on the same items, 95 % intervals paired by product"]
-    names = [f"{row['of']} over {row['over']}" for row in scores["differences"]]
-    for name, row in zip(names, scores["differences"], strict=True):
+    differences = [
+        (f"{row['of']} over {row['over']}, delivered", row) for row in found["differences"]
+    ]
+    differences += [(f"{row['of']} over {row['over']}", row) for row in scores["differences"]]
+    widest = max((len(name) for name, _ in differences), default=0)
+    for name, row in differences:
         interval = f"{row['low']:+.4f} – {row['high']:+.4f}"
-        lines.append(f"  {name:{max(map(len, names))}}{row['f1']:+10.4f}  {interval}")
+        lines.append(f"  {name:{widest}}{row['f1']:+10.4f}  {interval}")
     return "\n".join(lines)
+
+
+def _rows(rows: list[MatcherScore]) -> list[str]:
+    """A heading and a line for each matcher."""
+    lines = [
+        f"{'':28}{'F1':>8}  {'95 % interval':^15}{'precision':>10}{'recall':>8}{'threshold':>11}"
+    ]
+    for row in rows:
+        threshold = "" if row["threshold"] is None else f"{row['threshold']:.3f}"
+        interval = f"{row['low']:.4f}–{row['high']:.4f}"
+        mark = "*" if row["kind"] == "ours" else " "
+        lines.append(
+            f"{mark} {row['name']:26}{row['f1']:8.4f}  {interval:^15}{row['precision']:10.4f}"
+            f"{row['recall']:8.4f}{threshold:>11}"
+        )
+    return lines

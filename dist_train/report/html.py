@@ -125,7 +125,7 @@ def render(data: ReportData) -> str:
     environment.filters["count"] = lambda n: f"{n:,}"
     environment.filters["fixed"] = lambda n, digits=3: "–" if n is None else f"{n:.{digits}f}"
     threshold, saved = data.threshold["threshold"], data.threshold.get("curve")
-    rows = data.metrics["rows"] if data.metrics else []
+    rows = data.metrics["delivered"]["rows"] if data.metrics else []
     baselines = [row for row in rows if row["kind"] == "baseline"]
     return environment.get_template("page.html.j2").render(
         data=data,

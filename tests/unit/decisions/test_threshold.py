@@ -1,4 +1,4 @@
-"""The threshold that is chosen is the best one, on val items that may speak."""
+"""The threshold that is chosen is the best one for val items matched with the whole catalogue."""
 
 import json
 
@@ -9,9 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train.config.options import MatchConfig
-from dist_train.decisions.threshold import Given, decide_threshold, given_threshold
+from dist_train.decisions.threshold import (
+    Given,
+    Threshold,
+    decide_threshold,
+    given_threshold,
+    queries_of,
+)
 from dist_train.evaluation.f1_curve import F1Curve
-from dist_train.evaluation.labelled import labelled_rows
+from dist_train.evaluation.labelled import CatalogueLabels, labelled_rows
 
 CHOOSE = given_threshold(MatchConfig())
 
@@ -24,19 +30,33 @@ def items_of(splits: list[str], labels: list[str], photos: list[int] | None = No
     })  # fmt: skip
 
 
+def decide(items: pd.DataFrame, pairs: pd.DataFrame, score_floor: float, given: Given) -> Threshold:
+    """As match calls it, with the pairs of val items and others that are left out by it."""
+    labels = CatalogueLabels.of(items.label_group)
+    return decide_threshold(queries_of(items, len(pairs)), labels, pairs, score_floor, given)
+
+
 def mean_f1(items: pd.DataFrame, pairs: pd.DataFrame, threshold: float) -> float:
-    """Mean per-item F1 over the val items, by sets."""
-    val = set(np.flatnonzero((items.split == "val") & (items.label_group != "")))
-    said = {n: {n} for n in val}
+    """Mean F1 of the val items, each matched with every posting that has a label, by sets.
+
+    Where postings have no label a wrong match counts as many times as there are postings for each
+    labelled one.
+    """
+    labels = items.label_group
+    labelled = set(np.flatnonzero(labels != ""))
+    val = {n for n in labelled if items.split[n] == "val"}
+    said: dict[int, set[int]] = {n: set() for n in labelled}
     for i, j, score in zip(pairs.i, pairs.j, pairs.score, strict=True):
-        if {i, j} <= val and score >= np.float32(threshold):
+        if {i, j} <= labelled and score >= np.float32(threshold):
             said[i].add(j)
             said[j].add(i)
-    labels = items.label_group
-    right = {n: {m for m in val if labels[m] == labels[n]} for n in val}
-    return np.mean([
-        2 * len(said[n] & right[n]) / (len(said[n]) + len(right[n])) for n in sorted(val)
-    ])  # fmt: skip
+    found = []
+    for n in val:
+        product = {m for m in labelled if labels[m] == labels[n]}
+        right = 1 + len(said[n] & product)
+        predicted = right + len(said[n] - product) * len(items) / len(labelled)
+        found.append(2 * right / (predicted + len(product)))
+    return float(np.mean(found))
 
 
 @st.composite
@@ -60,13 +80,15 @@ def catalogues(draw):
 @given(catalogues())
 def test_the_chosen_threshold_is_the_best_over_distinct_scores(case):
     items, pairs = case
-    chosen = decide_threshold(items, pairs, 0.1, CHOOSE)
+    chosen = decide(items, pairs, 0.1, CHOOSE)
     distinct = [*np.unique(pairs.score), 2.0]
     best = max(mean_f1(items, pairs, score) for score in distinct)
     assert chosen["f1"] == pytest.approx(best, abs=1e-9)
     assert mean_f1(items, pairs, chosen["threshold"]) == pytest.approx(best, abs=1e-9)
     assert chosen["source"] == "chosen"
     val = (items.split == "val") & (items.label_group != "")
+    assert chosen["postings"] == len(items)
+    assert chosen["labelled"] == (items.label_group != "").sum()
     assert chosen["items"] == val.sum()
     assert chosen["products"] == items.label_group[val].nunique()
     assert chosen["threshold"] == np.float32(chosen["threshold"])
@@ -79,7 +101,7 @@ def test_the_curve_in_the_file_says_the_same():
     same = (items.label_group[i].to_numpy() == items.label_group[j].to_numpy()) * 0.4
     score = (rng.random(len(i)) * 0.6 + same).astype(np.float32)
     pairs = pd.DataFrame({"i": i, "j": j, "score": score})
-    chosen = json.loads(json.dumps(decide_threshold(items, pairs, 0.0, CHOOSE)))
+    chosen = json.loads(json.dumps(decide(items, pairs, 0.0, CHOOSE)))
     curve = F1Curve.from_json(chosen["curve"])
     assert len(curve.thresholds) <= 1000
     assert curve.best()[1] == pytest.approx(chosen["f1"])
@@ -92,23 +114,23 @@ def test_the_curve_in_the_file_says_the_same():
 def test_a_best_threshold_at_the_score_floor_is_noted():
     items = items_of(["val"] * 4, ["a"] * 4)
     pairs = pd.DataFrame({"i": [0, 1, 2], "j": [1, 2, 3], "score": np.float32([0.9, 0.5, 0.3])})
-    assert decide_threshold(items, pairs, 0.3, CHOOSE)["at_score_floor"]
+    assert decide(items, pairs, 0.3, CHOOSE)["at_score_floor"]
     wrong = items_of(["val"] * 4, ["a", "a", "b", "c"])
-    assert not decide_threshold(wrong, pairs, 0.3, CHOOSE)["at_score_floor"]
-    assert not decide_threshold(items, pairs, 0.3, Given(0.3, "given"))["at_score_floor"]
+    assert not decide(wrong, pairs, 0.3, CHOOSE)["at_score_floor"]
+    assert not decide(items, pairs, 0.3, Given(0.3, "given"))["at_score_floor"]
 
 
 def test_a_given_threshold_is_taken_as_it_is(tmp_path):
     items = items_of(["val"] * 3, ["a", "a", "b"])
     pairs = pd.DataFrame({"i": [0, 1], "j": [1, 2], "score": np.float32([0.7, 0.6])})
-    given = decide_threshold(items, pairs, 0.1, given_threshold(MatchConfig(threshold=0.65)))
+    given = decide(items, pairs, 0.1, given_threshold(MatchConfig(threshold=0.65)))
     assert (given["source"], given["threshold"]) == ("given", float(np.float32(0.65)))
     assert given["f1"] == pytest.approx(mean_f1(items, pairs, 0.65)) == 1.0
     (tmp_path / "threshold.json").write_text(
         json.dumps(given | {"threshold": 0.55, "weights": {"text": 1.0}})
     )
     config = MatchConfig(threshold_from=tmp_path / "threshold.json")
-    read = decide_threshold(items, pairs, 0.1, given_threshold(config))
+    read = decide(items, pairs, 0.1, given_threshold(config))
     assert (read["source"], read["threshold"]) == ("file", float(np.float32(0.55)))
     assert read["f1"] == pytest.approx(mean_f1(items, pairs, 0.55))
     assert read["f1"] < 1
@@ -117,16 +139,37 @@ def test_a_given_threshold_is_taken_as_it_is(tmp_path):
 def test_without_val_labels_a_given_threshold_has_no_score():
     items = items_of(["train", "test", "unlabelled", "val"], ["a", "b", "", ""])
     pairs = pd.DataFrame({"i": [0], "j": [1], "score": np.float32([0.9])})
-    given = decide_threshold(items, pairs, 0.1, Given(0.5, "given"))
+    given = decide(items, pairs, 0.1, Given(0.5, "given"))
     assert (given["items"], given["f1"], given["curve"]) == (0, None, None)
 
 
-def test_no_pair_among_val_items_chooses_to_match_nothing():
+def test_strangers_of_other_splits_are_wrong():
     items = items_of(["val", "val", "train"], ["a", "a", "b"])
-    pairs = pd.DataFrame({"i": [0], "j": [2], "score": np.float32([0.99])})
-    chosen = decide_threshold(items, pairs, 0.1, CHOOSE)
-    assert chosen["f1"] == pytest.approx(2 / 3)
-    assert chosen["threshold"] >= 0.99
+    pairs = pd.DataFrame({"i": [0, 0], "j": [2, 1], "score": np.float32([0.99, 0.5])})
+    chosen = decide(items, pairs, 0.1, CHOOSE)
+    # Both val items match one another, and one of them the stranger: (4/5 + 1) / 2.
+    assert chosen["f1"] == pytest.approx(0.9)
+    assert chosen["threshold"] == 0.5
+    alone = decide(items, pairs[:1], 0.1, CHOOSE)
+    assert (alone["f1"], alone["threshold"]) == (pytest.approx(2 / 3), pytest.approx(0.99))
+    assert alone["threshold"] > np.float32(0.99)
+
+
+def test_a_posting_that_was_rejected_is_missed():
+    items = items_of(["val", "val"], ["a", "a"])
+    pairs = pd.DataFrame({"i": [0], "j": [1], "score": np.float32([0.9])})
+    labels = CatalogueLabels.of(pd.Series(["a", "a", "a"]))  # the third has no vector row
+    chosen = decide_threshold(queries_of(items, 1), labels, pairs, 0.1, CHOOSE)
+    assert chosen["f1"] == pytest.approx(2 * 2 / (2 + 3))
+
+
+def test_of_many_pairs_whole_products_are_taken(monkeypatch):
+    monkeypatch.setattr("dist_train.decisions.threshold.MOST_PAIRS", 600)
+    items = items_of(["val"] * 900 + ["train"] * 100, [f"g{n // 3}" for n in range(1000)])
+    taken = queries_of(items, 1000)  # a val item of each pair on average 0.9: 300 of 900 items
+    assert 250 < len(taken) < 350
+    assert set(items.label_group[taken].value_counts()) == {3}
+    assert len(queries_of(items, 300)) == 900
 
 
 def test_items_with_a_twin_in_another_split_may_not_speak():
@@ -141,6 +184,6 @@ def test_items_with_a_twin_in_another_split_may_not_speak():
 def test_a_near_duplicate_does_not_move_the_threshold():
     items = items_of(["val"] * 4 + ["train"], ["a", "a", "b", "b", "c"], [-1, -1, 2, 3, 2])
     pairs = pd.DataFrame({"i": [0, 2], "j": [1, 3], "score": np.float32([0.8, 0.3])})
-    chosen = decide_threshold(items, pairs, 0.1, CHOOSE)
+    chosen = decide(items, pairs, 0.1, CHOOSE)
     assert (chosen["items"], chosen["products"]) == (3, 2)
     assert 0.3 < chosen["threshold"] <= np.float32(0.8)

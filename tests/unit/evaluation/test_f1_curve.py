@@ -143,7 +143,7 @@ def test_a_last_entry_that_is_best_is_its_own_threshold():
 
 def test_bad_input_is_refused():
     pair = np.array([0]), np.array([1])
-    with pytest.raises(ValueError, match="1 scores are NaN"):
+    with pytest.raises(ValueError, match="a score is NaN"):
         f1_curve(np.array([0, 0]), *pair, np.array([np.nan]))
     with pytest.raises(ValueError, match="no items"):
         f1_curve(np.empty(0, dtype=int), *NO_PAIRS)
