@@ -1,6 +1,7 @@
 """What a sample says before a pack: the space it will need, and why photos cannot be used."""
 
 import errno
+import json
 import logging
 import os
 import shutil
@@ -16,7 +17,7 @@ from shards.pack.plan import Plan
 from shards.photos.find import find_photo
 from shards.photos.options import PackOptions
 from shards.photos.photo import load_photo
-from shards.photos.remarks import PhotoRefused, remark_of_photo, summary_of
+from shards.photos.remarks import PhotoRefused, Remark, remark_of_photo, summary_of
 from shards.storage.errors import BadInput, Failed
 from shards.storage.files import format_bytes
 
@@ -33,6 +34,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # SQLite reports a full disk, but a quota or limit only as a write that failed.
 SQLITE_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
 
+Fact = dict[str, Any]
 log = logging.getLogger("shards")
 
 
@@ -46,7 +48,7 @@ def survey(
     """
     # At most a twentieth of a small catalogue, whose sample is read a second time by the pack.
     rows = plan.sample(max(1, min(SAMPLE, len(plan) // 20)))
-    facts: list[dict[str, Any]] = []
+    facts: list[Fact] = []
     sizes = [
         sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for data in members.values())
         for _, _, members in samples(rows, images, options, facts)
@@ -56,27 +58,32 @@ def survey(
     item = statistics.fmean(sizes) + 2 * spread + INDEX_AND_TABLE
     photos = [row.image for row, fact in zip(rows, facts, strict=True) if fact["has_image"]]
     if images is not None:
-        _look_for_photos(plan, catalogue, images, options, is_any_usable=bool(photos))
+        known = {row.row: fact for row, fact in zip(rows, facts, strict=True)}
+        _look_for_photos(plan, catalogue, images, options, known)
     return {"bytes": int(item * len(plan)) + 2 * catalogue.stat().st_size, "photos": photos}
 
 
 def _look_for_photos(
-    plan: Plan, catalogue: Path, images: Path, options: PackOptions, is_any_usable: bool
+    plan: Plan, catalogue: Path, images: Path, options: PackOptions, known: dict[int, Fact]
 ) -> None:
     """Look for the photos of LOOKED_FOR postings, and warn with counts of the reasons why some
     cannot be used.
 
-    Unless `is_any_usable` is known, SAMPLE of those that are there are read too, until one can be
-    used. Raises BadInput when none can and there are more than a HANDFUL: with the wrong folder
-    every photo would be missing from the set without any error.
+    known: the facts of the rows that were prepared. Where none of these has a photo, others are
+    read too until one can be used. Raises BadInput when none can and there are more than a
+    HANDFUL: with the wrong folder every photo would be missing from the set without any error.
     """
+    is_any_usable = any(fact["has_image"] for fact in known.values())
     named = [row for row in plan.sample(min(LOOKED_FOR, len(plan))) if row.image]
-    remarks, read = [], 0
+    remarks: list[tuple[str, str]] = []
     for row in named:
         try:
+            if row.row in known:
+                noted = map(Remark._make, json.loads(known[row.row]["remarks"]))
+                remarks += [(r.kind, f"row {row.row}: {r.text}") for r in noted if r.is_of_photo()]
+                continue
             find_photo(images, row.image, options.follow_links)
-            if not is_any_usable and read < SAMPLE:
-                read += 1
+            if not is_any_usable:
                 load_photo(images, row.image, options)
                 is_any_usable = True
         except PhotoRefused as refused:

@@ -38,6 +38,8 @@ NOT_UTF8 = "text that is not UTF-8"
 NOTHING = "neither a photo nor a title"
 NO_TITLE = "no title, and photos are not packed"
 
+OF_PHOTO = "photo: "
+"""What kinds begin with that are about the photo."""
 MAX_NAME = 1_000
 """Characters of a photo's name that a remark keeps: cells may hold a complete photo as text."""
 REMEDIES = {
@@ -75,6 +77,10 @@ class Remark(NamedTuple):
     kind: str
     text: str
 
+    def is_of_photo(self) -> bool:
+        """Whether it is about the photo."""
+        return self.kind.startswith(OF_PHOTO)
+
 
 class PhotoRefused(ValueError):
     """The photo cannot be used; the message is the reason that items.parquet keeps.
@@ -90,7 +96,7 @@ class PhotoRefused(ValueError):
 def remark_of_photo(name: str, refused: PhotoRefused) -> Remark:
     """What is kept of a refused photo; of a very long name the first characters."""
     shown = name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…"
-    return Remark(f"photo: {refused.kind}", f"photo {shown}: {refused}")
+    return Remark(OF_PHOTO + refused.kind, f"photo {shown}: {refused}")
 
 
 def remark_facts(remarks: list[Remark]) -> dict[str, str]:
@@ -108,7 +114,7 @@ def summary_of(remarks: Iterable[tuple[str, str]]) -> list[str]:
         examples.setdefault(kind, example)
     lines = []
     for kind, count in counts.most_common():
-        remedy = REMEDIES.get(kind.removeprefix("photo: "))
+        remedy = REMEDIES.get(kind.removeprefix(OF_PHOTO))
         lines.append(
             f"{count} × {kind}, for example {examples[kind]}" + (f" ({remedy})" if remedy else "")
         )
