@@ -5,17 +5,15 @@ dist_train.json and preprocessing.json.
 """
 
 import logging
-import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import DropPath
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -32,6 +30,7 @@ from dist_train.encoders.batches import ImageInputs, TextInputs
 from dist_train.encoders.neck import new_neck
 from dist_train.encoders.probe import (
     check_photo_is_seen,
+    freeze_shifts,
     freeze_unused,
     in_mode,
     is_random,
@@ -42,17 +41,21 @@ from dist_train.encoders.source import OURS, Source, find_model, first_line
 from dist_train.encoders.tokens import (
     check_class_token,
     check_lengths,
-    check_tokenizer_files,
     fit_tokenizer,
     plain_tokens,
     pool,
 )
-from dist_train.encoders.weights import Load, check_loaded, recorded_loads
+from dist_train.encoders.weights import (
+    Load,
+    check_finite,
+    check_loaded,
+    open_timm,
+    open_transformer,
+)
 from shards.storage.errors import BadInput
 from shards.storage.files import atomic_path, names_in, read_json, write_atomic, write_json
 
 FORMAT = 2
-DROPOUT = re.compile(r"^(?!.*classifier).*(dropout|pdrop)")
 log = logging.getLogger(__name__)
 # What every rank would write into every log: a bar for loading weights, and a table of tensors that
 # do not fit, which weights.py tells in one line.
@@ -63,8 +66,8 @@ set_verbosity_error()
 class ImageEncoder(nn.Module):
     """A timm backbone, pooling and neck: pixels (b, 3, S, S) to vectors (b, D), not normalised."""
 
-    def __init__(self, options: ImageEncoderOptions) -> None:
-        """Build from a timm name or a local folder.
+    def __init__(self, options: ImageEncoderOptions, load: bool = False) -> None:
+        """Build from a timm name or a local folder; `load` one that has been trained.
 
         Raises BadInput for a model that is not available, whose weights do not fit or that cannot
         take photos of this size.
@@ -75,35 +78,37 @@ class ImageEncoder(nn.Module):
             options = replace(options, pooling=source.trained_options().get("pooling", "auto"))
         self.options = options
         self.precision = "fp32"
-        folder, side = source.folder, options.image_size
-        with source.opened(), recorded_loads() as loads:
-            config = (
-                read_json(folder / "config.json") if folder else {"architecture": source.published}
-            )
-            known = timm.get_pretrained_cfg(config["architecture"])
-            given = config.get("pretrained_cfg", config)
-            fixed = given.get("fixed_input_size", known and known.fixed_input_size)
-            self.backbone: Any = timm.create_model(
-                f"local-dir:{folder}" if folder else source.published,
-                pretrained=options.pretrained,
-                num_classes=0,
-                **({"img_size": side} if fixed else {}),
-            )
+        with source.opened():
+            backbone, loads = open_timm(source, options)
+        self.backbone: Any = backbone
         if options.pooling == "cls" and not getattr(self.backbone, "num_prefix_tokens", 0):
             raise BadInput(f"encoder.pooling cls: {options.model} has no class token")
+        check_finite(source, self.backbone)
+        if load:
+            self.width: int = source.width
+            check_loaded(source, self.backbone, loads)
+        else:
+            self.width = self._examine(source, loads)
+        self.neck = new_neck(source, options, self.width)
+
+    def _examine(self, source: Source, loads: list[Load]) -> int:
+        """Run the backbone before its training; freeze and refuse by what it does; its width."""
         with stirred(self.backbone):
             pooled, pixels = self._probe(source)
-            (seen,) = freeze_unused(self.backbone, pooled, options.neck, (pixels,))
-        self.width: int = pooled.shape[1]
-        self.neck = new_neck(source, options, self.width)
+            gradients, (seen,) = freeze_unused(self.backbone, pooled, pixels)
+            if self.options.neck:
+                freeze_shifts(self.backbone, pooled, gradients)
         check_photo_is_seen(seen, str(source))
-        check_loaded(source, self.backbone, loads)
-        if is_random(self.backbone, lambda: self._pooled(pixels)):
+        named = dict(self.backbone.named_parameters())
+        check_loaded(source, self.backbone, loads, named.keys() - gradients.keys())
+        drops = any(isinstance(m, nn.Dropout | DropPath) for m in self.backbone.modules())
+        if drops and is_random(self.backbone, lambda: self._pooled(pixels)):
             log.warning(
                 "%s draws random numbers in training (as by dropout or drop_path in its "
                 "config.json): the trained weights will depend on the number of processes",
                 source,
             )
+        return pooled.shape[1]
 
     def _probe(self, source: Source) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors (2, D) of two different pictures and their pixels, with gradients."""
@@ -192,8 +197,8 @@ class ImageEncoder(nn.Module):
 class TextEncoder(nn.Module):
     """A transformers backbone, pooling and neck: tokens (b, T) to vectors (b, D)."""
 
-    def __init__(self, options: TextEncoderOptions) -> None:
-        """Build from a hub name or a local folder.
+    def __init__(self, options: TextEncoderOptions, load: bool = False) -> None:
+        """Build from a hub name or a local folder; `load` one that has been trained.
 
         Raises BadInput for a model that is not available, whose weights or tokenizer do not fit or
         that does not make one state a token.
@@ -211,24 +216,36 @@ class TextEncoder(nn.Module):
             backbone, self.tokenizer, loads = open_transformer(source, options)
         self.backbone: Any = backbone.train()
         fit_tokenizer(self.tokenizer, backbone, source)
-        ids = plain_tokens(self.tokenizer)
+        check_finite(source, backbone)
+        if load:
+            self.width: int = source.width
+            check_loaded(source, backbone, loads)
+        else:
+            self.width = self._examine(source, loads)
+        self.neck = new_neck(source, options, self.width)
+
+    def _examine(self, source: Source, loads: list[Load]) -> int:
+        """Run the backbone before its training; freeze and refuse by what it does; its width."""
+        backbone, ids = self.backbone, plain_tokens(self.tokenizer)
         with stirred(backbone):
             pooled = self._probe(source, ids)
-            freeze_unused(backbone, pooled, options.neck)
-        self.width: int = pooled.shape[1]
-        self.neck = new_neck(source, options, self.width)
-        check_loaded(source, backbone, loads)
+            gradients, _ = freeze_unused(backbone, pooled)
+            if self.options.neck:
+                freeze_shifts(backbone, pooled, gradients)
+        named = dict(backbone.named_parameters())
+        check_loaded(source, backbone, loads, named.keys() - gradients.keys())
         tokens = ids[None, :2]
         forward = partial(self._states, tokens, torch.ones_like(tokens))
         # In the form of timm's models: the place of a weight by its name.
         layers = layers_from_below(backbone, forward)
         backbone.group_matcher = lambda coarse=False: layers.__getitem__
-        if options.dropout == 0 and is_random(backbone, forward):
+        if self.options.dropout == 0 and is_random(backbone, forward):
             log.warning(
                 "%s draws random numbers in training with dropout 0: the trained weights will "
                 "depend on the number of processes",
                 source,
             )
+        return pooled.shape[1]
 
     def _probe(self, source: Source, ids: torch.Tensor) -> torch.Tensor:
         """Vectors (2, D) of two titles of the plain tokens `ids`, with gradients."""
@@ -291,39 +308,6 @@ class TextEncoder(nn.Module):
         }
 
 
-def open_transformer(
-    source: Source, options: TextEncoderOptions
-) -> tuple[Any, PreTrainedTokenizerBase, list[Load]]:
-    """The model with its dropout set, its tokenizer, and what its file lacked."""
-    trust = {"trust_remote_code": options.trust_remote_code}
-    config = AutoConfig.from_pretrained(source.path, **trust)
-    for part in (config, config.get_text_config()):
-        for name, value in vars(part).items():
-            probability = isinstance(value, float | int) and not isinstance(value, bool)
-            if probability and DROPOUT.search(name):
-                setattr(part, name, options.dropout)
-    check_tokenizer_files(source)
-    tokenizer = AutoTokenizer.from_pretrained(source.path, **trust)
-    loads: list[Load] = []
-    if options.pretrained:
-        backbone, load = AutoModel.from_pretrained(
-            source.path, config=config, dtype=torch.float32, output_loading_info=True,
-            ignore_mismatched_sizes=True, **trust,
-        )  # fmt: skip
-        loads.append((set(load["missing_keys"]), set(load["unexpected_keys"])))
-        for name, in_file, wanted in sorted(load["mismatched_keys"]):
-            raise BadInput(
-                f"{source}: {name} is {tuple(in_file)} in its file and {tuple(wanted)} by "
-                "config.json; save the model again, or correct config.json"
-            )
-    else:
-        backbone = AutoModel.from_config(config, dtype=torch.float32, **trust)
-    for module in backbone.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = options.dropout
-    return backbone, tokenizer, loads
-
-
 Encoder = ImageEncoder | TextEncoder
 
 
@@ -375,10 +359,10 @@ def load_encoder(folder: Path, modality: Modality, trust_remote_code: bool = Fal
         raise BadInput(f"{folder}: an encoder of {ours['modality']}, wanted {modality}")
     local = ours["options"] | {"model": str(folder), "pretrained": True}
     if modality == "image":
-        encoder = ImageEncoder(ImageEncoderOptions(**local))
+        encoder = ImageEncoder(ImageEncoderOptions(**local), load=True)
     else:
         trust = {"trust_remote_code": trust_remote_code}
-        encoder = TextEncoder(TextEncoderOptions(**local | trust))
+        encoder = TextEncoder(TextEncoderOptions(**local | trust), load=True)
     return encoder.eval()
 
 

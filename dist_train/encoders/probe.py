@@ -60,37 +60,50 @@ def stirred(module: nn.Module) -> Iterator[None]:
 
 @torch.enable_grad()
 def freeze_unused(
-    module: nn.Module, pooled: torch.Tensor, neck: bool, inputs: tuple[torch.Tensor, ...] = ()
-) -> tuple[torch.Tensor, ...]:
-    """Freeze what training `pooled` (n, D), n > 1, must not move; the gradients of `inputs`.
+    module: nn.Module, pooled: torch.Tensor, *inputs: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
+    """Freeze what `pooled` (n, D) does not depend on: DDP would wait for its gradient for ever.
 
-    Weights that it does not depend on, such as a pooler: DDP would wait for their gradients for
-    ever. With a `neck` also each bias that shifts all items by one same vector: the neck's mean
-    cancels it. Its gradient is 0 but for rounding, which AdamW turns into steps of full size that
-    differ with the number of ranks.
+    Such as a pooler or a classifier. Returns the gradients of all other weights by name, and those
+    of the `inputs`.
     """
-    weights = [weight for weight in module.parameters() if weight.requires_grad]
-    draw = torch.Generator().manual_seed(0)
-    direction = torch.randn(pooled.shape, generator=draw).to(pooled)
+    named = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
     found = torch.autograd.grad(
-        (pooled * direction).sum(), [*inputs, *weights], retain_graph=True, allow_unused=True
-    )
-    of_inputs, gradients = found[: len(inputs)], found[len(inputs) :]
-    for weight, gradient in zip(weights, gradients, strict=True):
+        (pooled * _direction(pooled)).sum(), [*inputs, *(weight for _, weight in named)],
+        retain_graph=True, allow_unused=True,
+    )  # fmt: skip
+    gradients = {}
+    for (name, weight), gradient in zip(named, found[len(inputs) :], strict=True):
         weight.requires_grad_(gradient is not None)
-    biases = [
-        (weight, gradient)
-        for weight, gradient in zip(weights, gradients, strict=True)
-        if neck and gradient is not None and weight.ndim == 1
-    ]
-    if biases:
-        # Directions that add up to 0 over the items see nothing of what is equal for all of them.
-        centred = (pooled * (direction - direction.mean(0))).sum()
-        left = torch.autograd.grad(centred, [weight for weight, _ in biases])
-        for (weight, gradient), rest in zip(biases, left, strict=True):
-            if rest.norm() <= ALIKE * gradient.norm() and gradient.any():
-                weight.requires_grad_(False)
-    return of_inputs
+        if gradient is not None:
+            gradients[name] = gradient
+    return gradients, found[: len(inputs)]
+
+
+@torch.enable_grad()
+def freeze_shifts(
+    module: nn.Module, pooled: torch.Tensor, gradients: dict[str, torch.Tensor]
+) -> None:
+    """Freeze each bias that shifts all items `pooled` (n, D), n > 1, by one same vector.
+
+    The mean that the neck takes cancels it. Its gradient is 0 but for rounding, which AdamW turns
+    into steps of full size that differ with the number of ranks. `gradients` of freeze_unused.
+    """
+    named = module.named_parameters()
+    biases = {name: one for name, one in named if name in gradients and one.ndim == 1}
+    if not biases:
+        return
+    # Directions that add up to 0 over the items see nothing of what is equal for all of them.
+    centred = _direction(pooled) - _direction(pooled).mean(0)
+    left = torch.autograd.grad((pooled * centred).sum(), list(biases.values()))
+    for (name, bias), rest in zip(biases.items(), left, strict=True):
+        whole = gradients[name].norm()
+        bias.requires_grad_(not (whole > 0 and rest.norm() <= ALIKE * whole))
+
+
+def _direction(pooled: torch.Tensor) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(pooled.shape, generator=draw).to(pooled)
 
 
 def check_photo_is_seen(gradient: torch.Tensor, what: str) -> None:

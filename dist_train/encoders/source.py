@@ -71,6 +71,11 @@ class Source:
         file = (self.beside or self.folder) / name
         return read_json(file) if file.is_file() else None
 
+    @property
+    def width(self) -> int:
+        """Numbers of a vector of an encoder that is loaded."""
+        return int(self.ours["width"]) if self.ours else 0
+
     def trained_options(self) -> dict[str, Any]:
         """The encoder's options of an earlier training; empty without one."""
         return self.ours["options"] if self.ours else {}

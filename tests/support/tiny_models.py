@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = [chr(code) for code in range(33, 127)]
 BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 64}  # fmt: skip
+        "intermediate_size": 64, "pad_token_id": 0}  # fmt: skip
 LLAMA = BERT | {"num_key_value_heads": 1, "head_dim": 16}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert": BERT,
@@ -25,7 +25,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mpnet": BERT,
     "camembert": BERT | {"max_position_embeddings": 130},
     "convbert": BERT | {"embedding_size": 32},
-    "modernbert": BERT | {"pad_token_id": 0},
+    "modernbert": BERT,
     "mobilebert": BERT | {"embedding_size": 32, "intra_bottleneck_size": 32},
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128},
@@ -39,7 +39,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma3_text": LLAMA,
     "gpt_neox": BERT,
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
-    "esm": BERT | {"position_embedding_type": "rotary", "pad_token_id": 0, "mask_token_id": 4},
+    "esm": BERT | {"position_embedding_type": "rotary", "mask_token_id": 4},
     "ernie": BERT,
     "nomic_bert": BERT,
     "roformer": BERT,
@@ -54,7 +54,7 @@ def save_tokenizer(folder: Path, padding_side: str = "right", pad: bool = True) 
     """A tokenizer over single characters, titles between [CLS] and [SEP]; its size."""
     words = [*SPECIAL, *LETTERS, "▁"]
     plain = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="[UNK]"))
-    plain.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    plain.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     plain.decoder = decoders.Fuse()
     plain.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
