@@ -189,7 +189,8 @@ class Catalogue:
 
         carried: of all postings.
         """
-        found, text = list(carried.types), describe_columns(list(carried.types), self.columns)
+        found = list(carried.types)
+        text = describe_columns(found, self.columns)
         if self.kind in SEPARATORS and self._table.separator != SEPARATORS[self.kind]:
             text += f"; separated by {self._table.separator!r}"
         log.info("%s: %s", self.path, text)
@@ -238,9 +239,10 @@ class Catalogue:
         return [self._text(value, theirs, row) for row, value in values]
 
     def _text(self, value: Any, column: str, row: int) -> str:
-        where = f"{self.path}: row {row}: column {column} holds"
         if not pd.api.types.is_scalar(value):
-            raise BadInput(f"{where} lists or objects, not text")
+            raise BadInput(
+                f"{self.path}: row {row}: column {column} holds lists or objects, not text"
+            )
         if pd.isna(value):
             return ""
         if isinstance(value, bytes):  # as some programs store text in Parquet
@@ -248,8 +250,8 @@ class Catalogue:
                 return value.decode()
             except UnicodeDecodeError:
                 raise BadInput(
-                    f"{where} bytes that are not UTF-8 ({value[:12]!r}); store text, or the names "
-                    "of files"
+                    f"{self.path}: row {row}: column {column} holds bytes that are not UTF-8 "
+                    f"({value[:12]!r}); store text, or the names of files"
                 ) from None
         # A group read as 17.0 beside an empty cell and as 17 elsewhere must be one group.
         is_whole = (isinstance(value, float) and value.is_integer()) or (
@@ -262,8 +264,9 @@ class Catalogue:
         if SPLIT in missing_columns(list(chunk), self.columns):
             return list(map(split_of, labels))
         splits = []
-        for row, written in enumerate(self._column(chunk, SPLIT, rows), rows + 1):
-            label, name = labels.iloc[row - rows - 1], value_of(written).strip().lower()
+        cells = zip(labels, self._column(chunk, SPLIT, rows), strict=True)
+        for row, (label, written) in enumerate(cells, rows + 1):
+            name = value_of(written).strip().lower()
             if name and (name not in SPLIT_NAMES or (label and SPLIT_NAMES[name] == "unlabelled")):
                 raise BadInput(
                     f"{self.path}: row {row}: split {written!r} is none of train, val and test; "

@@ -51,11 +51,9 @@ def log_label_remarks(database: sqlite3.Connection, table: str, path: Path) -> i
     else:
         val, largest_val = database.execute(VAL).fetchone()
         if val < 2 or largest_val < 2:
-            fault = (
-                f"none of the {val} val products has two postings"
-                if val > 1
-                else ("val holds one product" if val else "val holds no product")
-            )
+            fault = "val holds one product" if val else "val holds no product"
+            if val > 1:
+                fault = f"none of the {val} val products has two postings"
             remarks.append(
                 f"{fault}: no threshold can be chosen on it, match will need --threshold T; label "
                 "more products, or name their split in a column split"
