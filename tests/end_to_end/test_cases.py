@@ -125,8 +125,8 @@ def test_encodings(name: str, case: Input, tmp_path: Path) -> None:
     folder = case("encodings", lambda f: (f / name).write_bytes(ENCODINGS[name]))
     said = call("pack", folder / name, "--out", tmp_path / "s")
     if said.code == 2:
-        remedy = {"semicolon.csv": ";", "sep.csv": ";"}.get(name, "UTF-8")
-        assert remedy in said.text
+        remedy = "separat.*;" if name in ("semicolon.csv", "sep.csv") else "UTF-8"
+        assert re.search(remedy, said.text)
         assert name != "cp1252.csv" or "row 1" in said.text
         return
     assert said.code == 0, said.text

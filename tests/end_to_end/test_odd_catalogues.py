@@ -57,11 +57,11 @@ FILES = [
     text("too-few-cells.csv", HEAD + "a,x,1\nb,y\n", refusal=("row 2|line 3",)),
     text("same-names.csv", "posting_id,title,title\na,x,y\n", refusal=("title",)),
     *(
-        text(f"by-{ord(mark)}.csv", content, rows=2, holds=GOOD, refusal=(re.escape(mark),))
+        text(f"by-{ord(mark)}.csv", content, rows=2, holds=GOOD, refusal=("separat",))
         for mark, content in SEPARATED.items()
     ),
-    text("semicolons.tsv", SEPARATED[";"], rows=2, holds=GOOD, refusal=(";",)),
-    text("sep-line.csv", "sep=;\n" + SEPARATED[";"], rows=2, holds=GOOD, refusal=(";",)),
+    text("semicolons.tsv", SEPARATED[";"], rows=2, holds=GOOD, refusal=("separat.*;",)),
+    text("sep-line.csv", "sep=;\n" + SEPARATED[";"], rows=2, holds=GOOD, refusal=("separat.*;",)),
     text("cp1252.csv", TWO, "cp1252", refusal=("row 2", "UTF-8")),
     text("latin-1.tsv", SEPARATED["\t"], "latin-1", refusal=("row 2", "UTF-8")),
     text("shift-jis.csv", HEAD + "a,赤い靴,1\n", "shift-jis", refusal=("row 1", "UTF-8")),
@@ -121,7 +121,7 @@ def test_a_file(odd: Odd, tmp_path: Path) -> None:
     last = said.text.strip().splitlines()[-1]
     assert last.startswith("dist-train: ")
     for fact in (*odd.refusal, "" if odd.options else re.escape(odd.name)):
-        assert re.search(fact, last), last
+        assert re.search(fact, last, re.IGNORECASE), last
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "folder of parts"])
