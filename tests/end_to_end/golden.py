@@ -196,7 +196,11 @@ def figures(out: Path) -> dict[str, Any]:
     rows |= {f"{row['of']} over {row['over']}": _numbers(row) for row in metrics["differences"]}
     by_size = {f"{row['size_from']} to {row['size_to']}": _numbers(row)
                for row in metrics["by_group_size"]}  # fmt: skip
-    return {"counts": _numbers(metrics), "rows": rows, "by group size": by_size}
+    delivered = metrics["delivered"]
+    files = {row["name"]: _numbers(row) for row in delivered["rows"]}
+    files |= {f"{row['of']} over {row['over']}": _numbers(row) for row in delivered["differences"]}
+    return {"counts": _numbers(metrics), "rows": rows, "by group size": by_size,
+            "delivered": {"counts": _numbers(delivered), "rows": files}}  # fmt: skip
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
