@@ -30,7 +30,7 @@ class Given(NamedTuple):
     threshold: float | None
     source: Source
     weights: dict[str, float] | None = None
-    """Of each modality in the score that the threshold of a file was chosen on."""
+    """Weight of each modality in the score that the threshold of a file was chosen on."""
 
 
 class Threshold(TypedDict):

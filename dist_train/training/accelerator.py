@@ -155,7 +155,7 @@ def _zero_stage(where: str) -> object:
         off = isinstance(value, dict) and value.get("enabled") in (False, "auto")
         if name not in ALLOWED and value != "auto" and not off:
             refused.append(f"{name} (give {OPTIONS[name]})" if name in OPTIONS else name)
-    # accelerate would compute these from a hidden_size that the encoders do not tell it.
+    # accelerate would compute these from a hidden_size that the encoders do not have.
     unknown = [name for name, value in zero.items() if value == "auto" and name != GATHER]
     refused += [f"zero_optimization.{name} auto" for name in unknown]
     if refused:

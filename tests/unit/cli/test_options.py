@@ -404,6 +404,8 @@ def test_every_option_of_a_stage_of_slurm_reaches_its_script_alone(verb: Verb) -
         if section in ("pack", "join"):
             own[section]["tasks"] = number + 80
     given = {"catalogue": "c.csv", "out": "runs/pipeline", "columns": TOP["columns"]}
+    for section in ("image", "text"):  # batches that so many processes divide
+        given[section] = {"batch_size": own[section]["nodes"] * own[section]["processes"]}
     assert verb("submit", write(given | {"slurm": JOB | own}), "--dry-run")[0] == 0
     names = {name: FILES.get(name, name) for name in SECTIONS}
     for number, section in enumerate(SECTIONS, 11):

@@ -12,6 +12,7 @@ import pytest
 from dist_train import __version__, cli
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
+from tests.support.catalogues import labelled_text
 
 Said = Callable[..., tuple[object, str, str]]
 Refused = Callable[..., str]
@@ -310,6 +311,7 @@ def test_times_and_accounts_are_as_they_are_written(
 ) -> None:
     """YAML 1.1 reads 12:00:00 to the base of 60, and 0123 to that of 8."""
     monkeypatch.setenv("PATH", str(here))  # no sbatch
+    (here / "c.csv").write_text(labelled_text())
     (here / "c.yaml").write_text(
         "catalogue: c.csv\nout: runs\nmatch: {threshold: 5e-1}\n"
         "slurm: {time: 12:00:00, account: 0123, nodes: 2, pack: {time: 1:30}}\n"

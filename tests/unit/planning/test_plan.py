@@ -15,7 +15,13 @@ import yaml
 
 from dist_train.acceptance.speed import EncoderRates
 from dist_train.config.options import Config, EmbedConfig, IndexConfig, JoinConfig
-from dist_train.config.training import HeadOptions, ImageTraining
+from dist_train.config.training import (
+    HeadOptions,
+    ImageEncoderOptions,
+    ImageTraining,
+    TextEncoderOptions,
+    TextTraining,
+)
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.planning import plan as planning
 from dist_train.planning.plan import HEAD_RATE, Plan, StageCost, Survey, survey, training_bytes
@@ -30,7 +36,7 @@ CATALOGUE = Survey(
     N, 200_000,
     Counter({
         ("train", "image"): 1_200_000, ("val", "image"): 400_000, ("all", "image"): N,
-        ("all", "text"): N - 5,
+        ("train", "text"): 1_200_000, ("all", "text"): N - 5,
     }),
     packed_bytes=20_000, row_bytes=100, pack_seconds=0.01,
 )  # fmt: skip
@@ -42,10 +48,12 @@ RATE = EncoderRates(
 
 
 @pytest.fixture
-def config(catalogue: Path, tmp_path: Path) -> Config:
+def config(catalogue: Path, tmp_path: Path, tiny_vit: Path, tiny_bert: Path) -> Config:
     return Config(
         catalogue=catalogue / "catalogue.csv", images=catalogue / "images", out=tmp_path / "out",
         pack=PackOptions(size=48),
+        image=ImageTraining(encoder=ImageEncoderOptions(model=str(tiny_vit), image_size=32)),
+        text=TextTraining(encoder=TextEncoderOptions(model=str(tiny_bert))),
     )  # fmt: skip
 
 

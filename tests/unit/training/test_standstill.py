@@ -24,6 +24,11 @@ def guarded(stepper, steps: int = 2) -> None:
     guard.check(steps)
 
 
+def trained(module):
+    """The weights that are not frozen."""
+    return [weight for weight in module.parameters() if weight.requires_grad]
+
+
 def test_an_encoder_that_learns_passes(shard_set, tiny_vit):
     guarded(stepper_of(shard_set, image_config(tiny_vit)))
 
@@ -31,7 +36,7 @@ def test_an_encoder_that_learns_passes(shard_set, tiny_vit):
 def test_weights_that_keep_their_bits_fail(shard_set, tiny_vit):
     """The neck learns alone, as where a launcher's scheduler holds the backbone's rate at 0."""
     stepper = stepper_of(shard_set, image_config(tiny_vit, weight_decay=0.0))
-    for weight in stepper.training.encoder.backbone.parameters():
+    for weight in trained(stepper.training.encoder.backbone):
         weight.register_hook(lambda gradient: gradient * 0)
     with pytest.raises(Failed, match=r"after step 2 the encoder stands still.*no weight changes"):
         guarded(stepper)
@@ -39,7 +44,7 @@ def test_weights_that_keep_their_bits_fail(shard_set, tiny_vit):
 
 def test_gradients_of_zero_fail_though_weights_decay(shard_set, tiny_vit):
     stepper = stepper_of(shard_set, image_config(tiny_vit, weight_decay=0.1))
-    for weight in stepper.training.encoder.parameters():
+    for weight in trained(stepper.training.encoder):
         weight.register_hook(lambda gradient: gradient * 0)
     with pytest.raises(Failed, match="its gradient is 0"):
         guarded(stepper)
