@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
@@ -13,12 +14,11 @@ from PIL import Image
 from dist_train.config.options import Config, bytes_of
 from dist_train.config.training import Modality, TextTraining, TrainingOptions, check_batch
 from dist_train.encoders.encoder import new_encoder
-from dist_train.evaluation.labelled import labelled_rows
+from dist_train.evaluation.labelled import labelled_rows, scoring_obstacle
 from dist_train.matching.faiss_library import choose_kind
 from dist_train.training.optimisation import encoder_optimizer
 from dist_train.training.setup import run_to_grow_from
 from shards.catalogue.rows import Carried, Catalogue
-from shards.catalogue.split import split_of
 from shards.read.shard_set import Item, ShardSet
 from shards.storage.errors import BadInput
 
@@ -33,8 +33,8 @@ class Labels:
     postings: int = 0
     classes: int = 0
     """Label groups of the train split."""
-    val: int = 0
-    """Labelled postings of the val split."""
+    val: Counter[str] = field(default_factory=Counter)
+    """Postings of each label group of the val split."""
     items: Counter[tuple[str, Modality]] = field(default_factory=Counter)
     """Postings by (split or "all", modality)."""
 
@@ -51,10 +51,10 @@ def labels_of_catalogue(config: Config) -> Labels:
     """Counts before the pack, which may still reject some."""
     found, groups = Labels(config.catalogue), set[str]()
     for chunk in Catalogue(config.catalogue, config.columns).postings(Carried()):
-        split = chunk.label_group.map(split_of)
+        split = chunk.split
         found.count(chunk, split, {"image": chunk.image != "", "text": chunk.title != ""})
         groups |= set(chunk.label_group[split == "train"])
-        found.val += int((split == "val").sum())
+        found.val.update(chunk.label_group[(split == "val") & (chunk.label_group != "")])
     found.classes = len(groups)
     return found
 
@@ -65,7 +65,7 @@ def labels_of_shards(shards: Path) -> Labels:
     table = shard_set.packed
     found = Labels(shards, classes=int(shard_set.manifest["counts"]["classes"]))
     found.count(table, table.split, {"image": table.has_image, "text": table.has_text})
-    found.val = len(labelled_rows(table, "val"))
+    found.val.update(table.label_group.iloc[labelled_rows(table, "val")])
     return found
 
 
@@ -87,9 +87,12 @@ def check_labels(config: Config, labels: Labels) -> None:
         if not labels.items["train", modality]:
             raise BadInput(f"{where}: no posting to train {modality} on has a {noun}; {remedy}")
     given = config.match
-    if given.threshold is None and given.threshold_from is None and not labels.val:
+    # Two postings of a product say as much here as a thousand.
+    groups = [group for group, count in labels.val.items() for _ in range(min(count, 2))]
+    obstacle = scoring_obstacle(np.asarray(groups, object))
+    if given.threshold is None and given.threshold_from is None and obstacle:
         raise BadInput(
-            f"{where}: no val posting has a label_group to choose the threshold on (a fifth of all "
+            f"{where}: no threshold can be chosen on the val split: {obstacle} (a fifth of all "
             "products are val); label more products, or give match.threshold or "
             "match.threshold_from"
         )

@@ -57,7 +57,7 @@ def refused(config: Config, message: str) -> None:
         ("----", "0 label groups to train text on, there must be two.*text.epochs to 0"),
         ("0033", "1 label groups to train text on"),
         ("3311", "0 label groups to train text on"),
-        ("002211", "no val posting has a label_group to choose the threshold on.*match.threshold"),
+        ("002211", "chosen on the val split: no item has a label_group.*match.threshold"),
     ],
 )
 def test_too_few_labels(config: Config, labels: str, message: str) -> None:
