@@ -22,23 +22,33 @@ Flat = Parameter(name="*")
 Shards = Annotated[
     str,
     Parameter(
-        help="A shard set: its folder, or its address (https://, s3://, gs://, whatever fsspec "
-        "opens)."
+        help="A shard set, as pack or index-tars writes it: its folder, or its address (https://, "
+        "s3://, gs://, whatever fsspec opens)."
     ),
 ]
 RunFolder = Annotated[
-    Path, Parameter(help="Folder for the run. The same command resumes where it stopped.")
+    Path,
+    Parameter(
+        help="Folder for the training: its encoder, checkpoints and metrics. The same command "
+        "resumes where it stopped; other options need another folder."
+    ),
 ]
 app = App(
     name="dist-train",
-    help="Find which postings of a catalogue are the same product.",
-    help_epilogue="Every verb takes --config FILE.yaml for any of its options.",
+    help="Find which postings of a catalogue are the same product. The stages in their order: "
+    "pack, train image, train text, embed, index, join, match, evaluate, report. run does all.",
+    help_epilogue="Every verb takes --config FILE.yaml for any of its options. Exit codes: 0 done, "
+    "1 failed, 2 bad input, 3 stopped and resumable, 4 no GPU where one was asked for.",
     version=__version__,
+    default_parameter=Parameter(negative_iterable=(), show_default=command.format_default),
 )
 train_app = App(name="train", help="Fine-tune an encoder on the products of a shard set.")
 app.command(train_app)
-for verb in ("demo", "run", "plan", "submit", "status", "doctor"):
+for verb in ("demo", "status", "doctor"):
     app.command(getattr(cli_pipeline, verb))
+for verb in command.CONFIG_FIRST:
+    usage = f"Usage: dist-train {verb} CONFIG.yaml [OPTIONS]"
+    app.command(getattr(cli_pipeline, verb), usage=usage)
 command.add_config_option(app)
 
 
@@ -51,9 +61,11 @@ def generate(
     Args:
         items: Number of postings.
         out: Folder for catalogue.csv and images/.
-        seed: Another seed gives another catalogue; the same seed the same bytes.
-        photos: Paint a photo for each posting.
-        workers: Processes that paint photos.
+        seed: Random seed. The same seed writes exactly the same files; another one another
+            catalogue.
+        photos: Draw a photo for each posting. Without photos the catalogue is for text alone, and
+            fast.
+        workers: Processes that draw photos: up to the number of CPU cores.
     """
     from dist_train.synthetic import catalogue
 
@@ -72,19 +84,26 @@ def pack(
     of: int = 1,
     options: Annotated[PackOptions, Flat] = PackOptions(),
 ) -> None:
-    """Pack a catalogue and its photos into a shard set, which all other stages read.
+    """Pack a catalogue and its photos into a shard set, which train and embed read.
 
-    The same command resumes where it stopped.
+    Products are split by a hash of their label into train (60 %), val (20 %) and test (20 %), so
+    that all postings of a product are in one split; postings without a label are in none. A posting
+    whose photo cannot be used keeps its title; items.parquet holds the reason. The same command
+    resumes where it stopped.
 
     Args:
-        catalogue: CSV, TSV, Parquet or JSON Lines file with the columns posting_id, image, title,
-            label_group.
+        catalogue: CSV, TSV, Parquet or JSON Lines file, a posting a row, with the columns
+            posting_id, image, title and label_group. label_group is the known product of a posting;
+            training, the choice of a threshold and scores need some, and it may be empty.
         out: Folder for the shard set.
-        images: Folder that the photo paths of the catalogue are relative to.
-        columns: Names of the columns where they differ, such as posting_id=sku,title=name.
-        task: Number of this pack among those that share the work, from 0 to OF - 1. In a Slurm
-            array: --task $SLURM_ARRAY_TASK_ID.
-        of: Number of packs that share the work, started in any order on one or several machines.
+        images: Folder that the paths in the column image are relative to. Needed if the catalogue
+            names photos.
+        columns: Your names of columns that are not called posting_id, image, title and label_group,
+            as OURS=YOURS: posting_id=sku,title=name.
+        task: Part of the work that this command does, from 0 to OF - 1. In a Slurm array: --task
+            $SLURM_ARRAY_TASK_ID.
+        of: Number of commands that share the work, each with its own task and the same out, started
+            in any order on machines that share the folder. The last to end completes the set.
     """
     from shards.pack import pack
 
@@ -96,10 +115,12 @@ def pack(
 
 @app.command
 def verify(shards: Shards, /, *, workers: int = 1) -> None:
-    """Compare every byte of a shard set with the checksums written when it was packed.
+    """Compare every byte of a shard set with its checksums, for example after it was copied.
+
+    Prints what differs or is missing; the exit code is then 2.
 
     Args:
-        workers: Processes that read.
+        workers: Processes that read: up to the number of CPU cores.
     """
     from shards.read.verify import verify as faults_of
 
@@ -113,12 +134,16 @@ def verify(shards: Shards, /, *, workers: int = 1) -> None:
 def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: int = 1) -> None:
     """Make existing WebDataset tars a shard set without rewriting them.
 
+    A sample is KEY.jpg (or png, webp) and KEY.json with title and label_group, or KEY.txt with the
+    title. Writes an index beside each tar, and items.parquet and the other files of a shard set
+    into the folder.
+
     Args:
-        folder: Folder with the tars, at any depth; tars in folders train, val and test are of that
-            split.
-        columns: Names in the json members where they differ, such as
-            posting_id=sku,label_group=product.
-        leave: Suffixes of members that are not read, such as npy,depth.png.
+        folder: Folder with the tars, at any depth. Tars in folders train, val and test are of that
+            split; all others are split by product as pack does.
+        columns: Your names of keys in the JSON files that are not called posting_id, title and
+            label_group, as OURS=YOURS: posting_id=sku,label_group=product.
+        leave: Endings of files in the tars that are left unread, such as npy,depth.png.
         workers: Processes that read.
     """
     from shards.pack.index_tars import index_tars as adopt
@@ -133,7 +158,10 @@ def index_tars(folder: Path, /, *, columns: str = "", leave: str = "", workers: 
 def image(
     *, shards: Shards, out: RunFolder, options: Annotated[ImageTraining, Flat] = ImageTraining()
 ) -> None:
-    """Fine-tune the image encoder on the products of a shard set."""
+    """Fine-tune the image encoder to tell the products of the train split apart.
+
+    embed takes the folder as --image. On several GPUs: accelerate launch -m dist_train train image.
+    """
     from dist_train.training.loop import train
 
     train("image", shards, out, options)
@@ -143,7 +171,10 @@ def image(
 def text(
     *, shards: Shards, out: RunFolder, options: Annotated[TextTraining, Flat] = TextTraining()
 ) -> None:
-    """Fine-tune the text encoder on the products of a shard set."""
+    """Fine-tune the text encoder to tell the products of the train split apart.
+
+    embed takes the folder as --text. On several GPUs: accelerate launch -m dist_train train text.
+    """
     from dist_train.training.loop import train
 
     train("text", shards, out, options)
@@ -151,11 +182,12 @@ def text(
 
 @app.command
 def export(run: Path, /, *, onnx: Path) -> None:
-    """Export the encoder of a finished run to ONNX, for use outside PyTorch.
+    """Export a trained encoder to ONNX, for use outside PyTorch.
 
     Args:
-        run: Folder of a finished train image or train text.
-        onnx: File to write. The model maps prepared pixels or tokens to vectors of length one.
+        run: Folder that train image or train text has written.
+        onnx: File to write. The model maps batches of prepared pixels or of tokens to unit vectors;
+            README.md in the encoder folder says how they are prepared.
     """
     from dist_train.encoders.onnx import export_onnx
 
@@ -177,9 +209,10 @@ def embed(
     Give --image, --text or both. The same command resumes where it stopped.
 
     Args:
-        out: Folder for the embedding set.
-        image: Folder of a finished train image, whose encoder is used.
-        text: Folder of a finished train text, whose encoder is used.
+        out: Folder for the vectors of all items, the embedding set, which index and join read.
+        image: Folder that train image has written (for an encoder as it is: train image --epochs
+            0).
+        text: Folder that train text has written.
     """
     from dist_train.embedding import embed as stage
 
@@ -190,10 +223,12 @@ def embed(
 def index(
     embeddings: Path, /, *, out: Path, options: Annotated[IndexConfig, Flat] = IndexConfig()
 ) -> None:
-    """Build a sharded FAISS index over an embedding set.
+    """Build a FAISS index, in one or more files, over an embedding set.
+
+    It also fixes how a pair is scored (--modality, --image-weight), so join needs it.
 
     Args:
-        embeddings: Folder of an embedding set.
+        embeddings: Folder that embed has written.
         out: Folder for the index. The same command resumes where it stopped.
     """
     from dist_train.matching.index import build_index
@@ -212,11 +247,14 @@ def join(
 ) -> None:
     """Find every pair of items down to a score floor, and the nearest neighbours of each item.
 
+    The score of a pair is the weighted mean of its image and text cosines, from -1 to 1; the score
+    floor is the lowest score that is kept.
+
     Args:
-        embeddings: Folder of an embedding set.
-        index: Folder of the index over it.
-        out: Folder for the pairs. Several of these commands may work on it together, started at any
-            time; the same command resumes where it stopped.
+        embeddings: Folder that embed has written.
+        index: Folder that index has written for these embeddings.
+        out: Folder for the pairs. To share the work start the same command several times, on
+            machines that share the folder; the same command also resumes where it stopped.
     """
     from dist_train.matching.build_pairs import build_pairs
 
@@ -229,9 +267,12 @@ def match(
 ) -> None:
     """Decide which of the scored pairs are matches, and write matches and groups.
 
+    A group is a set of postings that matches connect.
+
     Args:
         pairs: Folder that join has written.
-        out: Folder for the matches. To try another threshold give another folder: it takes seconds.
+        out: Folder for matches.parquet, groups.parquet and submission.csv. Another threshold needs
+            another folder, and seconds: the pairs are used again.
     """
     from dist_train.decisions import match as stage
 
@@ -240,12 +281,15 @@ def match(
 
 @app.command
 def evaluate(matches: Path, /, *, compare: tuple[str, ...] = ()) -> None:
-    """Score matches on the test products, beside baselines that need no encoder.
+    """Compare matches with the labels of the test products, beside baselines without an encoder.
+
+    Prints F1, precision and recall per item with intervals, and writes metrics.json. Baselines are
+    the posting itself, the same photo, and similar titles.
 
     Args:
         matches: Folder that match has written.
-        compare: Other embedding sets over the same shards, scored beside it: FOLDER, or
-            NAME=FOLDER.
+        compare: Folder of another embedding set over the same shards that is evaluated too, as
+            FOLDER or NAME=FOLDER. Give the option again for several.
     """
     from dist_train.decisions import score
     from dist_train.evaluation.scores import score_table
@@ -256,7 +300,9 @@ def evaluate(matches: Path, /, *, compare: tuple[str, ...] = ()) -> None:
 
 @app.command
 def report(matches: Path, /) -> None:
-    """Write report.html: scores, curves and photos of matches, in one file.
+    """Write report.html into the folder of the matches: scores, curves and photos, in one file.
+
+    Scores are shown if evaluate has run before.
 
     Args:
         matches: Folder that match has written.
@@ -264,6 +310,13 @@ def report(matches: Path, /) -> None:
     from dist_train.report.html import write_report
 
     print(write_report(matches))
+
+
+# The help lists complete pipelines first, then the stages in their order.
+PIPELINES = ("demo", "run", "plan", "submit", "status", "doctor", "generate")
+STAGES = ("pack", "index-tars", "verify", "train", "embed", "index", "join", "match", "evaluate")
+for position, verb in enumerate((*PIPELINES, *STAGES, "report", "export")):
+    app[verb].sort_key = position
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ Flat = Parameter(name="*")
 def demo(*, out: Path = Path("demo"), items: int = 2000) -> None:
     """Generate a catalogue and run every stage on it: minutes on a laptop, without a network.
 
+    Prints scores and writes OUT/matches/report.html.
+
     Args:
         out: Folder for the catalogue and all stages. The same command resumes where it stopped.
         items: Number of postings to generate.
@@ -44,14 +46,15 @@ def run_stages(config: Config) -> None:
 
 
 def plan(*, config: Annotated[Config, Flat], processes: int = 0, json: bool = False) -> None:
-    """Estimate time, memory and disk of each stage before anything runs: plan CONFIG.yaml.
+    """Estimate time, memory and disk of each stage on this machine: plan CONFIG.yaml.
 
-    Prints seconds, memory of one process and bytes on disk, from rates that it measures on a
-    sample. What does not fit is listed with the setting that makes it fit; then the exit code is 1.
+    Prints seconds, memory of one process and bytes on disk, from rates that it measures on a sample
+    of the catalogue in about ten seconds; nothing is written to OUT. A stage that needs more than
+    there is is listed with the option that makes it fit; the exit code is then 1.
 
     Args:
-        processes: Processes that the stages will run on, all on this machine. 0: one for each GPU,
-            or one.
+        processes: Processes that accelerate launch will start on this machine. 0: one for each GPU,
+            one if there is none.
         json: Print JSON instead of a table.
     """
     from dataclasses import asdict
@@ -71,8 +74,8 @@ def submit(*, config: Annotated[Config, Flat], dry_run: bool = False) -> None:
     Stages that are done, or whose job is still in the queue, are not submitted again.
 
     Args:
-        dry_run: Only write the scripts, to OUT/slurm/dry-run, and have sbatch check them if it is
-            installed.
+        dry_run: Submit nothing: write the scripts to OUT/slurm/dry-run and, if sbatch is installed,
+            check them with sbatch --test-only.
     """
     from dist_train.slurm import commands
     from dist_train.slurm import submit as slurm
@@ -84,12 +87,12 @@ def submit(*, config: Annotated[Config, Flat], dry_run: bool = False) -> None:
 
 
 def status(folder: Path, /) -> None:
-    """Show which stages below a folder are done, running, waiting or failed, and why.
+    """Show which stages in a folder are done, running, waiting or failed, and why.
 
-    The exit code is 0 if all are done, 1 if one has failed, 3 if one is not done yet.
+    The exit code is 0 if all are done, 1 if one has failed, else 3.
 
     Args:
-        folder: The folder OUT of a run or submit, or the folder of one stage.
+        folder: The folder that run or submit writes to (OUT), or the folder of one stage.
     """
     from dist_train.slurm import status as slurm
 
@@ -105,8 +108,8 @@ def doctor(*, out: Path = Path(), device: Device = "auto", json: bool = False) -
     exit code is 1 if something would keep work from running.
 
     Args:
-        out: Folder that the stages are to be written to, whose disk is checked.
-        device: Device to be used. cuda: it is a fault if no GPU answers.
+        out: Folder that you will write to; space and speed of its disk are checked.
+        device: Device that you will use. cuda: a missing or broken GPU is a fault.
         json: Print JSON instead of lines.
     """
     from dataclasses import asdict

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from cyclopts import App, CycloptsError, Parameter
@@ -22,6 +22,15 @@ NUMBERS = {
 }
 CONFIG_FIRST = ("run", "plan", "submit")
 """Verbs whose first argument is the config file."""
+
+
+def format_default(value: Any) -> str | None:
+    """A default as the command line writes it; None, which shows nothing, for an empty one."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple | list):
+        value = " ".join(map(str, value))
+    return str(value) if value or value == 0 else None
 
 
 def call(app: App) -> None:
@@ -55,7 +64,8 @@ def add_config_option(app: App) -> None:
         """Call the verb.
 
         Args:
-            config: YAML file with any options of the verb; options on the command line override it.
+            config: YAML file with options of the verb: --a-b as a_b, --a.b-c as section a with the
+                key b_c. Options on the command line override it.
         """
         if len(tokens) > 1 and tokens[0] in CONFIG_FIRST and not tokens[1].startswith("-"):
             config, tokens = Path(tokens[1]), (tokens[0], *tokens[2:])

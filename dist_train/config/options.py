@@ -4,7 +4,9 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
 
 from dist_train.config.slurm import SlurmConfig
 from dist_train.config.training import (
@@ -20,6 +22,8 @@ from dist_train.config.training import (
 from shards.photos.options import NO_EFFECT_ON_RESULT, PackOptions
 from shards.storage.errors import BadInput
 
+SUBMIT_ONLY = Parameter(group=Group("Slurm (used by submit; run and plan ignore it)", sort_key=1))
+
 
 def bytes_of(text: str) -> int:
     """Bytes of a size such as 8GB, 500MB or 2.5 GB (1 GB is 1e9 bytes); BadInput for others."""
@@ -34,14 +38,15 @@ class EmbedConfig:
     """Options of embedding: how items become vectors."""
 
     dtype: Literal["float16", "float32"] = "float16"
-    """Number format in which the vectors are stored."""
+    """Number format of the stored vectors. float16 needs half the disk; float32 keeps every
+    digit."""
     precision: Precision = "auto"
     """Arithmetic of the encoders. auto: bf16 where the device supports it natively, else fp32."""
     batch_size: int = 64
-    """Items of one forward pass of each process."""
+    """Items of one forward pass of each process. More use a GPU better; fewer need less memory."""
     max_unreadable: float = field(default=0.01, metadata=NO_EFFECT_ON_RESULT)
-    """Fraction of the items whose photo or title may turn out to be broken (they get no vector of
-    that modality); above it the stage fails."""
+    """Largest fraction of items with a broken photo or title. Such an item gets no vector of that
+    modality; with more of them embed fails."""
     workers: int = field(default=4, metadata=NO_EFFECT_ON_RESULT)
     """Processes that read and decode items, for each embedding process."""
     device: Device = field(default="auto", metadata=NO_EFFECT_ON_RESULT)
@@ -58,17 +63,22 @@ class IndexConfig:
     """Options of the index: which vectors it holds, and in what form."""
 
     modality: Literal["auto", "image", "text", "both"] = "auto"
-    """Vectors to search with. auto: both modalities where the embedding set has both."""
+    """Vectors that the score is made of. auto: image and text if the embedding set has both, else
+    the one that it has. With both, two items that share one modality are scored by it alone."""
     image_weight: float = 0.5
-    """Weight of the image cosine in the score of two items that have both modalities; the text
-    cosine has the rest."""
+    """Weight of the image cosine in the score, between 0 and 1; the text cosine gets the rest.
+    Raise it when photos tell products apart better than titles do."""
     kind: str = "auto"
-    """Kind of FAISS index: Flat or SQfp16 (exact), IVF (approximate), or a FAISS factory string.
-    auto chooses by number of items and memory."""
+    """Kind of FAISS index: Flat (exact), SQfp16 (exact for float16 vectors, half the memory), IVF
+    (approximate, faster, may miss pairs), or a FAISS factory string such as IVF4096,PQ64. auto
+    chooses by the number of items and memory."""
     memory: str = "8GB"
-    """Memory of a process that loads all shards of the index, such as 8GB; auto keeps to it."""
+    """Memory that the complete index may need when it is loaded, such as 8GB (1 GB is 1e9 bytes).
+    The kind auto fits it; of another kind only the files are made small enough to be built in
+    it."""
     recall_rows: int = 200
-    """Items for which an approximate index is compared with exact search, to report its recall."""
+    """Items that are searched exactly too, to report the recall of an approximate index. More make
+    the figure more precise; 0: no figure."""
 
     def __post_init__(self) -> None:
         bytes_of(self.memory)
@@ -82,22 +92,25 @@ class JoinConfig:
     """Which pairs of items are kept with their scores, and how they are found."""
 
     engine: Literal["auto", "faiss", "gemm"] = "auto"
-    """gemm multiplies blocks of the stored vectors, on GPU or CPU, and is exact; faiss searches the
-    saved index. auto: the faster of the two on this machine, by a measurement on a sample."""
+    """gemm compares all stored vectors, on GPU or CPU, and is exact; faiss searches the saved
+    index, and misses pairs if that is approximate. auto: gemm unless an exact index is measured
+    faster."""
     pairs_per_item: float = 100.0
-    """Average number of pairs to keep for each item. It sets the score floor, the lowest kept
-    score, which is estimated from a sample. Raise it when match reports that the best threshold
-    lies at the floor."""
+    """Number of pairs to keep, as a multiple of the items. It decides the score floor, the lowest
+    score that is kept. Raise it when match reports that the best threshold lies at the floor; lower
+    it to save disk."""
     max_score_floor: float | None = None
-    """Largest score floor: every pair from this score on is kept, even beyond pairs_per_item. Give
-    it when match is to use a threshold below the score floor. Not given: pairs_per_item alone sets
-    the floor."""
+    """Keep every pair that scores this much or more, even beyond --pairs-per-item. Set it to the
+    lowest threshold that match is to use. Not given: --pairs-per-item alone decides."""
     neighbours: int = 5
-    """Nearest items that are kept for every item whatever their score. 0: none, which is faster."""
+    """Nearest items that are kept for each item, whatever their score, for the report and for your
+    own use. 0: none, which is faster; the matches are the same."""
     memory: str = field(default="4GB", metadata=NO_EFFECT_ON_RESULT)
-    """Memory of one process in all, such as 4GB; checked before the start."""
+    """Main memory that one process may use, such as 4GB (1 GB is 1e9 bytes); join refuses to start
+    if it is too little. More allows larger blocks, which are faster."""
     audit_rows: int = field(default=200, metadata=NO_EFFECT_ON_RESULT)
-    """Items that are compared with all others again in float64 to check the result."""
+    """Items whose scores with all others are computed again in float64; join fails if a pair is
+    missing or wrong. More take longer; 0: no check."""
     device: Device = field(default="auto", metadata=NO_EFFECT_ON_RESULT)
     """Device that computes the scores. auto: a GPU where there is one, else the CPU."""
 
@@ -114,10 +127,11 @@ class MatchConfig:
     """Options of matching: how scored pairs become matches."""
 
     threshold: float | None = None
-    """Score from which two items match. Not given: the threshold with the best mean per-item F1 on
-    the validation products."""
+    """Lowest score of a match, -1 to 1. Raise it for fewer wrong matches, lower it to miss fewer.
+    Not given: the one with the best mean F1 per item on the validation products."""
     threshold_from: Path | None = None
-    """The threshold.json of another match directory, whose threshold is used."""
+    """threshold.json of an earlier match, whose threshold is used, for example for a catalogue
+    without labels. Not together with --threshold."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
@@ -131,19 +145,23 @@ class Config:
     """The complete pipeline on one catalogue."""
 
     catalogue: Path
-    """Catalogue file: CSV, TSV, Parquet or JSON Lines."""
+    """Catalogue file (CSV, TSV, Parquet or JSON Lines): a posting a row, with the columns
+    posting_id, image, title and label_group (the known product of the posting; may be empty or
+    missing)."""
     out: Path
-    """Folder in which every stage makes its directory."""
+    """Folder for the results: each stage makes a folder in it (shards, image, text, embedding,
+    index, pairs, matches); the report is matches/report.html."""
     images: Path | None = None
-    """Folder that the photo paths of the catalogue are relative to."""
+    """Folder that the paths in the column image are relative to. Needed if the catalogue names
+    photos."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Names of the catalogue's columns where they differ from posting_id, image, title and
-    label_group."""
+    """Your names of columns that are not called posting_id, image, title and label_group, as
+    OURS=YOURS: posting_id=sku,title=name."""
     encoders: tuple[Modality, ...] = ("image", "text")
-    """Encoders to train and to match with."""
+    """Encoders that are trained and that the score is made of: image, text or both."""
     compare: tuple[Literal["untrained", "random"], ...] = ()
-    """Also score the same encoders with their published weights (untrained) or random weights
-    (random), to show what training gains."""
+    """Evaluate the same encoders also with the weights they begin with (untrained) or with random
+    weights (random), to show what training gains. Each takes another embed."""
     pack: PackOptions = field(default_factory=PackOptions)
     image: ImageTraining = field(default_factory=ImageTraining)
     text: TextTraining = field(default_factory=TextTraining)
@@ -151,7 +169,7 @@ class Config:
     index: IndexConfig = field(default_factory=IndexConfig)
     join: JoinConfig = field(default_factory=JoinConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
-    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    slurm: Annotated[SlurmConfig, SUBMIT_ONLY] = field(default_factory=SlurmConfig)
 
     def __post_init__(self) -> None:
         if not self.encoders:

@@ -20,19 +20,21 @@ class SlurmJob:
     qos: str | None = None
     """Quality of service. Not given: the account's default."""
     nodes: int | None = None
-    """Number of nodes. Not given: 1."""
+    """Number of nodes of a stage. Not given: 1."""
     gpus: int | None = None
-    """GPUs on each node. Not given: 0."""
+    """GPUs on each node. Not given: 0, so that the stages run on CPUs."""
     processes: int | None = None
     """Processes on each node. Not given: one for each GPU, or one."""
     tasks: int | None = None
-    """Only for pack and join: tasks of a Slurm array that share the work, each its own job."""
+    """Only in the sections pack and join: jobs of a Slurm array that share the work."""
     cpus: int | None = None
-    """CPU cores on each node."""
+    """CPU cores on each node: processes times (workers + 1) or more. Not given: the cluster's
+    default."""
     mem: str | None = None
-    """Memory on each node, such as 64G."""
+    """Memory on each node, such as 64G. Not given: the cluster's default."""
     time: str | None = None
-    """Time limit of the job, such as 12:00:00 or 2-00:00:00."""
+    """Time limit of each job, such as 12:00:00 or 2-00:00:00. Not given: the partition's
+    default."""
     sbatch: tuple[str, ...] = ()
     """Further options of sbatch, such as --exclude=node7."""
 
@@ -67,16 +69,18 @@ class SlurmConfig(SlurmJob):
     setup: tuple[str, ...] = ()
     """Lines of bash that run before each stage, such as module load cuda/12.4."""
     container: str = ""
-    """Command that each process is started through, such as apptainer exec --nv image.sif. It is
-    split at blanks."""
+    """Prefix of the command that starts each process, such as apptainer exec --nv image.sif. It is
+    split at blanks; quotes do not work in it."""
     srun: tuple[str, ...] = ()
     """Further options of srun, such as --container-image=dist_train.sqsh (pyxis)."""
     accelerate: Path | None = None
-    """Configuration file of accelerate launch. Not given: accelerate_config.yaml."""
+    """Configuration file for accelerate launch, which starts the processes. Not given: the
+    accelerate_config.yaml of this checkout."""
     stop_before: int = 180
-    """Seconds before the time limit at which a stage saves its work and is requeued."""
+    """Seconds before the time limit at which a stage saves its work and is requeued. Raise it when
+    a checkpoint takes longer to write."""
     max_requeues: int = 20
-    """Number of times that a job may requeue itself."""
+    """Number of times that a job may requeue itself; then it fails, and submit goes on with it."""
     pack: SingleJob = field(default_factory=SlurmJob)
     image: SingleJob = field(default_factory=SlurmJob)
     text: SingleJob = field(default_factory=SlurmJob)

@@ -53,20 +53,24 @@ class ImageEncoderOptions:
     """The image encoder: a timm model, pooled to one vector and normalised."""
 
     model: str = "vit_base_patch16_224"
-    """Name of a timm model, or a local folder with config.json and model.safetensors."""
+    """Name of a timm model, or a local folder with config.json and model.safetensors. Set
+    --encoder.image-size to the size that the model was trained with."""
     pretrained: bool = True
-    """Start from the published weights of the model; false starts from random weights."""
+    """Start from the weights of the model, downloaded at first use or read from its folder.
+    Otherwise from random weights."""
     pooling: Literal["auto", "cls", "mean", "gem"] = "auto"
-    """How the model's outputs become one vector: the class token (cls), their mean, or generalised
-    mean (gem). auto is the model's default: cls for a ViT, mean for a CNN."""
+    """How the outputs of the model become one vector: the class token (cls), the mean, or the
+    generalised mean (gem). auto is the model's default: cls for a ViT, mean for a CNN."""
     image_size: int = 224
-    """Side in pixels of the square photo that the model gets. More shows more detail and costs the
-    square of it in time."""
+    """Side in pixels of the square photo that the model gets, a multiple of its patch size. More
+    shows more detail; twice as much takes four times as long."""
     decode: Recipe = "balanced"
-    """How photos are decoded, in training and wherever the encoder is used later: exact, balanced
-    (twice as fast, nearly the same pixels) or fast (coarser)."""
+    """How JPEG photos are decoded, in training and wherever the encoder is used later: exact (all
+    pixels), balanced (twice as fast, nearly the same) or fast (coarser). Use fast when a GPU waits
+    for photos."""
     neck: bool = True
-    """Batch normalisation over all processes before the vector is normalised (BNNeck)."""
+    """Add a batch normalisation layer, over all processes, behind the encoder (BNNeck). Switch it
+    off for batches of a few items."""
 
     def __post_init__(self) -> None:
         check_positive(self, "image_size")
@@ -77,18 +81,22 @@ class TextEncoderOptions:
     """The text encoder: a transformers model, pooled to one vector and normalised."""
 
     model: str = "cahya/bert-base-indonesian-522M"
-    """Model on the Hugging Face hub, or a local folder with the model and its tokenizer."""
+    """Model on the Hugging Face hub, or a local folder with the model and its tokenizer. The
+    default is for Indonesian titles: choose one for the language of yours."""
     pretrained: bool = True
-    """Start from the published weights of the model; false starts from random weights."""
+    """Start from the weights of the model, downloaded at first use or read from its folder.
+    Otherwise from random weights."""
     pooling: Literal["mean", "cls"] = "mean"
-    """How the model's outputs become one vector: their mean over the tokens, or the first (cls)."""
+    """How the outputs of the model become one vector: the mean over all tokens, or the output of
+    the first token (cls)."""
     max_length: int = 64
     """Tokens of a title that are read; the rest of a longer title is ignored."""
     dropout: float = 0.0
-    """Dropout probability in training. Above 0 the trained weights depend on the number of
-    processes."""
+    """Dropout probability in training, such as 0.1 against overfitting. At 0 any number of
+    processes trains the same weights up to rounding; above 0 they differ."""
     neck: bool = True
-    """Batch normalisation over all processes before the vector is normalised (BNNeck)."""
+    """Add a batch normalisation layer, over all processes, behind the encoder (BNNeck). Switch it
+    off for batches of a few items."""
 
     def __post_init__(self) -> None:
         check_positive(self, "max_length")
@@ -100,37 +108,42 @@ class HeadOptions:
     """The margin softmax over the training classes, sharded across processes."""
 
     loss: Literal["arcface", "cosface"] = "arcface"
-    """Where the margin is applied: to the angle (arcface) or to the cosine (cosface)."""
+    """arcface adds the margin to the angle to the class centre, cosface subtracts it from the
+    cosine; a usual margin of cosface is 0.35."""
     margin: float = 0.5
-    """Size of the margin, in radians for arcface and in units of cosine for cosface. Lower it when
-    the training loss does not fall."""
+    """Margin, in radians for arcface and in units of cosine for cosface. Lower it when the training
+    loss does not fall; raise it when different products get alike vectors."""
     margin_of_largest: float | None = None
-    """Margin of the class with the most items; smaller classes get more, up to margin (adaptive
-    margins). Not given: every class gets margin."""
-    gradient: Literal["true", "detached"] = "true"
-    """true differentiates through the margin; detached treats it as a constant, as Partial FC does.
-    """
+    """Margin of the class with the most items; smaller classes get more, the smallest
+    --head.margin. Use it when products differ much in size. Not given: all classes get
+    --head.margin."""
+    gradient: Literal["exact", "detached"] = "exact"
+    """Gradient of the margin: exact, or detached, which treats the margin as a constant as Partial
+    FC does. Keep exact, except to reproduce results of insightface."""
     centres: int = 1
     """Sub-centres of each class; an item is compared with the nearest. Use 2 or 3 when many labels
     are wrong."""
     sample: float = 1.0
-    """Fraction of the other classes that each step compares with (Partial FC). Below 1 a step is
-    faster with millions of classes, and only the sampled centres are updated."""
+    """Fraction of the classes absent from the batch that a step compares with (Partial FC). With
+    millions of classes 0.1 to 0.3 is faster; only the sampled centres are updated then."""
     scale: float = 32.0
-    """Factor that turns a cosine into a logit, at most 64."""
+    """Factor by which cosines are multiplied to become logits, at most 64. Lower it when training
+    is unstable; more classes need more."""
     ramp: float = 0.3
-    """Fraction of the training over which the margin grows from 0 to its full size."""
+    """Fraction of the training over which the margin grows from 0 to its full size. 0: full from
+    the start. Raise it when the loss does not fall at the start."""
     lr: float = 5e-3
     """Peak learning rate of the class centres, usually at least ten times that of the encoder."""
     warmup: float | None = None
-    """Fraction of the training over which this learning rate rises. Not given: the encoder's."""
+    """Fraction of the training over which --head.lr is reached. Not given: that of --warmup."""
     start: Literal["random", "means"] = "random"
-    """How class centres are initialised: random, or with the mean embedding of each class."""
+    """How the class centres begin: random, or means, the mean vector of each class, which takes a
+    pass over the items and helps short trainings."""
     grow_from: Path | None = None
-    """A finished run over the first of these classes, whose centres are taken over unchanged. Use
-    it when products were added to the catalogue."""
+    """Folder of an earlier training on fewer products of the same catalogue. Its class centres are
+    where those begin; new ones begin as --head.start says. Use it when products were added."""
     chunk: int = field(default=8_192, metadata=NO_EFFECT_ON_RESULT)
-    """Classes whose logits are computed at a time; fewer need less memory."""
+    """Classes whose logits are computed at a time. Fewer need less memory and more time."""
 
     def __post_init__(self) -> None:
         check_positive(self, "scale", "lr", "chunk", "centres", "sample")
@@ -149,39 +162,45 @@ class TrainingConfig:
     """Options that image and text training share."""
 
     epochs: float = 10.0
-    """Passes over the training items. 0 exports the encoder untrained."""
+    """Passes over the training items, also fractions. 0: export the encoder as it begins."""
     batch_size: int = 64
-    """Items of one optimizer step, over all processes together."""
+    """Items of one optimizer step, of all processes together: a multiple of --accumulation. If
+    memory runs out raise --accumulation."""
     accumulation: int = 1
-    """Forward and backward passes that one step is divided into; more need less memory."""
+    """Forward and backward passes that one step is divided into. More need less memory; the batch
+    stays the same."""
     order: Literal["global", "window", "none"] = "global"
-    """Shuffle over all items (global), within windows of neighbouring shards (window, for storage
-    where reading from anywhere is slow), or not at all (none)."""
+    """How each epoch is shuffled: over all items (global), in windows of items from neighbouring
+    tar files (window, for object stores and slow disks), or not at all (none, for debugging)."""
     photos_per_product: int = 1
-    """Items of each product in a batch (P x K sampling); a product with fewer repeats some. 1:
-    items are drawn regardless of product."""
+    """Items of each product in a batch, photos or titles (K of P x K sampling); a product with
+    fewer repeats some. 1: items are drawn regardless of product. Try 2 to 4 when products are
+    small."""
     lr: float = 4e-5
-    """Peak learning rate of the encoder."""
+    """Peak learning rate of the encoder; it does not follow the batch size. Lower it when the loss
+    does not fall or validation F1 falls."""
     layer_decay: float = 1.0
-    """Learning rate of each layer as a fraction of that of the layer above it. 1: the same for all;
-    0.7 to 0.9 keeps more of the pretrained weights."""
+    """Learning rate of each layer as a fraction of that of the next layer towards the output. 1:
+    the same for all; 0.7 to 0.9 keeps more of the pretrained weights."""
     freeze: float = 0.0
-    """Fraction of the training, from its start, in which only the head is trained."""
+    """Fraction of the training, from its start, in which only the class centres are trained, such
+    as 0.1. Use it when the first steps spoil the encoder."""
     weight_decay: float = 0.01
     """Weight decay of AdamW, for the encoder's matrices and the class centres."""
     clip: float = 5.0
-    """Largest norm of a gradient, clipped separately for encoder and head."""
+    """Largest total norm of the gradients, of the encoder and of the class centres separately."""
     schedule: Literal["cosine", "one-cycle"] = "cosine"
-    """Learning rate after the warm-up: a cosine down to 0. one-cycle also rises along a cosine and
-    moves AdamW's beta1 the opposite way."""
+    """cosine: the learning rates rise linearly, then fall to 0 along a cosine. one-cycle: they rise
+    along a cosine too, and AdamW's beta1 moves the opposite way; use --warmup 0.3 with it."""
     warmup: float = 0.1
-    """Fraction of the training over which the learning rates rise. For one-cycle 0.3 is usual."""
+    """Fraction of the training over which the learning rates rise to their peaks."""
     head: HeadOptions = field(default_factory=HeadOptions)
     ema: float = 0.0
-    """Decay of an exponential moving average of the encoder's weights, which is then validated and
-    exported, such as 0.999. 0: no average."""
+    """Decay in each step of a moving average of the encoder's weights, such as 0.999; the average
+    is validated and exported. 0: none. Short trainings need a smaller one."""
     keep_best: bool = True
-    """Export the encoder with the best validation F1; false exports the last one."""
+    """Export the encoder with the best mean F1 per item among the validation products. Otherwise
+    the last one."""
     patience: int = 0
     """Validations in a row without a better F1 after which training stops early. 0: never."""
     precision: Precision = "auto"
@@ -193,10 +212,10 @@ class TrainingConfig:
     checkpoint_every: int = field(default=500, metadata=NO_EFFECT_ON_RESULT)
     """Steps between two checkpoints."""
     keep: int = field(default=2, metadata=NO_EFFECT_ON_RESULT)
-    """Number of checkpoints that are kept on disk."""
+    """Number of the newest checkpoints that are kept on disk."""
     grace: float = field(default=90.0, metadata=NO_EFFECT_ON_RESULT)
-    """Seconds that the scheduler leaves between its stop signal and the kill. A warning is logged
-    when a checkpoint takes longer to write."""
+    """Seconds between your scheduler's stop signal and its kill. It changes nothing but a warning,
+    logged when a checkpoint takes longer to write."""
     validate_every: float = field(default=1.0, metadata=NO_EFFECT_ON_RESULT)
     """Epochs between two validations. 0: only at the end."""
     log_every: int = field(default=10, metadata=NO_EFFECT_ON_RESULT)
@@ -210,9 +229,10 @@ class TrainingConfig:
     """Steps in a row that may be skipped because loss or gradient is NaN or Inf; after more
     training fails."""
     compare_every: int = field(default=100, metadata=NO_EFFECT_ON_RESULT)
-    """Steps between two checks that all processes hold the same weights. 0: never."""
+    """Steps between two checks that all processes hold the same weights; training fails if not. 0:
+    never."""
     seed: int = 0
-    """Seed of the initial weights, the order of the items, augmentation and dropout."""
+    """Random seed of initial weights, order of the items, augmentation and dropout."""
     device: Device = field(default="auto", metadata=NO_EFFECT_ON_RESULT)
     """Device to train on. auto: a GPU where there is one, else the CPU."""
 
@@ -249,19 +269,21 @@ class ImageTraining(TrainingConfig):
 
     encoder: ImageEncoderOptions = field(default_factory=ImageEncoderOptions)
     min_crop: float = 0.5
-    """Smallest fraction of a photo's area that a random training crop shows."""
+    """Smallest fraction of a photo's area that a random training crop keeps. 1: no crop. Raise it
+    when details at the edges tell products apart."""
     jitter: float = 0.2
     """Largest relative change of brightness, contrast and saturation of a training photo."""
     erase: float = 0.0
     """Probability that a random rectangle of a training photo is erased."""
     rand_augment: str = ""
-    """RandAugment in timm's notation, such as rand-m7-mstd0.5-inc1; it replaces jitter. Empty:
-    none."""
+    """RandAugment in timm's notation, such as rand-m7-mstd0.5-inc1 (m is the strength, 0 to 10),
+    instead of --jitter. Use it against overfitting."""
     mixup: float = 0.0
-    """Mix photos in pairs by mixup, with shares from Beta(mixup, mixup). 0: off."""
+    """Blend photos in pairs (mixup), in shares drawn from Beta(a, a) with this a, such as 0.2. 0:
+    off."""
     cutmix: float = 0.0
-    """Mix photos in pairs by CutMix, with shares from Beta(cutmix, cutmix). With mixup each batch
-    takes one of the two at random. 0: off."""
+    """Paste a box of one photo into another (CutMix), in shares drawn from Beta(a, a) with this a,
+    such as 1. With --mixup too, each batch takes one of the two at random. 0: off."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -291,7 +313,8 @@ class TextTraining(TrainingConfig):
 
     encoder: TextEncoderOptions = field(default_factory=TextEncoderOptions)
     lr: float = 2e-5
-    """Peak learning rate of the encoder."""
+    """Peak learning rate of the encoder; it does not follow the batch size. Lower it when the loss
+    does not fall or validation F1 falls."""
 
 
 TrainingOptions = ImageTraining | TextTraining

@@ -13,20 +13,24 @@ class PackOptions:
     """Options of packing: how a catalogue becomes a shard set."""
 
     size: int = 384
-    """Length in pixels to which the short side of a photo is reduced; smaller photos stay as they
-    are. At least the image size of the encoder."""
+    """Pixels of the short side to which larger photos are reduced. Use --encoder.image-size or
+    more: more leaves room for random crops and larger models."""
     quality: int = 92
     """JPEG quality of the stored photos, 1 to 95. Less saves disk and loses detail."""
     keep: bool = False
-    """Store JPEG photos with their original bytes instead of resizing and encoding them again."""
+    """Store JPEG photos with their original bytes, without --size and --quality; other photos are
+    encoded as JPEG all the same. Packs faster, needs more disk."""
     max_pixels: int = 64_000_000
-    """A photo with more pixels is refused before it is decoded, which bounds memory."""
+    """Largest width times height of a photo. A larger one is left out as if it were broken (its
+    posting keeps the title), which bounds memory."""
     max_title: int = 4_096
-    """Characters to which a longer title is cut; cut titles are counted and marked."""
+    """Largest number of characters of a title; longer ones are cut, with a remark in items.parquet.
+    The text encoder reads only --encoder.max-length tokens."""
     shard_items: int = 5_000
-    """Largest number of items in one tar file."""
+    """Largest number of items in one tar file. Each split should have more files than you have
+    workers."""
     seed: int = 0
-    """Seed of the order of the items in the tar files."""
+    """Random seed of the order of the items in the tar files. The split does not depend on it."""
     workers: int = field(default=1, metadata=NO_EFFECT_ON_RESULT)
     """Processes that prepare photos and write tar files."""
 
