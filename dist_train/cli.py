@@ -39,7 +39,7 @@ app = App(
     help="Find which postings of a catalogue are the same product. The stages in their order: "
     "pack, train image, train text, embed, index, join, match, evaluate, report. run does all.",
     help_epilogue="Every verb takes --config FILE.yaml for any of its options. Exit codes: 0 done, "
-    "1 failed, 2 bad input, 3 stopped and resumable, 4 no GPU where one was asked for.",
+    "1 failed, 2 bad input, 3 stopped and resumable, 4 no GPU where one was requested.",
     version=__version__,
     default_parameter=Parameter(negative_iterable=(), show_default=command.format_default),
 )
@@ -163,7 +163,7 @@ def index_tars(
 def image(
     *, shards: Shards, out: RunFolder, options: Annotated[ImageTraining, Flat] = ImageTraining()
 ) -> None:
-    """Fine-tune the image encoder to tell the products of the train split apart.
+    """Fine-tune the image encoder to separate the products of the train split.
 
     embed takes the folder as --image. On several GPUs: accelerate launch -m dist_train train image.
     """
@@ -176,7 +176,7 @@ def image(
 def text(
     *, shards: Shards, out: RunFolder, options: Annotated[TextTraining, Flat] = TextTraining()
 ) -> None:
-    """Fine-tune the text encoder to tell the products of the train split apart.
+    """Fine-tune the text encoder to separate the products of the train split.
 
     embed takes the folder as --text. On several GPUs: accelerate launch -m dist_train train text.
     """

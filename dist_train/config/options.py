@@ -71,7 +71,7 @@ class IndexConfig:
     the one that it has. With both, two items that share one modality are scored by it alone."""
     image_weight: float = 0.5
     """Weight of the image cosine in the score, between 0 and 1; the text cosine gets the rest.
-    Raise it when photos tell products apart better than titles do."""
+    Raise it when photos separate products better than titles do."""
     kind: str = "auto"
     """Kind of FAISS index: Flat (exact), SQfp16 (exact for float16 vectors, half the memory), IVF
     (approximate, faster, may miss pairs), or a FAISS factory string such as IVF4096,PQ64. auto

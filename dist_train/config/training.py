@@ -278,7 +278,7 @@ class ImageTraining(TrainingConfig):
     encoder: ImageEncoderOptions = field(default_factory=ImageEncoderOptions)
     min_crop: float = 0.5
     """Smallest fraction of a photo's area that a random training crop keeps. 1: no crop. Raise it
-    when details at the edges tell products apart."""
+    when details at the edges separate products."""
     jitter: float = 0.2
     """Largest relative change of brightness, contrast and saturation of a training photo."""
     erase: float = 0.0
