@@ -28,7 +28,7 @@ from shards.storage.stops import StopFlag, stops_interrupt
 LOST = re.compile(r"gloo|nccl|by peer|broken pipe", re.IGNORECASE)
 """What torch's errors contain when another rank no longer answers."""
 REDUCTIONS = "torch/multiprocessing/reductions.py"
-"""Of torch: fetches the tensors of a batch from the worker that prepared it."""
+"""The module of torch that fetches the tensors of a batch from the worker that prepared it."""
 STOPPED = "stopped by a signal; the same command goes on"
 Work = TypeVar("Work")
 Value = TypeVar("Value")

@@ -58,7 +58,7 @@ from shards.storage.files import atomic_path, names_in, read_json, write_atomic,
 FORMAT = 2
 log = logging.getLogger(__name__)
 # What every rank would write into every log: a bar for loading weights, and a table of tensors that
-# do not fit, which weights.py tells in one line.
+# do not fit, which weights.py reports in one line.
 disable_progress_bar()
 set_verbosity_error()
 

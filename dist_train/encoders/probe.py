@@ -97,8 +97,8 @@ def freeze_shifts(
     centred = _direction(pooled) - _direction(pooled).mean(0)
     left = torch.autograd.grad((pooled * centred).sum(), list(biases.values()))
     for (name, bias), rest in zip(biases.items(), left, strict=True):
-        whole = gradients[name].norm()
-        bias.requires_grad_(not (whole > 0 and rest.norm() <= ALIKE * whole))
+        complete = gradients[name].norm()
+        bias.requires_grad_(not (complete > 0 and rest.norm() <= ALIKE * complete))
 
 
 def _direction(pooled: torch.Tensor) -> torch.Tensor:

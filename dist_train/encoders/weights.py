@@ -76,7 +76,7 @@ def open_timm(source: Source, options: ImageEncoderOptions) -> tuple[Any, list[L
 
 @contextmanager
 def recorded_loads() -> Iterator[list[Load]]:
-    """What each load_state_dict inside leaves out, which timm itself only logs."""
+    """What each load_state_dict inside leaves out, which timm only logs."""
     found: list[Load] = []
     plain = nn.Module.load_state_dict
 
@@ -109,7 +109,7 @@ def check_loaded(
     """BadInput when the file lacked weights that take part in the vector.
 
     `unused`: names of those that take no part, such as a classifier or a pooler. Tensors of the
-    file that lie in further layers than the model has are told.
+    file that lie in further layers than the model has are reported.
     """
     state = {name for name, one in backbone.state_dict().items() if one.is_floating_point()}
     wanted = state - unused

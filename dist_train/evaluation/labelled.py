@@ -34,7 +34,7 @@ def labelled_rows(items: pd.DataFrame, split: str) -> np.ndarray:
 
 
 def scoring_obstacle(groups: np.ndarray) -> str:
-    """Why no F1 of items of the label groups (n,) tells good matches from bad ones; "" if one does.
+    """Why no F1 of items of the label groups (n,) separates good matches from bad; "" if one does.
 
     Where every item is alone, matching nothing is perfect, and where all are one product, matching
     everything is.

@@ -8,7 +8,7 @@ MISSING = frozenset(
 """What programs write for a missing value, in small letters: nobody's photo, title or label."""
 NO_LABEL = MISSING | {"na", "n.a.", "n/d", "nil", "-1", "-", "--", "?", "#value!", "#ref!"}
 NO_LABEL |= {"undefined", "unknown", "missing", "unlabelled", "unlabeled", "no label", "no_label"}
-WHOLE = re.compile(r"([+-]?[0-9]+)\.0+")
+INTEGER = re.compile(r"([+-]?[0-9]+)\.0+")
 CUT_NUMBER = re.compile(r"[+-]?[0-9]+([.,][0-9]+)?[eE]\+?[0-9]+")
 """8.99123E+12, as spreadsheets show 8991234567890: numbers of other last digits look the same."""
 
@@ -24,6 +24,6 @@ def label_of(text: str) -> str:
     pandas writes the whole numbers of a column as 17.0 as soon as one is missing.
     """
     name = text.strip()
-    if whole := WHOLE.fullmatch(name):
-        text = name = whole[1]
+    if integer := INTEGER.fullmatch(name):
+        text = name = integer[1]
     return "" if not name or name.lower() in NO_LABEL else text

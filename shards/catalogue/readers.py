@@ -47,12 +47,12 @@ NULLABLE = {
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that tells the kind of a catalogue, in small letters and without a .gz behind."""
+    """The suffix that shows the kind of a catalogue, in small letters and without a .gz behind."""
     return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
 
 
 def encoding_of(path: Path) -> str:
-    """The encoding that the first bytes of a text tell, else UTF-8. BadInput if it is no text."""
+    """The encoding that the first bytes of a text show, else UTF-8. BadInput if it is no text."""
     with _open(path, "rb") as file:
         start = file.read(64)
     if start.startswith(SPREADSHEETS):

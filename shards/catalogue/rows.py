@@ -254,10 +254,10 @@ class Catalogue:
                     f"({value[:12]!r}); store text, or the names of files"
                 ) from None
         # A group read as 17.0 beside an empty cell and as 17 elsewhere must be one group.
-        is_whole = (isinstance(value, float) and value.is_integer()) or (
+        is_integer = (isinstance(value, float) and value.is_integer()) or (
             isinstance(value, Decimal) and value == value.to_integral_value()
         )
-        return str(int(value)) if is_whole else str(value)
+        return str(int(value)) if is_integer else str(value)
 
     def _splits(self, chunk: pd.DataFrame, labels: pd.Series, rows: int) -> list[str]:
         """The split of every posting: that of the file where it names one, else by the label."""

@@ -42,9 +42,9 @@ LARGE = 8_000_000
 STRIP = 2_000_000
 NEARLY = 2
 """Levels of 256 that a colour profile may move colours by and still count as sRGB."""
-ORIENTATION, BITS, TILE = 0x0112, 258, (322, 323)  # tags of TIFF
+ORIENTATION, BITS, PIECE = 0x0112, 258, (322, 323)  # tags of TIFF
 LONGEST = 32
-"""Of a longer photo, in multiples of its short side, readers use the middle.
+"""Readers use the middle of a photo that is longer, in multiples of its short side.
 
 Models see a square and the report a thumbnail, so the ends are not looked at, and enlarged to
 the size of a model a line of 6000 x 1 pixels would take gigabytes.
@@ -131,11 +131,11 @@ def open_photo(data: bytes, max_pixels: int) -> Image.Image:
         raise PhotoRefused(reason, MANY_PIXELS) from None
     except UnidentifiedImageError:
         raise unknown_photo(data, FORMATS) from None
-    if isinstance(image, TiffImageFile):  # a tile is decoded as a whole, however small the photo
-        tile = image.tag_v2.get(TILE[0], 0), image.tag_v2.get(TILE[1], 0)
-        if tile[0] * tile[1] > max_pixels:
+    if isinstance(image, TiffImageFile):  # a piece is decoded in one, however small the photo
+        piece = image.tag_v2.get(PIECE[0], 0), image.tag_v2.get(PIECE[1], 0)
+        if piece[0] * piece[1] > max_pixels:
             raise PhotoRefused(
-                f"tiles of {tile[0]} x {tile[1]} pixels, over max_pixels", MANY_PIXELS
+                f"pieces of {piece[0]} x {piece[1]} pixels, over max_pixels", MANY_PIXELS
             )
     if image.width * image.height > max_pixels:
         raise PhotoRefused(f"{image.width} x {image.height} pixels, over max_pixels", MANY_PIXELS)

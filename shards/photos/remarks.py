@@ -122,7 +122,7 @@ def summary_of(remarks: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def unknown_photo(data: bytes, formats: Collection[str]) -> PhotoRefused:
-    """What bytes that are none of `formats` are, as far as their start tells."""
+    """What bytes that are none of `formats` are, as far as their start shows."""
     head = bytes(data[:MAX_NAME])
     start, is_boxed = head.lstrip().lower(), head[4:8] == b"ftyp"
     brands = {head[at : at + 4] for at in (8, *range(16, 64, 4))}

@@ -131,7 +131,7 @@ class Mirror(Remote):
             return ""
         if (listed := self.manifest["files"].get(index_of(name))) is None:
             return ""
-        with suppress(Corrupt):  # an index that is too long is a fault of its own
+        with suppress(Corrupt):  # an index that is too long is another fault
             index = self.read(index_of(name), listed["bytes"]) or b""
             return misfit(content.where, name, index, self.manifest["files"])
         return ""

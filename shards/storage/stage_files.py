@@ -66,7 +66,7 @@ def begin(out: Path, kind: str, config: dict[str, Any], parents: dict[str, Any])
     `config` holds what the result depends on. An unfinished directory of the same kind, config
     and parents is resumed; anything else raises BadInput and is left as it is. A parent is
     identified by its fingerprint or sha256, so a tree that was moved together stays the same.
-    What an attempt that was killed has left of unfinished files is removed.
+    Unfinished files of an attempt that was killed are removed.
     """
     wanted = {"kind": kind, "config": config, "parents": parents}
     # Listed before stage.json is looked for: another process may claim and fill the folder now.

@@ -184,5 +184,5 @@ def test_a_small_tiff_of_one_enormous_tile_is_refused_by_its_header() -> None:
     ifd = struct.pack("<H", len(tags)) + entries + bytes(4)
     data = b"II*\0" + struct.pack("<I", 8 + len(body)) + body + ifd
     for use in (lambda: decode_photo(data, 32), lambda: prepare_photo(data, PackOptions())):
-        with pytest.raises(PhotoRefused, match="tiles of 16384 x 16384 pixels, over max_pixels"):
+        with pytest.raises(PhotoRefused, match="pieces of 16384 x 16384 pixels, over max_pixels"):
             use()
