@@ -143,7 +143,12 @@ def write_metrics(matches: Path, names=("self-match", "image and text")) -> None
         {"size_from": 20, "size_to": 31, "items": 31, "f1": 0.4},
     ]
     known = {"format": 1, "split": "test", "items": 6, "products": 3, "threshold": 0.5}
-    known |= {"left_out": 2, "rows": rows, "by_group_size": bands}
+    known |= {"left_out": 2, "rows": rows, "by_group_size": bands, "differences": []}
+    delivered = [row | {key: row[key] - 0.2 for key in ("f1", "low", "high")} for row in rows]
+    known["delivered"] = {
+        "postings": 9, "labelled": 6, "times": 1.5, "items": 7, "products": 3,
+        "largest_group": 5, "largest_product": 4, "rows": delivered, "differences": [],
+    }  # fmt: skip
     (matches / "metrics.json").write_text(json.dumps(known))
 
 
@@ -330,6 +335,15 @@ def test_the_report_is_written_whole_and_names_its_scores(matches):
     assert [p.name for p in matches.iterdir() if "tmp" in p.name] == []
     for text in ("4 of 8 postings", "0.900", "0.850–0.950", "20–31", "self-match", "0.400 above"):
         assert text in page
+    # As delivered stands first: its F1 in the head and its interval, then that of the test items.
+    head = page[: page.index("<main>")]
+    assert "F1 as delivered" in head
+    assert "0.700" in head
+    assert "0.650–0.750" in head
+    assert "0.900" not in head
+    for text in ("matched with all\n    9 postings", "3 postings have no label", "counts 1.50 times"):
+        assert text in page
+    assert page.index("As delivered</h2>") < page.index("Among the test items alone</h2>")
 
 
 def test_escapes_in_titles_are_read(tmp_path):
