@@ -44,7 +44,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "nomic_bert": BERT,
     "roformer": BERT,
     "phi": BERT,
-    "funnel": {"d_model": 32, "block_sizes": [1, 1], "n_head": 2, "d_head": 16, "d_inner": 64},
+    "funnel": {"d_model": 32, "block_sizes": [1, 1], "n_head": 2, "d_head": 16, "d_inner": 64,
+               "architectures": ["FunnelModel"]},
 }  # fmt: skip
 CAUSAL = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt_neox",
           "bloom", "phi")  # fmt: skip
