@@ -9,6 +9,7 @@ from torch import nn
 from dist_train.config.training import ImageEncoderOptions, TextEncoderOptions
 from dist_train.distributed.runtime import sum_over_ranks
 from dist_train.encoders.source import NECK, Source
+from dist_train.encoders.weights import check_finite
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +47,17 @@ class Neck(nn.Module):
 def new_neck(
     source: Source, options: ImageEncoderOptions | TextEncoderOptions, width: int
 ) -> nn.Module:
-    """The neck, with the state of an earlier training where `source` is an encoder of ours."""
+    """The neck, with the state of an earlier training where `source` is an encoder of ours.
+
+    Raises BadInput when that holds NaN or Inf.
+    """
     neck = Neck(width) if options.neck else nn.Identity()
     before = source.trained_options()
     if before.get("neck") and options.pretrained:
         assert source.folder is not None
         if options.neck and before["pooling"] == options.pooling:
             neck.load_state_dict(load_file(source.folder / NECK))
+            check_finite(source, neck)
         else:
             log.warning(
                 "%s: its neck, trained with pooling %s, is left out, as the options ask for "

@@ -42,7 +42,9 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
 def stirred(module: nn.Module) -> Iterator[None]:
     """`module` with other norms, biases and layer scales: what is found is true of any weights.
 
-    As they begin, at 0 or at one millionth, whole layers add nothing to the vector.
+    As they begin, at 0 or at one millionth, whole layers add nothing to the vector. They get a
+    tenth more: biases much above what random layers make of an item would hide the item, and all
+    that comes after them would look linear.
     """
     vectors = [(one, one.detach().clone()) for one in module.parameters() if one.ndim == 1]
     draw = torch.Generator().manual_seed(1)
@@ -51,7 +53,7 @@ def stirred(module: nn.Module) -> Iterator[None]:
             size = torch.rand(one.shape, generator=draw) + 0.5
             sign = torch.randint(2, one.shape, generator=draw) * 2 - 1
             # Through .data, or the graph would take the change for one that spoils it.
-            one.data.copy_(size * torch.where(one.data > 0, 1, sign))
+            one.data.copy_(size * (one.data.abs() + 0.1) * torch.where(one.data > 0, 1, sign))
         yield
     finally:
         for one, before in vectors:

@@ -248,14 +248,16 @@ def _check_weights(source: Source, modality: Modality) -> None:
         with file.open("rb") as opened:
             pointer = opened.read(20).startswith(b"version https://git")
         if pointer:
-            raise BadInput(f"{file}: a Git LFS pointer, not the weights; run git lfs pull there")
+            raise BadInput(
+                f"{source}: {file}: a Git LFS pointer, not the weights; run git lfs pull there"
+            )
         if file.suffix == ".safetensors":
             try:
                 with safe_open(file, "pt"):
                     pass
             except SafetensorError as error:
                 raise BadInput(
-                    f"{file}: damaged or cut off ({error}); copy or download it again"
+                    f"{source}: {file}: damaged or cut off ({error}); copy or download it again"
                 ) from None
 
 

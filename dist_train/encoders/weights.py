@@ -92,9 +92,9 @@ def recorded_loads() -> Iterator[list[Load]]:
         nn.Module.load_state_dict = plain
 
 
-def check_finite(source: Source, backbone: nn.Module) -> None:
-    """BadInput when weights hold NaN or Inf."""
-    state = [(name, one) for name, one in backbone.state_dict().items() if one.is_floating_point()]
+def check_finite(source: Source, part: nn.Module) -> None:
+    """BadInput when weights or statistics of `part` of an encoder hold NaN or Inf."""
+    state = [(name, one) for name, one in part.state_dict().items() if one.is_floating_point()]
     broken = [name for name, tensor in state if not torch.isfinite(tensor).all()]
     if broken:
         raise BadInput(

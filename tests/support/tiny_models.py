@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -44,18 +44,23 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "nomic_bert": BERT,
     "roformer": BERT,
     "phi": BERT,
-    "funnel": {"d_model": 32, "block_sizes": [1, 1], "n_head": 2, "d_head": 16, "d_inner": 64},
+    "funnel": {"d_model": 32, "block_sizes": [1, 1], "n_head": 2, "d_head": 16, "d_inner": 64,
+               "architectures": ["FunnelModel"]},
 }  # fmt: skip
 CAUSAL = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt_neox",
           "bloom", "phi")  # fmt: skip
 
 
 def save_tokenizer(folder: Path, padding_side: str = "right", pad: bool = True) -> int:
-    """A tokenizer over single characters, titles between [CLS] and [SEP]; its size."""
-    words = [*SPECIAL, *LETTERS, "▁"]
-    plain = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="[UNK]"))
-    plain.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    plain.decoder = decoders.Fuse()
+    """A tokenizer over single characters, titles between [CLS] and [SEP]; its size.
+
+    Byte pairs without a pair: transformers makes those of any vocabulary in a folder of Qwen2.
+    """
+    words = [*SPECIAL, *LETTERS, "Ġ"]  # the last is the space
+    vocabulary = {word: number for number, word in enumerate(words)}
+    plain = Tokenizer(models.BPE(vocabulary, [], unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    plain.decoder = decoders.ByteLevel()
     plain.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

@@ -161,15 +161,21 @@ def test_vectors_are_of_the_batches_asked_for_without_their_broken_items():
     assert next(batches).items.tolist() == [30, 31, 32]  # the next is for the next part
 
 
-def test_an_encoder_that_gives_no_numbers_fails_by_name(holed, runs, tmp_path):
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [(torch.nan, BadInput, r"tensors hold NaN or Inf, the first"),
+     (3e38, Failed, r"text block 0 has vectors with NaN or Inf.*is broken")],
+)  # fmt: skip
+def test_an_encoder_that_gives_no_numbers_fails_by_name(holed, runs, tmp_path, value, error, said):
+    """NaN is found in the weights, before any title; what overflows only in the vectors."""
     shutil.copytree(runs["text"], tmp_path / "text")
     files = sorted((tmp_path / "text/encoder").rglob("*.safetensors"))
     assert files
     for file in files:
-        held = {name: torch.full_like(x, torch.nan) if x.is_floating_point() else x
+        held = {name: torch.full_like(x, value) if x.is_floating_point() else x
                 for name, x in load_file(file).items()}  # fmt: skip
         save_file(held, file, metadata={"format": "pt"})
-    with pytest.raises(Failed, match=r"text block 0 has vectors with NaN or Inf.*is broken"):
+    with pytest.raises(error, match=said):
         embed(holed, tmp_path / "out", CONFIG, image=None, text=tmp_path / "text")
     assert not list((tmp_path / "out").glob("*.npy"))
 

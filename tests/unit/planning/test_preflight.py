@@ -29,7 +29,7 @@ COMMON = {"batch_size": 4, "workers": 0, "device": "cpu", "precision": "fp32", "
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """Titles of four products."""
+    """Titles of five products."""
     monkeypatch.chdir(tmp_path)
     Path("c.csv").write_text(labelled_text("posting_id,photo,title,label_group"))
     text = TextTraining(encoder=TextEncoderOptions(model=str(tiny_bert)), **COMMON)
@@ -76,7 +76,7 @@ def test_a_threshold_that_is_given_needs_no_val_labels(config: Config) -> None:
 def test_without_training_no_label_is_needed(config: Config) -> None:
     with_labels("----")
     untrained = replace(config, text=replace(config.text, epochs=0.0))
-    refused(untrained, "to choose the threshold on")
+    refused(untrained, "no threshold can be chosen on the val split: no item has a label_group")
     submit(replace(untrained, match=MatchConfig(threshold=0.7)), dry_run=True)
 
 
