@@ -29,6 +29,6 @@ def write_text(path: Path, content: str | bytes) -> Path:
 
 
 def labelled_text(columns: str = "posting_id,image,title,label_group") -> str:
-    """A CSV of eight postings: two products to train on (0, 2), one of val (3), one of test (1)."""
-    rows = [f"{n},{n}.jpg,title {n},{product}" for n, product in enumerate("00223311")]
+    """A CSV of ten postings: products 0 and 2 to train on, 3 and 8 of val, 1 of test."""
+    rows = [f"{n},{n}.jpg,title {n},{product}" for n, product in enumerate("0022338811")]
     return "\n".join([columns, *rows, ""])
