@@ -106,11 +106,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Survey:
-    """Counts of the catalogue: items are by (split or "all", modality); the last three are bytes on
-    disk, bytes of its row in memory and seconds on one core of one posting that is packed."""
+    """Counts of the catalogue: items are by (split or "all", modality), val the postings of each
+    label group of the val split; the last three are bytes on disk, bytes of its row in memory and
+    seconds on one core of one posting that is packed."""
 
     postings: int
     classes: int
+    val: Counter[str]
     items: Counter[tuple[str, Modality]]
     packed_bytes: float
     row_bytes: float
@@ -139,10 +141,8 @@ def plan(config: Config, processes: int) -> Plan:
     rates: dict[Modality, EncoderRates] = {}
     with TemporaryDirectory(prefix="dist_train-plan-") as folder:
         catalogue = survey(config, Path(folder))
-        items = catalogue.items
-        val = max(items["val", modality] for modality in config.encoders)
-        labels = Labels(config.catalogue, catalogue.postings, catalogue.classes, val, items)
-        check_labels(config, labels)
+        counts = (catalogue.postings, catalogue.classes, catalogue.val, catalogue.items)
+        check_labels(config, Labels(config.catalogue, *counts))
         check_encoders(config, {m: config.training(m) for m in config.encoders}, catalogue.postings)
         for modality in config.encoders:
             options, shards = config.training(modality), Path(folder) / "shards"
@@ -264,13 +264,15 @@ def survey(config: Config, folder: Path) -> Survey:
 
     Raises BadInput for a catalogue that cannot be read.
     """
-    items, groups, postings = Counter[tuple[str, Modality]](), set(), 0
+    items, groups, postings = Counter[tuple[str, Modality]](), set[str](), 0
+    val = Counter[str]()
     columns: dict[Modality, str] = {"image": "image", "text": "title"}
     sample: Any = None
     catalogue, carried = Catalogue(config.catalogue, config.columns), Carried()
     for chunk in catalogue.postings(carried):
         postings, split = postings + len(chunk), chunk[SPLIT]
         groups |= set(chunk.label_group[split == "train"])
+        val.update(chunk.label_group[(split == "val") & (chunk.label_group != "")])
         for modality, column in columns.items():
             counts = split[chunk[column] != ""].value_counts()
             items.update({(name, modality): int(number) for name, number in counts.items()})
@@ -290,4 +292,6 @@ def survey(config: Config, folder: Path) -> Survey:
     spent = time.process_time() - began
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     rows = ShardSet(out).items.memory_usage(deep=True).sum()
-    return Survey(postings, len(groups), items, *(x / len(sample) for x in (size, rows, spent)))
+    return Survey(
+        postings, len(groups), val, items, *(x / len(sample) for x in (size, rows, spent))
+    )

@@ -48,6 +48,12 @@ def log_label_remarks(database: sqlite3.Connection, table: str, path: Path) -> i
             f"no product has two postings: each of {products} labels stands once, so there is no "
             f"match to learn or to score, and F1 would be 1 for every matcher; {CHECK}"
         )
+    elif products == 1:
+        label = database.execute(LARGEST).fetchone()[0]
+        remarks.append(
+            f"all {postings} labelled postings are of one product, {label!r}: without another to "
+            f"tell it from nothing can be learned or scored; {CHECK}"
+        )
     else:
         val, largest_val = database.execute(VAL).fetchone()
         if val < 2 or largest_val < 2:

@@ -102,7 +102,8 @@ def _respellings(name: str) -> Iterator[str]:
         cases = [base, base.lower(), base.upper()]
         cases += [stem + dot + extension.lower(), stem + dot + extension.upper()]
         if base.strip(". ") and not IS_PHOTO.search(base):
-            cases += [f"{base}.{end}" for suffix in SUFFIXES for end in (suffix, suffix.upper())]
+            ends = [end for suffix in SUFFIXES for end in (suffix, suffix.upper())]
+            cases += [f"{one}.{end}" for one in cases[:3] for end in ends]
         for place in dict.fromkeys([folder, folder.lower(), folder.upper()]):
             yield from (place + slash + case for case in dict.fromkeys(cases))
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -131,8 +131,15 @@ def stops_interrupt(wanted: bool = True) -> Iterator[None]:
 @contextmanager
 def stops_blocked() -> Iterator[None]:
     """Processes started inside begin with STOPS blocked; a stop of this one waits for the end."""
+    is_main = threading.current_thread() is threading.main_thread()  # which alone is interrupted
+    flag = StopFlag.current() if is_main else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
-        yield
+        # A signal that this thread blocks comes to another, such as one of torch's, and its handler
+        # then runs in this one all the same.
+        with stops_interrupt(False) if flag else nullcontext():
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if flag:
+        flag.interrupt()

@@ -7,6 +7,7 @@ may rightly be understood or refused, both are given.
 import gzip
 import re
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -139,7 +140,7 @@ def test_what_is_no_file(kind: str, tmp_path: Path) -> None:
 
 COLUMNS = {
     "large numbers": pa.array([2**53 + 1, None, 7]),
-    "decimals": pa.array([17, 18, 19]).cast(pa.decimal128(9, 2)),
+    "decimals": pa.array(map(Decimal, ("17", "18", "19")), pa.decimal128(9, 2)),
     "dictionary": pa.array(["17", "18", "17"]).dictionary_encode(),
     "large text": pa.array(["17", "18", None], pa.large_string()),
     "bytes": pa.array([b"17", b"18", None]),

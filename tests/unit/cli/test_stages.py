@@ -85,7 +85,7 @@ def test_stages_refuse_directories_of_another_kind(
 ) -> None:
     out = ["--out", tmp_path / "o"]
     wrong = f"{labelled}: holds shard set, wanted"
-    assert f"{wrong} run" in refused("embed", "--shards", labelled, "--image", labelled, *out)
+    assert f"{wrong} run" in refused("embed", "--shards", labelled, "--text", labelled, *out)
     assert f"{wrong} embedding set" in refused("index", labelled, *out)
     assert f"{wrong} embedding set" in refused("join", labelled, "--index", labelled, *out)
     assert f"{wrong} pairs" in refused("match", labelled, *out)

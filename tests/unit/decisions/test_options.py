@@ -192,9 +192,15 @@ TABLE: dict[str, dict[str, Option]] = {
             }, {},
         ),
     },
-    "report": {},
+    "report": {
+        "--shards": Option(
+            lambda done: "data:image/jpeg" in (done.out / "report.html").read_text(),
+            {"{shards}": True, "": False}, {},
+        ),
+    },
 }  # fmt: skip
-FIRST = {"index": "{emb}", "join": "{emb}", "match": "{pairs}", "evaluate": "{matches}"}
+FIRST = {"index": "{emb}", "join": "{emb}", "match": "{pairs}", "evaluate": "{matches}",
+         "report": "{moved}/matches"}  # fmt: skip
 """The argument without a name."""
 BASE = {
     "embed": {"--shards": "{shards}", "--image": "{image}", "--workers": "0", "--device": "cpu",
@@ -204,6 +210,7 @@ BASE = {
              "--out": "{tmp}/out"},
     "match": {"--out": "{tmp}/out"},
     "evaluate": {},
+    "report": {},
 }  # fmt: skip
 CASES = [(name, option) for name, options in TABLE.items() for option in options]
 
@@ -232,12 +239,27 @@ def place(catalogue: Path, tiny_vit: Path, tiny_bert: Path, tmp_path_factory) ->
         verb("index", [str(at / "emb"), "--out", str(at / name), "--modality", modality])
     verb("join", [str(at / "emb"), "--index", str(at / "index"), "--out", str(at / "pairs")])
     verb("match", [str(at / "pairs"), "--out", str(at / "matches")])
+    matched_elsewhere(at)
     for name, threshold in (("low", 0.25), ("high", 0.875)):
         told = {"threshold": threshold, "weights": {"image": 0.5, "text": 0.5}}
         (at / name).write_text(json.dumps(told))
     names = ("shards", "half", "broken", "image", "text", "emb", "other", "index", "texts", "low",
              "high", "pairs", "matches", "coded")  # fmt: skip
-    return {name: at / name for name in names}
+    return {name: at / name for name in names} | {"moved": at / "moved" / "chain"}
+
+
+def matched_elsewhere(at: Path) -> None:
+    """Match the shard set below `at`, and move all but the set to where the set is not beside."""
+    emb, index, pairs, matches = (
+        str(at / "chain" / name) for name in ("emb", "index", "pairs", "matches")
+    )
+    given = ["--image", str(at / "image"), "--text", str(at / "text"), "--workers", "0"]
+    verb("embed", ["--shards", str(at / "shards"), "--out", emb, "--device", "cpu", *given])
+    verb("index", [emb, "--out", index])
+    verb("join", [emb, "--index", index, "--out", pairs, "--device", "cpu"])
+    verb("match", [pairs, "--out", matches, "--threshold", "0.5"])
+    (at / "moved").mkdir()
+    (at / "chain").rename(at / "moved" / "chain")
 
 
 def verb(name: str, words: list[str]) -> None:

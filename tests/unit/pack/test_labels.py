@@ -154,6 +154,7 @@ TRAIN = [name for name in map(str, range(99)) if split_of(name) == "train"]
         (["NULL"] * 28 + [f"g{n}" for n in range(8)], "label_group 'NULL' in 28 rows: taken as"),
         (["other"] * 28 + [f"g{n // 2}" for n in range(20)], "'other' has 28 of 48 labelled"),
         (["", "None"], "no posting has a label_group"),
+        (["shop"] * 30, "all 30 labelled postings are of one product, 'shop'"),
         (TRAIN[:5] * 2 + VAL[:1] * 3, "val holds one product: no threshold can be chosen"),
         (TRAIN[:5] * 2, "val holds no product: no threshold"),
         (TRAIN[:5] * 2 + VAL[:4], "none of the 4 val products has two postings: no threshold"),

@@ -33,7 +33,7 @@ from tests.support.launching import ROOT, environment
 GB = 10**9
 N = 2_000_000
 CATALOGUE = Survey(
-    N, 200_000,
+    N, 200_000, Counter({"one product": 3, "another": 2}),
     Counter({
         ("train", "image"): 1_200_000, ("val", "image"): 400_000, ("all", "image"): N,
         ("train", "text"): 1_200_000, ("all", "text"): N - 5,
