@@ -288,8 +288,8 @@ def match(
 def evaluate(matches: Path, /, *, compare: tuple[str, ...] = ()) -> None:
     """Compare matches with the labels of the test products, beside baselines without an encoder.
 
-    Prints F1, precision and recall per item with intervals, and writes metrics.json. Baselines are
-    the posting itself, the same photo, and similar titles.
+    Prints mean F1 per item with its 95 % interval, precision and recall, and writes metrics.json.
+    Baselines are the posting itself, the same photo, and similar titles.
 
     Args:
         matches: Folder that match has written.

@@ -49,8 +49,8 @@ def plan(*, config: Annotated[Config, Flat], processes: int = 0, json: bool = Fa
     """Estimate time, memory and disk of each stage on this machine: plan CONFIG.yaml.
 
     Prints seconds, memory of one process and bytes on disk, from rates that it measures on a sample
-    of the catalogue in about ten seconds; nothing is written to OUT. A stage that needs more than
-    there is is listed with the option that makes it fit; the exit code is then 1.
+    of the catalogue; nothing is written to OUT. A stage that needs more than is free is listed with
+    the option that makes it fit; the exit code is then 1.
 
     Args:
         processes: Processes that accelerate launch will start on this machine. 0: one for each GPU,

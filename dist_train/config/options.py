@@ -82,7 +82,7 @@ class IndexConfig:
     it."""
     recall_rows: int = 200
     """Items that are searched exactly too, to report the recall of an approximate index. More make
-    the figure more precise; 0: no figure."""
+    the figure more precise; 0: no figure, and all lists of an inverted index are searched."""
 
     def __post_init__(self) -> None:
         bytes_of(self.memory)
@@ -107,14 +107,14 @@ class JoinConfig:
     """Keep every pair that scores this much or more, even beyond --pairs-per-item. Set it to the
     lowest threshold that match is to use. Not given: --pairs-per-item alone decides."""
     neighbours: int = 5
-    """Nearest items that are kept for each item, whatever their score, for the report and for your
+    """Nearest items that are kept for each item, whatever their score: nearest.parquet, for your
     own use. 0: none, which is faster; the matches are the same."""
     memory: str = field(default="4GB", metadata=NO_EFFECT_ON_RESULT)
     """Main memory that one process may use, such as 4GB (1 GB is 1e9 bytes); join refuses to start
     if it is too little. More allows larger blocks, which are faster."""
     audit_rows: int = field(default=200, metadata=NO_EFFECT_ON_RESULT)
     """Items whose scores with all others are computed again in float64; join fails if a pair is
-    missing or wrong. More take longer; 0: no check."""
+    wrong, or missing where the engine is exact. More take longer; 0: no check."""
     device: Device = field(default="auto", metadata=NO_EFFECT_ON_RESULT)
     """Device that computes the scores. auto: a GPU where there is one, else the CPU."""
 
