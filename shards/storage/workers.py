@@ -1,6 +1,7 @@
 """Worker processes. A stop signal to the whole process group is handled by their owner alone."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import threading
@@ -70,12 +71,12 @@ def _start_worker(watched: Connection) -> None:
 
 
 def leave_stops_to_parent() -> None:
-    """Called in a worker: from now on only its parent's SIGTERM or death ends it, none of STOPS."""
+    """Called in a process of multiprocessing: only its parent's SIGTERM or death ends it."""
     # Not ignored: torch and multiprocessing end workers by SIGTERM. Inherited by the thread below.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process().pid  # not os.getppid(), which changes at its death
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of linux/prctl.h
-    if os.getppid() != parent:  # it died before prctl
+    if os.getppid() != parent:  # it died before prctl, from when on the kernel reports it
         os._exit(1)
 
     def wait() -> None:

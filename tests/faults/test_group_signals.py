@@ -6,12 +6,14 @@ of it stays alive, and the same command ends in the bytes of an undisturbed run.
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -293,20 +295,48 @@ def test_a_killed_loader_worker_is_reported_in_one_line(train, tmp_path: Path) -
     assert status_of(out) == "failed"
 
 
+def worker(begins: Event, ready: Event) -> None:
+    """A process that leaves stops to its parent once it may begin."""
+    begins.wait()
+    leave_stops_to_parent()
+    ready.set()
+    time.sleep(60)
+    os._exit(9)
+
+
 def test_a_loader_worker_ends_by_its_parent_alone() -> None:
-    hears, says = os.pipe()
+    context = multiprocessing.get_context("fork")
+    begins, ready = context.Event(), context.Event()
+    begins.set()
     with stops_blocked():
-        child = os.fork()
-        if not child:
-            leave_stops_to_parent()
-            os.write(says, b"!")
-            time.sleep(60)
-            os._exit(9)
-        os.read(hears, 1)
+        child = context.Process(target=worker, args=(begins, ready))
+        child.start()
+        assert ready.wait(60)
     for number in SIGNALS:  # sent by another process than the parent
-        subprocess.run(["kill", f"-{number.value}", str(child)], check=True)
-    os.kill(child, signal.SIGINT)
-    time.sleep(0.2)
-    assert os.waitpid(child, os.WNOHANG) == (0, 0)
-    os.kill(child, signal.SIGTERM)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        subprocess.run(["kill", f"-{number.value}", str(child.pid)], check=True)
+    os.kill(child.pid, signal.SIGINT)
+    child.join(0.2)
+    assert child.is_alive()
+    child.terminate()
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def test_a_loader_worker_whose_parent_died_before_it_began_ends() -> None:
+    context = multiprocessing.get_context("fork")
+    begins, ready = context.Event(), context.Event()
+    hears, says = context.Pipe(duplex=False)
+
+    def parent() -> None:
+        child = context.Process(target=worker, args=(begins, ready))
+        child.start()
+        says.send(child.pid)
+        os._exit(0)
+
+    process = context.Process(target=parent)
+    process.start()
+    left = psutil.Process(hears.recv())
+    process.join(60)
+    begins.set()
+    left.wait(30)
+    assert not ready.is_set()

@@ -320,6 +320,7 @@ def options_of(capsys, *verb: str) -> set[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["dist-train", *verb, "--help"])
         patch.setenv("COLUMNS", "300")
+        patch.setenv("TERM", "xterm")  # rich ignores COLUMNS in a dumb one
         capsys.readouterr()
         cli.main()
     listed = set(re.findall(r"^│ [ *] +(--[a-z.-]+)", capsys.readouterr().out, re.MULTILINE))
