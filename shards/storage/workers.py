@@ -74,14 +74,15 @@ def leave_stops_to_parent() -> None:
     """Called in a process of multiprocessing: only its parent's SIGTERM or death ends it."""
     # Not ignored: torch and multiprocessing end workers by SIGTERM. Inherited by the thread below.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    parent = multiprocessing.parent_process().pid  # not os.getppid(), which changes at its death
+    started_by = multiprocessing.parent_process()  # os.getppid() is another once it is dead
+    assert started_by is not None, "not a process of multiprocessing"
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of linux/prctl.h
-    if os.getppid() != parent:  # it died before prctl, from when on the kernel reports it
+    if os.getppid() != started_by.pid:  # it died before prctl, from when on the kernel reports it
         os._exit(1)
 
     def wait() -> None:
         received = signal.sigwaitinfo(STOPS)
-        while (received.si_signo, received.si_pid) != (signal.SIGTERM, parent):
+        while (received.si_signo, received.si_pid) != (signal.SIGTERM, started_by.pid):
             received = signal.sigwaitinfo(STOPS)
         os._exit(0)
 
