@@ -12,12 +12,13 @@ from dist_train.decisions.match_lists import read_postings, write_lists
 from dist_train.decisions.threshold import Given, Threshold, decide_threshold, given_threshold
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime
-from dist_train.embedding.store import read_items
+from dist_train.embedding.store import ITEMS
 from dist_train.evaluation.labelled import labelled_rows
 from dist_train.matching.pairs import PairSet, no_pairs
+from shards.read.location import Folder
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
-from shards.storage.files import read_json, write_json
+from shards.storage.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
     """
     runtime = Runtime("cpu")
     pair_set, given = PairSet(pairs), given_threshold(config)
-    items = read_items(pair_set.embedding, ["split", "label_group", "photo_group"])
+    items = pair_set.embedding.read_items(["split", "label_group", "photo_group"])
     if given.threshold is None and not len(labelled_rows(items, "val")):
         raise BadInput(
             "no val posting has a label_group to choose the threshold on; "
@@ -49,7 +50,7 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
         if not done and runtime.is_main:
             _decide(pair_set, items, given, out)
         runtime.barrier()
-    return read_json(out / "threshold.json")
+    return Folder(out, stage.MATCHES).json("threshold.json")
 
 
 def _decide(pair_set: PairSet, items: pd.DataFrame, given: Given, out: Path) -> None:
@@ -68,7 +69,7 @@ def _decide(pair_set: PairSet, items: pd.DataFrame, given: Given, out: Path) -> 
             "join again with more --pairs-per-item, a better one may lie below"
         )
     decided["weights"] = pair_set.weights
-    postings = read_postings(pair_set.embedding / "items.parquet")
+    postings = read_postings(pair_set.embedding.folder.file(ITEMS))
     counts = write_lists(pair_set, out, postings, degree, decided["threshold"])
     write_json(out / "threshold.json", decided)
     names = ("matches.parquet", "groups.parquet", "submission.csv", "threshold.json")

@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dist_train.decisions.groups import Groups
-from dist_train.embedding.store import corrupt_error
 from dist_train.matching.pairs import PairSet, no_pairs
-from shards.storage.files import atomic_path
+from shards.storage.files import atomic_path, corrupt_error
 
 WORK = ".work"
 PIECE = 500_000
@@ -122,10 +121,11 @@ def match_lists(postings: Postings, wanted: range, found: np.ndarray) -> pa.Tabl
 def read_matches(path: Path, posting_ids: pd.Series, best: int | None = None) -> pd.DataFrame:
     """The matches within some postings (n,): places i < j in `posting_ids`, and score.
 
-    best: keep only so many of each batch of matches.parquet, those of the highest score.
+    best: keep only so many of each batch of matches.parquet, those of the highest score. Raises
+    Corrupt when the file cannot be read.
     """
     places, found = pd.Index(posting_ids), [no_pairs(("i", "j", "score"))]
-    with pq.ParquetFile(path) as file:
+    with corrupt_error(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["posting_id", "matches", "scores"]):
             lists = pc.list_parent_indices(batch["matches"]).to_numpy()
             i = places.get_indexer(batch["posting_id"].to_pandas())[lists]

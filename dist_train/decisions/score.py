@@ -24,15 +24,14 @@ from dist_train.evaluation.metrics import (
     paired_difference,
     per_item_scores,
 )
-from dist_train.evaluation.scores import Difference, Kind, MatcherScore, Scores
+from dist_train.evaluation.scores import Difference, Kind, MatcherScore, Scores, write_scores
 from dist_train.matching.join import pairs_in_memory
 from dist_train.matching.pairs import PairSet
 from dist_train.matching.vectors import ItemVectors, open_vectors, subset
-from shards.storage import stage_files
+from shards.read.location import Folder
 from shards.storage.errors import BadInput
-from shards.storage.files import read_json, write_json
 
-FORMAT = 2
+FORMAT = 3
 TFIDF = "word TF-IDF"
 WITH_TFIDF = "text + TF-IDF"
 ScoredPairs = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -45,8 +44,8 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     `compare` names embedding sets over the same shards that are scored the same way. Raises
     BadInput when no test posting has a label, or one of these sets is over other shards.
     """
-    stage_files.open_finished(matches, stage.MATCHES)
-    embeddings = EmbeddingSet(PairSet(stage.parent(matches, "pairs")).embedding)
+    folder = Folder(matches, stage.MATCHES)
+    embeddings = PairSet(stage.parent(matches, "pairs")).embedding
     items = embeddings.items
     comparison = Comparison(items)
     groups = comparison.groups["test"]
@@ -54,10 +53,10 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
         raise BadInput(
             f"{matches}: no test posting has a label_group, there is nothing to score on"
         )
-    decided = read_json(matches / "threshold.json")
+    decided = folder.json("threshold.json")
     threshold, weights = decided["threshold"], decided["weights"]
     test_ids = items.posting_id[comparison.rows["test"]]
-    accepted = read_matches(matches / "matches.parquet", test_ids)
+    accepted = read_matches(folder.file("matches.parquet"), test_ids)
     pairs = accepted.i.to_numpy(), accepted.j.to_numpy()
     ours = comparison.score(" + ".join(weights), "ours", *pairs, threshold)
     f1 = comparison.f1[ours["name"]]
@@ -86,8 +85,7 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
         "differences": _differences(comparison, rows),
         "by_group_size": by_group_size(groups, f1),
     }
-    write_json(matches / "metrics.json", scores)
-    return scores
+    return write_scores(folder, scores)
 
 
 class Comparison:

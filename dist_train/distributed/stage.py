@@ -13,7 +13,6 @@ from shards.read.location import Location, Mirror, open_files
 from shards.read.remote import is_url
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
-from shards.storage.files import read_json
 
 RUN, EMBEDDING, INDEX, PAIRS, MATCHES = "run", "embedding set", "index", "pairs", "matches"
 KINDS = {
@@ -68,7 +67,7 @@ def parent(path: Path, name: str) -> Path:
 
 def parent_location(path: Path, name: str) -> Location:
     """The directory or URL that `path` was made from; BadInput if it has changed since."""
-    parents = read_json(path / stage_files.STAGE)["parents"]
+    parents = stage_files.open_stage(path)["parents"]
     if name not in parents:
         raise BadInput(f"{path}: was not made from any {name}")
     recorded: str = parents[name]["path"]
@@ -92,8 +91,7 @@ def newer_attempt(out: Path, mine: Attempt, begun: bool = True) -> str:
 
     If `mine` has begun, any other attempt is newer; else only a later restart of its Slurm job.
     """
-    path = out / stage_files.STATUS
-    known = read_json(path) if path.exists() else {}
+    known = stage_files.read_status(out)
     if begun:
         newer = bool(mine) and known.get("attempt") != mine.get("attempt")
     else:

@@ -15,10 +15,10 @@ from dist_train.config.options import EmbedConfig
 from dist_train.config.training import Modality, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime, row_blocks
-from dist_train.embedding.store import MODALITIES, part_path
+from dist_train.embedding.store import ITEMS, MODALITIES, open_rows, part_path
 from dist_train.encoders.batches import FEW, load, plan_batches, unit_vectors
-from dist_train.encoders.encoder import load_encoder
-from shards.read.location import Location
+from dist_train.encoders.encoder import ENCODER_FILES, load_run_encoder
+from shards.read.location import Folder, Location
 from shards.read.shard_set import ShardSet
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Failed
@@ -69,7 +69,9 @@ def _embed_modality(
 ) -> None:
     """Write this rank's blocks that do not exist yet; returns early when a stop is requested."""
     reader, packed = shard_set.reader(), shard_set.packed
-    encoder = load_encoder(run / "encoder", modality).to(runtime.device)
+    folder = Folder(run, stage.RUN)
+    runtime.compare(folder, folder.names(ENCODER_FILES))
+    encoder = load_run_encoder(run, modality).to(runtime.device)
     encoder.precision = config.precision
     has = packed[f"has_{modality}"].to_numpy()
     todo = {
@@ -114,7 +116,7 @@ def _finish(shard_set: ShardSet, out: Path, config: EmbedConfig) -> None:
         if not paths:
             continue
         files += paths
-        zero = np.concatenate([~np.load(path, mmap_mode="r").any(axis=1) for path in paths])
+        zero = np.concatenate([~part.any(axis=1) for part in open_rows(paths).parts])
         if len(zero) != items:
             raise BadInput(
                 f"{out}: {len(zero)} {modality} rows for {items} items; remove it and start again"
@@ -129,8 +131,8 @@ def _finish(shard_set: ShardSet, out: Path, config: EmbedConfig) -> None:
             )
         table.loc[broken, f"has_{modality}"] = False
         table.loc[broken, "status"] = UNREADABLE
-    write_parquet(out / "items.parquet", table)
+    write_parquet(out / ITEMS, table)
     unreadable = int((table.status == UNREADABLE).sum())
     counts = {"postings": len(table), "items": items, "unreadable": unreadable}
-    stage_files.finish(out, counts, [*files, out / "items.parquet"])
+    stage_files.finish(out, counts, [*files, out / ITEMS])
     log.info("%s: %d items embedded, %d with a broken photo or title", out, items, unreadable)

@@ -25,11 +25,15 @@ from dist_train.config.training import (
 )
 from dist_train.distributed.precision import autocast
 from dist_train.distributed.runtime import sum_over_ranks
+from dist_train.distributed.stage import RUN
 from dist_train.encoders.batches import ImageInputs, TextInputs
-from shards.storage.errors import BadInput
+from shards.read.location import Folder
+from shards.storage.errors import BadInput, Corrupt
 from shards.storage.files import atomic_path, read_json, write_atomic, write_json
 
 FORMAT = 1
+ENCODER_FILES = "encoder/*"
+"""The files of a run's manifest that are its encoder."""
 disable_progress_bar()  # that for loading weights would be written by every rank, into every log
 
 
@@ -281,7 +285,24 @@ def save_encoder(encoder: Encoder, folder: Path, card: str) -> list[Path]:
     write_json(folder / "dist_train.json", ours | {"options": result_options(encoder.options)})
     write_json(folder / "preprocessing.json", encoder.preprocessing())
     write_atomic(folder / "README.md", card.encode())
-    return sorted(path for path in folder.iterdir() if path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def load_run_encoder(run: Path, modality: Modality | None = None) -> Encoder:
+    """Load the encoder of a finished run in eval mode, each of its files compared once a process.
+
+    Raises BadInput when it is not of the modality `modality`, if one is given; Corrupt for a file
+    of encoder/ that is missing, not as training wrote it, or no part of the run, which the
+    libraries that load a folder would take into account.
+    """
+    folder = Folder(run, RUN)
+    names = folder.names(ENCODER_FILES)
+    folder.compare(names)
+    for path in (run / "encoder").rglob("*"):
+        if path.is_file() and str(path.relative_to(run)) not in names:
+            raise Corrupt(f"{path}: no part of this run, training did not write it; move it away")
+    recorded = folder.json("encoder/dist_train.json")
+    return load_encoder(run / "encoder", modality or recorded["modality"])
 
 
 def load_encoder(folder: Path, modality: Modality) -> Encoder:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_train.encoders.encoder import Encoder, ImageEncoder, load_encoder
+from dist_train.encoders.encoder import Encoder, ImageEncoder, load_run_encoder
 from shards.storage.errors import BadInput
-from shards.storage.files import atomic_path, read_json
+from shards.storage.files import atomic_path
 
 NEEDED = ("onnx", "onnxscript")
 INPUTS = {"image": ["pixels"], "text": ["tokens", "mask"]}
@@ -35,8 +35,8 @@ def export_onnx(run: Path, file: Path) -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise BadInput(f"export needs the packages {' and '.join(NEEDED)}: pip install .[onnx]")
-    modality = read_json(run / "encoder" / "dist_train.json")["modality"]
-    encoder = load_encoder(run / "encoder", modality)
+    encoder = load_run_encoder(run)
+    modality = "image" if isinstance(encoder, ImageEncoder) else "text"
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     batch = torch.export.Dim("batch")
     if isinstance(encoder, ImageEncoder):

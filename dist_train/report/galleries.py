@@ -11,11 +11,12 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from dist_train.distributed.stage import parent_location
-from dist_train.embedding.store import corrupt_error
+from dist_train.embedding.store import ITEMS, EmbeddingSet
 from dist_train.evaluation.baselines import same_photo_pairs
 from dist_train.evaluation.titles import decode_escapes
 from shards.read.shard_set import ShardSet
-from shards.storage.errors import BadInput, Unreachable
+from shards.storage.errors import BadInput, Corrupt, Unfinished, Unreachable
+from shards.storage.files import corrupt_error
 
 SHOWN = 12
 SHOWN_A_PRODUCT = 2
@@ -129,10 +130,12 @@ def show_pairs(
     """
     try:
         photos, missing = ShardSet(parent_location(embedding, "shards")), None
+    except (Corrupt, Unfinished):
+        raise
     except (BadInput, Unreachable) as reason:
         photos, missing = None, str(reason)  # a report without photos still shows the scores
     rows = sorted({int(row) for *_, pairs in chosen for row in pairs[["i", "j"]].to_numpy().flat})
-    with corrupt_error(embedding / "items.parquet") as path:
+    with corrupt_error(EmbeddingSet(embedding).folder.file(ITEMS)) as path:
         columns = ["row", "posting_id", "title"]
         table = pd.read_parquet(path, columns=columns, filters=[("row", "in", rows)])
     postings = {}
