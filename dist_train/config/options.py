@@ -39,9 +39,10 @@ class EmbedConfig:
     """Arithmetic of the encoders. auto: bf16 where the device supports it natively, else fp32."""
     batch_size: int = 64
     """Items of one forward pass of each process."""
-    max_unreadable: float = field(default=0.01, metadata=NO_EFFECT_ON_RESULT)
+    max_unreadable: float = field(default=0.0, metadata=NO_EFFECT_ON_RESULT)
     """Fraction of the items whose photo or title may turn out to be broken (they get no vector of
-    that modality); above it the stage fails."""
+    that modality); above it the stage fails. 0: the first whose bytes have changed since they were
+    packed ends the stage; of intact photos that no decoder reads, 1 % are left out."""
     workers: int = field(default=4, metadata=NO_EFFECT_ON_RESULT)
     """Processes that read and decode items, for each embedding process."""
     device: Device = field(default="auto", metadata=NO_EFFECT_ON_RESULT)

@@ -16,7 +16,7 @@ from dist_train.config.training import Modality, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime, row_blocks
 from dist_train.embedding.store import ITEMS, MODALITIES, open_rows, part_path
-from dist_train.encoders.batches import FEW, load, plan_batches, unit_vectors
+from dist_train.encoders.batches import FEW, INTACT, load, plan_batches, unit_vectors
 from dist_train.encoders.encoder import ENCODER_FILES, load_run_encoder
 from shards.read.location import Folder, Location
 from shards.read.shard_set import ShardSet
@@ -81,7 +81,8 @@ def _embed_modality(
     }
     # One loader for all blocks, so that its workers start once.
     all_plans = [plan for _, plans in todo.values() for plan in plans]
-    batches = load(reader, encoder.inputs(), all_plans, config.workers)
+    refused = not config.max_unreadable
+    batches = load(reader, encoder.inputs(), all_plans, config.workers, None, refused)
     # None shows the progress on a terminal only.
     disable = None if runtime.is_main else True
     progress = tqdm(todo.items(), f"embed {modality}", unit="block", disable=disable)
@@ -123,7 +124,7 @@ def _finish(shard_set: ShardSet, out: Path, config: EmbedConfig) -> None:
             )
         # An unreadable photo or title left a zero row: its item counts as not having it.
         broken = embedded.index[zero & embedded[f"has_{modality}"]]
-        if len(broken) > max(FEW, config.max_unreadable * items):
+        if len(broken) > max(FEW, (config.max_unreadable or INTACT) * items):
             raise Failed(
                 f"{out}: {len(broken)} of {items} items have a broken {modality}, the first "
                 f"{table.posting_id[broken[0]]!r}; check with dist-train verify, restore or pack "

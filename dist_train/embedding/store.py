@@ -48,8 +48,9 @@ class EmbeddingSet:
         self.path, self.folder = path, Folder(path, EMBEDDING)
         self.manifest = self.folder.manifest
         for name, facts in self.manifest["files"].items():
-            if self.folder.size(name) != facts["bytes"]:
-                raise Corrupt(f"{path / name}: not as long as it was written; {AGAIN}")
+            file = path / name
+            if not file.exists() or file.stat().st_size != facts["bytes"]:
+                raise Corrupt(f"{file}: missing or not as long as it was written; embed again")
         self.modalities = [
             modality for modality in MODALITIES if f"{modality}-00000.npy" in self.manifest["files"]
         ]

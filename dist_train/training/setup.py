@@ -242,7 +242,8 @@ def start_centres(training: Training) -> None:
         plans = plan_batches(items.reader, items.numbers, size)
         means = ClassMeans(head)
         encoder.eval()
-        batches = load(items.reader, encoder.inputs(), runtime.share(plans), config.workers)
+        mine, refused = runtime.share(plans), not config.max_unreadable
+        batches = load(items.reader, encoder.inputs(), mine, config.workers, None, refused)
         # All ranks take equally many rounds; one without a batch in the last adds padding only.
         for _ in range(-(-len(plans) // runtime.world)):
             vectors, labels = torch.zeros(size, width), torch.full((size,), -1)
