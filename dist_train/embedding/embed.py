@@ -48,6 +48,9 @@ def embed(
     parents = stage.parents_for(out, shards=shards, **runs)
     with runtime.stage(out, stage.EMBEDDING, result_options(config), parents) as done:
         if not done:
+            # Here, since a rank that is asked to stop may leave out a modality that others begin.
+            for folder in (Folder(run, stage.RUN) for run in runs.values()):
+                runtime.compare(folder, folder.names(ENCODER_FILES))
             for modality, run in runs.items():
                 if not runtime.stop_requested():
                     _embed_modality(shard_set, modality, run, out, config, runtime)
@@ -69,8 +72,6 @@ def _embed_modality(
 ) -> None:
     """Write this rank's blocks that do not exist yet; returns early when a stop is requested."""
     reader, packed = shard_set.reader(), shard_set.packed
-    folder = Folder(run, stage.RUN)
-    runtime.compare(folder, folder.names(ENCODER_FILES))
     encoder = load_run_encoder(run, modality).to(runtime.device)
     encoder.precision = config.precision
     has = packed[f"has_{modality}"].to_numpy()

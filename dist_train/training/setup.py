@@ -27,7 +27,7 @@ from dist_train.heads.class_parallel import ClassMeans, MarginHead, load_head, m
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.training.data import TrainingItems
 from dist_train.training.optimisation import Schedule, encoder_optimizer, head_optimizer
-from shards.storage.errors import BadInput, Stopped
+from shards.storage.errors import BadInput, Corrupt, Stopped
 from shards.storage.files import read_json
 
 log = logging.getLogger(__name__)
@@ -262,6 +262,10 @@ def start_centres(training: Training) -> None:
         folder = max((run / "checkpoints").glob("step-*"), default=None)
         if folder is None:
             raise BadInput(f"{run}: has no checkpoint to grow from; name a finished run")
+        from dist_train.training.checkpoint import fault_of  # which imports this module
+
+        if fault := runtime.broadcast(fault_of(folder) if runtime.is_main else ""):
+            raise Corrupt(f"{fault}; restore it or grow from another run")
         state = read_json(folder / "state.json")
         known = int(state["classes"])
         if class_names_digest(items.class_names[:known]) != state["class_names"]:

@@ -102,8 +102,6 @@ def corrupt_error(path: Path) -> Iterator[Path]:
     """Raise Corrupt, which names `path`, for a table or array that a library cannot read there."""
     try:
         yield path
-    except BadInput:
-        raise
     # The readers of Parquet and NumPy raise all of these, MemoryError for what a header claims.
     except (OSError, ValueError, LookupError, TypeError, NotImplementedError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
