@@ -144,7 +144,7 @@ class Checkpoints:
         order, step = training.items.state, 0
         check_equal(self.runtime.all_gather(order.to_json()))
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
-            fault = self.runtime.broadcast(fault_of(folder) if self.runtime.is_main else "")
+            fault = self.runtime.broadcast(_fault(folder) if self.runtime.is_main else "")
             if not fault:
                 step = self._load(folder, training)
                 break
@@ -181,7 +181,7 @@ class Checkpoints:
         return step
 
 
-def fault_of(folder: Path) -> str:
+def _fault(folder: Path) -> str:
     """How a checkpoint's files differ from its manifest; empty when it is complete."""
     path = folder / "manifest.json"
     try:

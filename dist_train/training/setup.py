@@ -262,9 +262,9 @@ def start_centres(training: Training) -> None:
         folder = max((run / "checkpoints").glob("step-*"), default=None)
         if folder is None:
             raise BadInput(f"{run}: has no checkpoint to grow from; name a finished run")
-        from dist_train.training.checkpoint import fault_of  # which imports this module
+        from dist_train.training.checkpoint import _fault  # which imports this module
 
-        if fault := runtime.broadcast(fault_of(folder) if runtime.is_main else ""):
+        if fault := runtime.broadcast(_fault(folder) if runtime.is_main else ""):
             raise Corrupt(f"{fault}; restore it or grow from another run")
         state = read_json(folder / "state.json")
         known = int(state["classes"])
