@@ -48,7 +48,7 @@ def embed(
     parents = stage.parents_for(out, shards=shards, **runs)
     with runtime.stage(out, stage.EMBEDDING, result_options(config), parents) as done:
         if not done:
-            # Here, since a rank that is asked to stop may leave out a modality that others begin.
+            # Here, since a rank that has received a stop signal leaves out what others may begin.
             for folder in (Folder(run, stage.RUN) for run in runs.values()):
                 runtime.compare(folder, folder.names(ENCODER_FILES))
             for modality, run in runs.items():
