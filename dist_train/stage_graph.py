@@ -23,7 +23,6 @@ from shards.catalogue.rows import Carried, Catalogue
 from shards.photos.options import PackOptions
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Stopped
-from shards.storage.files import read_json
 from shards.storage.stops import stops_interrupt
 
 Options = PackOptions | TrainingOptions | EmbedConfig | IndexConfig | JoinConfig | MatchConfig
@@ -62,7 +61,7 @@ class Stage:
         begun = (folder / stage_files.STAGE).exists() and stage_files.status_of(folder) != "failed"
         if self.options is None or not (begun or self.result.exists()):
             return
-        known = read_json(folder / stage_files.STAGE)["config"]
+        known = stage_files.read_stage(folder)["config"]
         differing = [
             f"{name} {known.get(name)!r} there, {value!r} requested"
             for name, value in result_options(self.options).items()
@@ -199,7 +198,7 @@ def _matching(config: Config, threshold: float | None) -> list[Stage]:
     # The join keeps all pairs from a given threshold on. If finished pairs reach down to it, their
     # limit stays, so that another threshold costs no join.
     if limit is None and done and (threshold is None or PairSet(pairs).reaches(threshold)):
-        limit = read_json(pairs / stage_files.STAGE)["config"]["max_score_floor"]
+        limit = stage_files.read_stage(pairs)["config"]["max_score_floor"]
     elif threshold is not None:
         limit = threshold if limit is None else min(limit, threshold)
     join_options = replace(config.join, max_score_floor=limit)

@@ -45,9 +45,10 @@ class EmbedConfig:
     """Arithmetic of the encoders. auto: bf16 where the device supports it natively, else fp32."""
     batch_size: int = 64
     """Items of one forward pass of each process. More use a GPU better; fewer need less memory."""
-    max_unreadable: float = field(default=0.01, metadata=NO_EFFECT_ON_RESULT)
+    max_unreadable: float = field(default=0.0, metadata=NO_EFFECT_ON_RESULT)
     """Largest fraction of items with a broken photo or title. Such an item gets no vector of that
-    modality; with more of them embed fails."""
+    modality; with more of them embed fails. 0: it fails at the first whose bytes have changed since
+    they were packed; of intact photos that no decoder reads, 1 % are left out."""
     workers: int = field(default=4, metadata=NO_EFFECT_ON_RESULT)
     """Processes that read and decode items, for each embedding process."""
     trust_remote_code: bool = field(default=False, metadata=NO_EFFECT_ON_RESULT)

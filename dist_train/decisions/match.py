@@ -20,12 +20,13 @@ from dist_train.decisions.threshold import (
 )
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime
-from dist_train.embedding.store import read_items
+from dist_train.embedding.store import ITEMS
 from dist_train.evaluation.labelled import CatalogueLabels, scoring_obstacle
 from dist_train.matching.pairs import PairSet, no_pairs
+from shards.read.location import Folder
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
-from shards.storage.files import read_json, write_json
+from shards.storage.files import write_json
 
 SOURCES = {
     "given": "given",
@@ -46,13 +47,13 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
     runtime = Runtime("cpu")
     pair_set, given = PairSet(pairs), given_threshold(config)
     check_same_score(given, config.threshold_from, pair_set.weights)
-    items = read_items(pair_set.embedding, ["split", "label_group", "photo_group"])
+    items = pair_set.embedding.read_items(["split", "label_group", "photo_group"])
     queries = queries_of(items, pair_set.proof["pairs"])
     groups = items.label_group.to_numpy(str)[queries]
     if given.threshold is None and (obstacle := scoring_obstacle(groups)):
         raise BadInput(
-            f"{pair_set.embedding}: no threshold can be chosen on the val split: {obstacle}; give "
-            "one: --threshold T or --threshold-from MATCHES"
+            f"{pair_set.embedding.path}: no threshold can be chosen on the val split: {obstacle}; "
+            "give one: --threshold T or --threshold-from MATCHES"
         )
     if given.threshold is not None and not pair_set.reaches(given.threshold):
         raise BadInput(
@@ -65,13 +66,13 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
     with runtime.stage(out, stage.MATCHES, options, stage.parents_for(out, pairs=pairs)) as done:
         if not done:
             runtime.alone(out, _decide, pair_set, queries, given, out)
-    return read_json(out / "threshold.json")
+    return Folder(out, stage.MATCHES).json("threshold.json")
 
 
 def _decide(pair_set: PairSet, queries: np.ndarray, given: Given, out: Path) -> None:
     """Read the pairs twice: for the threshold, then for the lists of matches."""
-    postings = read_postings(pair_set.embedding / "items.parquet")
-    all_labels = read_items(pair_set.embedding, ["label_group"], with_rejected=True).label_group
+    postings = read_postings(pair_set.embedding.folder.file(ITEMS))
+    all_labels = pair_set.embedding.read_items(["label_group"], with_rejected=True).label_group
     is_query = np.zeros(len(postings.place), bool)
     is_query[queries] = True
     degree, of_queries = np.zeros(len(is_query), np.int64), [no_pairs(("i", "j", "score"))]

@@ -17,9 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dist_train.decisions.groups import Groups
-from dist_train.embedding.store import corrupt_error
 from dist_train.matching.pairs import PairSet, no_pairs
-from shards.storage.files import atomic_path
+from shards.storage.files import atomic_path, corrupt_error
 from shards.storage.stage_files import WORK
 
 PIECE = 500_000
@@ -123,7 +122,8 @@ def match_lists(postings: Postings, wanted: range, found: np.ndarray) -> pa.Tabl
 def read_matches(path: Path, posting_ids: pd.Series, best: int | None = None) -> pd.DataFrame:
     """The matches within some postings (n,): places i < j in `posting_ids`, and score.
 
-    best: keep only so many of each batch of matches.parquet, those of the highest score.
+    best: keep only so many of each batch of matches.parquet, those of the highest score. Raises
+    Corrupt when the file cannot be read.
     """
     found = [no_pairs(("i", "j", "score"))]
     for matches in iterate_matches(path, posting_ids):
@@ -139,7 +139,7 @@ def iterate_matches(path: Path, posting_ids: pd.Series) -> Iterator[pd.DataFrame
     i, j: the places in `posting_ids` (n,) of the posting and of its match, -1 for others.
     """
     places = pd.Index(posting_ids)
-    with pq.ParquetFile(path) as file:
+    with corrupt_error(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["posting_id", "matches", "scores"]):
             lists = pc.list_parent_indices(batch["matches"]).to_numpy()
             i = places.get_indexer(batch["posting_id"].to_pandas())[lists]

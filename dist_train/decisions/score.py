@@ -10,7 +10,7 @@ import torch
 
 from dist_train.decisions.match_lists import iterate_matches, read_matches
 from dist_train.distributed import stage
-from dist_train.embedding.store import EmbeddingSet, read_items
+from dist_train.embedding.store import EmbeddingSet
 from dist_train.evaluation.baselines import same_photo_pairs, title_pairs, title_scores
 from dist_train.evaluation.f1_curve import (
     choose_weight,
@@ -26,13 +26,20 @@ from dist_train.evaluation.metrics import (
     per_item_scores,
     scores_of_counts,
 )
-from dist_train.evaluation.scores import Delivered, Difference, Kind, MatcherScore, Scores
+from dist_train.evaluation.scores import (
+    Delivered,
+    Difference,
+    Kind,
+    MatcherScore,
+    Scores,
+    write_scores,
+)
 from dist_train.matching.join import pairs_in_memory
 from dist_train.matching.pairs import PairSet
 from dist_train.matching.vectors import ItemVectors, open_vectors, subset
-from shards.storage import stage_files
+from shards.read.location import Folder
 from shards.storage.errors import BadInput
-from shards.storage.files import read_json, remove_abandoned, write_json
+from shards.storage.files import corrupt_error, remove_abandoned
 from shards.storage.stops import stops_interrupt
 
 FORMAT = 3
@@ -54,16 +61,16 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     labelled test postings were rejected or share a photo with another split. Raises
     BadInput when no test posting has a label, or one of these sets is over other shards.
     """
-    stage_files.open_finished(matches, stage.MATCHES)
+    folder = Folder(matches, stage.MATCHES)
     remove_abandoned(matches)
-    embeddings = EmbeddingSet(PairSet(stage.parent(matches, "pairs")).embedding)
+    embeddings = PairSet(stage.parent(matches, "pairs")).embedding
     items = embeddings.items
     comparison = Comparison(items)
     groups = comparison.groups["test"]
-    decided = read_json(matches / "threshold.json")
+    decided = folder.json("threshold.json")
     threshold, weights = decided["threshold"], decided["weights"]
     columns = ["posting_id", "split", "label_group", "photo_group", "phash"]
-    postings = read_items(embeddings.path, columns, with_rejected=True)
+    postings = embeddings.read_items(columns, with_rejected=True)
     labelled = postings[(postings.split == "test") & (postings.label_group != "")]
     if not len(labelled):
         raise BadInput(
@@ -71,7 +78,7 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
         )
     scores: Scores = {
         "format": FORMAT,
-        "delivered": score_delivered(matches, postings, threshold),
+        "delivered": score_delivered(folder, postings, threshold),
         "split": "test",
         "items": len(groups),
         "products": len(np.unique(groups)),
@@ -88,12 +95,11 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
             f"one another: {scores['left_out']} share a photo with another split, "
             f"{len(labelled) - scores['left_out']} were rejected"
         )
-        write_json(matches / "metrics.json", scores)
-        return scores
+        return write_scores(folder, scores)
     if obstacle := scoring_obstacle(groups):
         log.warning(f"{matches}: the scores on the test split say nothing: {obstacle}")
     test_ids = items.posting_id[comparison.rows["test"]]
-    accepted = read_matches(matches / "matches.parquet", test_ids)
+    accepted = read_matches(folder.file("matches.parquet"), test_ids)
     pairs = accepted.i.to_numpy(), accepted.j.to_numpy()
     ours = comparison.score(" + ".join(weights), "ours", *pairs, threshold)
     f1 = comparison.f1[ours["name"]]
@@ -112,11 +118,10 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     rows.append(ours)
     scores["rows"], scores["differences"] = rows, _differences(comparison, rows)
     scores["by_group_size"] = by_group_size(groups, f1)
-    write_json(matches / "metrics.json", scores)
-    return scores
+    return write_scores(folder, scores)
 
 
-def score_delivered(matches: Path, postings: pd.DataFrame, threshold: float) -> Delivered:
+def score_delivered(matches: Folder, postings: pd.DataFrame, threshold: float) -> Delivered:
     """The scores of matches.parquet and groups.parquet against the labels of all postings.
 
     Every match of a test posting counts, of whatever split it is. Test postings that pack rejected
@@ -127,13 +132,14 @@ def score_delivered(matches: Path, postings: pd.DataFrame, threshold: float) -> 
     sizes, place = labels.sizes[queries], np.full(len(postings), -1)
     place[queries] = np.arange(len(queries))
     right, wrong = np.zeros((2, len(queries)), np.int64)
-    for found in iterate_matches(matches / "matches.parquet", postings.posting_id):
+    for found in iterate_matches(matches.file("matches.parquet"), postings.posting_id):
         # A match with a posting without a label is counted by the labelled ones.
         found = found[(found.i != found.j) & (place[found.i] >= 0) & (labels.codes[found.j] >= 0)]
         is_right = labels.codes[found.i] == labels.codes[found.j]
         np.add.at(right, place[found.i[is_right]], 1)
         np.add.at(wrong, place[found.i[~is_right]], 1)
-    table = pd.read_parquet(matches / "groups.parquet")
+    with corrupt_error(matches.file("groups.parquet")) as path:
+        table = pd.read_parquet(path)
     group = table.set_index("posting_id").group_id.reindex(postings.posting_id).to_numpy()
     photo = pd.factorize(postings.phash.where(postings.phash != ""))[0]
     alone = np.full(len(postings), -1)

@@ -15,9 +15,10 @@ from dist_train.config.options import MatchConfig
 from dist_train.distributed.stage import MATCHES
 from dist_train.evaluation.f1_curve import MOST_PAIRS, SavedCurve, f1_curve_of_queries
 from dist_train.evaluation.labelled import CatalogueLabels, labelled_rows
+from shards.read.location import Folder
 from shards.storage import stage_files
-from shards.storage.errors import BadInput, Corrupt
-from shards.storage.files import read_json, sha256_file
+from shards.storage.errors import BadInput
+from shards.storage.files import read_json
 
 FORMAT = 4
 NAME = "threshold.json"
@@ -93,9 +94,9 @@ def _threshold_file(path: Path) -> Path:
             raise BadInput(f"{path}: no match directory, and no run that has one (matches/)")
         path = folder / NAME
     if (path.parent / stage_files.STAGE).exists():
-        facts = stage_files.open_finished(path.parent, MATCHES)["files"].get(path.name)
-        if facts and path.is_file() and sha256_file(path) != facts["sha256"]:
-            raise Corrupt(f"{path}: is not as the match wrote it; match again")
+        folder = Folder(path.parent, MATCHES)
+        if path.name in folder.manifest["files"]:
+            return folder.file(path.name)
     return path
 
 

@@ -21,8 +21,9 @@ from accelerate import PartialState
 from dist_train.distributed.barrier import Barrier, timeout
 from dist_train.distributed.launcher import check_before_joining, check_world, under_launcher
 from dist_train.distributed.stage import Attempt, Parents, new_attempt, newer_attempt
+from shards.read.location import Folder
 from shards.storage import stage_files
-from shards.storage.errors import BadInput, Failed, NoGPU, Stopped
+from shards.storage.errors import BadInput, Corrupt, Failed, NoGPU, Stopped
 from shards.storage.stops import StopFlag, stops_interrupt
 
 LOST = re.compile(r"gloo|nccl|by peer|broken pipe", re.IGNORECASE)
@@ -112,6 +113,21 @@ class Runtime:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def compare(self, folder: Folder, names: Sequence[str]) -> None:
+        """Compare files of a finished stage with its manifest, each on one rank.
+
+        Every rank must call it at the same point. Raises Corrupt, which names a file, on all of
+        them.
+        """
+        fault = ""
+        try:
+            folder.compare(self.share(names))
+        except Corrupt as error:
+            fault = str(error)
+        if fault := next(filter(None, self.all_gather(fault)), ""):
+            raise Corrupt(fault)
+        folder.trust(names)
 
     def stop_requested(self) -> bool:
         """Some rank has received a stop signal; to be checked between pieces of work."""

@@ -13,7 +13,6 @@ from shards.read.location import Location, Mirror, open_files
 from shards.read.remote import is_url
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
-from shards.storage.files import read_json
 
 RUN, EMBEDDING, INDEX, PAIRS, MATCHES = "run", "embedding set", "index", "pairs", "matches"
 KINDS = {
@@ -72,7 +71,7 @@ def parent_location(path: Path, name: str, given: Location | None = None) -> Loc
     BadInput if it has changed since. A directory may come from anyone: the URL or absolute path
     that it records is not opened unless the user gave it.
     """
-    parents = read_json(path / stage_files.STAGE)["parents"]
+    parents = stage_files.open_stage(path)["parents"]
     if name not in parents:
         raise BadInput(f"{path}: was not made from any {name}")
     recorded: str = parents[name]["path"]
@@ -101,8 +100,7 @@ def newer_attempt(out: Path, mine: Attempt, begun: bool = True) -> str:
 
     If `mine` has begun, any other attempt is newer; else only a later restart of its Slurm job.
     """
-    path = out / stage_files.STATUS
-    known = read_json(path) if path.exists() else {}
+    known = stage_files.read_status(out)
     if begun:
         newer = bool(mine) and known.get("attempt") != mine.get("attempt")
     else:

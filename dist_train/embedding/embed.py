@@ -15,10 +15,11 @@ from dist_train.config.options import EmbedConfig
 from dist_train.config.training import Modality, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime, row_blocks
-from dist_train.embedding.store import MODALITIES, part_path
-from dist_train.encoders.batches import FEW, load, plan_batches, unit_vectors
+from dist_train.embedding.store import ITEMS, MODALITIES, open_rows, part_path
+from dist_train.encoders.batches import FEW, INTACT, load, plan_batches, unit_vectors
 from dist_train.encoders.encoder import load_encoder
-from shards.read.location import Location
+from dist_train.encoders.source import ENCODER_FILES
+from shards.read.location import Folder, Location
 from shards.read.shard_set import ShardSet
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Failed
@@ -52,6 +53,9 @@ def embed(
     parents = stage.parents_for(out, shards=shards, **runs)
     with runtime.stage(out, stage.EMBEDDING, result_options(config), parents) as done:
         if not done:
+            # Here, since a rank that has received a stop signal leaves out what others may begin.
+            for folder in (Folder(run, stage.RUN) for run in runs.values()):
+                runtime.compare(folder, folder.names(ENCODER_FILES))
             for modality, run in runs.items():
                 if not runtime.stop_requested():
                     _embed_modality(shard_set, modality, run, out, config, runtime)
@@ -82,7 +86,8 @@ def _embed_modality(
     }
     # One loader for all blocks, so that its workers start once.
     all_plans = [plan for _, plans in todo.values() for plan in plans]
-    batches = load(reader, encoder.inputs(), all_plans, config.workers)
+    refused = not config.max_unreadable
+    batches = load(reader, encoder.inputs(), all_plans, config.workers, None, refused)
     # None shows the progress on a terminal only.
     disable = None if runtime.is_main else True
     progress = tqdm(todo.items(), f"embed {modality}", unit="block", disable=disable)
@@ -117,14 +122,14 @@ def _finish(shard_set: ShardSet, out: Path, config: EmbedConfig) -> None:
         if not paths:
             continue
         files += paths
-        zero = np.concatenate([~np.load(path, mmap_mode="r").any(axis=1) for path in paths])
+        zero = np.concatenate([~part.any(axis=1) for part in open_rows(paths).parts])
         if len(zero) != items:
             raise BadInput(
                 f"{out}: {len(zero)} {modality} rows for {items} items; remove it and start again"
             )
         # An unreadable photo or title left a zero row: its item counts as not having it.
         broken = embedded.index[zero & embedded[f"has_{modality}"]]
-        if len(broken) > max(FEW, config.max_unreadable * items):
+        if len(broken) > max(FEW, (config.max_unreadable or INTACT) * items):
             raise Failed(
                 f"{out}: {len(broken)} of {items} items have a broken {modality}, the first "
                 f"{table.posting_id[broken[0]]!r}; check with dist-train verify, restore or pack "
@@ -132,8 +137,8 @@ def _finish(shard_set: ShardSet, out: Path, config: EmbedConfig) -> None:
             )
         table.loc[broken, f"has_{modality}"] = False
         table.loc[broken, "status"] = UNREADABLE
-    write_parquet(out / "items.parquet", table)
+    write_parquet(out / ITEMS, table)
     unreadable = int((table.status == UNREADABLE).sum())
     counts = {"postings": len(table), "items": items, "unreadable": unreadable}
-    stage_files.finish(out, counts, [*files, out / "items.parquet"])
+    stage_files.finish(out, counts, [*files, out / ITEMS])
     log.info("%s: %d items embedded, %d with a broken photo or title", out, items, unreadable)

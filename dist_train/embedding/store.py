@@ -1,7 +1,6 @@
 """An embedding set on disk: blocks of unit rows beside the table of the catalogue's postings."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,10 +10,13 @@ import pyarrow.parquet as pq
 
 from dist_train.config.training import Modality
 from dist_train.distributed.stage import EMBEDDING
-from shards.storage import stage_files
+from shards.read.location import Folder
 from shards.storage.errors import Corrupt
+from shards.storage.files import AGAIN, corrupt_error
 
+ITEMS = "items.parquet"
 MODALITIES: tuple[Modality, ...] = ("image", "text")
+DTYPES = (np.float16, np.float32)
 
 
 class Rows:
@@ -43,8 +45,8 @@ class EmbeddingSet:
         Raises BadInput when it is not a finished embedding set, and Corrupt when a file is missing
         or has another size than was written.
         """
-        self.path = path
-        self.manifest = stage_files.open_finished(path, EMBEDDING)
+        self.path, self.folder = path, Folder(path, EMBEDDING)
+        self.manifest = self.folder.manifest
         for name, facts in self.manifest["files"].items():
             file = path / name
             if not file.exists() or file.stat().st_size != facts["bytes"]:
@@ -56,47 +58,64 @@ class EmbeddingSet:
     @cached_property
     def items(self) -> pd.DataFrame:
         """The embedded items with all their columns, table row r being vector row r."""
-        return read_items(self.path)
+        return self.read_items()
+
+    def files(self, modalities: Sequence[str]) -> list[str]:
+        """Names of items.parquet and of the vectors of some modalities, in order."""
+        return [ITEMS, *(name for m in modalities for name in self.folder.names(f"{m}-*.npy"))]
 
     def rows(self, modality: str) -> Rows:
-        """The vectors of a modality, memory-mapped; Corrupt when a file cannot be read."""
-        parts = []
-        for name in sorted(n for n in self.manifest["files"] if n.startswith(f"{modality}-")):
-            with corrupt_error(self.path / name) as path:
-                parts.append(np.load(path, mmap_mode="r"))
-        return Rows(parts)
+        """The vectors of a modality, memory-mapped.
+
+        Raises Corrupt for a file that is not as it was written, or holds no rows like the others'.
+        """
+        names = self.files([modality])[1:]
+        self.folder.compare(names)
+        return open_rows([self.path / name for name in names])
+
+    def read_items(
+        self, columns: Sequence[str] | None = None, with_rejected: bool = False
+    ) -> pd.DataFrame:
+        """The embedded items of items.parquet, table row r being vector row r.
+
+        columns: those to read, all by default; each text of split and label_group is held once.
+        with_rejected: the postings that have no vector row come after the items.
+        Raises Corrupt when the file is not as it was written or its rows are not 0 to N - 1.
+        """
+        path = self.folder.file(ITEMS)
+        with corrupt_error(path):
+            table = pq.read_table(
+                path,
+                columns=None if columns is None else ["row", *columns],
+                read_dictionary=["split", "label_group"],
+            ).to_pandas(split_blocks=True, self_destruct=True)
+            items = table[table.row >= 0].sort_values("row")
+        if not np.array_equal(items.row, np.arange(len(items))):
+            raise Corrupt(f"{path}: rows are not 0 to {len(items) - 1}, each once; {AGAIN}")
+        if with_rejected:
+            items = pd.concat([items, table[table.row < 0]])
+        return items.drop(columns="row").reset_index(drop=True)
 
 
-def read_items(
-    embeddings: Path, columns: Sequence[str] | None = None, with_rejected: bool = False
-) -> pd.DataFrame:
-    """The embedded items of items.parquet, table row r being vector row r.
+def open_rows(paths: Sequence[Path]) -> Rows:
+    """The files of one modality, memory-mapped: rows (N, D), all float16 or all float32.
 
-    columns: those to read, all by default; each text of split and label_group is held once.
-    with_rejected: the postings that have no vector row come after the items.
-    Raises Corrupt when the file cannot be read or its rows are not 0 to N - 1, each once.
+    Raises Corrupt, which names the file, for anything else.
     """
-    with corrupt_error(embeddings / "items.parquet") as path:
-        table = pq.read_table(
-            path,
-            columns=None if columns is None else ["row", *columns],
-            read_dictionary=["split", "label_group"],
-        ).to_pandas(split_blocks=True, self_destruct=True)
-    items = table[table.row >= 0].sort_values("row")
-    if not np.array_equal(items.row, np.arange(len(items))):
-        raise Corrupt(f"{path}: rows are not 0 to {len(items) - 1}, each once; embed again")
-    if with_rejected:
-        items = pd.concat([items, table[table.row < 0]])
-    return items.drop(columns="row").reset_index(drop=True)
-
-
-@contextmanager
-def corrupt_error(path: Path) -> Iterator[Path]:
-    """Raise Corrupt, which names `path`, for a file of an embedding set that cannot be read."""
-    try:
-        yield path
-    except (OSError, ValueError, KeyError) as error:
-        raise Corrupt(f"{path}: cannot be read ({error}); embed again") from None
+    parts: list[np.ndarray] = []
+    for path in paths:
+        with corrupt_error(path):
+            part = np.load(path, mmap_mode="r", allow_pickle=False)
+        first = parts[0] if parts else part
+        if part.ndim != 2 or part.dtype not in DTYPES or not part.shape[1]:
+            raise Corrupt(f"{path}: {part.dtype} {part.shape} is no block of vectors; {AGAIN}")
+        if (part.shape[1], part.dtype) != (first.shape[1], first.dtype):
+            raise Corrupt(
+                f"{path}: rows of {part.shape[1]} {part.dtype}, in {paths[0].name} of "
+                f"{first.shape[1]} {first.dtype}; {AGAIN}"
+            )
+        parts.append(part)
+    return Rows(parts)
 
 
 def part_path(out: Path, modality: str, number: int) -> Path:

@@ -35,6 +35,8 @@ STAND_INS = 100
 """Items that are tried in place of an unreadable one."""
 FEW = 10
 """Unreadable items that are always tolerated: one of twenty says nothing about a million."""
+INTACT = 0.01
+"""Fraction of the items that may be unreadable although their bytes are those that were packed."""
 BROKEN = (Unreadable, PhotoRefused)
 """What reading and decoding raise when only the one item is at fault."""
 log = logging.getLogger(__name__)
@@ -145,14 +147,21 @@ class Batch:
 
 
 class _Batches(Dataset):
-    def __init__(self, reader: ItemReader, inputs: Inputs, stand_ins: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        reader: ItemReader,
+        inputs: Inputs,
+        stand_ins: np.ndarray | None,
+        tolerated: tuple[type[Exception], ...],
+    ) -> None:
         self.reader, self.inputs, self.stand_ins = reader, inputs, stand_ins
+        self.tolerated = tolerated
 
     def __getitem__(self, index: BatchPlan) -> Batch | Exception:
         try:
             try:
                 return self._prepared(index.items, index.seeds, [])
-            except BROKEN:
+            except self.tolerated:
                 return self._without_unreadable(index)
         except (BadInput, Failed) as error:
             return error  # raised, torch would wrap its message in a worker's traceback
@@ -195,7 +204,7 @@ class _Batches(Dataset):
         """Why the item cannot be prepared; None when it can."""
         try:
             self._prepared(np.array([number]), np.array([seed]), [])
-        except BROKEN as error:
+        except self.tolerated as error:
             return str(error)
         return None
 
@@ -206,19 +215,26 @@ def load(
     plans: Iterable[BatchPlan],
     workers: int,
     stand_ins: np.ndarray | None = None,
+    refuse_damaged: bool = False,
 ) -> Iterator[Batch]:
     """The batches of `plans` in their order, whatever the number of `workers`.
 
     No more of them are started than this process has cores for: they would take turns.
 
     `stand_ins` (n,), ascending item numbers: what may replace an unreadable item; without them it
-    is left out of its batch. Every unreadable item is logged.
+    is left out of its batch. Every unreadable item is logged. With `refuse_damaged` an item whose
+    bytes have changed since they were packed raises Corrupt instead.
     """
     workers = min(workers, own_cores())
+    tolerated = (PhotoRefused,) if refuse_damaged else BROKEN
     loader = DataLoader(
-        _Batches(reader, inputs, stand_ins), sampler=plans, batch_size=None, num_workers=workers,
-        prefetch_factor=2 if workers else None, worker_init_fn=_start_worker,
-    )  # fmt: skip
+        _Batches(reader, inputs, stand_ins, tolerated),
+        sampler=plans,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        worker_init_fn=_start_worker,
+    )
     with stops_blocked():
         # Started here, not at the first batch: it draws a seed, which would shift a step's dropout.
         batches = iter(loader)
@@ -234,6 +250,11 @@ def own_cores() -> int:
 def _checked(batches: Iterator[Batch | Exception], consequence: str) -> Iterator[Batch]:
     """Raise the errors of workers, log what is unreadable."""
     for batch in batches:
+        if isinstance(batch, Unreadable):
+            raise Corrupt(
+                f"{batch}; restore the file or pack again, or go on without such items: "
+                "--max-unreadable 0.01"
+            )
         if isinstance(batch, Exception):
             raise batch
         for fault in batch.unreadable:

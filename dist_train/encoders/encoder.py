@@ -37,7 +37,14 @@ from dist_train.encoders.probe import (
     layers_from_below,
     stirred,
 )
-from dist_train.encoders.source import OURS, Source, find_model, first_line
+from dist_train.encoders.source import (
+    OURS,
+    Source,
+    compare_with_run,
+    files_of,
+    find_model,
+    first_line,
+)
 from dist_train.encoders.tokens import (
     check_class_token,
     check_lengths,
@@ -53,7 +60,7 @@ from dist_train.encoders.weights import (
     open_transformer,
 )
 from shards.storage.errors import BadInput
-from shards.storage.files import atomic_path, names_in, read_json, write_atomic, write_json
+from shards.storage.files import atomic_path, read_json, write_atomic, write_json
 
 FORMAT = 2
 log = logging.getLogger(__name__)
@@ -344,14 +351,16 @@ def save_encoder(encoder: Encoder, folder: Path, card: str) -> list[Path]:
     write_json(folder / OURS, ours | {"options": result_options(encoder.options)})
     write_json(folder / "preprocessing.json", encoder.preprocessing())
     write_atomic(folder / "README.md", card.encode())
-    return sorted(folder / name for name in names_in(folder) if (folder / name).is_file())
+    return files_of(folder)
 
 
 def load_encoder(folder: Path, modality: Modality, trust_remote_code: bool = False) -> Encoder:
     """Load an encoder folder in eval mode; BadInput when it is not of the modality `modality`.
 
-    `trust_remote_code` is never read from the folder itself, which someone may have sent.
+    That of a run is compared first. `trust_remote_code` is never read from the folder itself, which
+    someone may have sent.
     """
+    compare_with_run(folder)
     ours = read_json(folder / OURS)
     if ours["format"] != FORMAT:
         raise BadInput(f"{folder}: encoder format {ours['format']}, this version reads {FORMAT}")

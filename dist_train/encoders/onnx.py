@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dist_train.distributed.stage import RUN
 from dist_train.encoders.encoder import Encoder, ImageEncoder, load_encoder
+from dist_train.encoders.source import OURS
+from shards.read.location import Folder
 from shards.storage.errors import BadInput
-from shards.storage.files import atomic_path, read_json
+from shards.storage.files import atomic_path
 
 NEEDED = ("onnx", "onnxscript")
 INPUTS = {"image": ["pixels"], "text": ["tokens", "mask"]}
@@ -35,7 +38,7 @@ def export_onnx(run: Path, file: Path) -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise BadInput(f"export needs the packages {' and '.join(NEEDED)}: pip install .[onnx]")
-    modality = read_json(run / "encoder" / "dist_train.json")["modality"]
+    modality = Folder(run, RUN).json(f"encoder/{OURS}")["modality"]
     encoder = load_encoder(run / "encoder", modality)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     batch = torch.export.Dim("batch")

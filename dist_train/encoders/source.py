@@ -13,11 +13,16 @@ from timm.models import is_model, split_model_name_tag
 from transformers.utils import cached_file
 
 from dist_train.config.training import Modality
-from shards.storage.errors import BadInput
+from dist_train.distributed.stage import RUN
+from shards.read.location import Folder
+from shards.storage.errors import BadInput, Corrupt
 from shards.storage.files import read_json
+from shards.storage.stage_files import STAGE
 
 Pooling = Literal["mean", "cls", "last"]
 OURS, NECK = "dist_train.json", "neck.safetensors"
+ENCODER_FILES = "encoder/*"
+"""The files of a run's manifest that are its encoder."""
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 WANTED = {
     "image": "wanted is a timm model: config.json with its architecture, and model.safetensors",
@@ -157,6 +162,7 @@ def find_model(model: str, modality: Modality, pretrained: bool) -> Source:
         return Source(model, None, name if modality == "text" else _timm_name(name))
     if (folder / "encoder" / OURS).is_file():
         folder /= "encoder"
+    compare_with_run(folder)
     source = Source(model, folder)
     if (folder / OURS).is_file():
         ours = read_json(folder / OURS)
@@ -173,6 +179,28 @@ def find_model(model: str, modality: Modality, pretrained: bool) -> Source:
     if pretrained:
         _check_weights(source, modality)
     return source
+
+
+def compare_with_run(folder: Path) -> None:
+    """Compare the encoder folder of a run with the run's manifest, each file once a process.
+
+    Nothing is known of other folders. Raises Unfinished for a run that is not done, and Corrupt for
+    a file that is missing, not as training wrote it, or no part of the run, which the libraries
+    that open a folder would take into account.
+    """
+    if folder.name != "encoder" or not (folder.parent / STAGE).is_file():
+        return
+    run = Folder(folder.parent, RUN)
+    names = run.names(ENCODER_FILES)
+    run.compare(names)
+    for path in files_of(folder):
+        if str(path.relative_to(run.path)) not in names:
+            raise Corrupt(f"{path}: no part of this run, training did not write it; move it away")
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files below an encoder's folder, without those that are being written."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.match(".*.tmp-*"))
 
 
 def first_line(error: Exception) -> str:

@@ -20,7 +20,7 @@ from dist_train.matching.index import index_shards, indexed_vectors, read_index_
 from dist_train.matching.join import JoinLimits, apply_score_floor, join
 from dist_train.matching.kernels import BYTES, Kernel, kernels_for
 from dist_train.matching.nearest import merge_nearest
-from dist_train.matching.pairs import Proof
+from dist_train.matching.pairs import PairSet, Proof
 from dist_train.matching.proof import prove
 from dist_train.matching.sampling import (
     HIGHEST_SCORE_FLOOR,
@@ -31,6 +31,7 @@ from dist_train.matching.sampling import (
 )
 from dist_train.matching.vectors import ItemVectors
 from dist_train.matching.work_folder import WorkFolder
+from shards.read.location import Folder
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Stopped
 from shards.storage.files import read_json, write_json
@@ -72,6 +73,8 @@ def build_pairs(embeddings: Path, index: Path, out: Path, config: JoinConfig) ->
     parents = stage.parents_for(out, embedding=embeddings, index=index)
     with runtime.stage(out, stage.PAIRS, result_options(config), parents) as done:
         if not done:
+            names = embedding_set.files(read_index_json(index)["modalities"])
+            runtime.compare(embedding_set.folder, names)
             vectors = indexed_vectors(index, embedding_set)
             engine, limits, bounds = set_up(vectors, index, out, config, runtime)
             try:
@@ -85,7 +88,7 @@ def build_pairs(embeddings: Path, index: Path, out: Path, config: JoinConfig) ->
             # A slower rank may still work in the folder that is removed at the end.
             runtime.stop_together(out)
             runtime.alone(out, finish_once, engine, limits, bounds, out, config)
-    return read_json(out / "proof.json")
+    return PairSet(out).proof
 
 
 def set_up(
@@ -111,6 +114,8 @@ def set_up(
     bounds = Bounds(theirs.block, min(theirs.held, mine.held), mine.bytes)
     engine: Engine
     if plan["engine"] == "faiss":
+        folder = Folder(index, stage.INDEX)
+        runtime.compare(folder, folder.names("*.faiss"))
         shards, about, device = index_shards(index), read_index_json(index), runtime.device.type
         engine = FaissEngine(vectors, shards, about, bounds.block, config.neighbours, device)
     else:

@@ -23,7 +23,7 @@ from dist_train.matching.kernels import (
     use_threads,
 )
 from dist_train.matching.nearest import Nearest
-from dist_train.matching.vectors import ItemVectors, check_finite, read_rows, weighted_rows
+from dist_train.matching.vectors import ItemVectors, check_rows, read_rows, weighted_rows
 
 CHECKED = 64
 """Candidates of a batch whose coarse score is compared with the exact one."""
@@ -164,10 +164,9 @@ class GemmEngine:
                 del self.loaded[drop.pop(0)]
             stored = {}
             for name in block.modalities:
-                rows = vectors[name].rows
                 # torch widens ten times as fast as NumPy.
-                values = torch.from_numpy(read_rows(rows, block.rows)).float().numpy()
-                stored[name] = check_finite(rows, block.rows, values)
+                values = torch.from_numpy(read_rows(vectors[name].rows, block.rows)).float().numpy()
+                stored[name] = check_rows(vectors[name], block.rows, values)
             self.loaded[number] = _LoadedBlock(stored)
         self.loaded.move_to_end(number)
         loaded, key = self.loaded[number], (common, "any" if kernel.one_form else form)

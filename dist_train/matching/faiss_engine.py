@@ -13,7 +13,15 @@ import numpy as np
 
 from dist_train.matching.blocks import BlockPair
 from dist_train.matching.engines import RowPairs
-from dist_train.matching.faiss_library import EXACT, faiss, gpus, on_cpu, on_gpu, set_nprobe
+from dist_train.matching.faiss_library import (
+    EXACT,
+    faiss,
+    gpus,
+    on_cpu,
+    on_gpu,
+    read_faiss,
+    set_nprobe,
+)
 from dist_train.matching.kernels import CoarsePassStats, U, use_threads
 from dist_train.matching.nearest import Nearest
 from dist_train.matching.vectors import ItemVectors
@@ -76,7 +84,7 @@ class FaissEngine:
         (path, held), k = self.shards[number], 0 if nearest is None else nearest.k
         if number not in self.loaded:
             self.loaded.clear()
-            shard = faiss.read_index(str(path))
+            shard = read_faiss(path, self.vectors.width, len(held))
             set_nprobe(shard, self.nprobe)  # before it is copied: on a GPU it is set differently
             # On a GPU FAISS silently ignores the selector of rows, so all rows must be wanted.
             masks = [mask[held.start : held.stop] for mask in self.vectors.kinds.values()]

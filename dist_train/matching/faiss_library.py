@@ -10,12 +10,14 @@ import importlib
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from shards.storage.errors import BadInput
+from shards.storage.errors import BadInput, Corrupt
+from shards.storage.files import AGAIN
 
 CHOICE = "OPENBLAS_CORETYPE"
 KNOWN = {"Cooperlake": "SkylakeX", "SapphireRapids": "SkylakeX"} | {
@@ -53,6 +55,21 @@ faiss = _load()
 def gpus() -> int:
     """GPUs that FAISS may use. To be called before any GPU call: without a driver those abort."""
     return getattr(faiss, "get_num_gpus", lambda: 0)()
+
+
+def read_faiss(path: Path, width: int, items: int | None = None) -> Any:
+    """The index in a file, of D = `width` and of so many `items`; Corrupt for anything else."""
+    try:
+        index = faiss.read_index(str(path))
+    except (RuntimeError, MemoryError) as error:  # FAISS believes the sizes that a file claims
+        reason = " ".join(str(error).split())[-150:]
+        raise Corrupt(f"{path}: FAISS cannot read it ({reason}); {AGAIN}") from None
+    if index.d != width or items not in (None, index.ntotal):
+        raise Corrupt(
+            f"{path}: holds {index.ntotal} rows of width {index.d}, wanted {items} of {width}; "
+            f"{AGAIN}"
+        )
+    return index
 
 
 def on_gpu(index: Any) -> Any:

@@ -12,7 +12,7 @@ from dist_train.config.options import IndexConfig, bytes_of
 from dist_train.config.training import Modality, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime, row_blocks
-from dist_train.embedding.store import EmbeddingSet, read_items
+from dist_train.embedding.store import EmbeddingSet
 from dist_train.matching.faiss_library import (
     TRAIN_PER_LIST,
     Kind,
@@ -22,13 +22,15 @@ from dist_train.matching.faiss_library import (
     number_of_lists,
     on_cpu,
     on_gpu,
+    read_faiss,
 )
 from dist_train.matching.kernels import use_threads
 from dist_train.matching.recall import TARGET, ShardedIndex, measured_recall
 from dist_train.matching.vectors import ItemVectors, open_vectors, subset
+from shards.read.location import Folder
 from shards.storage import stage_files
-from shards.storage.errors import BadInput, Corrupt
-from shards.storage.files import atomic_path, read_json, sha256_file, write_json
+from shards.storage.errors import BadInput
+from shards.storage.files import atomic_path, write_json
 from shards.storage.lock import locked
 from shards.storage.stage_files import WORK
 
@@ -56,7 +58,7 @@ def build_index(embeddings: Path, out: Path, config: IndexConfig) -> dict[str, A
         names = embedding_set.modalities if config.modality == "auto" else [config.modality]
     if missing := set(names) - set(embedding_set.modalities):
         raise BadInput(f"{embeddings}: holds no {' and no '.join(sorted(missing))} vectors")
-    has = read_items(embeddings, [f"has_{name}" for name in names])
+    has = embedding_set.read_items([f"has_{name}" for name in names])
     empty = [name for name in names if not has[f"has_{name}"].any()]
     if empty and (config.modality != "auto" or empty == names):
         raise BadInput(
@@ -69,6 +71,7 @@ def build_index(embeddings: Path, out: Path, config: IndexConfig) -> dict[str, A
     parents = stage.parents_for(out, embedding=embeddings)
     with runtime.stage(out, stage.INDEX, result_options(config), parents) as done:
         if not done:
+            runtime.compare(embedding_set.folder, embedding_set.files(names))
             vectors = open_vectors(embedding_set, names, config.image_weight)
             memory = bytes_of(config.memory)
             kind = choose_kind(config.kind, len(vectors), vectors.width, memory)
@@ -84,22 +87,20 @@ def build_index(embeddings: Path, out: Path, config: IndexConfig) -> dict[str, A
                     f"--kind {kind.name}: FAISS cannot build {kind.factory} over {len(vectors)} "
                     f"items ({str(error).splitlines()[-1]}); use auto, Flat, SQfp16 or IVF"
                 ) from None
-    return read_json(out / "index.json")
+    return read_index_json(out)
 
 
 def index_shards(path: Path) -> list[Path]:
     """The FAISS files of a finished index. Raises Corrupt when one is not as it was written."""
-    files = stage_files.open_finished(path, stage.INDEX)["files"]
-    shards = sorted(name for name in files if name.endswith(".faiss"))
-    for name in shards:
-        if not (path / name).exists() or sha256_file(path / name) != files[name]["sha256"]:
-            raise Corrupt(f"{path / name}: missing or not as it was built; build the index again")
+    folder = Folder(path, stage.INDEX)
+    shards = folder.names("*.faiss")
+    folder.compare(shards)
     return [path / name for name in shards]
 
 
 def read_index_json(path: Path) -> dict[str, Any]:
-    """index.json of an index. Raises BadInput for another version's."""
-    about = read_json(path / "index.json")
+    """index.json of an index. Raises BadInput for another version's, Corrupt if it was changed."""
+    about = Folder(path, stage.INDEX).json("index.json")
     found = about.get("format") if isinstance(about, dict) else None
     if found != FORMAT:
         raise BadInput(
@@ -151,7 +152,7 @@ def _build_shards(
 
 def build_shard(vectors: ItemVectors, rows: range, trained: Path, path: Path) -> None:
     """Write the FAISS file of consecutive rows, from the empty index at `trained`."""
-    index = faiss.read_index(str(trained))
+    index = read_faiss(trained, vectors.width)
     if not isinstance(index, faiss.IndexIVF):  # an IVF stores ids itself, unless behind OPQ or PCA
         index = faiss.IndexIDMap2(index)
     elif gpus():  # a copy of another kind would gain nothing
@@ -173,7 +174,7 @@ def _finish(
     """Measure the index's recall, write index.json and the manifest, remove `.work`."""
     weights = {name: one.weight for name, one in vectors.modalities.items()}
     shards = [out / SHARD.format(number) for number in range(len(bounds))]
-    inverted = faiss.try_extract_index_ivf(faiss.read_index(str(out / TRAINED)))
+    inverted = faiss.try_extract_index_ivf(read_faiss(out / TRAINED, vectors.width))
     lists = inverted.nlist if inverted else 0
     # Without a measurement of how many lists suffice, all of them are searched.
     recall = dict[str, Any](nprobe=lists)

@@ -7,13 +7,12 @@ from typing import TypedDict
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_train.distributed import stage
-from shards.storage import stage_files
-from shards.storage.errors import Corrupt
-from shards.storage.files import read_json
+from dist_train.embedding.store import EmbeddingSet
+from shards.read.location import Folder
+from shards.storage.files import corrupt_error
 
 BATCH = 500_000
 """Pairs in memory at one time."""
@@ -58,19 +57,18 @@ class PairSet:
     """The pairs i < j of a finished join that reach its score floor."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path`; raises BadInput when it is not a finished pairs directory."""
-        self.path = path
-        stage_files.open_finished(path, stage.PAIRS)
-        self.proof: Proof = read_json(path / "proof.json")
+        """Open `path`; raises BadInput when it is no finished pairs directory, or damaged."""
+        self.path, self.folder = path, Folder(path, stage.PAIRS)
+        self.proof: Proof = self.folder.json("proof.json")
         self.score_floor = self.proof["score_floor"]
         """The lowest kept score: nothing is known of pairs below it."""
         self.weights = self.proof["weights"]
         """The weight of each modality in the score."""
 
     @cached_property
-    def embedding(self) -> Path:
+    def embedding(self) -> EmbeddingSet:
         """The embedding set whose rows were joined. Raises BadInput when it has changed since."""
-        return stage.parent(self.path, "embedding")
+        return EmbeddingSet(stage.parent(self.path, "embedding"))
 
     def reaches(self, threshold: float) -> bool:
         """Whether every pair of score `threshold` or more is here, compared as float32."""
@@ -79,17 +77,13 @@ class PairSet:
     def batches(self, columns: Sequence[str] = ("i", "j", "score")) -> Iterator[pd.DataFrame]:
         """All pairs in the order of their files, at most BATCH at a time.
 
-        Raises Corrupt for a file that cannot be read.
+        Raises Corrupt for a file that is not as it was written.
         """
-        for path in sorted((self.path / "pairs").glob("*.parquet")):
-            try:
-                with pq.ParquetFile(path) as file:
-                    for batch in file.iter_batches(BATCH, columns=list(columns)):
-                        yield batch.to_pandas(ignore_metadata=True)
-            except (OSError, pa.ArrowException) as error:
-                raise Corrupt(
-                    f"{path}: cannot be read ({error}); join again into a new folder"
-                ) from None
+        for name in self.folder.names("pairs/*.parquet"):
+            path = self.folder.file(name)
+            with corrupt_error(path), pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(BATCH, columns=list(columns)):
+                    yield batch.to_pandas(ignore_metadata=True)
 
     def select(
         self, wanted: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dist_train.config.training import Modality
-from dist_train.embedding.store import EmbeddingSet, Rows, read_items
+from dist_train.embedding.store import EmbeddingSet, Rows
 from shards.storage.errors import BadInput, Corrupt
 
+LENGTH_ERROR = 2e-3
+"""By how much the length of a stored row may differ from 1: float16 rounds it by at most 5e-4."""
 EXACT_ROWS = 512
 """Pairs whose float64 rows are in memory at one time: few enough for the processor's cache."""
 StoredRows = Callable[[str, np.ndarray], np.ndarray]
@@ -54,13 +56,13 @@ class ItemVectors:
         return len(self.complete)
 
     def database(self, rows: range) -> np.ndarray:
-        """Index rows, float32 (n, D). Raises Corrupt where a row holds NaN or Inf."""
+        """Index rows, float32 (n, D). Raises Corrupt as `check_rows` does."""
         return self._scaled(rows, self._roots)
 
     def queries(self, rows: range, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """Query vectors, float32 (n, D), for database rows of a kind; which items (n,) have one.
 
-        Raises Corrupt where a row holds NaN or Inf.
+        Raises Corrupt as `check_rows` does.
         """
         if kind == "complete":
             complete, able = self.complete[rows.start : rows.stop, None], self.any_modality
@@ -75,7 +77,7 @@ class ItemVectors:
         columns = []
         for name, vectors in self.modalities.items():
             values = read_rows(vectors.rows, rows).astype(np.float32)
-            columns.append(check_finite(vectors.rows, rows, values) * np.float32(scales[name]))
+            columns.append(check_rows(vectors, rows, values) * np.float32(scales[name]))
         return np.hstack(columns)
 
     def stored_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
@@ -139,11 +141,17 @@ def open_vectors(
     """
     weights = {"image": image_weight, "text": 1 - image_weight}
     # Only these columns: names and titles of all items would fill the memory.
-    items = read_items(embeddings.path, [f"has_{name}" for name in names])
+    items = embeddings.read_items([f"has_{name}" for name in names])
     modalities: dict[str, ModalityVectors] = {}
     for name in names:
         weight, present = weights[name] if len(names) > 1 else 1.0, items[f"has_{name}"].to_numpy()
-        modalities[name] = ModalityVectors(embeddings.rows(name), present, weight)
+        rows = embeddings.rows(name)
+        if len(rows) != len(present):
+            raise Corrupt(
+                f"{embeddings.path}: {len(rows)} {name} vectors for {len(present)} items; "
+                "embed again"
+            )
+        modalities[name] = ModalityVectors(rows, present, weight)
     if not any(vectors.present.any() for vectors in modalities.values()):
         raise BadInput(
             f"{embeddings.path}: no item has a vector of {' or '.join(names) or 'any'} modality; "
@@ -183,15 +191,27 @@ def read_rows(rows: Rows, wanted: range | np.ndarray) -> np.ndarray:
     return out
 
 
-def check_finite(rows: Rows, wanted: range | np.ndarray, values: np.ndarray) -> np.ndarray:
-    """`values` (n, D) as they are. Raises Corrupt with the file and row of the first NaN or Inf.
+def check_rows(
+    vectors: ModalityVectors, wanted: range | np.ndarray, values: np.ndarray
+) -> np.ndarray:
+    """`values` float32 (n, D) of the rows `wanted` (n,) as they are.
 
-    No score of such a row has a meaning, and no margin holds for its products.
+    Raises Corrupt with the file and row of the first NaN or Inf, and of the first row of a file
+    whose length is not one although its item has the modality. No score of such a row has a
+    meaning, and no margin holds for its products.
     """
-    if not np.isfinite(values).all():
-        row = int(np.asarray(wanted)[np.flatnonzero(~np.isfinite(values).all(axis=1))[0]])
-        block = int(np.searchsorted(rows.ends, row, side="right"))
-        name = getattr(rows.parts[block], "filename", None) or "the rows"
-        place = row - rows.ends[block] + len(rows.parts[block])
-        raise Corrupt(f"{name}: row {place} (item {row}) holds NaN or infinity; embed again")
+    lengths = np.sqrt(np.einsum("nd,nd->n", values, values))  # NaN and Inf show in them
+    numbers = np.asarray(wanted, np.int64)
+    is_wrong = ~np.isfinite(lengths)
+    if any(isinstance(part, np.memmap) for part in vectors.rows.parts):
+        is_wrong |= vectors.present[numbers] & (np.abs(lengths - 1) > LENGTH_ERROR)
+    if is_wrong.any():
+        place = int(np.flatnonzero(is_wrong)[0])
+        row, ends = int(numbers[place]), vectors.rows.ends
+        block = int(np.searchsorted(ends, row, side="right"))
+        name = getattr(vectors.rows.parts[block], "filename", None) or "the rows"
+        is_finite = np.isfinite(values[place]).all()
+        fault = f"has length {lengths[place]:.4g}, not 1" if is_finite else "holds NaN or infinity"
+        row -= ends[block] - len(vectors.rows.parts[block])
+        raise Corrupt(f"{name}: row {row} (item {numbers[place]}) {fault}; embed again")
     return values

@@ -4,20 +4,20 @@ import base64
 import io
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from dist_train.distributed.stage import parent_location
-from dist_train.embedding.store import corrupt_error
+from dist_train.embedding.store import ITEMS, EmbeddingSet
 from dist_train.evaluation.baselines import same_photo_pairs
 from shards.catalogue.titles import readable_title
 from shards.photos.decode import PhotoRefused, decode_photo
 from shards.read.location import Location
 from shards.read.shard_set import ShardSet
-from shards.storage.errors import BadInput, Unreachable
+from shards.storage.errors import BadInput, Corrupt, Unfinished, Unreachable
+from shards.storage.files import corrupt_error
 
 SHOWN = 12
 SHOWN_A_PRODUCT = 2
@@ -124,7 +124,10 @@ def _spread(pairs: pd.DataFrame, product: np.ndarray) -> pd.DataFrame:
 
 
 def show_pairs(
-    chosen: list[Chosen], scored: pd.DataFrame, embedding: Path, shards: Location | None = None
+    chosen: list[Chosen],
+    scored: pd.DataFrame,
+    embedding: EmbeddingSet,
+    shards: Location | None = None,
 ) -> tuple[list[Gallery], str | None]:
     """The chosen pairs with titles, photos and scores, and why there are no photos, if so.
 
@@ -132,14 +135,14 @@ def show_pairs(
     user says that the shard set lies.
     """
     try:
-        photos, missing = ShardSet(parent_location(embedding, "shards", shards)), None
+        photos, missing = ShardSet(parent_location(embedding.path, "shards", shards)), None
     except (BadInput, Unreachable) as reason:
-        if shards is not None:
+        if shards is not None or isinstance(reason, Corrupt | Unfinished):
             raise
         log.warning("the report has no photos: %s", reason)
         photos, missing = None, str(reason)  # a report without photos still shows the scores
     rows = sorted({int(row) for *_, pairs in chosen for row in pairs[["i", "j"]].to_numpy().flat})
-    with corrupt_error(embedding / "items.parquet") as path:
+    with corrupt_error(embedding.folder.file(ITEMS)) as path:
         columns = ["row", "posting_id", "title"]
         table = pd.read_parquet(path, columns=columns, filters=[("row", "in", rows)])
     postings = {}

@@ -11,15 +11,13 @@ import pandas as pd
 from dist_train.decisions.match_lists import read_matches
 from dist_train.decisions.threshold import Threshold
 from dist_train.distributed.stage import MATCHES, parent
-from dist_train.embedding.store import read_items
 from dist_train.evaluation.f1_curve import F1Curve
-from dist_train.evaluation.scores import Scores
+from dist_train.evaluation.scores import Scores, read_scores
 from dist_train.matching.pairs import PairSet
 from dist_train.report import charts
 from dist_train.report.galleries import Gallery, choose_pairs, show_pairs
-from shards.read.location import Location
-from shards.storage.files import read_json, remove_abandoned, write_atomic
-from shards.storage.stage_files import STAGE, open_finished
+from shards.read.location import Folder, Location
+from shards.storage.files import corrupt_error, remove_abandoned, write_atomic
 from shards.storage.stops import stops_interrupt
 
 SHOWN_SPLITS = ("test", "val")
@@ -67,23 +65,25 @@ def gather(matches: Path, shards: Location | None = None) -> ReportData:
 
     Raises BadInput for a missing file, Corrupt for one that does not fit the others.
     """
-    open_finished(matches, MATCHES)
+    folder = Folder(matches, MATCHES)
     pair_set = PairSet(parent(matches, "pairs"))
-    items = read_items(pair_set.embedding, ["posting_id", "label_group", "split"])
+    items = pair_set.embedding.read_items(["posting_id", "label_group", "split"])
     labelled = items.label_group.notna() & (items.label_group != "")
     rows = {split: (labelled & (items.split == split)).to_numpy() for split in SHOWN_SPLITS}
     split = next((split for split in SHOWN_SPLITS if rows[split].any()), None)
     shown = None if split is None else rows[split]
-    groups = pd.read_parquet(matches / "groups.parquet", columns=["posting_id", "group_id"])
+    listed, grouped = (folder.file(f"{name}.parquet") for name in ("matches", "groups"))
+    with corrupt_error(grouped):
+        groups = pd.read_parquet(grouped, columns=["posting_id", "group_id"])
     histogram = None
     if shown is None:
-        pairs = read_matches(matches / "matches.parquet", items.posting_id, BEST_OF_A_BATCH)
+        pairs = read_matches(listed, items.posting_id, BEST_OF_A_BATCH)
         keys = pairs.i.to_numpy() * len(items) + pairs.j.to_numpy()
         scored = pair_set.select(lambda i, j: np.isin(i * len(items) + j, keys))
         place = pd.Index(groups.posting_id).get_indexer(items.posting_id)
         product = groups.group_id.to_numpy()[place]
     else:
-        pairs = read_matches(matches / "matches.parquet", items.posting_id[shown])
+        pairs = read_matches(listed, items.posting_id[shown])
         pairs[["i", "j"]] = np.flatnonzero(shown)[pairs[["i", "j"]].to_numpy()]
         scored = pair_set.select(lambda i, j: shown[i] & shown[j])
         product = pd.factorize(items.label_group)[0]
@@ -94,8 +94,7 @@ def gather(matches: Path, shards: Location | None = None) -> ReportData:
             histogram = charts.Histogram(edges, *counts)
     chosen = choose_pairs(pairs, scored, product, shown)
     galleries, photos_missing = show_pairs(chosen, scored, pair_set.embedding, shards)
-    metrics = matches / "metrics.json"
-    started = datetime.fromisoformat(read_json(matches / STAGE)["started"])
+    started = datetime.fromisoformat(folder.stage["started"])
     sizes = np.bincount(groups.group_id, minlength=1)
     return ReportData(
         name=matches.resolve().name,
@@ -104,8 +103,8 @@ def gather(matches: Path, shards: Location | None = None) -> ReportData:
         matched=int(sizes[sizes > 1].sum()),
         groups=int((sizes > 1).sum()),
         largest_group=int(sizes.max()),
-        threshold=read_json(matches / "threshold.json"),
-        metrics=read_json(metrics) if metrics.exists() else None,
+        threshold=folder.json("threshold.json"),
+        metrics=read_scores(folder),
         histogram=histogram,
         shown_split=split,
         galleries=galleries,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dist_train.slurm import commands
 from dist_train.slurm.commands import JobState
 from shards.storage import stage_files
-from shards.storage.errors import BadInput, Failed, Stopped
+from shards.storage.errors import BadInput, Corrupt, Failed, Stopped
 from shards.storage.files import read_json, write_json
 
 BAD = ("failed", "cancelled")
@@ -33,8 +33,11 @@ class Job:
 def read_jobs(folder: Path) -> dict[str, Job]:
     """The jobs by the name of the stage, in the order of the stages; `folder` is OUT/slurm."""
     path = folder / "jobs.json"
-    known = read_json(path)["stages"] if path.exists() else {}
-    return {name: Job(**job) for name, job in known.items()}
+    try:
+        known = read_json(path)["stages"] if path.exists() else {}
+        return {name: Job(**job) for name, job in known.items()}
+    except (KeyError, TypeError, AttributeError):
+        raise Corrupt(f"{path}: not as submit wrote it; remove it and submit again") from None
 
 
 def write_jobs(folder: Path, jobs: dict[str, Job]) -> None:
@@ -86,9 +89,9 @@ def check(rows: list[Row]) -> None:
 
 def _row(name: str, result: Path, job: Job) -> Row:
     """The state of the stage whose end is the file `result`, by its status.json and by Slurm."""
-    path = result.with_name(stage_files.STATUS)
     # evaluate and report write into the folder of match, whose status is not theirs.
-    own = read_json(path) if path.exists() and result.name == stage_files.MANIFEST else {}
+    is_stage = result.name == stage_files.MANIFEST
+    own = stage_files.read_status(result.parent) if is_stage else {}
     number = job.job or own.get("job", "")
     if result.exists():
         return Row(name, "done", number, "")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dist_train.config.training import Modality, TrainingOptions, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime
-from dist_train.encoders.batches import FEW, Batch, load
+from dist_train.encoders.batches import FEW, INTACT, Batch, load
 from dist_train.monitor.metrics import Meter, Metrics
 from dist_train.training.checkpoint import Checkpoints
 from dist_train.training.data import mix_of_step, training_items
@@ -74,8 +74,8 @@ def fit(training: Training, validation: ValidationItems, out: Path) -> None:
             return  # nothing is to be learned, or an earlier attempt ended before the export
 
         plans = items.plans(start, last, runtime.rank, runtime.world)
-        inputs = training.encoder.inputs(config)
-        batches = load(items.reader, inputs, plans, config.workers, stand_ins=items.numbers)
+        inputs, refused = training.encoder.inputs(config), not config.max_unreadable
+        batches = load(items.reader, inputs, plans, config.workers, items.numbers, refused)
         meter = Meter(runtime.device)
         stepper = Stepper(training, meter.timed_batches(batches))
         guard = StandstillGuard(training)
@@ -229,7 +229,7 @@ class Stepper:
     def check_unreadable(self, served: int) -> float:
         """Unreadable items of the `served` over all ranks; Failed on all if they are too many."""
         unreadable = self.training.runtime.all_reduce_sum(self._unreadable)
-        if unreadable > max(FEW, self.training.items.config.max_unreadable * served):
+        if unreadable > max(FEW, (self.training.items.config.max_unreadable or INTACT) * served):
             raise Failed(
                 f"{unreadable:.0f} of {served} items served were broken (the log names them); "
                 "check with dist-train verify, restore or pack again, or allow more with "

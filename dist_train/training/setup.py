@@ -27,7 +27,7 @@ from dist_train.heads.estimate import HeadEstimate
 from dist_train.training.accelerator import new_accelerator
 from dist_train.training.data import TrainingItems
 from dist_train.training.optimisation import Schedule, encoder_optimizer, head_optimizer
-from shards.storage.errors import BadInput, Stopped, Unreadable
+from shards.storage.errors import BadInput, Corrupt, Stopped, Unreadable
 from shards.storage.files import read_json
 
 STATISTICS = (Neck, nn.modules.batchnorm._BatchNorm)
@@ -247,7 +247,8 @@ def start_centres(training: Training) -> None:
         plans = plan_batches(items.reader, items.numbers, size)
         means = ClassMeans(head)
         encoder.eval()
-        batches = load(items.reader, encoder.inputs(), runtime.share(plans), config.workers)
+        mine, refused = runtime.share(plans), not config.max_unreadable
+        batches = load(items.reader, encoder.inputs(), mine, config.workers, None, refused)
         # All ranks take equally many rounds; one without a batch in the last adds padding only.
         for _ in range(-(-len(plans) // runtime.world)):
             vectors, labels = torch.zeros(size, width), torch.full((size,), -1)
@@ -262,7 +263,11 @@ def start_centres(training: Training) -> None:
         log.info("centres of %d of %d classes start at their mean embedding", known, head.classes)
     if options.grow_from is not None:
         # Centres, moments and steps of the classes that the earlier run had are taken over.
+        from dist_train.training.checkpoint import _fault  # which imports this module
+
         folder = run_to_grow_from(options.grow_from)
+        if fault := runtime.broadcast(_fault(folder) if runtime.is_main else ""):
+            raise Corrupt(f"{fault}; restore it or grow from another run")
         state = read_json(folder / "state.json")
         known = int(state["classes"])
         if class_names_digest(items.class_names[:known]) != state["class_names"]:

@@ -72,7 +72,8 @@ class ValidationItems:
         encoder.eval()
         vectors = np.zeros((len(self.numbers), encoder.width), np.float32)
         plans = plan_batches(self.reader, self.numbers, config.batch_size)
-        batches = load(self.reader, encoder.inputs(), runtime.share(plans), config.workers)
+        mine, refused = runtime.share(plans), not config.max_unreadable
+        batches = load(self.reader, encoder.inputs(), mine, config.workers, None, refused)
         stopping = False
         for _ in range(-(-len(plans) // runtime.world)):
             for items, unit in unit_vectors(encoder, batches, 1, runtime.device):

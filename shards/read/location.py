@@ -2,21 +2,28 @@
 
 import hashlib
 import os
-import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from shards.read.cache import Cache, Content
 from shards.read.remote import Remote, is_url
 from shards.storage import stage_files
 from shards.storage.errors import Corrupt, Unreachable
+from shards.storage.files import AGAIN, read_json, sha256_file
 from shards.tar.index import misfit
 from shards.tar.layout import index_of, is_tar
 
 Location = str | Path
+HASHED_AT_ONCE = 4
+"""Files whose sha256 a process computes at a time: a thread reads about a gigabyte a second."""
+_compared: dict[str, tuple[object, ...]] = {}
+"""Files found as their manifest lists them, by path: their sha256, and what `stat` said of them."""
 
 
 def open_files(location: Location, kind: str) -> "Folder | Mirror":
@@ -29,12 +36,17 @@ def open_files(location: Location, kind: str) -> "Folder | Mirror":
 
 
 class Folder:
-    """A finished stage directory on disk."""
+    """A finished stage directory on disk.
+
+    What is read of it goes through here: a file is compared with the manifest's sha256 when this
+    process first uses it, and again only if it was written since. Of tars, which are read by
+    member, readers check the crc of every member instead.
+    """
 
     def __init__(self, path: Path, kind: str) -> None:
         """Raises as `stage_files.open_finished` does."""
         self.path = path
-        self.manifest = stage_files.open_finished(path, kind)
+        self.stage, self.manifest = stage_files.read_folder(path, kind)
 
     def where(self, name: str = "") -> str:
         """The path of a file below the folder, or the folder's, for messages."""
@@ -42,17 +54,69 @@ class Folder:
 
     def size(self, name: str) -> int:
         """Bytes of a file; raises Corrupt when it is missing."""
-        with self.open(name) as file:
-            return os.fstat(file.fileno()).st_size
+        return self._stat(name).st_size
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file for reading; raises Corrupt when it is missing or not below the folder."""
-        if not stage_files.lies_below(name):
-            raise Corrupt(f"{self.path}: names {name}, which does not lie below it; restore it")
-        try:
+        """Open a file for reading, a tar as it is; raises Corrupt as `compare` does."""
+        if is_tar(name):
+            self._stat(name)
             return (self.path / name).open("rb")
-        except FileNotFoundError:
-            raise Corrupt(f"{self.where(name)}: missing; restore it or pack again") from None
+        return self.file(name).open("rb")
+
+    def names(self, pattern: str) -> list[str]:
+        """The listed files that match a pattern such as pairs/*.parquet, in order."""
+        return sorted(name for name in self.manifest["files"] if fnmatchcase(name, pattern))
+
+    def file(self, name: str) -> Path:
+        """The path of a listed file, compared; raises Corrupt as `compare` does."""
+        self.compare([name])
+        return self.path / name
+
+    def json(self, name: str) -> Any:
+        """The content of a listed JSON file, compared; raises Corrupt as `compare` does."""
+        return read_json(self.file(name))
+
+    def compare(self, names: Iterable[str]) -> None:
+        """Compare files with the manifest, those that this process has not compared yet.
+
+        Raises Corrupt naming the first that is missing, not listed, or not as it was written.
+        """
+        todo = [name for name in names if _compared.get(str(self.path / name)) != self._facts(name)]
+        if len(todo) < 2:
+            for name in todo:
+                self._compare(name)
+            return
+        with ThreadPoolExecutor(HASHED_AT_ONCE) as threads:
+            for _ in threads.map(self._compare, todo):
+                pass
+
+    def trust(self, names: Iterable[str]) -> None:
+        """Count files as compared: another process of the same work has just done so."""
+        _compared.update((str(self.path / name), self._facts(name)) for name in names)
+
+    def _compare(self, name: str) -> None:
+        facts, path = self._facts(name), self.path / name
+        try:
+            found = sha256_file(path)
+        except OSError as error:
+            raise Corrupt(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from None
+        if found != self.manifest["files"][name]["sha256"]:
+            raise Corrupt(f"{path}: differs from the sha256 in {stage_files.MANIFEST}; {AGAIN}")
+        _compared[str(path)] = facts
+
+    def _facts(self, name: str) -> tuple[object, ...]:
+        if name not in self.manifest["files"]:
+            raise Corrupt(f"{self.where(name)}: not listed in {stage_files.MANIFEST}; {AGAIN}")
+        found = self._stat(name)
+        times = found.st_mtime_ns, found.st_ctime_ns
+        return self.manifest["files"][name]["sha256"], found.st_ino, found.st_size, *times
+
+    def _stat(self, name: str) -> os.stat_result:
+        try:
+            return (self.path / name).stat()
+        except OSError as error:
+            what = "missing" if isinstance(error, FileNotFoundError) else error.strerror
+            raise Corrupt(f"{self.where(name)}: {what}; {AGAIN}") from None
 
 
 class Mirror(Remote):
@@ -62,23 +126,7 @@ class Mirror(Remote):
         """Raises BadInput, Corrupt or Unreachable, naming the URL."""
         super().__init__(url)
         self.cache = Cache()
-        stage, self.manifest = stage_files.read_finished(kind, self.where, self.read)
-        where, files = self.where(stage_files.MANIFEST), self.manifest["files"]
-        if stage_files.fingerprint_of(stage, files) != self.manifest["fingerprint"]:
-            raise Corrupt(f"{where}: does not fit its fingerprint; copy the set there again")
-        for name, facts in files.items():
-            # Name and sha256 become parts of paths.
-            match facts:
-                case {"bytes": int(size), "sha256": str(sha256)}:
-                    is_valid = size >= 0 and re.fullmatch(r"[0-9a-f]{64}", sha256)
-                case _:
-                    is_valid = False
-            if not is_valid:
-                raise Corrupt(
-                    f"{where}: file {name!r} has no path below it, size and sha256; "
-                    "copy the set there again"
-                )
-        stage_files.check_manifest(self.manifest, where)
+        self.manifest = stage_files.read_finished(kind, self.where, self.read)[1]
 
     def size(self, name: str) -> int:
         """Bytes of a file by the manifest."""
@@ -102,11 +150,7 @@ class Mirror(Remote):
 
     def faults(self) -> list[str]:
         """Every listed file that differs at the URL (HTTP lists no others); no copy is kept."""
-        found, where = [], self.where(stage_files.STAGE)
-        stage = self.read(stage_files.STAGE) or b""
-        if hashlib.sha256(stage).hexdigest() != self.manifest["stage_sha256"]:
-            found.append(f"{where}: content differs from what was written; restore it")
-        name, where = stage_files.STATUS, self.where(stage_files.STATUS)
+        found, name, where = [], stage_files.STATUS, self.where(stage_files.STATUS)
         try:
             status = stage_files.parsed(self.read(name) or b'{"status": ""}', name, where)["status"]
             if status != "done":

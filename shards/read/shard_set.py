@@ -15,6 +15,7 @@ from isal.isal_zlib import crc32
 from shards.catalogue.split import SPLITS
 from shards.read.location import Folder, Location, Mirror, open_files
 from shards.storage.errors import BadInput, CacheFull, Corrupt, Failed, Unreadable
+from shards.storage.files import corrupt_error
 from shards.tar.index import ABSENT, MEMBERS, RECORD, TEXTS, ShardIndex, parse_index
 from shards.tar.layout import ITEMS, KIND, index_of, is_tar, shard_path
 
@@ -49,7 +50,7 @@ class ShardSet:
     @cached_property
     def items(self) -> pd.DataFrame:
         """items.parquet: one row a catalogue row, in the catalogue's order."""
-        with self.files.open(ITEMS) as file:
+        with self.files.open(ITEMS) as file, corrupt_error(Path(self.files.where(ITEMS))):
             return pd.read_parquet(file.name)
 
     @cached_property

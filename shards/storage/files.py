@@ -14,6 +14,9 @@ from shards.storage.errors import BadInput, Corrupt
 
 MINUTE, DAY = 60.0, 86_400.0
 
+AGAIN = "restore it, or remove its folder and run the command again that made it"
+"""What to do about a damaged file of a finished stage directory."""
+
 
 def temporary_name(path: Path) -> Path:
     """The name beside `path` that this process writes under; it holds the host and process id."""
@@ -95,19 +98,40 @@ def json_bytes(value: Any) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises BadInput when it is missing, Corrupt when it is not JSON."""
+    """Read a JSON file. Raises BadInput when it cannot be read, Corrupt when it is not JSON."""
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise BadInput(f"{path}: not found") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """The value of JSON bytes. Raises Corrupt, which names the file `where`, if they are none."""
+    try:
+        return json.loads(data.decode())
     except ValueError as error:
-        raise Corrupt(f"{path}: not JSON ({error})") from None
+        raise Corrupt(f"{where}: not JSON ({error})") from None
+    except RecursionError:
+        raise Corrupt(f"{where}: not JSON of ours (nested too deeply)") from None
 
 
 def write_parquet(path: Path, table: Any) -> None:
     """Write a pandas table as Parquet without its row index, atomically."""
     with atomic_path(path) as temporary:
         table.to_parquet(temporary, index=False)
+
+
+@contextmanager
+def corrupt_error(path: Path) -> Iterator[Path]:
+    """Raise Corrupt, which names `path`, for a table or array that a library cannot read there."""
+    try:
+        yield path
+    # The readers of Parquet and NumPy raise all of these, MemoryError for what a header claims.
+    except (OSError, ValueError, LookupError, TypeError, NotImplementedError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Corrupt(f"{path}: cannot be read ({reason}); {AGAIN}") from None
 
 
 def sha256_file(path: Path) -> str:

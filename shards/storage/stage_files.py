@@ -4,8 +4,8 @@ A shard set is a stage directory too and shards/ depends on nothing of dist_trai
 files are defined here; dist_train/distributed/stage.py adds the chain of parents.
 """
 
-import json
-import os
+import hashlib
+import re
 import shutil
 import socket
 import time
@@ -17,6 +17,7 @@ from shards.storage.errors import BadInput, Corrupt, Unfinished
 from shards.storage.files import (
     json_bytes,
     names_in,
+    parse_json,
     read_json,
     remove_abandoned,
     sha256_file,
@@ -29,10 +30,10 @@ FORMAT = 1
 STAGE, STATUS, MANIFEST = "stage.json", "status.json", "manifest.json"
 WORK = ".work"
 """The folder of what a stage needs only until it is finished."""
-KEYS = {
-    STAGE: {"format", "kind", "config", "parents"},
-    STATUS: {"status"},
-    MANIFEST: {"fingerprint", "counts", "files"},
+KEYS: dict[str, dict[str, type]] = {
+    STAGE: {"format": int, "kind": str, "config": dict, "parents": dict},
+    STATUS: {"status": str},
+    MANIFEST: {"fingerprint": str, "counts": dict, "files": dict},
 }
 
 
@@ -107,6 +108,10 @@ def _check_same(out: Path, wanted: dict[str, Any]) -> None:
     found = _read_ours(out / STAGE)
     if found.get("format") != FORMAT:
         raise BadInput(f"{out}: format {found.get('format')}, this version writes {FORMAT}")
+    if (out / MANIFEST).exists():
+        _check_vouched(
+            (out / STAGE).read_bytes(), _read_ours(out / MANIFEST), lambda n: str(out / n)
+        )
     if found["kind"] != wanted["kind"]:
         raise BadInput(f"{out}: already holds {found['kind']}; name another folder")
     differing = {
@@ -140,7 +145,12 @@ def write_status(out: Path, state: str, reason: str = "", by: dict[str, Any] | N
 
 def status_of(out: Path) -> str:
     """The recorded state: running, preempted, done or failed; empty when none is recorded."""
-    return _read_ours(out / STATUS)["status"] if (out / STATUS).exists() else ""
+    return read_status(out).get("status", "")
+
+
+def read_status(out: Path) -> dict[str, Any]:
+    """The content of status.json; empty when there is none. Corrupt for what is no status."""
+    return _read_ours(out / STATUS) if (out / STATUS).exists() else {}
 
 
 def finish(
@@ -167,7 +177,7 @@ def finish(
     fingerprint = fingerprint_of(stage, listed)
     manifest = {"format": FORMAT, "kind": stage["kind"], "fingerprint": fingerprint}
     manifest |= {"counts": counts, "files": listed, "stage_sha256": sha256_file(out / STAGE)}
-    write_json(out / MANIFEST, manifest | {"sha256": sha256_json(manifest)})
+    write_json(out / MANIFEST, sealed(manifest))
     write_status(out, "done")
     return fingerprint
 
@@ -179,11 +189,26 @@ def fingerprint_of(stage: dict[str, Any], files: Mapping[str, FileFacts]) -> str
 
 def open_finished(path: Path, kind: str) -> Manifest:
     """The manifest of a finished stage directory; raises as `read_finished` does."""
+    return read_folder(path, kind)[1]
+
+
+def open_stage(path: Path) -> dict[str, Any]:
+    """stage.json of a finished stage directory of any kind; raises as `read_finished` does."""
+    return read_folder(path, _read_ours(path / STAGE)["kind"])[0]
+
+
+def read_folder(path: Path, kind: str) -> tuple[dict[str, Any], Manifest]:
+    """`read_finished` of a directory on disk."""
 
     def read(name: str) -> bytes | None:
-        return (path / name).read_bytes() if (path / name).exists() else None
+        try:
+            return (path / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise BadInput(f"{path / name}: cannot be read ({error.strerror})") from None
 
-    return read_finished(kind, lambda name: str(path / name), read)[1]
+    return read_finished(kind, lambda name: str(path / name), read)
 
 
 def read_finished(
@@ -192,12 +217,13 @@ def read_finished(
     """The content of (stage.json, manifest.json) of a stage directory.
 
     `read` gives a file by its name or None; `where` names it, or by "" the directory, in messages.
-    Raises BadInput unless it is of `kind` in this version's format, Unfinished without manifest.
+    Raises BadInput unless it is of `kind` in this version's format, Unfinished without manifest,
+    Corrupt where the two are not as they were written.
     """
     folder = where("")
-    if (data := read(STAGE)) is None:
+    if (stage_bytes := read(STAGE)) is None:
         raise BadInput(f"{folder}: not a {kind} directory (no {STAGE})")
-    stage = parsed(data, STAGE, where(STAGE))
+    stage = parsed(stage_bytes, STAGE, where(STAGE))
     if stage.get("format") != FORMAT:
         raise BadInput(f"{folder}: format {stage.get('format')}, this version reads {FORMAT}")
     if stage["kind"] != kind:
@@ -205,35 +231,60 @@ def read_finished(
     if (data := read(MANIFEST)) is None:
         raise Unfinished(f"{folder}: unfinished (no {MANIFEST}); run the same command again")
     manifest = parsed(data, MANIFEST, where(MANIFEST))
-    for name in manifest["files"]:
-        if not lies_below(name):
-            raise Corrupt(f"{where(MANIFEST)}: file {name!r} has no path below it; restore it")
+    _check_vouched(stage_bytes, manifest, where)
     return stage, manifest
 
 
-def lies_below(name: str) -> bool:
-    """Whether a file's name leads nowhere outside the directory that names it, sent by anyone."""
-    return not os.path.isabs(name) and ".." not in name.split("/")
+def _check_vouched(
+    stage_bytes: bytes, manifest: Mapping[str, Any], where: Callable[[str], str]
+) -> None:
+    """Raise Corrupt unless stage.json and the manifest are as they were written.
+
+    Nor may a file that the manifest lists lie outside the directory.
+    """
+    is_intact = is_sealed(manifest)
+    if is_intact and manifest.get("stage_sha256") != hashlib.sha256(stage_bytes).hexdigest():
+        raise Corrupt(f"{where(STAGE)}: content differs from what was written; restore it")
+    stage = parsed(stage_bytes, STAGE, where(STAGE))
+    if fingerprint_of(stage, manifest["files"]) != manifest["fingerprint"]:
+        raise Corrupt(f"{where(MANIFEST)}: does not fit its fingerprint; restore it")
+    for name, facts in manifest["files"].items():
+        # Name and sha256 become parts of paths.
+        match facts:
+            case {"bytes": int(size), "sha256": str(sha256)}:
+                is_valid = size >= 0 and re.fullmatch(r"[0-9a-f]{64}", sha256)
+            case _:
+                is_valid = False
+        if not is_valid or name.startswith("/") or ".." in name.split("/"):
+            raise Corrupt(
+                f"{where(MANIFEST)}: file {name!r} has no path below it, size and sha256; restore "
+                "the directory"
+            )
+    if not is_intact:
+        raise Corrupt(f"{where(MANIFEST)}: differs from its own sha256; restore it")
 
 
-def check_manifest(manifest: Mapping[str, Any], where: str) -> None:
-    """Raise Corrupt when a manifest differs from its own sha256: it proves nothing then."""
-    content = {key: value for key, value in manifest.items() if key != "sha256"}
-    if manifest.get("sha256") != sha256_json(content):
-        raise Corrupt(f"{where}: differs from its own sha256; restore it")
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the sha256 of its other keys, so that a change of it shows."""
+    return {**value, "sha256": sha256_json(value)}
+
+
+def is_sealed(value: Mapping[str, Any]) -> bool:
+    """Whether a JSON object is as `sealed` returned it."""
+    content = {key: one for key, one in value.items() if key != "sha256"}
+    return value.get("sha256") == sha256_json(content)
 
 
 def faults_of(out: Path) -> list[str]:
-    """Differences of stage.json and status.json; raises Corrupt when the manifest is damaged."""
+    """How stage.json, manifest.json and status.json differ from what was written."""
     manifest = _read_ours(out / MANIFEST)
-    check_manifest(manifest, str(out / MANIFEST))
-    if (out / MANIFEST).read_bytes() != json_bytes(manifest):
-        raise Corrupt(f"{out / MANIFEST}: differs from its own sha256; restore it")
+    try:
+        _check_vouched((out / STAGE).read_bytes(), manifest, lambda name: str(out / name))
+    except Corrupt as fault:
+        return [str(fault)]
     faults = []
-    if manifest["stage_sha256"] != sha256_file(out / STAGE):
-        faults.append(f"{out / STAGE}: content differs from what was written; restore it")
-    elif manifest["fingerprint"] != fingerprint_of(_read_ours(out / STAGE), manifest["files"]):
-        raise Corrupt(f"{out / MANIFEST}: does not fit its fingerprint; restore it")
+    if (out / MANIFEST).read_bytes() != json_bytes(manifest):
+        faults.append(f"{out / MANIFEST}: differs from its own sha256; restore it")
     if status_of(out) != "done":
         faults.append(f"{out / STATUS}: is {status_of(out)!r} although the stage is finished")
     return faults
@@ -241,14 +292,22 @@ def faults_of(out: Path) -> list[str]:
 
 def parsed(data: bytes, name: str, where: str) -> Any:
     """The JSON of the stage file `name`; raises Corrupt when it is none or lacks its keys."""
-    try:
-        value = json.loads(data.decode())
-    except ValueError as error:
-        raise Corrupt(f"{where}: not JSON ({error})") from None
-    if not isinstance(value, dict) or not KEYS[name] <= value.keys():
+    value = parse_json(data, where)
+    is_ours = isinstance(value, dict) and all(
+        isinstance(value.get(key), kind) for key, kind in KEYS[name].items()
+    )
+    if not is_ours:
         raise Corrupt(f"{where}: not a {name} of dist_train; restore it or create it again")
     return value
 
 
+def read_stage(out: Path) -> dict[str, Any]:
+    """The content of stage.json, of an unfinished stage too; Corrupt for what is none."""
+    return _read_ours(out / STAGE)
+
+
 def _read_ours(path: Path) -> Any:
-    return parsed(path.read_bytes(), path.name, str(path))
+    try:
+        return parsed(path.read_bytes(), path.name, str(path))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None

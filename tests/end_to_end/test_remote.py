@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dist_train.distributed.stage import parent_location
+from dist_train.embedding.store import EmbeddingSet
 from dist_train.matching.pairs import no_pairs
 from dist_train.report.galleries import show_pairs
 from shards.read import remote
@@ -41,7 +42,7 @@ def test_training_and_embedding_from_a_url_are_those_from_disk(
         monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
         server.broken = lambda path: "500"
         with pytest.raises(Unreachable, match=f"{url}/stage.json"):
-            show_pairs([], no_pairs(), tmp_path / "there", url)
+            show_pairs([], no_pairs(), EmbeddingSet(tmp_path / "there"), url)
 
 
 def _check_embedding(there: Path, here: Path, url: str) -> None:
@@ -51,8 +52,8 @@ def _check_embedding(there: Path, here: Path, url: str) -> None:
     assert parents[0]["shards"]["path"] == url
     assert parents[0]["shards"]["fingerprint"] == parents[1]["shards"]["fingerprint"]
     assert parent_location(there, "shards", url) == url
-    assert show_pairs([], no_pairs(), there, url) == ([], None)
-    _, reason = show_pairs([], no_pairs(), there)
+    assert show_pairs([], no_pairs(), EmbeddingSet(there), url) == ([], None)
+    _, reason = show_pairs([], no_pairs(), EmbeddingSet(there))
     assert f"opened only if you name it: --shards {url}" in str(reason)
     photos = ShardSet(url)
     shards = ShardSet(parent_location(here, "shards"))

@@ -1,6 +1,7 @@
 """Items whose bytes have gone bad: counted, budgeted, and no rank ever waits for another."""
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -122,7 +123,8 @@ def test_more_than_the_budget_stops_every_rank(shard_set, image_options, tmp_pat
     shards = tmp_path / "shards"
     shutil.copytree(shard_set, shards)
     flip_photos(shards, ("train",), 3)
-    verb = ["train", "image", "--shards", shards, *image_options[2:], "--out", tmp_path / "run"]
+    verb = ["train", "image", "--shards", shards, *image_options[2:], "--out", tmp_path / "run",
+            "--max-unreadable", 0.01]  # fmt: skip
     done = subprocess.run(command(2, *verb), env=environment(), text=True, timeout=120,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     assert done.returncode == 1, done.stdout
@@ -151,11 +153,31 @@ def test_a_broken_photo_gets_no_vector(damaged, image_run, tmp_path, world: int)
 def test_embedding_over_the_budget_fails(damaged, image_run, tmp_path) -> None:
     shards, _ = damaged
     verb = ["embed", "--shards", shards, "--image", image_run, "--out", tmp_path / "embedding",
-            "--workers", 0]  # fmt: skip
+            "--workers", 0, "--max-unreadable", 0.01]  # fmt: skip
     done = subprocess.run(command(1, *verb), env=environment(), text=True, timeout=120,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     assert done.returncode == 1, done.stdout
     assert "items have a broken image, the first '" in done.stdout
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("verb", ["train", "embed"])
+def test_without_a_budget_the_first_damaged_item_is_refused(
+    damaged, image_options, image_run, tmp_path, verb: str, world: int
+) -> None:
+    shards, _ = damaged
+    options = {
+        "train": ["image", "--shards", shards, *image_options[2:]],
+        "embed": ["--shards", shards, "--image", image_run, "--workers", 1],
+    }[verb]
+    line = command(world, verb, *options, "--out", tmp_path / "out")
+    done = subprocess.run(line, env=environment(), text=True, timeout=120,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    assert done.returncode == (2 if world == 1 else 1), done.stdout  # a launcher's own code is 1
+    message = r"\d{6}\.tar: slot \d+, member jpg: bytes differ from its crc; restore the file"
+    assert re.search(message, done.stdout), done.stdout
+    assert "--max-unreadable 0.01" in done.stdout
+    assert "Traceback" not in done.stdout.partition("ChildFailedError")[0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

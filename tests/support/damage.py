@@ -1,10 +1,12 @@
-"""Damage done to shard sets and batches."""
+"""Damage done to stage directories and batches."""
 
 from pathlib import Path
 
 from dist_train.training import loop
 from dist_train.training.data import training_items
 from shards.read.shard_set import ShardSet
+from shards.storage.files import read_json
+from shards.storage.stage_files import MANIFEST, finish
 
 
 def flip_photos(shards: Path, splits: tuple[str, ...], every: int) -> list[int]:
@@ -21,6 +23,12 @@ def flip_photos(shards: Path, splits: tuple[str, ...], every: int) -> list[int]:
             tar.seek(at)
             tar.write(bytes([byte ^ 16]))
     return broken
+
+
+def vouch_again(out: Path) -> None:
+    """Have the manifest vouch for the files as they are now, as if the stage had written them."""
+    manifest = read_json(out / MANIFEST)
+    finish(out, manifest["counts"], [out / name for name in manifest["files"]])
 
 
 def spoil_batch(monkeypatch, shard_set, config, step: int) -> None:

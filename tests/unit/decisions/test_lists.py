@@ -35,7 +35,8 @@ def case(tmp_path):
         write_parquet(tmp_path / f"joined/pairs/{number:05d}.parquet", pairs.iloc[some])
     proof = {"score_floor": 0.3, "weights": {"image": 1.0}}
     write_json(tmp_path / "joined/proof.json", proof)
-    stage_files.finish(tmp_path / "joined", {}, list(tmp_path.glob("joined/pairs/*")))
+    files = [*tmp_path.glob("joined/pairs/*"), tmp_path / "joined/proof.json"]
+    stage_files.finish(tmp_path / "joined", {}, files)
     return tmp_path, postings, pairs
 
 

@@ -31,6 +31,7 @@ from shards.pack.pack import pack
 from shards.photos.options import PackOptions
 from shards.read.shard_set import ShardSet
 from shards.storage.errors import BadInput, Corrupt, Failed, Stopped, Unfinished
+from tests.support.damage import vouch_again
 
 COMMON = {"epochs": 0, "batch_size": 16, "workers": 0, "device": "cpu", "precision": "fp32"}
 CONFIG = EmbedConfig(batch_size=32, workers=0, device="cpu", precision="fp32")
@@ -175,6 +176,7 @@ def test_an_encoder_that_gives_no_numbers_fails_by_name(holed, runs, tmp_path, v
         held = {name: torch.full_like(x, value) if x.is_floating_point() else x
                 for name, x in load_file(file).items()}  # fmt: skip
         save_file(held, file, metadata={"format": "pt"})
+    vouch_again(tmp_path / "text")
     with pytest.raises(error, match=said):
         embed(holed, tmp_path / "out", CONFIG, image=None, text=tmp_path / "text")
     assert not list((tmp_path / "out").glob("*.npy"))

@@ -4,14 +4,22 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 
 from dist_train.config.options import IndexConfig, JoinConfig, MatchConfig
 from dist_train.decisions.match import match
 from dist_train.decisions.threshold import given_threshold
 from dist_train.distributed.memory import peak_bytes
+from dist_train.embedding.store import EmbeddingSet
+from dist_train.matching.blocks import blocks_of
 from dist_train.matching.build_pairs import build_pairs
-from dist_train.matching.index import build_index
+from dist_train.matching.engines import GemmEngine
+from dist_train.matching.faiss_engine import FaissEngine
+from dist_train.matching.faiss_library import faiss
+from dist_train.matching.index import build_index, index_shards, indexed_vectors, read_index_json
+from dist_train.matching.kernels import kernels_for
 from shards.storage.errors import BadInput, Corrupt
+from tests.support.damage import vouch_again
 from tests.support.planted import read_pairs, write_set
 
 
@@ -80,19 +88,58 @@ def test_all_lists_of_a_factory_string_are_looked_into_where_few_find_too_little
 # What cannot be searched
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_row_that_is_no_number_is_named(tmp_path, value):
-    rows = unit(300, 16)
+SPOILT = {
+    "NaN": (lambda row: np.r_[row[:3], np.nan, row[4:]], "holds NaN"),
+    "Inf": (lambda row: np.r_[row[:3], np.inf, row[4:]], "holds NaN or infinity"),
+    "scaled": (lambda row: 30_000 * row, "has length 3e[+]04, not 1"),
+    "short": (lambda row: 0.9 * row, "has length 0.9, not 1"),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_a_row_that_is_no_unit_vector_is_named(tmp_path, fault):
+    """Though the manifest vouches for it: another program may have written the set."""
+    rows, (spoil, message) = unit(300, 16), SPOILT[fault]
     write_set(tmp_path / "emb", {"image": rows}, part_rows=200)
     build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
-    rows[207, 3] = value
+    vectors = indexed_vectors(tmp_path / "index", EmbeddingSet(tmp_path / "emb"))
     np.save(tmp_path / "emb" / "image-00001.npy", rows[200:])
-    for engine in ("gemm", "faiss"):
-        config = JoinConfig(engine=engine, pairs_per_item=3)
-        with pytest.raises(Corrupt, match=r"image-00001\.npy: row 7 \(item 207\) holds NaN"):
-            build_pairs(tmp_path / "emb", tmp_path / "index", tmp_path / engine, config)
-    with pytest.raises(Corrupt, match="row 7"):
+    part = np.load(tmp_path / "emb" / "image-00001.npy")
+    part[7] = spoil(part[7])
+    np.save(tmp_path / "emb" / "image-00001.npy", part)
+    vouch_again(tmp_path / "emb")
+    named = rf"image-00001\.npy: row 7 \(item 207\) {message}"
+    blocks = blocks_of(vectors, 512)
+    engines = (
+        GemmEngine(vectors, blocks, kernels_for(torch.device("cpu"), bf16=False)[0]),
+        FaissEngine(
+            vectors, index_shards(tmp_path / "index"), read_index_json(tmp_path / "index"), 512
+        ),
+    )
+    for engine in engines:
+        found = (list(engine.candidates(one, 0.5)) for one in engine.block_pairs)
+        with pytest.raises(Corrupt, match=named):
+            list(found)
+    with pytest.raises(Corrupt, match=named):
         build_index(tmp_path / "emb", tmp_path / "again", IndexConfig())
+
+
+DAMAGED_SETS = {
+    "fewer": (lambda part: part[:-1], "299 image vectors for 300 items"),
+    "one column": (lambda part: part[:, :1], "rows of 1 float16, in image-00000.npy of 16"),
+    "no table": (lambda part: part.ravel(), "is no block of vectors"),
+    "integers": (lambda part: part.astype(np.int8), "is no block of vectors"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_SETS)
+def test_vectors_that_do_not_fit_one_another_or_the_items_are_refused(tmp_path, damage):
+    write_set(tmp_path / "emb", {"image": unit(300, 16)}, part_rows=200)
+    path, (change, message) = tmp_path / "emb" / "image-00001.npy", DAMAGED_SETS[damage]
+    np.save(path, change(np.load(path)))
+    vouch_again(tmp_path / "emb")
+    with pytest.raises(Corrupt, match=message):
+        build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
 
 
 def test_a_set_without_any_vector_is_refused(tmp_path):
@@ -139,14 +186,35 @@ def test_a_broken_file_of_the_set_is_named(indexed, name, damage):
         lambda: build_pairs(indexed / "emb", indexed / "index", indexed / "m", JoinConfig()),
         lambda: build_index(indexed / "emb", indexed / "again", IndexConfig()),
     ):
-        with pytest.raises(Corrupt, match=f"{name}: (missing|cannot be read).*embed again"):
+        with pytest.raises(Corrupt, match=f"{name}: (missing|differs from the sha256)"):
             work()
 
 
-def test_a_broken_index_json_is_named(indexed):
+def test_an_index_of_another_format_is_named(indexed):
     (indexed / "index" / "index.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"index\.json: differs from the sha256"):
+        build_pairs(indexed / "emb", indexed / "index", indexed / "m", JoinConfig())
+    vouch_again(indexed / "index")
     with pytest.raises(BadInput, match="index format None"):
         build_pairs(indexed / "emb", indexed / "index", indexed / "m", JoinConfig())
+
+
+@pytest.mark.parametrize("content", ["random", "huge", "of another width", "of fewer rows"])
+def test_a_shard_that_faiss_cannot_use_is_named(indexed, content):
+    path = indexed / "index" / "shard-00000.faiss"
+    if content == "random":
+        path.write_bytes(np.random.default_rng(0).bytes(5000))
+    elif content == "huge":  # its header claims 2^60 rows
+        path.write_bytes(
+            path.read_bytes().replace((300).to_bytes(8, "little"), b"\0" * 7 + b"\x10")
+        )
+    else:
+        of_another = faiss.IndexFlatIP(16 if content == "of fewer rows" else 3)
+        faiss.write_index(of_another, str(path))
+    vouch_again(indexed / "index")
+    config = JoinConfig(engine="faiss")
+    with pytest.raises(Corrupt, match=r"shard-00000\.faiss: (FAISS cannot read|holds 0 rows)"):
+        build_pairs(indexed / "emb", indexed / "index", indexed / "pairs", config)
 
 
 @pytest.mark.parametrize("told", ["{}", '{"threshold": null}', "[]", '{"threshold": NaN}'])

@@ -19,6 +19,7 @@ from dist_train.matching.sampling import sampled_score_floor
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Corrupt, Unfinished
 from shards.storage.files import write_parquet
+from tests.support.damage import vouch_again
 from tests.support.planted import write_set as planted_set
 from tests.unit.matching.test_join import random_vectors
 from tests.unit.matching.test_join import write_set as joined_set
@@ -160,6 +161,7 @@ def test_another_config_another_set_and_another_format_are_refused(built):
         build_index(folder / "other", folder / "index", IndexConfig(image_weight=0.3))
     about = json.loads((folder / "index/index.json").read_text())
     (folder / "index/index.json").write_text(json.dumps(about | {"format": 7}))
+    vouch_again(folder / "index")
     with pytest.raises(BadInput, match="index format 7"):
         indexed_vectors(folder / "index", EmbeddingSet(folder / "emb"))
 

@@ -168,7 +168,7 @@ def test_tars_exchanged_with_their_indices_are_refused_when_they_are_opened(copi
         first, second = one.read_bytes(), two.read_bytes()
         one.write_bytes(second)
         two.write_bytes(first)
-    with pytest.raises(Corrupt, match=r"train/00000\d\.tar: does not fit its index"):
+    with pytest.raises(Corrupt, match=r"train/00000\d\.idx: differs from the sha256"):
         ShardSet(copied).reader(["train"])
 
 

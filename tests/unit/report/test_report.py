@@ -14,10 +14,12 @@ from PIL import Image
 from dist_train.distributed import stage
 from dist_train.distributed.stage import EMBEDDING, MATCHES, parents_for
 from dist_train.evaluation.f1_curve import f1_curve
+from dist_train.evaluation.scores import write_scores
 from dist_train.report import galleries
 from dist_train.report.html import gather, render, write_report
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
+from shards.read.location import Folder
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
 from shards.storage.files import write_json
@@ -149,7 +151,7 @@ def write_metrics(matches: Path, names=("self-match", "image and text")) -> None
         "postings": 9, "labelled": 6, "times": 1.5, "items": 7, "products": 3,
         "largest_group": 5, "largest_product": 4, "rows": delivered, "differences": [],
     }  # fmt: skip
-    (matches / "metrics.json").write_text(json.dumps(known))
+    write_scores(Folder(matches, MATCHES), known)
 
 
 def shop(labels: str, split="test", titles=None) -> pd.DataFrame:

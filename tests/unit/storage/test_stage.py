@@ -231,7 +231,7 @@ def test_what_was_changed_since_is_a_fault(tmp_path):
         try:
             return stage_files.faults_of(out)
         except Corrupt as fault:
-            return str(fault)
+            return [str(fault)]
         finally:
             (out / name).write_bytes(whole)
 
@@ -244,18 +244,17 @@ def test_what_was_changed_since_is_a_fault(tmp_path):
     (fault,) = faults_with("status.json", {"status": "failed"})
     assert "status.json: is 'failed' although the stage is finished" in fault
     differs = "manifest.json: differs from its own sha256; restore it"
-    assert differs in faults_with("manifest.json", manifest | {"counts": {"files": 2}})
-    assert differs in faults_with("manifest.json", manifest | {"sha256": "0" * 64})
+    assert differs in faults_with("manifest.json", manifest | {"counts": {"files": 2}})[0]
+    assert differs in faults_with("manifest.json", manifest | {"sha256": "0" * 64})[0]
     other = {"file.txt": {"bytes": 2, "sha256": "0" * 64}}
-    assert "manifest.json: does not fit its fingerprint" in faults_with(
-        "manifest.json", signed(manifest | {"files": other})
-    )
+    (fault,) = faults_with("manifest.json", signed(manifest | {"files": other}))
+    assert "manifest.json: does not fit its fingerprint" in fault
     for lost in ("fingerprint", "counts", "files"):
         less = {key: value for key, value in manifest.items() if key != lost}
-        assert "manifest.json: not a manifest.json of dist_train" in faults_with(
-            "manifest.json", signed(less)
-        )
-    assert "not a manifest.json of dist_train" in faults_with("manifest.json", [1])
+        (fault,) = faults_with("manifest.json", signed(less))
+        assert "manifest.json: not a manifest.json of dist_train" in fault
+    (fault,) = faults_with("manifest.json", [1])
+    assert "not a manifest.json of dist_train" in fault
     assert stage_files.faults_of(out) == []
 
 

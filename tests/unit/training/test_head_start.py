@@ -12,13 +12,15 @@ from safetensors.torch import load_file, save_file
 from dist_train.config.training import HeadOptions, ImageEncoderOptions, ImageTraining
 from dist_train.distributed.runtime import Runtime
 from dist_train.heads.centres import initial_centres
+from dist_train.training.checkpoint import FORMAT
 from dist_train.training.data import training_items
 from dist_train.training.loop import train
 from dist_train.training.setup import class_names_digest, set_up, start_centres
 from shards.pack.pack import pack
 from shards.photos.options import PackOptions
 from shards.read.shard_set import ShardSet
-from shards.storage.errors import BadInput
+from shards.storage.errors import BadInput, Corrupt
+from shards.storage.files import read_json, sha256_file, write_json
 
 
 def config(tiny_vit, epochs: float = 0.3, **head) -> ImageTraining:
@@ -62,6 +64,11 @@ def with_fewer_classes(run, items, to, drop: int):
     state = json.loads((newest / "state.json").read_text())
     names = class_names_digest(items.class_names[:known])
     (newest / "state.json").write_text(json.dumps(state | {"classes": known, "class_names": names}))
+    known_files = read_json(newest / "manifest.json")["files"]
+    kept = [path for path in newest.iterdir() if path.name != "manifest.json"]
+    assert len(kept) == len(known_files)
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in kept}
+    write_json(newest / "manifest.json", {"format": FORMAT, "files": files})
     return to
 
 
@@ -78,6 +85,16 @@ def test_growing_keeps_the_old_centres_moments_and_steps(earlier, shard_set, tin
     assert torch.equal(training.head.weight[known:], fresh)
     assert not state["step"][known:].any()
     assert state["step"][:known].all()
+
+
+def test_growing_from_a_damaged_checkpoint_is_refused(earlier, shard_set, tiny_vit, tmp_path):
+    run = shutil.copytree(earlier, tmp_path / "run")
+    (head,) = max((run / "checkpoints").glob("step-*")).glob("head-*")
+    data = bytearray(head.read_bytes())
+    data[-5] ^= 1
+    head.write_bytes(data)
+    with pytest.raises(Corrupt, match=rf"{head.name}: bytes differ .* grow from another run"):
+        started(shard_set, config(tiny_vit, grow_from=run))
 
 
 def test_growing_from_another_catalogue_is_refused(earlier, catalogue, tiny_vit, tmp_path):
