@@ -160,8 +160,9 @@ def find_model(model: str, modality: Modality, pretrained: bool) -> Source:
     folder = local_path(name)
     if folder is None:
         return Source(model, None, name if modality == "text" else _timm_name(name))
-    if (folder / "encoder" / OURS).is_file():
-        folder /= "encoder"
+    below = folder / "encoder"
+    if (below / OURS).is_file() or (below.is_dir() and (folder / STAGE).is_file()):
+        folder = below
     compare_with_run(folder)
     source = Source(model, folder)
     if (folder / OURS).is_file():

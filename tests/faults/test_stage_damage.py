@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from dist_train.config.options import EmbedConfig, IndexConfig, JoinConfig, MatchConfig
-from dist_train.config.training import ImageEncoderOptions, ImageTraining
+from dist_train.config.training import ImageEncoderOptions, ImageTraining, TextEncoderOptions
 from dist_train.decisions.match import match
 from dist_train.decisions.score import evaluate
 from dist_train.embedding.embed import embed
+from dist_train.encoders.encoder import new_encoder
 from dist_train.matching.build_pairs import build_pairs
 from dist_train.matching.index import build_index
 from dist_train.report.html import write_report
@@ -47,6 +48,12 @@ def verified(shards: Path) -> None:
         raise BadInput("; ".join(faults))
 
 
+def weights(options: ImageEncoderOptions | TextEncoderOptions) -> dict[str, bytes]:
+    """The weights with which a training from a run would begin."""
+    state = new_encoder(options, 0).state_dict()
+    return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
+
+
 class Pipeline:
     """Every stage directory of a small catalogue, and the verbs that read each of them."""
 
@@ -77,6 +84,8 @@ class Pipeline:
             "match": written(lambda out: match(pairs, out, MatchConfig())),
             "evaluate": lambda: evaluate(matches),
             "report": lambda: write_report(matches).read_text(),
+            "start image": lambda: weights(ImageEncoderOptions(model=str(image), image_size=32)),
+            "start text": lambda: weights(TextEncoderOptions(model=str(text))),
             # The same commands once more, whose directories are finished.
             "embed again": lambda: embed(shards, embedding, EMBED, **runs),
             "index again": lambda: build_index(embedding, index, IndexConfig()),
@@ -99,8 +108,8 @@ class Pipeline:
 
 READERS = {
     "shards": ["verify", "embed", "train", "report"],
-    "image": ["embed"],
-    "text": ["embed"],
+    "image": ["embed", "start image"],
+    "text": ["embed", "start text"],
     "embedding": ["index", "join", "match", "evaluate", "report", "embed again"],
     "index": ["join", "index again"],
     "pairs": ["match", "evaluate", "report", "join again"],

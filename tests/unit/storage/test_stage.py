@@ -94,6 +94,7 @@ def test_an_address_that_only_the_directory_names_is_not_opened(chain, tmp_path,
         stage_json = json.loads(path.read_text())
         stage_json["parents"]["shards"]["path"] = recorded
         path.write_text(json.dumps(stage_json))
+        stage_files.finish(run, {"files": 1}, [run / "file.txt"])
         with pytest.raises(BadInput, match="opened only if you name it: --shards"):
             stage.parent(run, "shards")
         assert stage.parent_location(run, "shards", shards) == shards
@@ -113,6 +114,8 @@ def test_a_manifest_names_no_file_outside(chain, name):
     path = chain[0] / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["files"][name] = next(iter(manifest["files"].values()))
+    recorded = stage_files.read_stage(chain[0])
+    manifest["fingerprint"] = stage_files.fingerprint_of(recorded, manifest["files"])
     path.write_text(json.dumps(manifest))
     with pytest.raises(Corrupt, match=r"manifest\.json: file .* has no path below it"):
         stage.parent(chain[1], "shards")
