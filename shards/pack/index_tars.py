@@ -159,7 +159,7 @@ def _indexed_before(path: Path, config: dict[str, Any]) -> Counts | None:
         return None  # killed while it wrote: done again
     again = f"to index it anew remove its {stage_files.STAGE}, {stage_files.MANIFEST} and {ITEMS}"
     if stage.get("config") != config:
-        raise BadInput(f"{path}: was indexed with {stage['config']}, now {config}; {again}")
+        raise BadInput(f"{path}: was indexed with {stage.get('config')}, now {config}; {again}")
     manifest = stage_files.open_finished(path, KIND)
     new = {str(tar.relative_to(path)) for tar in _tars(path)} - set(manifest["files"])
     faults = [f"{path / name}: new" for name in sorted(new)] + verify(path)
