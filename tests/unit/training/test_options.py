@@ -315,12 +315,12 @@ class _LogLines(logging.Handler):
 
 
 def options_of(*verb: str) -> set[str]:
-    """Those that its help lists, without the opposites of switches."""
+    """Those that its help lists."""
     app = cli.app
     for name in verb:
         app = app[name]
-    arguments = app.assemble_argument_collection()
-    return {"--config"} | {argument.name for argument in arguments if argument.show}
+    names = {each.name for each in app.assemble_argument_collection() if each.show}
+    return {"--config"} | {name for name in names if name.startswith("-")}
 
 
 def test_every_option_of_the_trainings_and_of_export_is_in_a_table() -> None:
