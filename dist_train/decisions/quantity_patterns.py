@@ -36,7 +36,7 @@ NOISE = re.compile(
     r"|\b(?:promo|sale|harbolnas) (\d{1,2})[./]\2(?!\w)|(?<![\w.])(\d{1,2})[./]\3 (?:promo|sale)\b"
     # Gifts, least orders, warranties, and "3 in 1".
     r"|\b(?:beli|buy|gratis|free|get|bonus|min|minimal|min\.? ?order) \d+(?: ?" + _PIECE + r"\b)?"
-    r"|\b(?:garansi|warranty)(?: [a-z]+)? \d+ ?[a-z]*|\d+ ?[a-z]+ (?:garansi|warranty)\b"
+    r"|\b(?:garansi|warranty)(?: [a-z]+)? \d+ ?[a-z]*|\d+ ?(?:tahun|thn?|years?|bulan|bln) (?:garansi|warranty)\b"
     r"|\d+ ?in ?1(?!\w)"
     # Discounts and assurances.
     r"|\b(?:diskon|disc|discount|sale|promo|cashback|up ?to|hemat|ori|original|asli) \d+ ?%"
@@ -49,7 +49,7 @@ BOTH_MEMORIES = re.compile(
     r"(?![\w/]| ?(?:inch|inci|\"))"
 )
 ONE_MEMORY = re.compile(
-    r"\bram ?(?P<ram>\d{1,3})(?: ?(?P<ram_unit>[gm]b?))?(?![\w.])"
+    r"\b(?:ram ?|ddr\d\w? )(?P<ram>\d{1,3})(?: ?(?P<ram_unit>[gm]b?))?(?![\w.])"
     r"|\b(?P<before>\d{1,3}) ?(?P<before_unit>[gm]b?) (?:ram|(?:g|lp)?ddr\w*)"
     r"|\b(?:rom|internal) ?(?P<rom>\d{1,4})(?: ?(?P<rom_unit>[gtm]b?))?(?![\w.])"
 )
@@ -77,7 +77,7 @@ NUMBERED = re.compile(
     r"(\d{1,3}(?:[.,]5(?!\d))?(?: ?[-/,&] ?\d{1,3}(?:[.,]5(?!\d))?)*)(?!\w)"
 )
 DIGIT = re.compile(r"\d")
-TOKEN = re.compile(r"[a-z0-9]+(?:[-.][a-z0-9]+)*|\|")
+TOKEN = re.compile(r"\d{2,3}/\d{2,3}-\d\d|[a-z0-9]+(?:[-.][a-z0-9]+)*|\|")
 VERSION = re.compile(r"v?(\d+(?:\.\d+)?)")
 _TYPOGRAPHY = str.maketrans(
     {"×": "x", "✕": "x", "″": '"', "“": '"', "”": '"', "′": "'", "’": "'", "⁄": "/"}

@@ -185,7 +185,10 @@ class Reader:
         if name == "g":
             return self.gram_or_giga(n)
         if name == "s":
-            return unit if glued and n.isdigit() and int(n) >= 20 else None
+            likely = glued and n.isdigit() and 20 <= int(n) < 1000 and not self.about("shoe")
+            return unit if likely else None
+        if name == "w" and match.string[match.end() :].startswith("-"):  # oil, 10w-40
+            return None
         if name == "a":
             return unit if self.about("current") else None
         if name == "m" and match["m"] and match["n"] == "0" and self.about("child"):
@@ -201,7 +204,7 @@ class Reader:
         return unit
 
     def gram_or_giga(self, n: str) -> Unit:
-        """The network of a phone's "5g", size of a flash disk's "16G", frequency of a mouse's "2.4G"."""
+        """What G means: the network "5g" of a phone, "16G" of a flash disk, "2.4G" of a mouse."""
         if n in ("2", "3", "4", "5") and self.about("phone"):
             return _NOTHING
         if n in ("2.4", "2,4", "5", "5.8") and self.about("wireless"):
@@ -209,7 +212,7 @@ class Reader:
         return UNITS["gb" if n.isdigit() and int(n) in _STORAGES and self.about("memory") else "g"]
 
     def count(self) -> None:
-        """100 of "2 box" with "50 pcs"; "1 box" states nothing, nor does "1 pcs" beside "isi 50"."""
+        """2 box of 50 pcs make 100; "1 box" states nothing, nor does "1 pcs" beside "isi 50"."""
         if len(self.contents) == len(self.containers) == 1:
             counts = [self.contents[0] * self.containers[0]]
         else:
@@ -261,7 +264,7 @@ class Reader:
                 before = token
 
     def number_or_model(self, token: str, before: str) -> None:
-        joined = token.replace("-", "").replace(".", "")
+        joined = re.sub("[-./]", "", token)
         version = patterns.VERSION.fullmatch(token)
         ends = token.split("-")
         if version and (len(token) < 6 or "." in token):
