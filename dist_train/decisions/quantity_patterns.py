@@ -17,7 +17,7 @@ _UNIT = _either(list(UNITS))
 _LENGTH = _either([name for name, unit in UNITS.items() if unit.kind in ("length", "inch")])
 _NOT_LENGTH = _either([n for n, unit in UNITS.items() if unit.kind not in ("length", "inch")])
 _PIECE = _either([name for name, unit in UNITS.items() if unit.kind in ("count", "container")])
-_START, _END = r"(?<![\w.,/])(?<![a-z]-)", r"(?![a-z0-9])"
+_START, _END = r"(?<![\w.,])(?<!\d/)(?<![a-z]-)", r"(?![a-z0-9])"
 _TO = r"(?:-|s/d|sampai|to|fit to)"
 SIZE_LEAD = r"(?<!\w)(?:size|sz|ukuran|uk)\b ?[.:]? ?"
 _LETTERS = _either(list(SIZE_WORDS))
@@ -36,7 +36,8 @@ NOISE = re.compile(
     r"|\b(?:promo|sale|harbolnas) (\d{1,2})[./]\2(?!\w)|(?<![\w.])(\d{1,2})[./]\3 (?:promo|sale)\b"
     # Gifts, least orders, warranties, and "3 in 1".
     r"|\b(?:beli|buy|gratis|free|get|bonus|min|minimal|min\.? ?order) \d+(?: ?" + _PIECE + r"\b)?"
-    r"|\b(?:garansi|warranty)(?: [a-z]+)? \d+ ?[a-z]*|\d+ ?(?:tahun|thn?|years?|bulan|bln) (?:garansi|warranty)\b"
+    r"|\b(?:garansi|warranty)(?: [a-z]+)? \d+ ?[a-z]*"
+    r"|\d+ ?(?:tahun|thn?|years?|bulan|bln) (?:garansi|warranty)\b"
     r"|\d+ ?in ?1(?!\w)"
     # Discounts and assurances.
     r"|\b(?:diskon|disc|discount|sale|promo|cashback|up ?to|hemat|ori|original|asli) \d+ ?%"
@@ -78,6 +79,7 @@ NUMBERED = re.compile(
 )
 DIGIT = re.compile(r"\d")
 TOKEN = re.compile(r"\d{2,3}/\d{2,3}-\d\d|[a-z0-9]+(?:[-.][a-z0-9]+)*|\|")
+NUMBERED_WORD = re.compile(r"(?=[a-z]*[aeiou])[a-z]{4,}(\d\d?|(?:19|20)\d\d)")
 VERSION = re.compile(r"v?(\d+(?:\.\d+)?)")
 _TYPOGRAPHY = str.maketrans(
     {"×": "x", "✕": "x", "″": '"', "“": '"', "”": '"', "′": "'", "’": "'", "⁄": "/"}
@@ -91,6 +93,7 @@ def normal(title: str) -> str:
         title = re.sub("(?=[¼½¾⅐-⅞])", " ", title)
         title = unicodedata.normalize("NFKC", title).translate(_TYPOGRAPHY)
     text = " ".join(title.lower().replace("''", '"').split())
+    text = re.sub(r"(?<=\d) \.(?=\d)", ".", text)  # "v8 .0"
     return _SPELLED.sub(lambda m: _FRACTIONS[m[1] or m[2]] + (" " if m[1] else ""), text)
 
 

@@ -85,11 +85,9 @@ class Reader:
     def both_memories(self, match: re.Match[str]) -> bool:
         """RAM and storage of "8/256GB"."""
         ram, storage, unit = int(match[1]), int(match[2]), match[3]
-        if unit == "tb":
-            storage *= 1024
-        if ram not in _RAMS or storage not in _STORAGES or ram >= storage:
-            return False
-        if not unit and storage < 16:
+        storage *= 1024 if unit == "tb" else 1
+        likely = ram in _RAMS and storage in _STORAGES and ram < storage
+        if not likely or (not unit and storage < 16):
             return False
         self.add("ram", ram)
         self.add("storage", storage)
@@ -157,7 +155,8 @@ class Reader:
             self.add("spf", low)
         elif match["m"]:
             high = number_in(match["m"], unit.thousands) * unit.factor
-            if low < high and unit.kind in _RANGED and (unit.kind == "age" or match["to"] == "-"):
+            tight = unit.kind == "age" or match["to"] == "-"
+            if tight and unit.kind in _RANGED and low < high < math.inf:
                 self.add(unit, low, high, Role.RANGE)
             else:
                 self.add("number", number_in(match["n"], False))
@@ -182,12 +181,16 @@ class Reader:
             return UNITS["tahun" if ages else "pcs"] if lead else None
         unit = UNITS[name]
         glued = match[0].endswith(n + name)
+        if len(name) == 1 and name.isalpha() and match[0][-2] == "-":  # part numbers
+            return None
         if name == "g":
             return self.gram_or_giga(n)
+        if name == "'s" and match["m"]:
+            return None
         if name == "s":
             likely = glued and n.isdigit() and 20 <= int(n) < 1000 and not self.about("shoe")
             return unit if likely else None
-        if name == "w" and match.string[match.end() :].startswith("-"):  # oil, 10w-40
+        if name == "w" and re.match("-| ?/", match.string[match.end() :]):  # 10w-40, w/ lens
             return None
         if name == "a":
             return unit if self.about("current") else None
@@ -259,7 +262,7 @@ class Reader:
             parts = written.split("-")
             named = any(len(part) >= 5 and part.isalpha() for part in parts)
             for token in parts if named else [written]:
-                if not token.isalpha() and token not in SPECIFICATIONS and token != "|":
+                if patterns.DIGIT.search(token) and token not in SPECIFICATIONS:
                     self.number_or_model(token, before)
                 before = token
 
@@ -278,7 +281,7 @@ class Reader:
             self.add_name("model", joined)
             if before.isalpha() and len(before) <= 3:
                 self.add_name("model", before + joined, Role.WEAK)
-            if ending := re.fullmatch(r"[a-z]{4,}(\d{1,4})", joined):
+            if ending := patterns.NUMBERED_WORD.fullmatch(token):
                 self.add_number([float(ending[1])])
 
     def add_number(self, numbers: list[float]) -> None:

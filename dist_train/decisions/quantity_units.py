@@ -79,6 +79,9 @@ volume      1         0     ml mili milliliter mililiter cc
 volume      10        0     cl
 volume      1000      0   * l lt ltr liter liters litre litres
 volume      29.5735   0.01* fl_oz fl.oz fl._oz floz
+volume      946.353   0.01* quart quarts qt
+volume      3785.41   0.01* gallon gallons
+volume      28316.8   0.01* cu_ft cu.ft cu._ft
 length      0.1       0     mm milimeter millimeter
 length      1         0     cm centi senti centimeter sentimeter
 length      100       0   * m mtr meter meters metre metres
