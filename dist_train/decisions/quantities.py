@@ -12,6 +12,7 @@ decimal. Prices, dates, discounts, gifts and warranties state nothing.
 
 from array import array
 from collections.abc import Sequence
+from string import ascii_lowercase
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -45,8 +46,15 @@ GROUPS = {
     "sizes": ("clothing_size", "number_size"),
 }
 """Kinds whose relations are counted together."""
-NAMES = {"colours": "colour", "model_numbers": "model", "numbers": "number"}
-"""Kinds of which a title may well state several, so that their values are counted."""
+NAMES = {
+    "colours": "colour",
+    "model_numbers": "model",
+    "model_stems": "stem",
+    "numbers": "number",
+}
+"""Kinds of which a title may well state several, so that their values are counted. A stem is a
+model number without the letters at its end, often a colour or a market: "lrbp1031" of
+lrbp1031wh and lrbp1031w."""
 
 FEATURES = {
     **{f"{group}_shared": f"Kinds that agree, of {', '.join(of)}." for group, of in GROUPS.items()},
@@ -124,9 +132,10 @@ QuantityTable = dict[str, Column]
 def tabulate(titles: Sequence[str]) -> QuantityTable:
     """The quantities of N titles by kind; some 75 s on one core and 200 MB for a million titles."""
     codes: dict[str, int] = {}
-    found = {kind: (array("i"), array("b"), array("d"), array("d")) for kind in KINDS}
+    found = {kind: (array("i"), array("b"), array("d"), array("d")) for kind in (*KINDS, "stem")}
     for t, title in enumerate(titles):
-        for quantity in parse(title):
+        quantities = parse(title)
+        for quantity in [*quantities, *_stems(quantities)]:
             of, role, low, high = found[quantity.kind]
             of.append(t)
             role.append(quantity.role)
@@ -138,6 +147,12 @@ def tabulate(titles: Sequence[str]) -> QuantityTable:
                 low.extend(quantity.low)
                 high.extend(quantity.high)
     return {kind: _column(len(titles), *map(np.array, arrays)) for kind, arrays in found.items()}
+
+
+def _stems(quantities: Quantities) -> set[Quantity]:
+    models = [q for q in quantities if q.kind == "model" and q.role != Role.WEAK]
+    names = (q.name.rstrip(ascii_lowercase) for q in models)
+    return {Quantity("stem", (), (), name) for name in names if len(name) >= 4}
 
 
 def _column(
@@ -174,7 +189,7 @@ def _features(table: QuantityTable, i: np.ndarray, j: np.ndarray) -> dict[str, n
         for name in (group, "quantities"):
             columns[f"{name}_shared"] += equal
             columns[f"{name}_conflicting"] += conflicting
-        columns["quantities_one_sided"] += (stated == 1) & ~conflicting
+        columns["quantities_one_sided"] += (stated == 1) & ~equal & ~conflicting
     for name, kind in NAMES.items():
         shared, _ = _shared(table[kind], i, j)
         fewer = np.minimum(table[kind].stated[i], table[kind].stated[j])

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 
 from dist_train.decisions import quantity_patterns as patterns
-from dist_train.decisions.quantity_patterns import normal, number_in
+from dist_train.decisions.quantity_patterns import STORAGES, normal, number_in, unit_in
 from dist_train.decisions.quantity_units import (
     CLOTHING_SIZES,
     COLOURS,
@@ -18,11 +18,15 @@ from dist_train.decisions.quantity_units import (
     Unit,
 )
 
-_NOTHING = Unit("", 0.0, 0.0, False)
 _PACKABLE = {"mass", "volume", "count", "container"}
 _RANGED = {"age", "length", "screen", "mass", "voltage", "power"}
 _RAMS = {1, 2, 3, 4, 6, 8, 12, 16, 18, 24, 32, 64}
-_STORAGES = {2**n for n in range(3, 13)}
+
+
+def _spread(value: float, unit: Unit) -> tuple[float, float]:
+    """A value with its unit's tolerance, in nine digits so that 0.55 m is 55 cm."""
+    ends = value * (1 - unit.tolerance), value * (1 + unit.tolerance)
+    return float(f"{ends[0]:.9g}"), float(f"{ends[1]:.9g}")
 
 
 class Reader:
@@ -42,7 +46,7 @@ class Reader:
             self.read_numbers()
         self.read_colours()
         stated = {q.name for q in self.found if q.role != Role.WEAK}
-        return [q for q in self.found if q.role != Role.WEAK or q.name not in stated]
+        return [q for q in self.found if q.role != Role.WEAK or not q.name or q.name not in stated]
 
     def about(self, context: str) -> bool:
         return CONTEXTS[context].search(self.title) is not None
@@ -53,7 +57,8 @@ class Reader:
         """A value, or one from low to high, in the base unit of its kind."""
         high = low if high is None else high
         if isinstance(unit, Unit):
-            low, high, unit = low * (1 - unit.tolerance), high * (1 + unit.tolerance), unit.kind
+            low, high = _spread(low, unit)[0], _spread(high, unit)[1]
+            unit = unit.kind
         self.found.append(Quantity(unit, (low,), (high,), "", role))
 
     def add_name(self, kind: str, name: str, role: Role = Role.PLAIN) -> None:
@@ -64,6 +69,7 @@ class Reader:
         self.text = pattern.sub(lambda match: " | " if read(match) else match[0], self.text)
 
     def read_measures(self) -> None:
+        self.text = patterns.GLUED.sub(" ", self.text)
         self.text = patterns.KILO.sub(self.thousands_of_mah, self.text)
         self.text = patterns.NOISE.sub(" | ", self.text)
         self.take(patterns.BOTH_MEMORIES, self.both_memories)
@@ -86,7 +92,7 @@ class Reader:
         """RAM and storage of "8/256GB"."""
         ram, storage, unit = int(match[1]), int(match[2]), match[3]
         storage *= 1024 if unit == "tb" else 1
-        likely = ram in _RAMS and storage in _STORAGES and ram < storage
+        likely = ram in _RAMS and storage in STORAGES and ram < storage
         if not likely or (not unit and storage < 16):
             return False
         self.add("ram", ram)
@@ -106,19 +112,25 @@ class Reader:
             side for side in zip(match.groups()[::2], match.groups()[1::2], strict=True) if side[0]
         ]
         named = [unit for _, unit in written if unit]
-        sides, unit = [], UNITS[named[-1] if named else "cm"]
+        unit = UNITS[named[-1] if named else "cm"]
+        sides: list[tuple[float, float]] = []
         for number, name in reversed(written):
             unit = UNITS[name] if name else unit
-            value = number_in(number, unit.thousands) * unit.factor
-            sides.append((value * (1 - unit.tolerance), value * (1 + unit.tolerance)))
-        if not named and len(sides) == 2 and (sides[0][0] < 5 or sides[1][0] < 5):
-            return False
-        if not named and min(sides)[0] >= 480:  # a screen's pixels
+            sides.append(_spread(number_in(number, unit.thousands) * unit.factor, unit))
+        smallest = min(sides)[0]
+        if not named and smallest >= 480:  # a screen's pixels
             return True
-        sides = sorted(sides, reverse=True) + [(0.0, math.inf)] * (3 - len(sides))
-        low, high = zip(*sides, strict=True)
-        self.found.append(Quantity("dimensions", low, high))
+        sure = named or len(sides) == 3 or smallest >= 5
+        self.add_sides(sides, 1.0, Role.PLAIN if sure else Role.WEAK)
+        if not named:  # may be inches or metres just as well
+            self.add_sides(sides, UNITS["inch"].factor, Role.WEAK)
+            self.add_sides(sides, UNITS["m"].factor, Role.WEAK)
         return True
+
+    def add_sides(self, sides: list[tuple[float, float]], factor: float, role: Role) -> None:
+        sides = sorted(((low * factor, high * factor) for low, high in sides), reverse=True)
+        low, high = zip(*sides + [(0.0, math.inf)] * (3 - len(sides)), strict=True)
+        self.found.append(Quantity("dimensions", low, high, "", role))
 
     def pack(self, match: re.Match[str]) -> bool:
         """Multipacks: "3x200ml", "200ml x 3", "2 pcs @500gr", "2 box isi 50"."""
@@ -147,7 +159,7 @@ class Reader:
     def measure(self, match: re.Match[str]) -> bool:
         """A number with its unit, "isi 12", "@24", "SPF 50"; false for a bare number."""
         lead = match["lead"]
-        unit = self.unit(match)
+        unit = unit_in(match, self.about)
         if unit is None:
             return False
         low = number_in(match["n"], unit.thousands) * unit.factor
@@ -172,47 +184,6 @@ class Reader:
             self.containers.append(amount)
         elif unit.kind:
             self.add(unit, amount)
-
-    def unit(self, match: re.Match[str]) -> Unit | None:
-        """The unit of a number; some spellings mean what the rest of the title makes of them."""
-        name, lead, n = match["unit"], match["lead"], match["m"] or match["n"]
-        ages = lead in ("age", "ages", "usia", "umur")
-        if name is None:
-            return UNITS["tahun" if ages else "pcs"] if lead else None
-        unit = UNITS[name]
-        glued = match[0].endswith(n + name)
-        if len(name) == 1 and name.isalpha() and match[0][-2] == "-":  # part numbers
-            return None
-        if name == "g":
-            return self.gram_or_giga(n)
-        if name == "'s" and match["m"]:
-            return None
-        if name == "s":
-            likely = glued and n.isdigit() and 20 <= int(n) < 1000 and not self.about("shoe")
-            return unit if likely else None
-        if name == "w" and re.match("-| ?/", match.string[match.end() :]):  # 10w-40, w/ lens
-            return None
-        if name == "a":
-            return unit if self.about("current") else None
-        if name == "m" and match["m"] and match["n"] == "0" and self.about("child"):
-            return UNITS["bulan"]
-        if unit.kind == "inch":
-            if self.about("screen"):
-                return Unit("screen", 1.0, 0.0, False)
-            if name == "'":
-                return _NOTHING
-            return unit._replace(kind="length") if glued or name != "in" else None
-        if unit.kind == "age" and not (ages or match["m"] or self.about("child")):
-            return _NOTHING
-        return unit
-
-    def gram_or_giga(self, n: str) -> Unit:
-        """What G means: the network "5g" of a phone, "16G" of a flash disk, "2.4G" of a mouse."""
-        if n in ("2", "3", "4", "5") and self.about("phone"):
-            return _NOTHING
-        if n in ("2.4", "2,4", "5", "5.8") and self.about("wireless"):
-            return UNITS["ghz"]
-        return UNITS["gb" if n.isdigit() and int(n) in _STORAGES and self.about("memory") else "g"]
 
     def count(self) -> None:
         """2 box of 50 pcs make 100; "1 box" states nothing, nor does "1 pcs" beside "isi 50"."""
@@ -257,6 +228,8 @@ class Reader:
 
     def read_numbers(self) -> None:
         """Model numbers and what numbers are left, such as versions and "iPhone 12"."""
+        for model in patterns.SUFFIXED.finditer(self.text):  # dscw150/b
+            self.add_name("model", re.sub("-", "", model[1] + model[2]), Role.WEAK)
         before = ""
         for written in patterns.TOKEN.findall(self.text):
             parts = written.split("-")
@@ -273,7 +246,7 @@ class Reader:
         if version and (len(token) < 6 or "." in token):
             self.add_number([float(version[1])])
             if token.isdigit() and before.isalpha():
-                strong = len(before) == 1 and before not in "xv"
+                strong = len(before) == 1 and before not in "xv" and len(token) <= 3
                 self.add_name("model", before + token, Role.PLAIN if strong else Role.WEAK)
         elif joined.isdigit() and len(joined) < 7 and all(map(patterns.VERSION.fullmatch, ends)):
             self.add_number([float(end) for end in ends])

@@ -81,7 +81,7 @@ volume      1000      0   * l lt ltr liter liters litre litres
 volume      29.5735   0.01* fl_oz fl.oz fl._oz floz
 volume      946.353   0.01* quart quarts qt
 volume      3785.41   0.01* gallon gallons
-volume      28316.8   0.01* cu_ft cu.ft cu._ft
+volume      28316.8   0.01* cu_ft cu.ft cu._ft cu_._ft
 length      0.1       0     mm milimeter millimeter
 length      1         0     cm centi senti centimeter sentimeter
 length      100       0   * m mtr meter meters metre metres
@@ -102,7 +102,7 @@ frequency   0.001     0   * mhz
 frequency   0.000001  0     khz
 frequency   0.000000001 0   hz
 horsepower  1         0   * pk
-megapixel   1         0   * mp megapixel megapixels mega_pixel mega_pixels
+megapixel   1         0.025* mp megapixel megapixels mega_pixel mega_pixels
 percent     1         0   * % persen percent
 age         1         0   * bulan bln month months
 age         12        0   * tahun thn th yr yrs year years
