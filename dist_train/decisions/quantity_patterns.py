@@ -83,8 +83,9 @@ NUMBERED = re.compile(
     r"(\d{1,3}(?:[.,]5(?!\d))?(?: ?[-/,&] ?\d{1,3}(?:[.,]5(?!\d))?)*)(?!\w)"
 )
 DIGIT = re.compile(r"\d")
-TOKEN = re.compile(r"\d{2,3}/\d{2,3}-\d\d|[a-z0-9]+(?:[-.][a-z0-9]+)*|\|")
+TOKEN = re.compile(r"\d{2,3}/\d{2,3}(?: ?r|-)\d\d\b|[a-z0-9]+(?:[-.][a-z0-9]+)*|\|")
 NUMBERED_WORD = re.compile(r"(?=[a-z]*[aeiou])[a-z]{4,}(\d\d?|(?:19|20)\d\d)")
+COUNTED = re.compile(r"\d+(?:\.\d+)?-[a-z]{3,}")  # "5-disc"
 VERSION = re.compile(r"v?(\d+(?:\.\d+)?)")
 STORAGES = {2**n for n in range(3, 13)}
 NOTHING = Unit("", 0.0, 0.0, False)

@@ -234,13 +234,14 @@ class Reader:
         for written in patterns.TOKEN.findall(self.text):
             parts = written.split("-")
             named = any(len(part) >= 5 and part.isalpha() for part in parts)
+            named |= patterns.COUNTED.fullmatch(written) is not None
             for token in parts if named else [written]:
                 if patterns.DIGIT.search(token) and token not in SPECIFICATIONS:
                     self.number_or_model(token, before)
                 before = token
 
     def number_or_model(self, token: str, before: str) -> None:
-        joined = re.sub("[-./]", "", token)
+        joined = re.sub("[-./ ]", "", token)
         version = patterns.VERSION.fullmatch(token)
         ends = token.split("-")
         if version and (len(token) < 6 or "." in token):
@@ -252,6 +253,8 @@ class Reader:
             self.add_number([float(end) for end in ends])
         else:
             self.add_name("model", joined)
+            if len(ends) > 1 and not ends[0].isalpha() and not ends[0].isdigit():  # i5-1135g7
+                self.add_name("model", ends[0], Role.WEAK)
             if before.isalpha() and len(before) <= 3:
                 self.add_name("model", before + joined, Role.WEAK)
             if ending := patterns.NUMBERED_WORD.fullmatch(token):

@@ -182,6 +182,7 @@ mustard      mustard
 magenta      magenta fuchsia fanta
 salmon       salem salmon
 mocha        mocca mocha moka
+transparent  bening transparan transparent
 """
 COLOURS = {
     spelling.replace("_", " "): row[:13].strip()
@@ -192,7 +193,7 @@ COLOURS = {
 CONTEXTS = {
     name: re.compile(rf"\b(?:{words})\b")
     for name, words in {
-        "screen": r"tv|hdtv|monitor|layar|lcd|led|oled|plasma|laptop|notebook|macbook|tablet|ipad|"
+        "screen": r"tv|hdtv|monitor|layar|lcd|led|oled|plasma|laptop|notebook|macbook|tablet|tab|ipad|"
         r"display|screen|portable dvd|bravia|projection",
         "phone": r"hp|handphone|android|smartphone|lte|gb|\d+gb|modem|router|wifi|mifi|samsung|"
         r"xiaomi|redmi|oppo|vivo|realme|iphone|infinix|nokia|galaxy|sim",
