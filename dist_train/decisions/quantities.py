@@ -4,10 +4,11 @@
 `compare` says of two titles, kind by kind, whether they agree; `tabulate` reads many and
 `features` compares millions of pairs of them by arrays.
 
-A point or comma before exactly three digits parts thousands for small units ("1.000 ml" is a
+A point or comma before exactly three digits separates thousands for small units ("1.000 ml" is a
 litre, "2.500gr" 2.5 kg) and is decimal for large ones, which are seldom sold by the thousand
 ("1.000 kg" is 1 kg, "1.500 l" 1.5 l), and after a zero ("0.250 g"). Every other point or comma is
-decimal. Prices, dates, discounts, gifts and warranties state nothing.
+decimal. Prices, dates, discounts, gifts and warranties state nothing. docs/design/quantities.md has
+the rules and what is not read.
 """
 
 from array import array
@@ -130,7 +131,7 @@ QuantityTable = dict[str, Column]
 
 
 def tabulate(titles: Sequence[str]) -> QuantityTable:
-    """The quantities of N titles by kind; some 75 s on one core and 200 MB for a million titles."""
+    """The quantities of N titles by kind; 75 to 85 s on one core, 200 MB for a million."""
     codes: dict[str, int] = {}
     found = {kind: (array("i"), array("b"), array("d"), array("d")) for kind in (*KINDS, "stem")}
     for t, title in enumerate(titles):

@@ -106,11 +106,11 @@ def normal(title: str) -> str:
 
 
 def number_in(written: str, thousands: bool) -> float:
-    """The number as written; `thousands` where a point before three digits parts thousands."""
+    """The number as written; `thousands` where a point before three digits separates thousands."""
     if "/" in written:
-        *whole, part = written.split(" ")
+        *ones, part = written.split(" ")
         above, below = part.split("/")
-        return (float(whole[0]) if whole else 0.0) + float(above) / float(below)
+        return (float(ones[0]) if ones else 0.0) + float(above) / float(below)
     *head, tail = re.split("[.,]", written)
     if not head:
         return float(tail)

@@ -134,8 +134,9 @@ class Reader:
 
     def pack(self, match: re.Match[str]) -> bool:
         """Multipacks: "3x200ml", "200ml x 3", "2 pcs @500gr", "2 box isi 50"."""
-        outer, unit = match["outer"], UNITS.get(match["unit"] or match["unit_"] or "pcs")
-        if unit.kind not in _PACKABLE or not (match["unit"] or match["unit_"] or outer):
+        outer, name = match["outer"], match["unit"] or match["unit_"]
+        unit = UNITS[name or "pcs"]
+        if unit.kind not in _PACKABLE or not (name or outer):
             return False
         n = int(match["n"] or match["n_"])
         one = number_in(match["one"] or match["one_"], unit.thousands) * unit.factor

@@ -63,7 +63,7 @@ class Unit(NamedTuple):
     factor: float
     tolerance: float
     thousands: bool
-    """A point before three digits parts thousands, as in "2.500 gr"; it is decimal otherwise."""
+    """A point before three digits separates thousands ("2.500 gr"); it is decimal otherwise."""
 
 
 # Kind, factor, tolerance, spellings. Large units, of which nobody sells thousands, are marked with
@@ -193,8 +193,8 @@ COLOURS = {
 CONTEXTS = {
     name: re.compile(rf"\b(?:{words})\b")
     for name, words in {
-        "screen": r"tv|hdtv|monitor|layar|lcd|led|oled|plasma|laptop|notebook|macbook|tablet|tab|ipad|"
-        r"display|screen|portable dvd|bravia|projection",
+        "screen": r"tv|hdtv|monitor|layar|lcd|led|oled|plasma|laptop|notebook|macbook|tablet|tab|"
+        r"ipad|display|screen|portable dvd|bravia|projection",
         "phone": r"hp|handphone|android|smartphone|lte|gb|\d+gb|modem|router|wifi|mifi|samsung|"
         r"xiaomi|redmi|oppo|vivo|realme|iphone|infinix|nokia|galaxy|sim",
         "memory": r"flash ?dis[kc]|flash ?drive|memori|memory|micro ?sd|sd ?card|ssd|hard ?dis[kc]|"
