@@ -70,7 +70,7 @@ def fault_of(text: str, monotone: Sequence[int]) -> str:
 def _fault_of_tree(tree: str, number: int, features: int) -> str:
     """What is wrong with a tree, "" if each node and leaf is once below a node that precedes it."""
     first, *lines = tree.split("\n")
-    fields = dict(line.partition("=")[::2] for line in lines)
+    fields = {line.partition("=")[0]: line.partition("=")[2] for line in lines}
     if first != f"Tree={number}" or tuple(fields) != _FIELDS or len(lines) != len(_FIELDS):
         return "fields of another kind of tree"
     if (fields["num_cat"], fields["is_linear"]) != ("0", "0"):
