@@ -129,21 +129,48 @@ class JoinConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MatchConfig:
-    """Options of matching: how scored pairs become matches."""
+    """Options of matching: how scored pairs become matches and groups."""
 
+    plain: bool = False
+    """Decide by one threshold on the score of the vectors alone. By default a pair model decides,
+    which also compares titles, quantities and neighbours, wherever the validation products show
+    that it is better."""
+    precision: float | None = None
+    """Mean precision per item that the matches are to have, such as 0.98: the lowest threshold that
+    reaches it on the validation products is used. Set it where a wrong match costs more than a
+    missed one. Not given: the threshold with the best mean F1."""
     threshold: float | None = None
-    """Lowest score of a match, -1 to 1. Raise it for fewer wrong matches, lower it to miss fewer.
-    Not given: the one with the best mean F1 per item on the validation products."""
+    """Lowest score of a match, -1 to 1, in place of the pair model. Raise it for fewer wrong
+    matches, lower it to miss fewer."""
     threshold_from: Path | None = None
     """An earlier match (its folder, that of its run, or its threshold.json), whose threshold is
-    used, for example for a catalogue without labels. It must have scored by the same modalities and
-    weights. Not together with --threshold."""
+    used, and its pair model if it has one, for example for a catalogue without labels. It must
+    have scored by the same modalities and weights. Not together with --threshold."""
+    candidates: int = 20
+    """Best postings by each source (score, image, text, words and characters of the title, same
+    photo) that the pair model compares with every posting. More find more and take longer."""
+    features: tuple[str, ...] = ()
+    """Columns of the catalogue that the pair model compares too, such as brand and price."""
+    max_group: int | None = None
+    """Most postings of a group. Not given: twice the largest labelled product."""
+    must_link: Path | None = None
+    """File (CSV, TSV, Parquet or JSON Lines) with the columns posting_id_1 and posting_id_2: pairs
+    of postings that are in one group whatever the scores, for example answers of a reviewer."""
+    cannot_link: Path | None = None
+    """The same for pairs of postings that are never in one group."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
             check_range(self, -1, 1, "threshold")
-        if self.threshold is not None and self.threshold_from is not None:
-            raise BadInput("threshold and threshold_from: give one of them")
+        if self.precision is not None:
+            check_range(self, 0, 1, "precision")
+        check_range(self, 1, math.inf, "candidates")
+        if self.max_group is not None:
+            check_range(self, 1, math.inf, "max_group")
+        named = ("threshold", "threshold_from", "precision")
+        given = [name for name in named if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise BadInput(f"{' and '.join(given)}: give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
-"""Match lists and groups written piece by piece from the files of pairs, and the lists read again.
+"""Match lists written piece by piece from batches of matches, and read again; groups by posting.
 
 Memory grows with the postings, by their names and some numbers each, never with the pairs: these
 are stored on disk by the posting they belong to and are read a piece at a time.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dist_train.decisions.groups import Groups
-from dist_train.matching.pairs import PairSet, no_pairs
+from dist_train.matching.pairs import no_pairs
 from shards.storage.files import atomic_path, corrupt_error
 from shards.storage.stage_files import WORK
 
@@ -31,7 +30,7 @@ MATCH = np.dtype([("posting", np.int64), ("row", np.int64), ("score", np.float32
 
 @dataclass(frozen=True)
 class Postings:
-    """M catalogue postings: names (M,), and the place (N,) of every vector row."""
+    """M postings of a catalogue: names (M,), and places (M,), of each vector row, then the rest."""
 
     names: pa.Array
     place: np.ndarray
@@ -42,40 +41,43 @@ def read_postings(path: Path) -> Postings:
     with corrupt_error(path):
         table = pq.read_table(path, columns=["posting_id", "row"])
     row = table["row"].to_numpy()
-    packed = np.flatnonzero(row >= 0)
     # Offsets of 64 bits, so that the names are one array however many they are.
     names = pa.concat_arrays(table["posting_id"].cast(pa.large_string()).chunks)
-    return Postings(names, packed[np.argsort(row[packed])])
+    return Postings(names, np.argsort(np.where(row < 0, len(row), row), kind="stable"))
+
+
+def write_groups(path: Path, postings: Postings, group: np.ndarray) -> None:
+    """Write groups.parquet; group: (M,) of each vector row, then of the rest."""
+    by_place = np.empty(len(group), np.int64)
+    by_place[postings.place] = group
+    numbers = pd.factorize(by_place)[0]  # by the first posting of each
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table({"posting_id": postings.names, "group_id": numbers}), temporary)
 
 
 def write_lists(
-    pairs: PairSet, out: Path, postings: Postings, degree: np.ndarray, threshold: float
+    accepted: Iterable[pd.DataFrame], out: Path, postings: Postings, degree: np.ndarray
 ) -> dict[str, int]:
-    """Write matches.parquet, groups.parquet and submission.csv; count postings, pairs, matches.
+    """Write matches.parquet and submission.csv; count postings, pairs and matches.
 
-    `degree` (N,) counts the pairs of every row. What does not fit in memory is stored below `out`
-    until the lists are written.
+    accepted: the matches in batches, columns i, j and score; degree: (N,) pairs of every row. What
+    does not fit in memory is stored below `out` until the lists are written.
     """
     work = out / WORK
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     degree_of = np.zeros(len(postings.names), np.int64)
-    degree_of[postings.place] = degree
-    cuts, groups, matches = _cuts(degree_of), Groups(len(degree_of)), 0
-    for batch in pairs.batches():
-        accepted = batch[batch.score >= np.float32(threshold)]
-        if len(accepted):
-            matches += len(accepted)
-            i, j = accepted.i.to_numpy(), accepted.j.to_numpy()
-            groups.join(postings.place[i], postings.place[j])
+    degree_of[postings.place[: len(degree)]] = degree
+    cuts, matches = _cuts(degree_of), 0
+    for batch in accepted:
+        if len(batch):
+            matches += len(batch)
+            i, j = batch.i.to_numpy(), batch.j.to_numpy()
             both = np.empty(2 * len(i), MATCH)
             both["posting"] = postings.place[np.concatenate([i, j])]
             both["row"] = np.concatenate([j, i])
-            both["score"] = np.tile(accepted.score.to_numpy(), 2)
+            both["score"] = np.tile(batch.score.to_numpy(), 2)
             _store(both, cuts, work)
-    with atomic_path(out / "groups.parquet") as temporary:
-        columns = {"posting_id": postings.names, "group_id": groups.numbers()}
-        pq.write_table(pa.table(columns), temporary)
     with (
         atomic_path(out / "matches.parquet") as table_path,
         atomic_path(out / "submission.csv") as text_path,

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from dist_train.decisions.match_lists import iterate_matches, read_matches
+from dist_train.decisions.threshold import QueryMatches, Threshold
 from dist_train.distributed import stage
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.evaluation.baselines import same_photo_pairs, title_pairs, title_scores
@@ -63,7 +64,8 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     """
     folder = Folder(matches, stage.MATCHES)
     remove_abandoned(matches)
-    embeddings = PairSet(stage.parent(matches, "pairs")).embedding
+    pair_set = PairSet(stage.parent(matches, "pairs"))
+    embeddings = pair_set.embedding
     items = embeddings.items
     comparison = Comparison(items)
     groups = comparison.groups["test"]
@@ -78,7 +80,7 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
         )
     scores: Scores = {
         "format": FORMAT,
-        "delivered": score_delivered(folder, postings, threshold),
+        "delivered": score_delivered(folder, postings, decided, pair_set),
         "split": "test",
         "items": len(groups),
         "products": len(np.unique(groups)),
@@ -101,13 +103,15 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     test_ids = items.posting_id[comparison.rows["test"]]
     accepted = read_matches(folder.file("matches.parquet"), test_ids)
     pairs = accepted.i.to_numpy(), accepted.j.to_numpy()
-    ours = comparison.score(" + ".join(weights), "ours", *pairs, threshold)
+    by_score = decided["form"] == "score"
+    name = " + ".join(weights) if by_score else "pair model"
+    ours = comparison.score(name, "ours", *pairs, threshold)
     f1 = comparison.f1[ours["name"]]
     rows = list(_baselines(comparison))
     if comparison.calibrates:
         image_weight = weights.get("image", 0.5) if len(weights) > 1 else 0.5
-        if len(embeddings.modalities) > 1:
-            rows += _encoders(comparison, embeddings, image_weight)
+        if len(embeddings.modalities) > 1 or not by_score:
+            rows += _encoders(comparison, embeddings, image_weight, together=not by_score)
         if "text" in embeddings.modalities and TFIDF in comparison.f1:
             rows.append(_text_with_tfidf(comparison, embeddings))
         for name, path in compare.items():
@@ -121,12 +125,15 @@ def evaluate(matches: Path, compare: Mapping[str, Path] = {}) -> Scores:
     return write_scores(folder, scores)
 
 
-def score_delivered(matches: Folder, postings: pd.DataFrame, threshold: float) -> Delivered:
+def score_delivered(
+    matches: Folder, postings: pd.DataFrame, decided: Threshold, pair_set: PairSet
+) -> Delivered:
     """The scores of matches.parquet and groups.parquet against the labels of all postings.
 
     Every match of a test posting counts, of whatever split it is. Test postings that pack rejected
     count too; those with a near-duplicate in another split do not.
-    postings: columns posting_id, split, label_group, photo_group and phash (M,).
+    postings: columns posting_id, split, label_group, photo_group and phash (M,), the items by
+    vector row first.
     """
     labels, queries = CatalogueLabels.of(postings.label_group), labelled_rows(postings, "test")
     sizes, place = labels.sizes[queries], np.full(len(postings), -1)
@@ -138,6 +145,14 @@ def score_delivered(matches: Folder, postings: pd.DataFrame, threshold: float) -
         is_right = labels.codes[found.i] == labels.codes[found.j]
         np.add.at(right, place[found.i[is_right]], 1)
         np.add.at(wrong, place[found.i[~is_right]], 1)
+    by_score: dict[str, tuple[Kind, tuple[np.ndarray, np.ndarray]]] = {}
+    if decided["form"] != "score":
+        counts_by_score = np.zeros((2, len(queries)), np.int64)
+        for pairs in pair_set.batches():
+            pairs = pairs[pairs.score >= np.float32(decided["score_threshold"])]
+            found = QueryMatches.of(queries, labels, pairs)
+            np.add.at(counts_by_score, ((~found.right).astype(int), found.query), 1)
+        by_score["score alone"] = ("baseline", (counts_by_score[0], counts_by_score[1]))
     with corrupt_error(matches.file("groups.parquet")) as path:
         table = pd.read_parquet(path)
     group = table.set_index("posting_id").group_id.reindex(postings.posting_id).to_numpy()
@@ -146,6 +161,7 @@ def score_delivered(matches: Folder, postings: pd.DataFrame, threshold: float) -
     counts: dict[str, tuple[Kind, tuple[np.ndarray, np.ndarray]]] = {
         "matches": ("ours", (right, wrong)),
         "groups": ("groups", labels.counts_in_groups(queries, group)),
+        **by_score,
         "same photo": ("baseline", labels.counts_in_groups(queries, photo)),
         "self-match": ("baseline", labels.counts_in_groups(queries, alone)),
     }
@@ -154,8 +170,9 @@ def score_delivered(matches: Folder, postings: pd.DataFrame, threshold: float) -
         scores = scores_of_counts(*of_kind, sizes, labels.times)
         rows.append(matcher_score(name, kind, scores, labels.codes[queries]))
         f1[name] = scores[0]
-    for row in rows[:1]:
-        row["threshold"] = threshold
+    thresholds = {"matches": decided["threshold"], "score alone": decided["score_threshold"]}
+    for row in rows:
+        row["threshold"] = thresholds.get(row["name"])
     return {
         "postings": len(postings),
         "labelled": int((labels.codes >= 0).sum()),
@@ -167,7 +184,7 @@ def score_delivered(matches: Folder, postings: pd.DataFrame, threshold: float) -
         "rows": rows,
         "differences": [
             difference(f1, "matches", over, labels.codes[queries])
-            for over in ("self-match", "same photo", "groups")
+            for over in ("score alone", "self-match", "same photo", "groups")
             if over in f1
         ],
     }
@@ -254,11 +271,15 @@ def _baselines(comparison: Comparison) -> Iterator[MatcherScore]:
 
 
 def _encoders(
-    comparison: Comparison, embeddings: EmbeddingSet, image_weight: float, other: str | None = None
+    comparison: Comparison,
+    embeddings: EmbeddingSet,
+    image_weight: float,
+    other: str | None = None,
+    together: bool = True,
 ) -> Iterator[MatcherScore]:
-    """Each modality of an embedding set alone; of an `other` one, by name, all together too."""
+    """Each modality of an embedding set alone, and all `together`; `other` names another set."""
     choices = [[modality] for modality in embeddings.modalities]
-    if other is not None and len(choices) > 1:
+    if together and len(choices) > 1:
         choices.append(embeddings.modalities)
     kind: Kind = "modality" if other is None else "compare"
     prefix = "" if other is None else f"{other}: "

@@ -12,17 +12,29 @@ import numpy as np
 import pandas as pd
 
 from dist_train.config.options import MatchConfig
+from dist_train.decisions import pair_model
+from dist_train.decisions.pair_model import PairModel
 from dist_train.distributed.stage import MATCHES
 from dist_train.evaluation.f1_curve import MOST_PAIRS, SavedCurve, f1_curve_of_queries
 from dist_train.evaluation.labelled import CatalogueLabels, labelled_rows
+from dist_train.evaluation.metrics import scores_of_counts
+from dist_train.evaluation.scores import Difference
 from shards.read.location import Folder
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json
 
-FORMAT = 4
+FORMAT = 5
 NAME = "threshold.json"
 Source = Literal["given", "file", "chosen"]
+Form = Literal["score", "pair model"]
+
+
+class CandidateFacts(TypedDict):
+    """Candidate pairs, and the part of the labelled pairs of a product that each source found."""
+
+    pairs: int
+    recall: dict[str, float]
 
 
 class Given(NamedTuple):
@@ -32,6 +44,9 @@ class Given(NamedTuple):
     source: Source
     weights: dict[str, float] | None = None
     """Weight of each modality in the score that the threshold of a file was chosen on."""
+    score_threshold: float | None = None
+    """Of the score alone: the threshold itself, but where a pair model of the file decides."""
+    model: PairModel | None = None
 
 
 class Threshold(TypedDict):
@@ -39,6 +54,18 @@ class Threshold(TypedDict):
 
     format: int
     threshold: float
+    """Of the score, or of the probability where a pair model decides."""
+    form: Form
+    score_threshold: float
+    """Of the score alone."""
+    no_model: str | None
+    """Why the score alone decides."""
+    gain: Difference | None
+    """Mean F1 of the val items by the pair model over that by the score alone."""
+    candidates: CandidateFacts | None
+    """Of the pair model."""
+    groups_cut: float | None
+    """Lowest mean probability of the pairs between two groups that were made one."""
     source: Source
     objective: str
     split: str
@@ -65,7 +92,8 @@ def given_threshold(config: MatchConfig) -> Given:
     To be called once: the file may be replaced while the stage runs.
     """
     if config.threshold_from is None:
-        return Given(config.threshold, "chosen" if config.threshold is None else "given")
+        source: Source = "chosen" if config.threshold is None else "given"
+        return Given(config.threshold, source, score_threshold=config.threshold)
     path = _threshold_file(config.threshold_from)
     saved = read_json(path)
     threshold = saved.get("threshold") if isinstance(saved, dict) else None
@@ -80,7 +108,10 @@ def given_threshold(config: MatchConfig) -> Given:
             f"{path}: does not say which score its threshold belongs to (weights of image and "
             f"text); to use it all the same: --threshold {threshold}"
         )
-    return Given(float(threshold), "file", weights)
+    if saved.get("form") != "pair model":
+        return Given(float(threshold), "file", weights, float(threshold))
+    model = pair_model.load(_as_written(path.with_name(pair_model.NAME)))
+    return Given(float(threshold), "file", weights, float(saved["score_threshold"]), model)
 
 
 def _threshold_file(path: Path) -> Path:
@@ -93,6 +124,11 @@ def _threshold_file(path: Path) -> Path:
         if not folder.is_dir():
             raise BadInput(f"{path}: no match directory, and no run that has one (matches/)")
         path = folder / NAME
+    return _as_written(path)
+
+
+def _as_written(path: Path) -> Path:
+    """The file, if it is as the match whose folder it lies in wrote it; else raises Corrupt."""
     if (path.parent / stage_files.STAGE).exists():
         folder = Folder(path.parent, MATCHES)
         if path.name in folder.manifest["files"]:
@@ -134,38 +170,75 @@ def queries_of(items: pd.DataFrame, pairs: int) -> np.ndarray:
     return rows
 
 
-def decide_threshold(
-    queries: np.ndarray,
-    labels: CatalogueLabels,
-    pairs: pd.DataFrame,
-    score_floor: float,
-    given: Given,
-) -> Threshold:
-    """The given threshold, or the best one of val items as queries, with its curve.
+class QueryMatches(NamedTuple):
+    """Pairs of queries with labelled postings, one from the side of each query."""
 
-    queries: rows (n,) of val items, as `queries_of` has them; labels: of all postings, the items by
-    vector row first; pairs: columns i, j and score, from `score_floor` on, all those of a query.
-    Where no threshold is given there are queries.
-    """
-    threshold, curve, at_score_floor = given.threshold, None, False
-    if len(queries):
+    query: np.ndarray
+    """(P,) 0 to n - 1."""
+    right: np.ndarray
+    """(P,) bool: both are of one product."""
+    score: np.ndarray
+    """(P,) float32."""
+
+    @classmethod
+    def of(
+        cls, queries: np.ndarray, labels: CatalogueLabels, pairs: pd.DataFrame
+    ) -> "QueryMatches":
+        """From columns i, j and score of pairs, all those of a query among them.
+
+        queries: rows (n,), ascending; labels: of all postings, the items by vector row first.
+        """
         ends = pairs[["i", "j"]].to_numpy().T
         query, answer = pd.Index(queries).get_indexer(ends.ravel()), ends[::-1].ravel()
         counted = (query >= 0) & (labels.codes[answer] >= 0)
         query, answer = query[counted], answer[counted]
-        score = np.tile(pairs.score.to_numpy(), 2)[counted]
         right = labels.codes[queries[query]] == labels.codes[answer]
+        return cls(query, right, np.tile(pairs.score.to_numpy(), 2)[counted])
+
+    def f1(self, threshold: float, sizes: np.ndarray, times: float) -> np.ndarray:
+        """F1 (n,) of every query; sizes: (n,) of their products; times: as CatalogueLabels has."""
+        kept = self.score >= np.float32(threshold)
+        right = np.bincount(self.query[kept & self.right], minlength=len(sizes))
+        wrong = np.bincount(self.query[kept & ~self.right], minlength=len(sizes))
+        return scores_of_counts(right, wrong, sizes, times)[0]
+
+
+def decide_threshold(
+    queries: np.ndarray,
+    labels: CatalogueLabels,
+    pairs: QueryMatches,
+    score_floor: float,
+    given: Given,
+    precision: float | None = None,
+) -> Threshold:
+    """The given threshold, or the best one of val items as queries, with its curve.
+
+    queries: rows (n,) of val items, as `queries_of` has them; labels: of all postings, the items by
+    vector row first; pairs: all those of the queries from `score_floor` on; precision: the mean
+    precision that the threshold is to reach, in place of the best F1. Where no threshold is given
+    there are queries.
+    """
+    threshold, curve, at_score_floor = given.threshold, None, False
+    if len(queries):
         sizes = labels.sizes[queries]
-        curve = f1_curve_of_queries(sizes, query, right, score, labels.times)
+        curve = f1_curve_of_queries(sizes, pairs.query, pairs.right, pairs.score, labels.times)
         if threshold is None:
-            threshold, lowest = curve.best()[0], curve.thresholds[-1:]
+            found = curve.best() if precision is None else curve.precise(precision)
+            threshold, lowest = found[0], curve.thresholds[-1:]
             at_score_floor = not len(lowest) or bool(threshold <= lowest[0])
     assert threshold is not None
+    objective = "mean per-item F1" if precision is None else f"mean precision {precision}"
     return {
         "format": FORMAT,
         "threshold": float(np.float32(threshold)),
+        "form": "score",
+        "score_threshold": float(np.float32(threshold)),
+        "no_model": None,
+        "gain": None,
+        "candidates": None,
+        "groups_cut": None,
         "source": given.source,
-        "objective": "mean per-item F1",
+        "objective": objective,
         "split": "val",
         "items": len(queries),
         "products": len(np.unique(labels.codes[queries])),

@@ -30,18 +30,21 @@ class SavedCurve(TypedDict):
 
     threshold: list[float]
     f1: list[float]
+    precision: list[float]
     base: float
     items: int
 
 
 @dataclass(frozen=True)
 class F1Curve:
-    """thresholds (K,) float32, distinct scores descending; f1 (K,) float64, the mean per-item
-    F1 when every pair with score >= thresholds[k] is a match; base: F1 without any pair, every
-    item matching only itself; items: how many. Scores and thresholds compare as float32."""
+    """thresholds (K,) float32, distinct scores descending; f1 and precision (K,) float64, their
+    means over items when every pair with score >= thresholds[k] is a match; base: F1 without any
+    pair, every item matching only itself; items: how many. Scores and thresholds compare as
+    float32."""
 
     thresholds: np.ndarray
     f1: np.ndarray
+    precision: np.ndarray
     base: float
     items: int
 
@@ -52,7 +55,18 @@ class F1Curve:
         as far from both as float32 allows, so that rounding elsewhere moves no pair across.
         Where no pair helps it lies just above the highest score (1.0 without pairs).
         """
-        k = self._best_entry()
+        return self._between(self._best_entry())
+
+    def precise(self, precision: float) -> tuple[float, float]:
+        """(threshold, f1) of the most pairs whose mean precision is `precision` or more.
+
+        The threshold lies as that of `best`.
+        """
+        reached = np.flatnonzero(self.precision >= precision)
+        return self._between(int(reached[-1]) if len(reached) else None)
+
+    def _between(self, k: int | None) -> tuple[float, float]:
+        """(threshold, f1) of entry k, or of no pair at all."""
         if k is None:
             above = [np.nextafter(score, np.float32(np.inf)) for score in self.thresholds[:1]]
             return float(above[0] if above else 1.0), self.base
@@ -82,6 +96,7 @@ class F1Curve:
         return {
             "threshold": self.thresholds[kept].astype(np.float64).tolist(),
             "f1": self.f1[kept].tolist(),
+            "precision": self.precision[kept].tolist(),
             "base": self.base,
             "items": self.items,
         }
@@ -90,8 +105,8 @@ class F1Curve:
     def from_json(cls, saved: SavedCurve) -> "F1Curve":
         """The curve that `as_json` wrote. Raises KeyError for a missing field."""
         thresholds = np.asarray(saved["threshold"], dtype=np.float32)
-        f1 = np.asarray(saved["f1"], dtype=np.float64)
-        return cls(thresholds, f1, float(saved["base"]), int(saved["items"]))
+        f1, precision = (np.asarray(saved[name], np.float64) for name in ("f1", "precision"))
+        return cls(thresholds, f1, precision, float(saved["base"]), int(saved["items"]))
 
     def _best_entry(self) -> int | None:
         """The first entry of the highest F1; None where none is better than no pair at all."""
@@ -140,16 +155,22 @@ def f1_curve_of_queries(
     begins, counted, predicted = np.searchsorted(item, item), np.cumsum(right), np.cumsum(weight)
     right_here = counted - (counted - right)[begins]
     predicted -= (predicted - weight)[begins]
-    # With the item itself, which is predicted and right.
-    after = 2.0 * (1 + right_here) / (1 + predicted + sizes[item])
     # Of the matches of one query and level the last one counts.
     last = np.diff(key, append=-1) != 0
-    item, level, after = item[last], key[last] % levels, after[last]
+    item, level = item[last], key[last] % levels
+    # With the item itself, which is predicted and right.
+    right_here, predicted = 1 + right_here[last], 1 + predicted[last]
+    is_first = np.diff(item, prepend=-1) != 0
+
+    def means(after: np.ndarray, alone: np.ndarray) -> np.ndarray:
+        before = np.where(is_first, alone[item], np.roll(after, 1))
+        total = np.bincount(level, weights=after - before, minlength=len(negated))
+        return alone.mean() + np.cumsum(total) / len(sizes)
+
     alone = 2.0 / (1.0 + sizes)
-    before = np.where(np.diff(item, prepend=-1) != 0, alone[item], np.roll(after, 1))
-    total = np.bincount(level, weights=after - before, minlength=len(negated))
-    base = float(np.mean(alone))
-    return F1Curve(-negated, base + np.cumsum(total) / len(sizes), base, len(sizes))
+    f1 = means(2.0 * right_here / (predicted + sizes[item]), alone)
+    precision = means(right_here / predicted, np.ones(len(sizes)))
+    return F1Curve(-negated, f1, precision, float(np.mean(alone)), len(sizes))
 
 
 def weighted_mean(weight: float, first: np.ndarray, second: np.ndarray) -> np.ndarray:

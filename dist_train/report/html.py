@@ -130,7 +130,9 @@ def render(data: ReportData) -> str:
         data=data,
         box=charts,
         curve=charts.curve_chart(F1Curve.from_json(saved), threshold) if saved else None,
-        histogram=charts.histogram_chart(data.histogram, threshold) if data.histogram else None,
+        histogram=charts.histogram_chart(data.histogram, data.threshold["score_threshold"])
+        if data.histogram
+        else None,
         ours=next((row for row in rows if row["kind"] == "ours"), None),
         baseline=max(baselines, key=lambda row: row["f1"], default=None),
     )

@@ -1,0 +1,85 @@
+"""The groups of a match: postings that its pairs and the links of the user put together."""
+
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dist_train.config.options import MatchConfig
+from dist_train.decisions.groups import Groups
+from dist_train.decisions.linkage import (
+    CUTS,
+    NO_LINKS,
+    check_links,
+    choose_cut,
+    groups_at,
+    merges,
+    read_links,
+)
+from dist_train.embedding.store import EmbeddingSet
+from dist_train.evaluation.labelled import CatalogueLabels
+
+LEAST = 0.01
+"""Pairs that are less probable count as 0: means fall by less than this."""
+MOST_PAIRS = 20_000_000
+"""Pairs that are linked by their means: they are held in memory, some 200 bytes each."""
+HALF = 0.5
+"""The cut where no labelled item shows a better one."""
+log = logging.getLogger(__name__)
+
+
+class Links(NamedTuple):
+    """Rows of postings, the items by vector row first, that the user linked."""
+
+    together: np.ndarray = NO_LINKS
+    """(M, 2) always in one group."""
+    apart: np.ndarray = NO_LINKS
+    """(K, 2) never in one group."""
+
+
+def links_of(embeddings: EmbeddingSet, config: MatchConfig) -> Links:
+    """Read the files of links; BadInput for unknown postings and for contradictions."""
+    if config.must_link is None and config.cannot_link is None:
+        return Links()
+    names = embeddings.read_items(["posting_id"], with_rejected=True).posting_id
+    files = (config.must_link, config.cannot_link)
+    links = Links(*(NO_LINKS if file is None else read_links(file, names) for file in files))
+    check_links(len(names), *links, names)
+    return links
+
+
+def group_rows(
+    batches: Iterable[pd.DataFrame],
+    queries: np.ndarray,
+    labels: CatalogueLabels,
+    most: int | None,
+    links: Links,
+) -> tuple[np.ndarray, float | None]:
+    """Group number (M,) of each posting, the items by vector row first, and the chosen cut.
+
+    Average linkage, cut where val queries have the best mean F1 in their groups. Of more than
+    MOST_PAIRS pairs the groups are connected components instead, without a cut.
+    batches: columns i, j and score, the probability of each pair; queries: (n,) rows of val items;
+    labels: of all postings; most: postings of a group, twice those of the largest product if None.
+    """
+    found = [batch[batch.score >= LEAST] for batch in batches]
+    i, j, score = (
+        np.concatenate([batch[name].to_numpy() for batch in found] or [np.zeros(0)])
+        for name in ("i", "j", "score")
+    )
+    rows = len(labels.codes)
+    if len(i) > MOST_PAIRS:
+        log.warning(
+            f"groups are connected components: {len(i)} pairs are too many for average linkage; "
+            "give a higher threshold for smaller groups"
+        )
+        groups = Groups(rows)
+        groups.join(np.r_[i, links.together[:, 0]], np.r_[j, links.together[:, 1]])
+        return groups.numbers(), None
+    if most is None and labels.sizes.any():
+        most = 2 * int(labels.sizes.max())
+    done = merges(rows, i, j, score, CUTS[0], most, *links)
+    cut = choose_cut(done, queries, labels)[0] if len(queries) else HALF
+    return groups_at(done, rows, cut), cut

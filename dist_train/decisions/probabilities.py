@@ -1,0 +1,114 @@
+"""Candidate pairs of a join, each with the probability that it is one product.
+
+The pair model is fitted on the pairs of val items, matched with the whole catalogue, or comes from
+another match.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dist_train.config.options import MatchConfig
+from dist_train.decisions.candidates import Candidates, find_candidates
+from dist_train.decisions.features import PairFeatures
+from dist_train.decisions.pair_model import PairModel, fit, fitting_obstacle, fold_of_products
+from dist_train.decisions.smoothing import smoothed
+from dist_train.decisions.title_vectors import title_vectors
+from dist_train.evaluation.labelled import CatalogueLabels
+from dist_train.matching.pairs import BATCH, PairSet
+from dist_train.matching.vectors import open_vectors
+
+BLOCK = 1 << 18
+"""Pairs whose features are in memory at one time."""
+log = logging.getLogger(__name__)
+
+
+class ProbablePairs(NamedTuple):
+    """P candidate pairs with what decides about them."""
+
+    candidates: Candidates
+    probability: np.ndarray
+    """(P,) float32; of a pair with a val item from boosters that were not fitted on its product."""
+    features: PairFeatures
+    model: PairModel
+
+    def batches(self) -> Iterator[pd.DataFrame]:
+        """Columns i, j and score, which is the probability, of all pairs."""
+        i, j, _ = self.candidates
+        for start in range(0, len(i), BATCH):
+            cut = slice(start, start + BATCH)
+            yield pd.DataFrame({"i": i[cut], "j": j[cut], "score": self.probability[cut]})
+
+    def of_items(self, wanted: np.ndarray) -> pd.DataFrame:
+        """The same columns of all pairs of items (N,) bool."""
+        i, j, _ = self.candidates
+        pairs = np.flatnonzero(wanted[i] | wanted[j])
+        return pd.DataFrame({"i": i[pairs], "j": j[pairs], "score": self.probability[pairs]})
+
+
+def probable_pairs(
+    pair_set: PairSet,
+    queries: np.ndarray,
+    labels: CatalogueLabels,
+    accepted: float,
+    config: MatchConfig,
+    model: PairModel | None,
+) -> ProbablePairs | str:
+    """The candidate pairs of a catalogue with their probabilities, or why no model can be fitted.
+
+    queries: rows (n,) of val items; labels: of all postings, the items by vector row first;
+    accepted: the lowest score of a match by the score alone; model: that of another match, or None
+    to fit one. Raises BadInput when the model needs features that this catalogue lacks.
+    """
+    columns = ["title", "phash", "photo_group", "label_group", *config.features]
+    items = pair_set.embedding.read_items(columns)
+    modalities = list(pair_set.weights)
+    image_weight = pair_set.weights.get("image", 0.0)
+    vectors = open_vectors(pair_set.embedding, modalities, image_weight)
+    titles = title_vectors(items.title.fillna("").tolist())
+    photo_group = items.photo_group.fillna(-1).to_numpy(np.int64)
+    found = find_candidates(pair_set, vectors, titles, photo_group, config.candidates)
+    i, j, _ = found
+    log.info(f"{pair_set.path}: {len(i)} candidate pairs of {len(items)} items")
+    features = PairFeatures(items, vectors, titles, i, j, accepted, config.features)
+    if model is not None:
+        model.check_features(features.names)
+    fold = np.full(len(items), -1, np.int8)
+    if model is None:
+        fold[queries] = fold_of_products(items.label_group[queries].to_numpy(str))
+        fitted = fit_on_queries(features, i, j, fold, labels)
+        if isinstance(fitted, str):
+            return fitted
+        model = fitted
+    probability = np.empty(len(i), np.float32)
+    for start in range(0, len(i), BLOCK):
+        cut = slice(start, start + BLOCK)
+        folds = np.stack([fold[i[cut]], fold[j[cut]]], axis=1)
+        probability[cut] = model.probabilities(features.of(cut), folds)
+    return ProbablePairs(found, smoothed(len(items), i, j, probability), features, model)
+
+
+def fit_on_queries(
+    features: PairFeatures,
+    i: np.ndarray,
+    j: np.ndarray,
+    fold: np.ndarray,
+    labels: CatalogueLabels,
+) -> PairModel | str:
+    """A model of the pairs whose answer is known, or why there is none.
+
+    i, j: (P,) rows; fold: (N,) of a query, -1 of every other item.
+    """
+    code_i, code_j = labels.codes[i], labels.codes[j]
+    known = ((fold[i] >= 0) | (fold[j] >= 0)) & (code_i >= 0) & (code_j >= 0)
+    pairs = np.flatnonzero(known)
+    same = code_i[pairs] == code_j[pairs]
+    folds = np.stack([fold[i[pairs]], fold[j[pairs]]], axis=1)
+    of_queries = labels.codes[: len(fold)][fold >= 0]
+    products, sizes = np.unique(of_queries, return_counts=True)
+    if obstacle := fitting_obstacle(int((sizes > 1).sum()), same, folds):
+        return obstacle
+    return fit(features.of(pairs), same, folds, queries=len(of_queries), products=len(products))
