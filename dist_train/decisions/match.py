@@ -109,10 +109,7 @@ def _decide(
         queries, labels, scored, pair_set.score_floor, by_score, config.precision
     )
     decided["weights"] = pair_set.weights
-    probable, names = (
-        None,
-        ["matches.parquet", "groups.parquet", "submission.csv", "threshold.json"],
-    )
+    probable, names = None, ["matches.parquet", "groups.parquet", "submission.csv"]
     if given.model is not None or not (config.plain or given.threshold is not None):
         probable = decide_by_model(pair_set, queries, labels, scored, decided, given, config)
     if probable is not None:
@@ -141,7 +138,7 @@ def _decide(
             f"{blank[0].as_py()!r}, and its lists part the ids by blanks; read matches.parquet"
         )
     write_json(out / "threshold.json", decided)
-    stage_files.finish(out, counts, [out / name for name in names])
+    stage_files.finish(out, counts, [out / name for name in (*names, "threshold.json")])
     log.info(
         f"{out}: {counts['matches']} matching pairs of {counts['postings']} postings at threshold "
         f"{decided['threshold']:.4f} of the {decided['form']} "

@@ -107,7 +107,10 @@ def test_the_curve_stays_in_its_box_and_marks_the_threshold(scores, data):
 
 
 def test_too_short_a_curve_has_no_chart_and_a_far_threshold_no_mark():
-    assert charts.curve_chart(F1Curve(np.array([0.5]), np.array([1.0]), np.array([1.0]), 0.5, 2), 0.5) is None
+    assert (
+        charts.curve_chart(F1Curve(np.array([0.5]), np.array([1.0]), np.array([1.0]), 0.5, 2), 0.5)
+        is None
+    )
     curve = F1Curve(np.float32([0.6, 0.5]), np.array([0.7, 0.6]), np.ones(2), 0.5, 9)
     assert charts.curve_chart(curve, 0.9).mark is None
 
