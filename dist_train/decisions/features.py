@@ -122,6 +122,11 @@ class PairFeatures:
     def __len__(self) -> int:
         return len(self._i)
 
+    @property
+    def score(self) -> np.ndarray:
+        """The score (P,) float32 of every pair, NaN without a common modality."""
+        return self._values["score"]
+
     def of(self, selection: slice | np.ndarray) -> pd.DataFrame:
         """The features, float32 (n, F), of the pairs of a slice or by their numbers (n,)."""
         i, j = self._i[selection], self._j[selection]

@@ -16,6 +16,7 @@ from dist_train.decisions import pair_model
 from dist_train.decisions.candidates import recall_by_source
 from dist_train.decisions.grouping import Links, group_rows, links_of
 from dist_train.decisions.match_lists import read_postings, write_groups, write_lists
+from dist_train.decisions.pair_tables import to_review, variants, write_pairs
 from dist_train.decisions.probabilities import ProbablePairs, probable_pairs
 from dist_train.decisions.threshold import (
     Given,
@@ -41,7 +42,10 @@ SOURCES = {
     "given": "given",
     "file": "from a file",
     "chosen": "chosen on {items} val items of {products} products",
+    "near-certain": "near-certain pairs alone, as no labels could choose it",
 }
+NEAR_CERTAIN = 0.95
+"""The threshold where there is nothing to choose it on: near-duplicates reach it."""
 log = logging.getLogger(__name__)
 
 
@@ -49,9 +53,9 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
     """Decide which pairs of a pairs directory are matches; returns threshold.json.
 
     One process does the work: under a launcher the others wait for the first.
-    Raises BadInput when no threshold can be chosen, when the given one belongs to another score or
-    lies below the score floor of the pairs, when the links name unknown postings or contradict one
-    another, or when `out` holds something else; Stopped after a signal.
+    Raises BadInput when the given threshold belongs to another score or lies below the score floor
+    of the pairs, when the links name unknown postings or contradict one another, or when `out`
+    holds something else; Stopped after a signal.
     """
     runtime = Runtime("cpu")
     pair_set, given = PairSet(pairs), given_threshold(config)
@@ -60,9 +64,12 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
     queries = queries_of(items, pair_set.proof["pairs"])
     groups = items.label_group.to_numpy(str)[queries]
     if given.threshold is None and (obstacle := scoring_obstacle(groups)):
-        raise BadInput(
+        certain = max(NEAR_CERTAIN, pair_set.score_floor)
+        given = Given(certain, "near-certain", score_threshold=certain)
+        log.warning(
             f"{pair_set.embedding.path}: no threshold can be chosen on the val split: {obstacle}; "
-            "give one: --threshold T or --threshold-from MATCHES"
+            f"only pairs that score {certain:.2f} or more are matches; for others give --threshold "
+            "T or --threshold-from MATCHES"
         )
     lowest = given.score_threshold
     if lowest is not None and not pair_set.reaches(lowest):
@@ -117,6 +124,15 @@ def _decide(
         degree = np.bincount(i, minlength=items) + np.bincount(j, minlength=items)
         probable.model.save(out / pair_model.NAME)
         names.append(pair_model.NAME)
+        threshold, score_threshold = decided["threshold"], decided["score_threshold"]
+        tables = {
+            "reasons": np.flatnonzero(probable.probability >= np.float32(threshold)),
+            "variants": variants(probable, threshold, score_threshold),
+            "review": to_review(probable, items, threshold),
+        }
+        for name, pairs in tables.items():
+            write_pairs(out / f"{name}.parquet", probable, pairs, postings)
+            names.append(f"{name}.parquet")
     elif decided["at_score_floor"]:
         log.warning(
             f"the best threshold lies at the score floor {pair_set.score_floor:.3f} of the pairs: "

@@ -26,7 +26,7 @@ from shards.storage.files import read_json
 
 FORMAT = 5
 NAME = "threshold.json"
-Source = Literal["given", "file", "chosen"]
+Source = Literal["given", "file", "chosen", "near-certain"]
 Form = Literal["score", "pair model"]
 
 
