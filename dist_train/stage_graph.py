@@ -138,7 +138,7 @@ def stage_graph(config: Config) -> list[Stage]:
             stage = _train(config, modality, f"{name}-{modality}", options)
             stages.append(replace(stage, one_process=True))
         stages.append(_embed(config, f"{name}-"))
-    return stages + _matching(config, given.threshold) + _scoring(config)
+    return stages + _matching(config, given.score_threshold) + _scoring(config)
 
 
 def _pack(config: Config) -> Stage:

@@ -1,5 +1,6 @@
 """What a later stage would fail for, found before the first hour of work."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from shards.read.shard_set import Item, ShardSet
 from shards.storage.errors import BadInput
 
 NOUNS: dict[Modality, str] = {"image": "photo", "text": "title"}
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,7 +72,7 @@ def labels_of_shards(shards: Path) -> Labels:
 
 
 def check_labels(config: Config, labels: Labels) -> None:
-    """Raise BadInput if labels or items do not suffice for the trainings and the threshold."""
+    """Raise BadInput if labels or items do not suffice for the trainings; warn for the match."""
     where = labels.where
     for modality in config.encoders:
         noun, epochs = NOUNS[modality], config.training(modality).epochs
@@ -91,10 +93,10 @@ def check_labels(config: Config, labels: Labels) -> None:
     groups = [group for group, count in labels.val.items() for _ in range(min(count, 2))]
     obstacle = scoring_obstacle(np.asarray(groups, object))
     if given.threshold is None and given.threshold_from is None and obstacle:
-        raise BadInput(
+        log.warning(
             f"{where}: no threshold can be chosen on the val split: {obstacle} (a fifth of all "
-            "products are val); label more products, or give match.threshold or "
-            "match.threshold_from"
+            "products are val), so only near-certain pairs will match; label more products, or "
+            "give match.threshold or match.threshold_from"
         )
 
 
