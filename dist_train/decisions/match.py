@@ -203,8 +203,10 @@ def decide_by_model(
         log.info(f"the score alone decides: {decided['no_model']}")
         return None
     recall = recall_by_source(probable.candidates, labels.codes[: len(is_query)])
+    score_floor = decided["score_floor"]
     decided.update(by_model)
     decided["form"], decided["score_threshold"] = "pair model", score_threshold
+    decided["score_floor"], decided["at_score_floor"] = score_floor, False
     decided["gain"] = gain
     decided["candidates"] = {"pairs": len(probable.probability), "recall": recall}
     return probable
