@@ -15,7 +15,7 @@ import yaml
 
 from dist_train.config.options import Config, EmbedConfig, IndexConfig, JoinConfig, MatchConfig
 from dist_train.config.training import Modality, TrainingOptions, as_json, result_options
-from dist_train.decisions.threshold import check_same_score, given_threshold
+from dist_train.decisions.threshold import Given, check_same_score, given_threshold
 from dist_train.distributed.launcher import under_launcher
 from dist_train.evaluation.scores import Scores
 from dist_train.matching.pairs import PairSet
@@ -138,7 +138,7 @@ def stage_graph(config: Config) -> list[Stage]:
             stage = _train(config, modality, f"{name}-{modality}", options)
             stages.append(replace(stage, one_process=True))
         stages.append(_embed(config, f"{name}-"))
-    return stages + _matching(config, given.score_threshold) + _scoring(config)
+    return stages + _matching(config, given) + _scoring(config)
 
 
 def _pack(config: Config) -> Stage:
@@ -189,12 +189,12 @@ def _embed(config: Config, prefix: str) -> Stage:
     return Stage(out.name, "embed", tuple(words), call, result, config.embed, after)
 
 
-def _matching(config: Config, threshold: float | None) -> list[Stage]:
+def _matching(config: Config, given: Given) -> list[Stage]:
     """Index, join and match."""
     names = ("embedding", "index", "pairs", "matches")
     embedding, index, pairs, matches = (config.out / name for name in names)
     indexed, joined, matched = (out / stage_files.MANIFEST for out in (index, pairs, matches))
-    done, limit = joined.exists(), config.join.max_score_floor
+    done, limit, threshold = joined.exists(), config.join.max_score_floor, given.score_threshold
     # The join keeps all pairs from a given threshold on. If finished pairs reach down to it, their
     # limit stays, so that another threshold costs no join.
     if limit is None and done and (threshold is None or PairSet(pairs).reaches(threshold)):
@@ -202,7 +202,9 @@ def _matching(config: Config, threshold: float | None) -> list[Stage]:
     elif threshold is not None:
         limit = threshold if limit is None else min(limit, threshold)
     join_options = replace(config.join, max_score_floor=limit)
-    match_options = MatchConfig(threshold=threshold)
+    match_options = config.match
+    if given.model is None:  # the number of a file, which may be replaced before the match
+        match_options = replace(match_options, threshold=given.threshold, threshold_from=None)
 
     def call() -> None:
         from dist_train.matching.index import build_index

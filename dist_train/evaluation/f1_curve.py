@@ -12,7 +12,7 @@ import numpy as np
 from dist_train.evaluation.metrics import group_codes
 
 # Two means of the same fractions added in another order may differ in the last digits; such
-# a difference must not decide between two thresholds.
+# a difference must not decide between two thresholds, nor whether a precision is reached.
 SAME_F1 = 1e-12
 LEAST_PAIRS_PER_ITEM = 100.0
 """Far more than are true where products have few items."""
@@ -62,7 +62,7 @@ class F1Curve:
 
         The threshold lies as that of `best`.
         """
-        reached = np.flatnonzero(self.precision >= precision)
+        reached = np.flatnonzero(self.precision >= precision - SAME_F1)
         return self._between(int(reached[-1]) if len(reached) else None)
 
     def _between(self, k: int | None) -> tuple[float, float]:

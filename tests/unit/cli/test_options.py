@@ -10,12 +10,15 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from dist_train import cli
 from dist_train.config.options import Config
 from dist_train.config.slurm import SlurmConfig
+from dist_train.decisions import pair_model
 from dist_train.doctor import doctor as examination
 from dist_train.doctor.finding import Finding, fault
 from dist_train.planning import plan as planning
@@ -62,11 +65,13 @@ PIPELINE = {
               "recall_rows": 50},
     "join": {"engine": "gemm", "pairs_per_item": 10.0, "max_score_floor": 0.4, "neighbours": 3,
              "memory": "3GB", "audit_rows": 20, "device": "cpu"},
-    "match": {"threshold": 0.5},
+    "match": {"threshold": 0.5, "plain": True, "candidates": 30, "features": ["name", "size"],
+              "max_group": 9, "must_link": "same.csv", "cannot_link": "different.csv"},
 }  # fmt: skip
 """Every option of every stage, each with another value than its default."""
 ELSEWHERE = {"photos_per_product": {"order": "global", "photos_per_product": 2},
-             "threshold_from": {"threshold": None, "threshold_from": "t.json"}}  # fmt: skip
+             "threshold_from": {"threshold": None, "threshold_from": "t.json"},
+             "precision": {"threshold": None, "precision": 0.9}}  # fmt: skip
 """Options that do not go with another of the table: what changes when they are given."""
 SECTIONS = ["pack", "image", "text", "embed", "index", "join", "match", "evaluate", "report"]
 JOB = {
@@ -116,7 +121,7 @@ def plain(value: Any) -> Any:
 def pipeline_options() -> set[str]:
     """Of the tables, but for Slurm's."""
     own = {f"image.{name}" for name in ELSEWHERE if name == "photos_per_product"}
-    own |= {"text.photos_per_product", "match.threshold_from"}
+    own |= {"text.photos_per_product", "match.threshold_from", "match.precision"}
     return own | set(leaves(PIPELINE)) | set(leaves(TOP))
 
 
@@ -263,6 +268,8 @@ def test_options_of_run_that_do_not_go_with_others(verb: Verb, stages: list[Call
     assert [call.given[3]["photos_per_product"] for call in stages if call.stage == "train"] == [
         2, 2
     ]  # fmt: skip
+    assert verb("run", write(given | {"match": ELSEWHERE["precision"]}))[0] == 0
+    assert holds(stages[-2].given[2], ELSEWHERE["precision"])
     untrained = [call for call in stages if call.stage == "train"][1].given[3]
     assert (untrained["epochs"], untrained["encoder"]["pretrained"]) == (0.0, True)
 
@@ -327,7 +334,30 @@ def test_every_option_of_a_stage_reaches_the_file_that_its_job_reads(verb: Verb)
     given = {"threshold_from": "t.json"}
     assert verb("submit", write(other | {"match": given}), "--dry-run")[0] == 0
     file = Path("runs/other/slurm/dry-run/match.yaml")
-    assert yaml.safe_load(file.read_text()) == {"threshold": 0.7}
+    written = yaml.safe_load(file.read_text())
+    assert (written["threshold"], "threshold_from" in written) == (0.7, False)
+    assert verb("submit", write(other | {"match": ELSEWHERE["precision"]}), "--dry-run")[0] == 0
+    assert yaml.safe_load(file.read_text())["precision"] == 0.9
+
+
+def test_a_pair_model_of_another_match_reaches_the_match(verb: Verb, stages: list[Call]) -> None:
+    """The threshold beside it is of a probability, so the join goes by that of the score alone."""
+    same = np.arange(200) % 2 == 0
+    folds = np.stack([np.arange(200) % 5, np.full(200, -1)], axis=1)
+    model = pair_model.fit(pd.DataFrame({"score": same + 0.0}), same, folds, queries=9, products=5)
+    model.save(Path("pair_model.json"))
+    known = {"form": "pair model", "threshold": 0.6, "score_threshold": 0.7}
+    Path("t.json").write_text(json.dumps(known | {"weights": {"image": 1.0}}))
+    columns = {"columns": {"posting_id": "sku", "title": "name"}}
+    given = {"catalogue": "c.csv", "out": "o", "encoders": ["image"], "images": "photos"} | columns
+    given |= {"match": {"threshold_from": "t.json"}}
+    assert verb("run", write(given))[0] == 0
+    join, match = (call for call in stages if call.stage in ("build_pairs", "match"))
+    assert join.given[3]["max_score_floor"] == 0.7
+    assert (match.given[2]["threshold"], match.given[2]["threshold_from"]) == (None, "t.json")
+    assert verb("submit", write(given | {"out": "other"}), "--dry-run")[0] == 0
+    written = yaml.safe_load(Path("other/slurm/dry-run/match.yaml").read_text())
+    assert (written["threshold_from"], "threshold" in written) == ("t.json", False)
 
 
 def test_the_options_above_the_stages_reach_the_commands(verb: Verb) -> None:

@@ -97,6 +97,12 @@ def test_how_fields_are_left_out_of_nested_options_too() -> None:
         (TextEncoderOptions, {"max_length": 0}, "max_length"),
         (TextEncoderOptions, {"dropout": 1.5}, "dropout"),
         (MatchConfig, {"threshold": float("nan")}, "threshold"),
+        (MatchConfig, {"threshold": 0.5, "precision": 0.9}, "threshold and precision: give one"),
+        (MatchConfig, {"threshold_from": Path("t"), "precision": 0.9}, "give one of them"),
+        (MatchConfig, {"precision": 1.5}, "precision: 1.5, must lie in 0 to 1"),
+        (MatchConfig, {"precision": float("nan")}, "precision"),
+        (MatchConfig, {"candidates": 0}, "candidates: 0, must lie in 1"),
+        (MatchConfig, {"max_group": 0}, "max_group: 0, must lie in 1"),
     ],
 )
 def test_options_that_cannot_work_are_refused_by_name(kind: type, options: dict, said: str) -> None:
@@ -112,6 +118,9 @@ def test_defaults_and_the_edges_of_what_is_allowed() -> None:
     for threshold in (0.0, -1.0):
         assert MatchConfig(threshold=threshold).threshold == threshold
         assert JoinConfig(max_score_floor=threshold).max_score_floor == threshold
+    for precision in (0.0, 1.0):
+        assert MatchConfig(precision=precision).precision == precision
+    MatchConfig(candidates=1, max_group=1, features=(), plain=True)
 
 
 # ── where a model option points

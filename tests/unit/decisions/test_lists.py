@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from dist_train.decisions import groups, match_lists
-from dist_train.decisions.match_lists import read_postings, write_lists
+from dist_train.decisions.match_lists import read_postings, write_groups, write_lists
 from dist_train.distributed.stage import PAIRS
 from dist_train.matching import pairs as joined
 from dist_train.matching.pairs import PairSet
@@ -41,10 +41,19 @@ def case(tmp_path):
 
 
 def lists_of(folder, pairs):
-    """Written into `folder`; the counts."""
+    """The lists, and the components of the matches as groups, in `folder`; the counts."""
     degree = np.bincount(np.r_[pairs.i, pairs.j], minlength=N)
-    found = read_postings(folder / "items.parquet")
-    return write_lists(PairSet(folder / "joined"), folder, found, degree, THRESHOLD)
+    found, together = read_postings(folder / "items.parquet"), groups.Groups(N + 1)
+
+    def accepted():
+        for batch in PairSet(folder / "joined").batches():
+            matches = batch[batch.score >= np.float32(THRESHOLD)]
+            together.join(matches.i.to_numpy(), matches.j.to_numpy())
+            yield matches
+
+    counts = write_lists(accepted(), folder, found, degree)
+    write_groups(folder / "groups.parquet", found, together.numbers())
+    return counts
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from dist_train.config.options import MatchConfig
 from dist_train.decisions.threshold import (
     Given,
+    QueryMatches,
     Threshold,
     decide_threshold,
     given_threshold,
@@ -30,14 +31,21 @@ def items_of(splits: list[str], labels: list[str], photos: list[int] | None = No
     })  # fmt: skip
 
 
-def decide(items: pd.DataFrame, pairs: pd.DataFrame, score_floor: float, given: Given) -> Threshold:
+def decide(
+    items: pd.DataFrame,
+    pairs: pd.DataFrame,
+    score_floor: float,
+    given: Given,
+    precision: float | None = None,
+) -> Threshold:
     """As match calls it, with the pairs of val items and others that are left out by it."""
-    labels = CatalogueLabels.of(items.label_group)
-    return decide_threshold(queries_of(items, len(pairs)), labels, pairs, score_floor, given)
+    labels, queries = CatalogueLabels.of(items.label_group), queries_of(items, len(pairs))
+    matches = QueryMatches.of(queries, labels, pairs)
+    return decide_threshold(queries, labels, matches, score_floor, given, precision)
 
 
-def mean_f1(items: pd.DataFrame, pairs: pd.DataFrame, threshold: float) -> float:
-    """Mean F1 of the val items, each matched with every posting that has a label, by sets.
+def means(items: pd.DataFrame, pairs: pd.DataFrame, threshold: float) -> tuple[float, float]:
+    """Mean F1 and precision of the val items, each matched with every labelled posting, by sets.
 
     Where postings have no label a wrong match counts as many times as there are postings for each
     labelled one.
@@ -55,8 +63,13 @@ def mean_f1(items: pd.DataFrame, pairs: pd.DataFrame, threshold: float) -> float
         product = {m for m in labelled if labels[m] == labels[n]}
         right = 1 + len(said[n] & product)
         predicted = right + len(said[n] - product) * len(items) / len(labelled)
-        found.append(2 * right / (predicted + len(product)))
-    return float(np.mean(found))
+        found.append((2 * right / (predicted + len(product)), right / predicted))
+    f1, precision = np.mean(found, axis=0)
+    return float(f1), float(precision)
+
+
+def mean_f1(items: pd.DataFrame, pairs: pd.DataFrame, threshold: float) -> float:
+    return means(items, pairs, threshold)[0]
 
 
 @st.composite
@@ -92,6 +105,31 @@ def test_the_chosen_threshold_is_the_best_over_distinct_scores(case):
     assert chosen["items"] == val.sum()
     assert chosen["products"] == items.label_group[val].nunique()
     assert chosen["threshold"] == np.float32(chosen["threshold"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogues(), st.sampled_from([0.3, 0.5, 0.75, 0.9, 1.0]))
+def test_the_lowest_threshold_of_a_precision_reaches_it(case, precision):
+    items, pairs = case
+    chosen = decide(items, pairs, 0.1, CHOOSE, precision)
+    least = precision - 1e-12
+    reached = [score for score in {*pairs.score} if means(items, pairs, score)[1] >= least]
+    lowest = min(reached, default=2.0)
+    assert means(items, pairs, chosen["threshold"])[1] >= precision - 1e-9
+    accepted, wanted = ((pairs.score >= np.float32(t)) for t in (chosen["threshold"], lowest))
+    assert accepted.tolist() == wanted.tolist()
+    assert chosen["f1"] == pytest.approx(mean_f1(items, pairs, lowest), abs=1e-9)
+    assert (chosen["source"], chosen["objective"]) == ("chosen", f"mean precision {precision}")
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogues(), st.sampled_from([0.3, 0.305, 0.5, 2.0]))
+def test_f1_of_each_query_at_a_threshold_has_the_mean_that_is_chosen_by(case, threshold):
+    items, pairs = case
+    labels, queries = CatalogueLabels.of(items.label_group), queries_of(items, len(pairs))
+    f1 = QueryMatches.of(queries, labels, pairs).f1(threshold, labels.sizes[queries], labels.times)
+    assert f1.shape == queries.shape
+    assert f1.mean() == pytest.approx(mean_f1(items, pairs, threshold))
 
 
 def test_the_curve_in_the_file_says_the_same():
@@ -159,7 +197,9 @@ def test_a_posting_that_was_rejected_is_missed():
     items = items_of(["val", "val"], ["a", "a"])
     pairs = pd.DataFrame({"i": [0], "j": [1], "score": np.float32([0.9])})
     labels = CatalogueLabels.of(pd.Series(["a", "a", "a"]))  # the third has no vector row
-    chosen = decide_threshold(queries_of(items, 1), labels, pairs, 0.1, CHOOSE)
+    queries = queries_of(items, 1)
+    matches = QueryMatches.of(queries, labels, pairs)
+    chosen = decide_threshold(queries, labels, matches, 0.1, CHOOSE)
     assert chosen["f1"] == pytest.approx(2 * 2 / (2 + 3))
 
 

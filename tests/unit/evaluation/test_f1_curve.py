@@ -33,6 +33,10 @@ def mean_f1(groups, i, j, accepted) -> float:
     return per_item_scores(groups, i[accepted], j[accepted])[0].mean()
 
 
+def mean_precision(groups, i, j, accepted) -> float:
+    return per_item_scores(groups, i[accepted], j[accepted])[1].mean()
+
+
 @given(scored_pairs())
 def test_every_entry_equals_brute_force(case):
     groups, i, j, scores = case
@@ -40,6 +44,8 @@ def test_every_entry_equals_brute_force(case):
     np.testing.assert_array_equal(curve.thresholds, np.unique(scores)[::-1])
     expected = [mean_f1(groups, i, j, scores >= t) for t in curve.thresholds]
     np.testing.assert_allclose(curve.f1, expected, atol=1e-12)
+    expected = [mean_precision(groups, i, j, scores >= t) for t in curve.thresholds]
+    np.testing.assert_allclose(curve.precision, expected, atol=1e-12)
     assert curve.base == pytest.approx(mean_f1(groups, i, j, scores > 2))
     assert curve.items == len(groups)
 
@@ -54,6 +60,18 @@ def test_best_threshold_selects_the_best_pairs_and_no_others(case):
     for compared in (scores, scores.astype(np.float64)):
         assert mean_f1(groups, i, j, compared >= threshold) == pytest.approx(f1, abs=1e-11)
     assert curve.at(threshold) == f1
+
+
+@given(scored_pairs(), st.sampled_from([0.2, 0.6, 0.9, 1.0]))
+def test_the_most_pairs_of_a_mean_precision_are_selected(case, precision):
+    groups, i, j, scores = case
+    threshold, f1 = f1_curve(groups, i, j, scores).precise(precision)
+    reached = [mean_precision(groups, i, j, scores >= t) for t in np.unique(scores)]
+    cuts = np.unique(scores)[np.array(reached) >= precision - 1e-12]
+    wanted = scores >= min(cuts, default=np.float32(2))
+    for compared in (scores, scores.astype(np.float64)):
+        np.testing.assert_array_equal(compared >= threshold, wanted)
+    assert f1 == pytest.approx(mean_f1(groups, i, j, wanted), abs=1e-11)
 
 
 @given(scored_pairs())
@@ -202,6 +220,7 @@ def test_json_brings_the_curve_back_exactly(case):
     back = F1Curve.from_json(json.loads(json.dumps(curve.as_json())))
     np.testing.assert_array_equal(back.thresholds, curve.thresholds)
     np.testing.assert_array_equal(back.f1, curve.f1)
+    np.testing.assert_array_equal(back.precision, curve.precision)
     assert (back.base, back.items, back.best()) == (curve.base, curve.items, curve.best())
 
 
