@@ -1,6 +1,7 @@
 """Trivial matchers: same photo, similar titles. A trained model is worth what it adds to them."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ from shards.catalogue.titles import readable_title
 
 # Products of a word's weight in one title and in another, held at a time: 12 bytes each, 240 MB.
 PRODUCTS_AT_ONCE = 20_000_000
-PAIRS_AT_ONCE = 1_000_000
+# Pairs whose rows of terms, some hundred numbers each, are held at a time.
+PAIRS_AT_ONCE = 100_000
 SCORE_FLOOR = 0.2
 """The lowest score of the title pairs that are kept. All pairs score 0 or more."""
 Titles = Sequence[str | None] | np.ndarray
@@ -43,7 +45,7 @@ def title_pairs(titles: Titles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     titles: (N,). Returns (i, j, score), (P,) int64, int64, float32, i < j and
     score >= SCORE_FLOOR. Time grows with the sum over words of (titles with the word) squared.
     """
-    words = _word_vectors(titles)
+    words = word_vectors(titles)
     nothing = np.empty(0, np.int64)
     found = [(nothing, nothing, np.empty(0, np.float32))]
     for start, stop in _blocks(words):
@@ -61,24 +63,40 @@ def title_scores(titles: Titles, i: np.ndarray, j: np.ndarray) -> np.ndarray:
 
     titles: (N,), all of them, because they decide which words are rare; i, j: (P,) rows.
     """
-    words = _word_vectors(titles)
+    return cosines(word_vectors(titles), i, j)
+
+
+def cosines(vectors: sparse.csr_matrix, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """The cosines of pairs of rows, float32 (P,), at most 1 and 0 without a common term.
+
+    vectors: (N, V) float32 unit rows; i, j: (P,) rows.
+    """
     scores = np.empty(len(i), np.float32)
     for start in range(0, len(i), PAIRS_AT_ONCE):
         cut = slice(start, start + PAIRS_AT_ONCE)
-        both = words[i[cut]].multiply(words[j[cut]])
+        both = vectors[i[cut]].multiply(vectors[j[cut]])
         scores[cut] = np.minimum(np.asarray(both.sum(axis=1)).ravel(), np.float32(1))
     return scores
 
 
-def _word_vectors(titles: Titles) -> sparse.csr_matrix:
-    """(N, words) float32, unit rows; a zero row where there is no word."""
-    texts = [readable_title(title) if isinstance(title, str) else "" for title in titles]
+def word_vectors(titles: Titles) -> sparse.csr_matrix:
+    """TF-IDF of words with binary counts: see `term_vectors`."""
     # One-letter words are kept: sizes and counts distinguish variants of a product.
-    vectorizer = TfidfVectorizer(binary=True, token_pattern=r"(?u)\b\w+\b", dtype=np.float32)
-    tokens = vectorizer.build_analyzer()
-    if not any(tokens(text) for text in texts):
-        return sparse.csr_matrix((len(texts), 1), dtype=np.float32)
-    return vectorizer.fit_transform(texts).tocsr()
+    return term_vectors(titles, binary=True, token_pattern=r"(?u)\b\w+\b")
+
+
+def term_vectors(titles: Titles, **options: Any) -> sparse.csr_matrix:
+    """TF-IDF of titles (N,), float32 (N, V): unit rows, a zero row where there is no term.
+
+    options: those of scikit-learn's TfidfVectorizer, which say what a term is. Where no title has
+    one, V is 1.
+    """
+    texts = [readable_title(title) if isinstance(title, str) else "" for title in titles]
+    try:
+        found = TfidfVectorizer(dtype=np.float32, **options).fit_transform(texts)
+    except ValueError:  # no title has a term, or none that is in min_df titles
+        found = sparse.csr_matrix((len(texts), 1), dtype=np.float32)
+    return sparse.csr_matrix(found)
 
 
 def _blocks(words: sparse.csr_matrix) -> Iterator[tuple[int, int]]:

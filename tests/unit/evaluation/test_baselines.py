@@ -73,7 +73,7 @@ def test_title_pairs_equal_all_against_all(titles, floor, at_once):
 
 def test_no_more_products_are_held_at_once_than_may_be():
     titles = ["kopi hitam", "kopi", "teh", "kopi susu", "gula kopi"] * 20
-    vectors, held = baselines._word_vectors(titles), []
+    vectors, held = baselines.word_vectors(titles), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "PRODUCTS_AT_ONCE", 500)
         for start, stop in baselines._blocks(vectors):
