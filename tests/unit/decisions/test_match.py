@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,23 +25,33 @@ from shards.storage.errors import BadInput
 from shards.storage.files import write_parquet
 
 PRODUCTS, EACH, D = 60, 5, 24
+MANY_PRODUCTS = 150
+"""So many that a fifth of them suffices for a pair model."""
 WEIGHTS = {"weights": {"image": 0.5, "text": 0.5}}
 """Of the score over both modalities, as a threshold.json names them."""
 
 
-def write_set(out, seed: int = 0, labels: str | None = "g{product}") -> None:
+def write_set(
+    out,
+    seed: int = 0,
+    labels: str | None = "g{product}",
+    products: int = PRODUCTS,
+    title: str = "",
+) -> None:
     """Noisy copies of products, a fifth val; some postings rejected, some without a photo.
 
-    labels: how the label group is formed of `product` and `number`; None for none at all.
+    labels: how the label group is formed of `product` and `number`, None for none at all; title:
+    how the title is. The catalogue carries the column brand.
     """
     rng = np.random.default_rng(seed)
-    N = PRODUCTS * EACH
-    product = rng.permutation(np.repeat(np.arange(PRODUCTS), EACH))
+    N = products * EACH
+    product = rng.permutation(np.repeat(np.arange(products), EACH))
     split = np.where(product % 5 == 0, "val", np.where(product % 5 == 1, "test", "train"))
-    stage_files.begin(out, EMBEDDING, {"by": "hand", "seed": seed, "labels": labels}, {})
+    made_with = {"by": "hand", "seed": seed, "labels": labels, "title": title}
+    stage_files.begin(out, EMBEDDING, made_with, {})
     files, has = [out / "items.parquet"], {}
     for name in ("image", "text"):
-        rows = rng.standard_normal((PRODUCTS, D))[product] + 0.6 * rng.standard_normal((N, D))
+        rows = rng.standard_normal((products, D))[product] + 0.6 * rng.standard_normal((N, D))
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         if name == "image":
             rows[::7] = 0
@@ -52,8 +64,9 @@ def write_set(out, seed: int = 0, labels: str | None = "g{product}") -> None:
             labels.format(product=p, number=n) if labels else "" for n, p in enumerate(product)
         ],
         "split": split,
-        "title": "", "has_image": has["image"], "has_text": has["text"], "status": "embedded",
-        "sha256": "", "phash": "", "photo_group": -1,
+        "title": [title.format(product=p, number=n) for n, p in enumerate(product)],
+        "has_image": has["image"], "has_text": has["text"], "status": "embedded",
+        "sha256": "", "phash": "", "photo_group": -1, "brand": [f"b{p % 7}" for p in product],
     })  # fmt: skip
     lost = table.iloc[:2].assign(row=-1, posting_id=["lost1", "lost2"], status="rejected")
     write_parquet(files[0], pd.concat([lost, table.sample(frac=1, random_state=1)]))
@@ -69,6 +82,18 @@ def made(tmp_path_factory):
         config = JoinConfig(engine=engine, device="cpu", pairs_per_item=20)
         build_pairs(folder / "emb", folder / "index", folder / f"{engine}-pairs", config)
         match(folder / f"{engine}-pairs", folder / engine, MatchConfig())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def titled(tmp_path_factory):
+    """Pairs of products that their titles tell apart better than their vectors, and two matches."""
+    folder = tmp_path_factory.mktemp("titled")
+    write_set(folder / "emb", products=MANY_PRODUCTS, title="thing model{product}")
+    build_index(folder / "emb", folder / "index", IndexConfig())
+    build_pairs(folder / "emb", folder / "index", folder / "pairs", JoinConfig(device="cpu"))
+    match(folder / "pairs", folder / "by-model", MatchConfig())
+    match(folder / "pairs", folder / "by-score", MatchConfig(plain=True))
     return folder
 
 
@@ -226,27 +251,136 @@ def batches(monkeypatch) -> Iterator[list[int]]:
     return seen
 
 
-def test_a_match_reads_the_pairs_twice(made, tmp_path, batches):
+@pytest.mark.parametrize(("plain", "times"), [(True, 3), (False, 2)])
+def test_how_often_a_match_reads_the_pairs(titled, tmp_path, batches, plain, times):
+    """By the score for the threshold, the lists and the groups.
+
+    By the pair model for the threshold on the score and for the candidates, which it then holds.
+    """
+    counts = json.loads(read(titled / "pairs", "manifest.json"))["counts"]
+    decided = match(titled / "pairs", tmp_path / "m", MatchConfig(plain=plain))
+    assert decided["form"] == ("score" if plain else "pair model")
+    assert sum(batches) == times * counts["pairs"]
+
+
+def test_too_few_val_products_for_a_pair_model_cost_no_more_reads(made, tmp_path, batches):
     counts = json.loads(read(made / "gemm-pairs", "manifest.json"))["counts"]
-    match(made / "gemm-pairs", tmp_path / "m", MatchConfig())
-    assert sum(batches) == 2 * counts["pairs"]
+    decided = match(made / "gemm-pairs", tmp_path / "m", MatchConfig())
+    assert "it takes 20 val products" in decided["no_model"]
+    assert sum(batches) == 3 * counts["pairs"]
 
 
-def test_groups_are_what_a_walk_along_the_matches_reaches_in_the_catalogue_s_order(made):
+# Groups
+
+
+def by_average_linkage(matches: pd.Series, most: int, cut: float) -> dict[str, set[str]]:
+    """The group of each posting: the closest two groups are merged, over and over.
+
+    Two are as close as the share of their pairs that match; of equally close ones those with the
+    first vector rows. matches: the list of each posting, pN being vector row N.
+    """
+    row = {name: int(name[1:]) for name in matches.index if name[0] == "p"}
+    group = {number: {name} for name, number in row.items()}
+    between = Counter(
+        (row[one], row[other]) for one in row for other in matches[one] if row[one] < row[other]
+    )
+    least = round(cut * 2**24) / 2**24  # as the probabilities are rounded
+    while True:
+        close = [
+            (-count / (len(group[a]) * len(group[b])), a, b)
+            for (a, b), count in between.items()
+            if len(group[a]) + len(group[b]) <= most
+        ]
+        mean, a, b = min(close, default=(0.0, 0, 0))
+        if -mean < least:
+            return {name: {name} for name in matches.index} | {
+                name: members for members in group.values() for name in members
+            }
+        group[a] |= group.pop(b)
+        merged: Counter = Counter()
+        for ends, count in between.items():
+            x, y = sorted(a if end == b else end for end in ends)
+            merged[x, y] += count if x != y else 0
+        between = Counter({ends: count for ends, count in merged.items() if count})
+
+
+def test_groups_are_those_of_average_linkage_in_the_catalogue_s_order(made):
+    """Of the matches, at the cut that is best for the val postings."""
+    decided = json.loads(read(made / "gemm", "threshold.json"))
     matches = read(made / "gemm", "matches.parquet").set_index("posting_id").matches
-    number: dict[str, int] = {}
-    for first in matches.index:
-        ahead = [] if first in number else [first]
-        fresh = max(number.values(), default=-1) + 1
-        while ahead:
-            here = ahead.pop()
-            if here not in number:
-                number[here] = fresh
-                ahead.extend(matches[here])
+    items = read(made / "emb", "items.parquet").set_index("posting_id")
+    product = items.groupby("label_group").groups
+    val = items.index[(items.split == "val") & (items.status == "embedded")]
+    f1 = {}
+    for cut in [step / 20 for step in range(1, 19)]:
+        found = by_average_linkage(matches, 2 * (EACH + 1), cut)
+        true = {name: set(product[items.label_group[name]]) for name in val}
+        scores = [2 * len(found[n] & true[n]) / (len(found[n]) + len(true[n])) for n in val]
+        f1[cut] = round(float(np.mean(scores)), 12)
+        if cut == decided["groups_cut"]:
+            wanted = found
+    assert decided["groups_cut"] == max(f1, key=lambda cut: (f1[cut], cut))
     groups = read(made / "gemm", "groups.parquet")
     assert groups.posting_id.tolist() == matches.index.tolist()
+    number: dict[str, int] = {}
+    for name in groups.posting_id:
+        fresh = max(number.values(), default=-1) + 1
+        number |= {} if name in number else dict.fromkeys(wanted[name], fresh)
     assert groups.group_id.tolist() == [number[name] for name in groups.posting_id]
-    assert 1 < groups.group_id.value_counts().max() < len(groups) / 2
+    assert 1 < groups.group_id.value_counts().max() <= 2 * (EACH + 1)
+
+
+# The pair model
+
+
+def test_a_pair_model_decides_where_it_is_better_on_val(titled):
+    decided, plain = (
+        json.loads(read(titled / name, "threshold.json")) for name in ("by-model", "by-score")
+    )
+    assert (decided["form"], decided["no_model"]) == ("pair model", None)
+    assert (plain["form"], plain["gain"], plain["candidates"]) == ("score", None, None)
+    assert decided["score_threshold"] == plain["score_threshold"] == plain["threshold"]
+    assert decided["gain"]["f1"] == pytest.approx(decided["f1"] - plain["f1"])
+    assert decided["gain"]["low"] > 0
+    assert 0 < decided["candidates"]["recall"]["words"] <= decided["candidates"]["recall"]["all"]
+    names = {"matches.parquet", "groups.parquet", "threshold.json", "submission.csv"}
+    manifest = json.loads(read(titled / "by-score", "manifest.json"))
+    assert manifest["files"].keys() == names
+    manifest = json.loads(read(titled / "by-model", "manifest.json"))
+    names |= {"pair_model.json", "reasons.parquet", "variants.parquet", "review.parquet"}
+    assert manifest["files"].keys() == names
+    assert manifest["counts"]["pairs"] == decided["candidates"]["pairs"]
+    matches = read(titled / "by-model", "matches.parquet")
+    assert matches.degree.sum() == 2 * decided["candidates"]["pairs"]
+    scores = np.concatenate([row[1:] for row in matches.scores])
+    assert np.float32(decided["threshold"]) <= scores.min() < scores.max() <= 1
+
+
+def test_the_pair_model_of_a_match_decides_about_another_catalogue(titled, tmp_path):
+    """Without labels, and whatever its score is there."""
+    write_set(tmp_path / "emb", seed=5, labels=None, title="thing model{product}")
+    build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
+    build_pairs(tmp_path / "emb", tmp_path / "index", tmp_path / "pairs", JoinConfig(device="cpu"))
+    config = MatchConfig(threshold_from=titled / "by-model")
+    found = match(tmp_path / "pairs", tmp_path / "m", config)
+    given = json.loads(read(titled / "by-model", "threshold.json"))
+    assert (found["form"], found["source"], found["gain"]) == ("pair model", "file", None)
+    for name in ("threshold", "score_threshold"):
+        assert found[name] == given[name]
+    for name in ("features", "boosters"):
+        one, other = (
+            json.loads(read(m, "pair_model.json")) for m in (titled / "by-model", tmp_path / "m")
+        )
+        assert one[name] == other[name]
+    items = read(tmp_path / "emb", "items.parquet").set_index("posting_id")
+    matches = read(tmp_path / "m", "matches.parquet")
+    right = [
+        items.title[own] == items.title[other]
+        for own, row in zip(matches.posting_id, matches.matches, strict=True)
+        for other in row[1:]
+    ]
+    assert len(right) > PRODUCTS * EACH
+    assert np.mean(right) > 0.95
 
 
 def test_a_threshold_below_the_score_floor_is_refused_before_any_work(made, tmp_path):
@@ -288,13 +422,18 @@ def test_a_join_told_of_the_threshold_keeps_all_its_pairs(made, tmp_path):
         ("g", "all items are of one product"),
     ],
 )
-def test_without_products_to_tell_apart_a_threshold_must_be_given(tmp_path, labels, obstacle):
+def test_without_products_to_tell_apart_only_near_certain_pairs_match(
+    tmp_path, caplog, labels, obstacle
+):
     write_set(tmp_path / "emb", labels=labels)
     build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
     build_pairs(tmp_path / "emb", tmp_path / "index", tmp_path / "pairs", JoinConfig(device="cpu"))
-    with pytest.raises(BadInput, match=f"{obstacle}.*--threshold T or --threshold-from MATCHES"):
-        match(tmp_path / "pairs", tmp_path / "m", MatchConfig())
-    assert not (tmp_path / "m").exists()  # refused before anything is claimed
+    decided = match(tmp_path / "pairs", tmp_path / "m", MatchConfig())
+    assert re.search(f"{obstacle}; only pairs that score 0.95 or more .*--threshold T", caplog.text)
+    assert (decided["source"], decided["form"]) == ("near-certain", "score")
+    assert decided["threshold"] == np.float32(0.95)
+    certain = (pairs_of(tmp_path / "pairs").score >= np.float32(0.95)).sum()
+    assert json.loads(read(tmp_path / "m", "manifest.json"))["counts"]["matches"] == certain
     given = match(tmp_path / "pairs", tmp_path / "n", MatchConfig(threshold=0.7))
     assert (given["curve"] is None) == (labels is None)
 

@@ -32,10 +32,12 @@ from shards.storage.errors import BadInput, Failed, NoGPU
 from shards.storage.files import read_json
 from tests.support.damage import flip_photos
 from tests.support.tiny_models import add_code
-from tests.unit.decisions.test_match import write_set
+from tests.unit.decisions.test_match import MANY_PRODUCTS, write_set
 
 FEW = 60
 """Postings that are embedded."""
+ALIKE, APART = ("p0", "p31"), ("p0", "p1")
+"""Postings of one product, and of two, in the embedding set that is written by hand."""
 
 
 @dataclass
@@ -83,6 +85,31 @@ def most_neighbours(done: Done) -> int:
     return int(pd.read_parquet(done.out / "nearest.parquet").groupby("i").size().max())
 
 
+def decision(done: Done) -> Any:
+    return done.told("threshold.json")["form"]
+
+
+def precision(done: Done) -> float:
+    """Mean precision of the val postings at the threshold, as the curve has it."""
+    decided = done.told("threshold.json")
+    curve = pd.DataFrame(decided["curve"])
+    return float(curve.precision[curve.threshold >= decided["threshold"]].iloc[-1])
+
+
+def fewest_candidates(done: Done) -> int:
+    """Of a posting that was not rejected, as two were."""
+    return int(pd.read_parquet(done.out / "matches.parquet").degree.nsmallest(3).iloc[-1])
+
+
+def largest_group(done: Done) -> int:
+    return int(pd.read_parquet(done.out / "groups.parquet").group_id.value_counts().max())
+
+
+def grouped(done: Done, postings: tuple[str, str]) -> bool:
+    groups = pd.read_parquet(done.out / "groups.parquet").set_index("posting_id").group_id
+    return bool(groups[postings[0]] == groups[postings[1]])
+
+
 @dataclass(frozen=True)
 class Option:
     """Values of an option with what is to be seen of each, ANY where it only must differ.
@@ -100,6 +127,8 @@ class Option:
 ANY = object()
 GIVEN = "given"
 """The value of a switch that is given."""
+ARGUMENT = "argument"
+"""The argument without a name."""
 TABLE: dict[str, dict[str, Option]] = {
     "embed": {
         "--out": Option(folder, {"{tmp}/a": "a", "{tmp}/b": "b"}),
@@ -182,6 +211,29 @@ TABLE: dict[str, dict[str, Option]] = {
             lambda done: done.told("threshold.json")["threshold"],
             {"{low}": 0.25, "{high}": 0.875}, {},
         ),
+        "--plain": Option(
+            decision, {"": "pair model", GIVEN: "score"}, {ARGUMENT: "{titled}"}
+        ),
+        "--precision": Option(
+            precision,
+            {"0.6": pytest.approx(0.6, abs=0.02), "0.95": pytest.approx(0.95, abs=0.02)},
+            {ARGUMENT: "{titled}", "--plain": GIVEN},
+        ),
+        "--candidates": Option(
+            lambda done: fewest_candidates(done) >= 20, {"5": False, "20": True},
+            {ARGUMENT: "{titled}"},
+        ),
+        "--features": Option(
+            lambda done: "feature_brand" in done.told("pair_model.json")["features"],
+            {"brand": True, "": False}, {ARGUMENT: "{titled}"},
+        ),
+        "--max-group": Option(largest_group, {"2": 2, "4": 4}),
+        "--must-link": Option(
+            lambda done: grouped(done, APART), {"{apart}": True, "": False},
+        ),
+        "--cannot-link": Option(
+            lambda done: grouped(done, ALIKE), {"{alike}": False, "": True}, {"--plain": GIVEN},
+        ),
     },
     "evaluate": {
         "--compare": Option(
@@ -199,18 +251,15 @@ TABLE: dict[str, dict[str, Option]] = {
         ),
     },
 }  # fmt: skip
-FIRST = {"index": "{emb}", "join": "{emb}", "match": "{pairs}", "evaluate": "{matches}",
-         "report": "{moved}/matches"}  # fmt: skip
-"""The argument without a name."""
 BASE = {
     "embed": {"--shards": "{shards}", "--image": "{image}", "--workers": "0", "--device": "cpu",
               "--out": "{tmp}/out"},
-    "index": {"--out": "{tmp}/out"},
-    "join": {"--index": "{index}", "--pairs-per-item": "20", "--device": "cpu",
+    "index": {ARGUMENT: "{emb}", "--out": "{tmp}/out"},
+    "join": {ARGUMENT: "{emb}", "--index": "{index}", "--pairs-per-item": "20", "--device": "cpu",
              "--out": "{tmp}/out"},
-    "match": {"--out": "{tmp}/out"},
-    "evaluate": {},
-    "report": {},
+    "match": {ARGUMENT: "{pairs}", "--out": "{tmp}/out"},
+    "evaluate": {ARGUMENT: "{matches}"},
+    "report": {ARGUMENT: "{moved}/matches"},
 }  # fmt: skip
 CASES = [(name, option) for name, options in TABLE.items() for option in options]
 
@@ -239,13 +288,22 @@ def place(catalogue: Path, tiny_vit: Path, tiny_bert: Path, tmp_path_factory) ->
         verb("index", [str(at / "emb"), "--out", str(at / name), "--modality", modality])
     verb("join", [str(at / "emb"), "--index", str(at / "index"), "--out", str(at / "pairs")])
     verb("match", [str(at / "pairs"), "--out", str(at / "matches")])
+    write_set(at / "titles", products=MANY_PRODUCTS, title="thing model{product}")
+    verb("index", [str(at / "titles"), "--out", str(at / "all")])
+    given = ["--index", str(at / "all"), "--device", "cpu"]
+    verb("join", [str(at / "titles"), *given, "--out", str(at / "titled")])
+    for name, linked in (("alike", ALIKE), ("apart", APART)):
+        (at / name).with_suffix(".csv").write_text(
+            f"posting_id_1,posting_id_2\n{linked[0]},{linked[1]}\n"
+        )
     matched_elsewhere(at)
     for name, threshold in (("low", 0.25), ("high", 0.875)):
         told = {"threshold": threshold, "weights": {"image": 0.5, "text": 0.5}}
         (at / name).write_text(json.dumps(told))
     names = ("shards", "half", "broken", "image", "text", "emb", "other", "index", "texts", "low",
-             "high", "pairs", "matches", "coded")  # fmt: skip
-    return {name: at / name for name in names} | {"moved": at / "moved" / "chain"}
+             "high", "pairs", "matches", "coded", "titled")  # fmt: skip
+    links = {name: at / f"{name}.csv" for name in ("alike", "apart")}
+    return {name: at / name for name in names} | links | {"moved": at / "moved" / "chain"}
 
 
 def matched_elsewhere(at: Path) -> None:
@@ -299,10 +357,10 @@ def done_by(name: str, given: dict[str, str], place: dict[str, Path], tmp: Path)
     tmp.mkdir()
     known = {key: str(path) for key, path in place.items()} | {"tmp": str(tmp)}
     options = {key: value.format(**known) for key, value in (BASE[name] | given).items()}
-    words = [FIRST[name].format(**known)] if name in FIRST else []
+    words = [options.pop(ARGUMENT)] if ARGUMENT in options else []
+    done = Done(Path(options["--out"] if "--out" in options else words[0]))
     for key, value in options.items():
         words += [key] if value == GIVEN else [key, value] if value else []
-    done = Done(Path(options.get("--out", words[0])))
     with watched(done):
         try:
             verb(name, words)

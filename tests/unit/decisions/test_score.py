@@ -22,13 +22,14 @@ from shards.storage import stage_files
 from shards.storage.errors import BadInput
 from shards.storage.files import write_json, write_parquet
 
-D, WEIGHT, THRESHOLD = 16, 0.3, 0.6
+D, WEIGHT, THRESHOLD, BY_SCORE = 16, 0.3, 0.6, 0.45
 SIZES = {
     "val": (1, 2, 3, 5, 1, 2, 4, 3, 6), "test": (2, 3, 1, 4, 6, 2, 3, 2, 1, 5), "train": (3, 3)
 }  # fmt: skip
 """Items of each product."""
 NOISE = {"val": (0.3, 0.7), "test": (0.9, 1.1), "train": (0.5, 0.5)}
 """Of photos and of titles, against the product's own direction."""
+WEIGHTS = {"image": WEIGHT, "text": 1 - WEIGHT}
 Pair = tuple[int, int]
 """Two postings, by their place among those of a split that may speak."""
 
@@ -94,12 +95,27 @@ def write_embedding(out, table: pd.DataFrame, found: dict[str, np.ndarray]) -> N
     stage_files.finish(out, {"items": N}, files)
 
 
-def write_decided(out, embedding, accepted: list[Pair], weights: dict[str, float]) -> None:
-    """A match directory with these pairs of rows accepted, and nothing that is not read here."""
+def write_decided(
+    out,
+    embedding,
+    accepted: list[Pair],
+    weights: dict[str, float],
+    joined: pd.DataFrame | None = None,
+) -> None:
+    """A match directory with these pairs of rows accepted, and nothing that is not read here.
+
+    joined: the pairs of the join, i, j and score, where a pair model made the matches.
+    """
     pairs = out.with_name(f"{out.name}-pairs")
     stage_files.begin(pairs, PAIRS, {}, parents_for(pairs, embedding=embedding))
     write_json(pairs / "proof.json", {"score_floor": 0.0, "weights": weights})
-    stage_files.finish(pairs, {}, [pairs / "proof.json"])
+    files, decided = [pairs / "proof.json"], {"form": "score", "score_threshold": THRESHOLD}
+    if joined is not None:
+        decided = {"form": "pair model", "score_threshold": BY_SCORE}
+        for number, some in enumerate(np.array_split(np.arange(len(joined)), 3)):
+            files.append(pairs / f"pairs/{number:05d}.parquet")
+            write_parquet(files[-1], joined.iloc[some])
+    stage_files.finish(pairs, {}, files)
     stage_files.begin(out, MATCHES, {}, parents_for(out, pairs=pairs))
     names = pd.read_parquet(embedding / "items.parquet").posting_id.tolist()
     lists = {name: [name] for name in names}
@@ -112,7 +128,7 @@ def write_decided(out, embedding, accepted: list[Pair], weights: dict[str, float
     # Groups that are not the components of the matches, so that each is seen to be scored itself.
     group = [abs(hash_of(name)) % 11 for name in names]
     write_parquet(out / "groups.parquet", pd.DataFrame({"posting_id": names, "group_id": group}))
-    write_json(out / "threshold.json", {"threshold": THRESHOLD, "weights": weights})
+    write_json(out / "threshold.json", decided | {"threshold": THRESHOLD, "weights": weights})
     files = [out / "matches.parquet", out / "groups.parquet", out / "threshold.json"]
     stage_files.finish(out, {"postings": len(names)}, files)
 
@@ -269,8 +285,7 @@ def scored(tmp_path_factory):
         (i, j) for i, j in combinations(range(len(table)), 2)
         if rng.random() < (0.6 if same[i] == same[j] else 0.03)
     ]  # fmt: skip
-    weights = {"image": WEIGHT, "text": 1 - WEIGHT}
-    write_decided(folder / "matches", folder / "emb", accepted, weights)
+    write_decided(folder / "matches", folder / "emb", accepted, WEIGHTS)
     metrics = evaluate(folder / "matches", {"other": folder / "other"})
     return folder, metrics, Expected(table, found, other), table, accepted
 
@@ -439,6 +454,66 @@ def test_delivered_scores_follow_from_the_files_and_the_labels_alone(scored):
         assert row["f1"] == pytest.approx(ours[row["of"]] - ours[row["over"]])
     # Strangers of the whole catalogue count: among test items alone the score is another.
     assert ours["matches"] < by_name(metrics)["image + text"]["f1"] - 0.01
+
+
+@pytest.fixture(scope="module")
+def by_model(scored):
+    """The same matches as those of a pair model, over pairs of a join, and what is said of them."""
+    folder, _, _, table, accepted = scored
+    rng, same = np.random.default_rng(6), table["product"].to_numpy()
+    i, j = np.triu_indices(len(table), 1)
+    score = (rng.random(len(i)) * 0.6 + 0.3 * (same[i] == same[j])).astype(np.float32)
+    score[::50] = BY_SCORE
+    joined = pd.DataFrame({"i": i, "j": j, "score": score})
+    write_decided(folder / "modelled", folder / "emb", accepted, WEIGHTS, joined)
+    return evaluate(folder / "modelled"), joined
+
+
+def test_the_score_alone_is_delivered_beside_a_pair_model(scored, by_model):
+    folder, plain = scored[:2]
+    metrics, joined = by_model
+    told = metrics["delivered"]
+    assert [(row["name"], row["kind"]) for row in told["rows"]] == [
+        ("matches", "ours"), ("groups", "groups"), ("score alone", "baseline"),
+        ("same photo", "baseline"), ("self-match", "baseline"),
+    ]  # fmt: skip
+    said = {name: {name} for name in pd.read_parquet(folder / "emb/items.parquet").posting_id}
+    for pair in joined[joined.score >= np.float32(BY_SCORE)].itertuples():
+        said[f"p{pair.i}"].add(f"p{pair.j}")
+        said[f"p{pair.j}"].add(f"p{pair.i}")
+    means = np.mean(delivered(folder, said), axis=0)
+    row = told["rows"][2]
+    assert (row["f1"], row["precision"], row["recall"]) == pytest.approx(tuple(means))
+    assert row["low"] < row["f1"] < row["high"]
+    assert [row["threshold"] for row in told["rows"]] == [THRESHOLD, None, BY_SCORE, None, None]
+    first = told["differences"][0]
+    assert (first["of"], first["over"]) == ("matches", "score alone")
+    assert first["f1"] == pytest.approx(told["rows"][0]["f1"] - row["f1"])
+    others = [row for row in told["rows"] if row["name"] != "score alone"]
+    assert others == plain["delivered"]["rows"]
+    assert told["differences"][1:] == plain["delivered"]["differences"]
+
+
+def test_a_pair_model_stands_beside_the_score_with_its_threshold_of_val(scored, by_model):
+    _, _, expected, table, accepted = scored
+    rows = by_name(by_model[0])
+    assert list(rows) == [
+        "self-match", "same photo", "word TF-IDF", "image", "text", "image + text",
+        "text + TF-IDF", "pair model",
+    ]  # fmt: skip
+    score, ours = rows["image + text"], rows["pair model"]
+    assert (score["kind"], ours["kind"]) == ("modality", "ours")
+    val = expected.scores["image + text"]["val"]
+    chosen = {pair for pair, value in val.items() if value >= np.float32(score["threshold"])}
+    assert chosen == set(best_cut(expected.labels["val"], val)[1])
+    per_item, precision, recall = expected.reached("image + text", score["threshold"])
+    said = (score["f1"], score["precision"], score["recall"])
+    assert said == pytest.approx((np.mean(per_item), precision, recall), abs=1e-9)
+    f1, precision, recall = fixed_matchers(expected, table, accepted)["image + text"]
+    said = (ours["f1"], ours["precision"], ours["recall"])
+    assert said == pytest.approx((np.mean(f1), precision, recall), abs=1e-12)
+    assert ours["threshold"] == THRESHOLD
+    assert {row["of"] for row in by_model[0]["differences"][:3]} == {"pair model"}
 
 
 def test_whom_the_scores_speak_of(scored):

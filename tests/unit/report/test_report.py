@@ -109,8 +109,14 @@ def write_threshold(matches, items, pairs, threshold) -> None:
         )
         curve = scored.as_json()
     known = {
-        "format": 1,
+        "format": 5,
         "threshold": threshold,
+        "form": "score",
+        "score_threshold": threshold,
+        "no_model": "there are too few val products",
+        "gain": None,
+        "candidates": None,
+        "groups_cut": 0.5,
         "source": "chosen" if curve else "given",
         "objective": "mean per-item F1",
         "split": "val",
