@@ -17,7 +17,7 @@ from dist_train.decisions.candidates import recall_by_source
 from dist_train.decisions.grouping import Links, group_rows, links_of
 from dist_train.decisions.match_lists import read_postings, write_groups, write_lists
 from dist_train.decisions.pair_tables import to_review, variants, write_pairs
-from dist_train.decisions.probabilities import ProbablePairs, probable_pairs
+from dist_train.decisions.probabilities import ProbablePairs, check_columns, probable_pairs
 from dist_train.decisions.threshold import (
     Given,
     QueryMatches,
@@ -54,8 +54,8 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
 
     One process does the work: under a launcher the others wait for the first.
     Raises BadInput when the given threshold belongs to another score or lies below the score floor
-    of the pairs, when the links name unknown postings or contradict one another, or when `out`
-    holds something else; Stopped after a signal.
+    of the pairs, when the catalogue has no such column to compare, when the links name unknown
+    postings or contradict one another, or when `out` holds something else; Stopped after a signal.
     """
     runtime = Runtime("cpu")
     pair_set, given = PairSet(pairs), given_threshold(config)
@@ -78,6 +78,7 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
             f"is {lowest}; join again into a new folder with --max-score-floor {lowest}, or give "
             "a higher threshold"
         )
+    check_columns(pair_set.embedding, config.features)
     links = links_of(pair_set.embedding, config)
     # What was read from files, because they may be replaced at any time.
     options: dict[str, Any] = result_options(config) | {

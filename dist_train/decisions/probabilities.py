@@ -5,7 +5,7 @@ another match.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +17,11 @@ from dist_train.decisions.features import PairFeatures
 from dist_train.decisions.pair_model import PairModel, fit, fitting_obstacle, fold_of_products
 from dist_train.decisions.smoothing import smoothed
 from dist_train.decisions.title_vectors import title_vectors
+from dist_train.embedding.store import EmbeddingSet
 from dist_train.evaluation.labelled import CatalogueLabels
 from dist_train.matching.pairs import BATCH, PairSet
 from dist_train.matching.vectors import open_vectors
+from shards.storage.errors import BadInput
 
 BLOCK = 1 << 18
 """Pairs whose features are in memory at one time."""
@@ -47,6 +49,19 @@ class ProbablePairs(NamedTuple):
         i, j, _ = self.candidates
         pairs = np.flatnonzero(wanted[i] | wanted[j])
         return pd.DataFrame({"i": i[pairs], "j": j[pairs], "score": self.probability[pairs]})
+
+
+def check_columns(embeddings: EmbeddingSet, columns: Sequence[str]) -> None:
+    """Raise BadInput for a name of --features that is no column which the user's catalogue adds.
+
+    Ours are none: the label is the answer itself, and the split follows from it.
+    """
+    for name in columns:
+        if name not in embeddings.carried:
+            raise BadInput(
+                f"--features {name}: {embeddings.path} has no such column of the catalogue to "
+                f"compare; it has {', '.join(embeddings.carried) or 'none beside the known ones'}"
+            )
 
 
 def probable_pairs(

@@ -15,18 +15,20 @@ from dist_train.config.options import EmbedConfig
 from dist_train.config.training import Modality, result_options
 from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime, row_blocks
-from dist_train.embedding.store import ITEMS, MODALITIES, open_rows, part_path
+from dist_train.embedding.store import COLUMNS, ITEMS, MODALITIES, open_rows, part_path
 from dist_train.encoders.batches import FEW, INTACT, load, plan_batches, unit_vectors
 from dist_train.encoders.encoder import load_encoder
 from dist_train.encoders.source import ENCODER_FILES
+from shards.catalogue.columns import set_aside
+from shards.pack.items import OWN
 from shards.read.location import Folder, Location
 from shards.read.shard_set import ShardSet
 from shards.storage import stage_files
 from shards.storage.errors import BadInput, Failed
 from shards.storage.files import atomic_path, write_parquet
 
-COLUMNS = ["row", "posting_id", "label_group", "split", "title"]
-COLUMNS += ["has_image", "has_text", "status", "sha256", "phash", "photo_group"]
+NOT_CARRIED = (*COLUMNS, *OWN, "image", "tar")
+"""Columns of a shard set's items.parquet that are not the user's, or only name the photo's file."""
 UNREADABLE = "unreadable"
 log = logging.getLogger(__name__)
 
@@ -114,7 +116,9 @@ def _finish(shard_set: ShardSet, out: Path, config: EmbedConfig) -> None:
     row_of = pd.Series(np.arange(len(packed)), index=packed.posting_id)
     row = postings.posting_id.map(row_of).fillna(-1).astype(np.int64)
     status = postings.status.where(postings.status == "rejected", "embedded")
-    table = postings.assign(row=row, status=status)[COLUMNS]
+    table = set_aside(postings, ["row"]).assign(row=row, status=status)
+    carried = [name for name in table if name not in NOT_CARRIED]
+    table = table[[*COLUMNS, *carried]]
     embedded = table[table.row >= 0].sort_values("row")
     items, files = len(embedded), []
     for modality in MODALITIES:

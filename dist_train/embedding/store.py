@@ -15,6 +15,9 @@ from shards.storage.errors import Corrupt
 from shards.storage.files import AGAIN, corrupt_error
 
 ITEMS = "items.parquet"
+COLUMNS = ["row", "posting_id", "label_group", "split", "title"]
+COLUMNS += ["has_image", "has_text", "status", "sha256", "phash", "photo_group"]
+"""Columns of items.parquet; those of the catalogue that are none of ours follow."""
 MODALITIES: tuple[Modality, ...] = ("image", "text")
 DTYPES = (np.float16, np.float32)
 
@@ -57,8 +60,15 @@ class EmbeddingSet:
 
     @cached_property
     def items(self) -> pd.DataFrame:
-        """The embedded items with all their columns, table row r being vector row r."""
-        return self.read_items()
+        """The embedded items with our columns, table row r being vector row r."""
+        return self.read_items([name for name in COLUMNS if name != "row"])
+
+    @cached_property
+    def carried(self) -> list[str]:
+        """Columns of items.parquet that are the user's, such as a brand or a price."""
+        path = self.folder.file(ITEMS)
+        with corrupt_error(path):
+            return [name for name in pq.read_schema(path).names if name not in COLUMNS]
 
     def files(self, modalities: Sequence[str]) -> list[str]:
         """Names of items.parquet and of the vectors of some modalities, in order."""
