@@ -164,6 +164,22 @@ def test_what_lies_in_the_finished_directories(made):
     assert nearest.groupby("i").size().max() == 5
 
 
+def test_what_lies_in_the_finished_directory_of_a_pair_model(titled):
+    names = {"matches.parquet", "groups.parquet", "threshold.json", "submission.csv"}
+    manifest = json.loads(read(titled / "by-score", "manifest.json"))
+    assert manifest["files"].keys() == names
+    manifest = json.loads(read(titled / "by-model", "manifest.json"))
+    names |= {"pair_model.json", "reasons.parquet", "variants.parquet", "review.parquet"}
+    assert manifest["files"].keys() == names
+    decided = json.loads(read(titled / "by-model", "threshold.json"))
+    matches = read(titled / "by-model", "matches.parquet")
+    compared = decided["candidates"]["pairs"]
+    assert (manifest["counts"]["pairs"], matches.degree.sum()) == (compared, 2 * compared)
+    scores = np.concatenate([row[1:] for row in matches.scores])
+    assert np.float32(decided["threshold"]) <= scores.min() < scores.max() <= 1
+    assert 0 < decided["candidates"]["recall"]["words"] <= decided["candidates"]["recall"]["all"]
+
+
 @pytest.mark.parametrize("engine", ["faiss", "gemm"])
 def test_the_proof_of_a_finished_directory(made, engine):
     proof, N = json.loads(read(made / f"{engine}-pairs", "proof.json")), PRODUCTS * EACH
@@ -270,9 +286,6 @@ def test_too_few_val_products_for_a_pair_model_cost_no_more_reads(made, tmp_path
     assert sum(batches) == 3 * counts["pairs"]
 
 
-# Groups
-
-
 def by_average_linkage(matches: pd.Series, most: int, cut: float) -> dict[str, set[str]]:
     """The group of each posting: the closest two groups are merged, over and over.
 
@@ -328,59 +341,6 @@ def test_groups_are_those_of_average_linkage_in_the_catalogue_s_order(made):
         number |= {} if name in number else dict.fromkeys(wanted[name], fresh)
     assert groups.group_id.tolist() == [number[name] for name in groups.posting_id]
     assert 1 < groups.group_id.value_counts().max() <= 2 * (EACH + 1)
-
-
-# The pair model
-
-
-def test_a_pair_model_decides_where_it_is_better_on_val(titled):
-    decided, plain = (
-        json.loads(read(titled / name, "threshold.json")) for name in ("by-model", "by-score")
-    )
-    assert (decided["form"], decided["no_model"]) == ("pair model", None)
-    assert (plain["form"], plain["gain"], plain["candidates"]) == ("score", None, None)
-    assert decided["score_threshold"] == plain["score_threshold"] == plain["threshold"]
-    assert decided["gain"]["f1"] == pytest.approx(decided["f1"] - plain["f1"])
-    assert decided["gain"]["low"] > 0
-    assert 0 < decided["candidates"]["recall"]["words"] <= decided["candidates"]["recall"]["all"]
-    names = {"matches.parquet", "groups.parquet", "threshold.json", "submission.csv"}
-    manifest = json.loads(read(titled / "by-score", "manifest.json"))
-    assert manifest["files"].keys() == names
-    manifest = json.loads(read(titled / "by-model", "manifest.json"))
-    names |= {"pair_model.json", "reasons.parquet", "variants.parquet", "review.parquet"}
-    assert manifest["files"].keys() == names
-    assert manifest["counts"]["pairs"] == decided["candidates"]["pairs"]
-    matches = read(titled / "by-model", "matches.parquet")
-    assert matches.degree.sum() == 2 * decided["candidates"]["pairs"]
-    scores = np.concatenate([row[1:] for row in matches.scores])
-    assert np.float32(decided["threshold"]) <= scores.min() < scores.max() <= 1
-
-
-def test_the_pair_model_of_a_match_decides_about_another_catalogue(titled, tmp_path):
-    """Without labels, and whatever its score is there."""
-    write_set(tmp_path / "emb", seed=5, labels=None, title="thing model{product}")
-    build_index(tmp_path / "emb", tmp_path / "index", IndexConfig())
-    build_pairs(tmp_path / "emb", tmp_path / "index", tmp_path / "pairs", JoinConfig(device="cpu"))
-    config = MatchConfig(threshold_from=titled / "by-model")
-    found = match(tmp_path / "pairs", tmp_path / "m", config)
-    given = json.loads(read(titled / "by-model", "threshold.json"))
-    assert (found["form"], found["source"], found["gain"]) == ("pair model", "file", None)
-    for name in ("threshold", "score_threshold"):
-        assert found[name] == given[name]
-    for name in ("features", "boosters"):
-        one, other = (
-            json.loads(read(m, "pair_model.json")) for m in (titled / "by-model", tmp_path / "m")
-        )
-        assert one[name] == other[name]
-    items = read(tmp_path / "emb", "items.parquet").set_index("posting_id")
-    matches = read(tmp_path / "m", "matches.parquet")
-    right = [
-        items.title[own] == items.title[other]
-        for own, row in zip(matches.posting_id, matches.matches, strict=True)
-        for other in row[1:]
-    ]
-    assert len(right) > PRODUCTS * EACH
-    assert np.mean(right) > 0.95
 
 
 def test_a_threshold_below_the_score_floor_is_refused_before_any_work(made, tmp_path):

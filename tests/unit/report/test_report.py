@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -352,6 +353,21 @@ def test_the_report_is_written_whole_and_names_its_scores(matches):
     for text in ("9 postings: every match", "3 postings have no label", "counts 1.50 times"):
         assert text in page
     assert page.index("As delivered</h2>") < page.index("Among the test items alone</h2>")
+
+
+def test_a_match_by_the_pair_model_shows_both_of_its_thresholds(matches):
+    """Of the probability in the head and the curve, of the score alone among the scores."""
+    decided = json.loads((matches / "threshold.json").read_text())
+    by_model = {"form": "pair model", "threshold": 0.45, "score_threshold": 0.75, "no_model": None}
+    data = gathered(matches, DrawnPhotos())
+    page = render(replace(data, threshold=decided | by_model))
+    head = page[: page.index("<main>")]
+    assert "the probability that they are one product" in head
+    assert "<b>0.450</b>" in head
+    assert "image cosine" not in head
+    curve, histogram = re.findall(r"<svg.*?</svg>", page[page.index("<main>") :], re.DOTALL)[:2]
+    assert ("0.450" in curve, "0.750" in curve) == (True, False)
+    assert ("0.450" in histogram, "0.750" in histogram) == (False, True)
 
 
 def test_escapes_in_titles_are_read(tmp_path):
