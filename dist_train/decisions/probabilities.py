@@ -14,7 +14,13 @@ import pandas as pd
 from dist_train.config.options import MatchConfig
 from dist_train.decisions.candidates import Candidates, find_candidates
 from dist_train.decisions.features import PairFeatures
-from dist_train.decisions.pair_model import PairModel, fit, fitting_obstacle, fold_of_products
+from dist_train.decisions.pair_model import (
+    LEAST_PRODUCTS,
+    PairModel,
+    fit,
+    fitting_obstacle,
+    fold_of_products,
+)
 from dist_train.decisions.smoothing import smoothed
 from dist_train.decisions.title_vectors import title_vectors
 from dist_train.embedding.store import EmbeddingSet
@@ -78,6 +84,9 @@ def probable_pairs(
     accepted: the lowest score of a match by the score alone; model: that of another match, or None
     to fit one. Raises BadInput when the model needs features that this catalogue lacks.
     """
+    several = int((np.unique(labels.codes[queries], return_counts=True)[1] > 1).sum())
+    if model is None and several < LEAST_PRODUCTS:  # known before any work
+        return fitting_obstacle(several, np.zeros(0, bool), np.zeros((0, 2), np.int8))
     columns = ["title", "phash", "photo_group", "label_group", *config.features]
     items = pair_set.embedding.read_items(columns)
     modalities = list(pair_set.weights)
