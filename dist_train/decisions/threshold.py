@@ -45,7 +45,7 @@ class Given(NamedTuple):
     weights: dict[str, float] | None = None
     """Weight of each modality in the score that the threshold of a file was chosen on."""
     score_threshold: float | None = None
-    """Of the score alone: the threshold itself, but where a pair model of the file decides."""
+    """The threshold by the score alone: the same, but where a pair model of the file decides."""
     model: PairModel | None = None
 
 
@@ -54,16 +54,16 @@ class Threshold(TypedDict):
 
     format: int
     threshold: float
-    """Of the score, or of the probability where a pair model decides."""
+    """Lowest score of a match, or lowest probability where a pair model decides."""
     form: Form
     score_threshold: float
-    """Of the score alone."""
+    """The threshold by the score alone."""
     no_model: str | None
     """Why the score alone decides."""
     gain: Difference | None
     """Mean F1 of the val items by the pair model over that by the score alone."""
     candidates: CandidateFacts | None
-    """Of the pair model."""
+    """What the pair model compared."""
     groups_cut: float | None
     """Lowest mean probability of the pairs between two groups that were made one."""
     source: Source
