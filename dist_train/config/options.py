@@ -150,7 +150,7 @@ class MatchConfig:
     """Best postings by each source (score, image, text, words and characters of the title, same
     photo) that the pair model compares with every posting. More find more and take longer."""
     features: tuple[str, ...] = ()
-    """Columns of the catalogue that the pair model compares too, such as brand and price."""
+    """Columns of the catalogue that the pair model compares too, such as brand,price."""
     max_group: int | None = None
     """Most postings of a group. Not given: twice the largest labelled product."""
     must_link: Path | None = None
@@ -165,6 +165,9 @@ class MatchConfig:
         if self.precision is not None:
             check_range(self, 0, 1, "precision")
         check_range(self, 1, math.inf, "candidates")
+        # Names that one option holds, as --features brand,price; each counts once.
+        names = [name.strip() for given in self.features for name in given.split(",")]
+        object.__setattr__(self, "features", tuple(dict.fromkeys(filter(None, names))))
         if self.max_group is not None:
             check_range(self, 1, math.inf, "max_group")
         named = ("threshold", "threshold_from", "precision")
