@@ -36,7 +36,7 @@ from tests.unit.decisions.test_match import MANY_PRODUCTS, write_set
 
 FEW = 60
 """Postings that are embedded."""
-ALIKE, APART = ("p0", "p31"), ("p0", "p1")
+ALIKE, APART = ("p1", "p22"), ("p1", "p2")
 """Postings of one product, and of two, in the embedding set that is written by hand."""
 
 
