@@ -1,5 +1,6 @@
-"""Embed, index, join and match on one and on two processes: the same items, pairs and decisions."""
+"""Embed, index, join and match on one and on several processes: the same items and decisions."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from dist_train.distributed.stage import parent
 from dist_train.embedding.store import EmbeddingSet
 from tests.support.launching import run
+from tests.support.matching import add_photos, joined, postings, with_splits
+from tests.support.processes import kill, start, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -82,3 +85,53 @@ def _accepted(matches: Path, threshold: float) -> pd.Series:
     assert series.index.is_unique
     decided = series[series >= threshold]
     return decided
+
+
+# By the pair model
+
+
+@pytest.fixture(scope="module")
+def by_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The pairs of a catalogue for which the pair model decides, and its match on one process."""
+    folder = tmp_path_factory.mktemp("by-model")
+    table = add_photos(postings(folder / "generated", 400), folder / "images")
+    pairs = joined(with_splits(table), folder / "stages", folder / "images")
+    run(1, "match", pairs, "--out", folder / "one")
+    assert json.loads((folder / "one/threshold.json").read_text())["form"] == "pair model"
+    return pairs, folder / "one"
+
+
+def assert_same_bytes(first: Path, second: Path) -> None:
+    files = json.loads((first / "manifest.json").read_text())["files"]
+    assert files == json.loads((second / "manifest.json").read_text())["files"]
+    assert {"matches.parquet", "groups.parquet", "threshold.json", "pair_model.json"} < {*files}
+    for name in files:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_match_by_the_model_is_the_same_on_several_processes(
+    by_model: tuple[Path, Path], world: int, tmp_path: Path
+) -> None:
+    pairs, one = by_model
+    run(world, "match", pairs, "--out", tmp_path / "m")
+    assert_same_bytes(one, tmp_path / "m")
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_match_by_the_model_that_was_killed_is_the_same_when_it_is_started_again(
+    by_model: tuple[Path, Path], world: int, tmp_path: Path
+) -> None:
+    pairs, one = by_model
+    out = tmp_path / "m"
+    # As it begins, and when the model is fitted but nothing is decided yet.
+    for mark in ("stage.json", "pair_model.json"):
+        process = start(world, "match", pairs, "--out", out)
+        try:
+            wait_for((out / mark).exists, process)
+        finally:
+            kill(process)
+        assert not (out / "manifest.json").exists()
+    run(world, "match", pairs, "--out", out)
+    assert_same_bytes(one, out)
+    assert {path.name for path in out.iterdir()} == {path.name for path in one.iterdir()}

@@ -15,7 +15,7 @@ import pytest
 from dist_train.decisions import pair_model
 from dist_train.decisions.features import FEATURES
 from tests.support.launching import command, environment
-from tests.support.matching import add_photos, done, joined, postings
+from tests.support.matching import add_photos, done, joined, postings, with_splits
 from tests.support.verbs import call
 
 FILES = ("matches.parquet", "groups.parquet", "threshold.json", "pair_model.json")
@@ -90,13 +90,6 @@ def labels_of(table: pd.DataFrame) -> dict[str, str]:
 def matched(table: pd.DataFrame, pairs: Path, out: Path, *options: object) -> Matched:
     done("match", pairs, "--out", out, *options)
     return Matched(out, pairs, labels_of(table))
-
-
-def with_splits(table: pd.DataFrame) -> pd.DataFrame:
-    """Two fifths of the products are val, so that a small catalogue has enough of them."""
-    number = pd.factorize(table.label_group)[0]
-    split = np.array(["val", "val", "test", "train", "train"])[number % 5]
-    return table.assign(split=np.where(table.label_group == "", "", split))
 
 
 @pytest.fixture(scope="module")
