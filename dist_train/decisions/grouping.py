@@ -1,7 +1,7 @@
 """The groups of a match: postings that its pairs and the links of the user put together."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +48,21 @@ def links_of(embeddings: EmbeddingSet, config: MatchConfig) -> Links:
     links = Links(*(NO_LINKS if file is None else read_links(file, names) for file in files))
     check_links(len(names), *links, names)
     return links
+
+
+def linked_matches(batches: Iterable[pd.DataFrame], links: Links) -> Iterator[pd.DataFrame]:
+    """The matches, without the pairs that are never in one group and with those that always are.
+
+    batches: columns i, j (i < j) and score; that of a pair that a link makes a match is 1.
+    """
+    together = pd.MultiIndex.from_arrays(links.together.T).unique()
+    apart = pd.MultiIndex.from_arrays(links.apart.T)
+    linked = together.append(apart)
+    for batch in batches:
+        pairs = pd.MultiIndex.from_frame(batch[["i", "j"]]) if len(linked) else None
+        yield batch if pairs is None else batch[~pairs.isin(linked)]
+    i, j = (together.get_level_values(level).to_numpy(np.int64) for level in (0, 1))
+    yield pd.DataFrame({"i": i, "j": j, "score": np.ones(len(i), np.float32)})
 
 
 def group_rows(

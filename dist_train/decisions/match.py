@@ -14,9 +14,9 @@ from dist_train.config.options import MatchConfig
 from dist_train.config.training import result_options
 from dist_train.decisions import pair_model
 from dist_train.decisions.candidates import recall_by_source
-from dist_train.decisions.grouping import Links, group_rows, links_of
+from dist_train.decisions.grouping import Links, group_rows, linked_matches, links_of
 from dist_train.decisions.match_lists import read_postings, write_groups, write_lists
-from dist_train.decisions.pair_tables import to_review, variants, write_pairs
+from dist_train.decisions.pair_tables import write_tables
 from dist_train.decisions.probabilities import ProbablePairs, check_columns, probable_pairs
 from dist_train.decisions.threshold import (
     Given,
@@ -124,16 +124,7 @@ def _decide(
         i, j, _ = probable.candidates
         degree = np.bincount(i, minlength=items) + np.bincount(j, minlength=items)
         probable.model.save(out / pair_model.NAME)
-        names.append(pair_model.NAME)
-        threshold, score_threshold = decided["threshold"], decided["score_threshold"]
-        tables = {
-            "reasons": np.flatnonzero(probable.probability >= np.float32(threshold)),
-            "variants": variants(probable, threshold, score_threshold),
-            "review": to_review(probable, items, threshold),
-        }
-        for name, pairs in tables.items():
-            write_pairs(out / f"{name}.parquet", probable, pairs, postings)
-            names.append(f"{name}.parquet")
+        names += [pair_model.NAME, *write_tables(out, probable, decided, postings)]
     elif decided["at_score_floor"]:
         log.warning(
             f"the best threshold lies at the score floor {pair_set.score_floor:.3f} of the pairs: "
@@ -144,7 +135,7 @@ def _decide(
         for batch in (probable or pair_set).batches():
             yield batch[batch.score >= np.float32(decided["threshold"])]
 
-    counts = write_lists(accepted(), out, postings, degree)
+    counts = write_lists(linked_matches(accepted(), links), out, postings, degree)
     # By the score alone a match counts as sure: the score of a pair is no probability.
     linked = probable.batches() if probable else (batch.assign(score=1.0) for batch in accepted())
     group, decided["groups_cut"] = group_rows(linked, queries, labels, config.max_group, links)

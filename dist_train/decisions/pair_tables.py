@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from dist_train.decisions.match_lists import Postings
 from dist_train.decisions.probabilities import ProbablePairs
+from dist_train.decisions.threshold import Threshold
 from shards.storage.files import atomic_path
 
 BLOCK = 20_000
@@ -25,6 +26,21 @@ UNCERTAIN = (0.1, 0.9)
 REVIEWED_PER_POSTING = 0.2
 LEAST_REVIEWED = 1000
 SCORES = ("score", "score_image", "score_text")
+
+
+def write_tables(
+    out: Path, probable: ProbablePairs, decided: Threshold, postings: Postings
+) -> list[str]:
+    """Write reasons.parquet (of all matches), variants.parquet and review.parquet; their names."""
+    threshold, score_threshold = decided["threshold"], decided["score_threshold"]
+    tables = {
+        "reasons.parquet": np.flatnonzero(probable.probability >= np.float32(threshold)),
+        "variants.parquet": variants(probable, threshold, score_threshold),
+        "review.parquet": to_review(probable, len(postings.names), threshold),
+    }
+    for name, pairs in tables.items():
+        write_pairs(out / name, probable, pairs, postings)
+    return list(tables)
 
 
 def write_pairs(path: Path, probable: ProbablePairs, pairs: np.ndarray, postings: Postings) -> None:
@@ -100,7 +116,7 @@ def variants(probable: ProbablePairs, threshold: float, score_threshold: float) 
     return np.concatenate(found)
 
 
-def to_review(probable: ProbablePairs, items: int, threshold: float) -> np.ndarray:
+def to_review(probable: ProbablePairs, postings: int, threshold: float) -> np.ndarray:
     """Numbers (n,) of uncertain pairs, the highest expected gain in F1 first.
 
     A right answer changes the decision with the probability that this is wrong, and then the F1 of
@@ -109,9 +125,10 @@ def to_review(probable: ProbablePairs, items: int, threshold: float) -> np.ndarr
     i, j, _ = probable.candidates
     probability = probable.probability
     accepted = probability >= np.float32(threshold)
-    matches = np.bincount(i[accepted], minlength=items) + np.bincount(j[accepted], minlength=items)
+    matches = np.bincount(i[accepted], minlength=postings)
+    matches += np.bincount(j[accepted], minlength=postings)
     pairs = np.flatnonzero((probability >= UNCERTAIN[0]) & (probability <= UNCERTAIN[1]))
     wrong = np.where(accepted[pairs], 1 - probability[pairs], probability[pairs])
     gain = wrong * (1 / (2 + matches[i[pairs]]) + 1 / (2 + matches[j[pairs]]))
-    most = max(LEAST_REVIEWED, int(REVIEWED_PER_POSTING * items))
+    most = max(LEAST_REVIEWED, int(REVIEWED_PER_POSTING * postings))
     return pairs[np.argsort(-gain, kind="stable")[:most]]
