@@ -99,7 +99,7 @@ def probable_pairs(
     log.info(f"{pair_set.path}: {len(i)} candidate pairs of {len(items)} items")
     features = PairFeatures(items, vectors, titles, i, j, accepted, config.features)
     if model is not None:
-        model.check_features(features.names)
+        model.check_features(features.names, config.threshold_from)
     fold = np.full(len(items), -1, np.int8)
     if model is None:
         fold[queries] = fold_of_products(items.label_group[queries].to_numpy(str))

@@ -110,8 +110,15 @@ def given_threshold(config: MatchConfig) -> Given:
         )
     if saved.get("form") != "pair model":
         return Given(float(threshold), "file", weights, float(threshold))
-    model = pair_model.load(_as_written(path.with_name(pair_model.NAME)))
-    return Given(float(threshold), "file", weights, float(saved["score_threshold"]), model)
+    by_score = float(saved["score_threshold"])
+    if config.plain:
+        return Given(by_score, "file", weights, by_score)
+    file = path.with_name(pair_model.NAME)
+    model = pair_model.load(_as_written(file))
+    # Whether the columns that it compares are compared here is known before any work.
+    known = [name for name in model.features if not name.startswith("feature_")]
+    model.check_features([*known, *(f"feature_{name}" for name in config.features)], file)
+    return Given(float(threshold), "file", weights, by_score, model)
 
 
 def _threshold_file(path: Path) -> Path:

@@ -400,6 +400,14 @@ def test_links_are_kept(model, again, strangers, tmp_path):
     made = again("--must-link", together, "--cannot-link", apart)
     assert {alone, middle, one} <= made.groups[alone]
     assert other not in made.groups[one]
+    # A link that the user gives is a match, too, or none.
+    assert middle in made.matches[alone]
+    assert alone in made.matches[middle]
+    assert other not in made.matches[one]
+    assert one not in made.matches[other]
+    made.printed()
+    assert made.rows()["matches"]["f1"] == pytest.approx(made.means(made.matches)[0], abs=1e-9)
+    assert made.rows()["groups"]["f1"] == pytest.approx(made.means(made.groups)[0], abs=1e-9)
     # The rest of the groups are as they would be.
     touched = set().union(*(model.groups[name] for name in (alone, middle, last)))
     touched |= made.groups[alone] | made.groups[other]
