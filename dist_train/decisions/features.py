@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from sklearn.preprocessing import normalize
 
 from dist_train.decisions import quantities
 from dist_train.decisions.smoothing import row_blocks
@@ -22,8 +23,10 @@ PAIRS, ROWS, ENTRIES = 1 << 16, 1 << 10, 1 << 23
 """Pairs scored at a time, rows of vectors at a time, values of candidates sorted at a time."""
 GAPS = ("score", "score_image", "score_text", "characters", "averaged")
 """Values whose distance to the best of each item is a feature."""
+RANKED = ("score", "averaged")
+"""Values of which ranks and means over an item's best candidates are features."""
 BEST = (5, 20)
-"""How many of an item's best candidates its mean scores are over."""
+"""How many of an item's best candidates its means are over."""
 MOSTLY = 0.9
 """The part of a carried column's values that must be numbers for it to be compared as numbers."""
 
@@ -37,18 +40,25 @@ FEATURES = {
     "neighbours of its item.",
     "averaged_text": "Cosine of the text vectors, each averaged with those of the accepted "
     "neighbours of its item.",
-    "averaged": "Mean of averaged_image and averaged_text, or the one that is known.",
+    "averaged_words": "Cosine of the word vectors of the titles, each averaged with those of the "
+    "accepted neighbours of its item.",
+    "averaged": "Mean of averaged_image, averaged_text and averaged_words, where known.",
     **{
         f"{name}_gap_{side}": f"By how much {name} falls short of the best {name} among the "
         f"candidates of an item: the {which} of both items."
         for name in GAPS
         for side, which in (("min", "smaller"), ("max", "larger"))
     },
-    "score_rank_min": "How many candidates of an item have a higher score: the fewer of both.",
-    "score_rank_max": "How many candidates of an item have a higher score: the more of both.",
     **{
-        f"score_mean_{k}_{side}": f"Mean score of an item's best {k} candidates: the {which} of "
+        f"{name}_rank_{side}": f"How many candidates of an item have a higher {name}: the {which} "
+        "of both items."
+        for name in RANKED
+        for side, which in (("min", "fewer"), ("max", "more"))
+    },
+    **{
+        f"{name}_mean_{k}_{side}": f"Mean {name} of an item's best {k} candidates: the {which} of "
         "both items."
+        for name in RANKED
         for k in BEST
         for side, which in (("min", "lower"), ("max", "higher"))
     },
@@ -65,7 +75,7 @@ FEATURES = {
 class PairFeatures:
     """The features of P candidate pairs of N items.
 
-    What needs all candidates is computed once, in some 36 bytes a pair and at most one modality's
+    What needs all candidates is computed once, in some 52 bytes a pair and at most one modality's
     averaged vectors in float16; the other columns when a block of pairs is requested. The results
     are the same to the bit for all sizes of blocks.
     """
@@ -101,13 +111,17 @@ class PairFeatures:
             for name, modality in vectors.modalities.items()
             if f"score_{name}" in self._values
         }
+        if titles is not None:
+            averaged["averaged_words"] = _averaged_word_cosines(titles.words, graph, i, j)
         self._values |= averaged | {"averaged": _known_mean(list(averaged.values()))}
         self._best = {
             name: _best(len(items), i, j, self._values[name])
             for name in GAPS
             if name in self._values
         }
-        self._ranks, self._means = _ranks_and_means(len(items), i, j, self._values["score"])
+        self._ranked = {
+            name: _ranks_and_means(len(items), i, j, self._values[name]) for name in RANKED
+        }
         self._hashes = _photo_hashes(items.phash)
         self._title_words = self._quantities = None
         if titles is not None:
@@ -134,9 +148,10 @@ class PairFeatures:
         for name, best in self._best.items():
             gaps = (best[i] - columns[name], best[j] - columns[name])
             columns |= _min_max(f"{name}_gap", *gaps)
-        columns |= _min_max("score_rank", *(rank[selection] for rank in self._ranks))
-        for k, means in self._means.items():
-            columns |= _min_max(f"score_mean_{k}", means[i], means[j])
+        for name, (ranks_of_both, means) in self._ranked.items():
+            columns |= _min_max(f"{name}_rank", *(rank[selection] for rank in ranks_of_both))
+            for k, mean in means.items():
+                columns |= _min_max(f"{name}_mean_{k}", mean[i], mean[j])
         if self._hashes is not None:
             known = self._hashes[1][i] & self._hashes[1][j]
             bits = np.bitwise_count(self._hashes[0][i] ^ self._hashes[0][j])
@@ -215,12 +230,27 @@ def _averaged_cosines(
     return cosine
 
 
+def _averaged_word_cosines(
+    words: sparse.csr_matrix, graph: sparse.csr_matrix, i: np.ndarray, j: np.ndarray
+) -> np.ndarray:
+    """(P,) float32 cosines of the word vectors averaged over `graph`, NaN without any word.
+
+    In memory: 8 bytes for each different word of an item and its neighbours.
+    """
+    averaged = normalize(graph @ words, copy=False)
+    averaged.sort_indices()
+    worded = np.diff(averaged.indptr) > 0
+    return np.where(worded[i] & worded[j], cosines(averaged, i, j), np.float32(np.nan))
+
+
 def _known_mean(values: list[np.ndarray]) -> np.ndarray:
-    """The mean (P,) of one or two values (P,), of those that are not NaN."""
-    if len(values) == 1:
-        return values[0]
-    a, b = values
-    return np.where(np.isnan(a), b, np.where(np.isnan(b), a, (a + b) / 2))
+    """The mean (P,) float32 of values (P,), of those that are not NaN; NaN where all are."""
+    total, known = np.zeros(len(values[0]), np.float32), np.zeros(len(values[0]), np.int8)
+    for value in values:
+        total += np.nan_to_num(value, nan=0.0)
+        known += ~np.isnan(value)
+    with np.errstate(invalid="ignore"):
+        return total / known.astype(np.float32)
 
 
 def _best(items: int, i: np.ndarray, j: np.ndarray, value: np.ndarray) -> np.ndarray:

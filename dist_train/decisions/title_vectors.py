@@ -6,6 +6,7 @@ Words distinguish products; runs of characters also match what is misspelt, join
 from typing import NamedTuple
 
 from scipy import sparse
+from sklearn.feature_extraction.text import strip_accents_unicode
 
 from dist_train.evaluation.baselines import Titles, cosines, term_vectors, word_vectors
 
@@ -32,6 +33,7 @@ def title_vectors(titles: Titles) -> TitleVectors:
         ngram_range=(3, 4),
         min_df=2,  # a run of one title alone matches nothing, and there are millions of these
         sublinear_tf=True,
-        strip_accents="unicode",  # also makes plain letters of bold and full-width ones
+        # Accents first: bold and full-width capitals become plain ones by it.
+        preprocessor=lambda title: strip_accents_unicode(title).lower(),
     )
     return TitleVectors(word_vectors(titles), characters)

@@ -89,24 +89,17 @@ class Catalogue:
             out["score"][pair] = total / sum(known.values()) if known else NAN
         if "text" in self.modalities:
             out |= self.plain_titles(pairs)
-        out |= plain_averaged(self, pairs, rows, out["score"])
+            words = title_vectors(self.items.title).words.toarray().astype(float)
+            rows = rows | {"words": words}
+        out |= plain_averaged(pairs, rows, out["score"])
         for name in ("score", "score_image", "score_text", "characters", "averaged"):
             if name in out:
                 best = per_item(out[name], lambda values: max(values, default=NAN))
                 sides = {p: (best[p[0]] - out[name][p], best[p[1]] - out[name][p]) for p in pairs}
                 out |= min_max(f"{name}_gap", sides)
-        for k in (5, 20):
-            mean = per_item(out["score"], lambda values: mean_of(sorted(values)[::-1][:k]))  # noqa: B023
-            out |= min_max(f"score_mean_{k}", {(a, b): (mean[a], mean[b]) for a, b in pairs})
-        ranks = {}
-        for pair in pairs:
-            score = np.float32(out["score"][pair])
-            higher = per_item(
-                out["score"],
-                lambda values: sum(np.float32(v) > score for v in values),  # noqa: B023
-            )
-            ranks[pair] = [NAN if np.isnan(score) else higher[item] for item in pair]
-        return out | min_max("score_rank", ranks) | self.plain_fields(pairs)
+        for name in ("score", "averaged"):
+            out |= plain_means(name, out[name])
+        return out | self.plain_fields(pairs)
 
     def plain_titles(self, pairs: list[Pair]) -> dict[str, Values]:
         titles = self.items.title.tolist()
@@ -142,7 +135,7 @@ class Catalogue:
 
 
 def plain_averaged(
-    catalogue: Catalogue, pairs: list[Pair], rows: dict[str, np.ndarray], score: Values
+    pairs: list[Pair], rows: dict[str, np.ndarray], score: Values
 ) -> dict[str, Values]:
     out: dict[str, Values] = {}
     for name, unit in rows.items():
@@ -156,6 +149,22 @@ def plain_averaged(
         out[f"averaged_{name}"] = {(a, b): float(means[a] @ means[b]) for a, b in pairs}
     known = {p: [v for values in out.values() if not math.isnan(v := values[p])] for p in pairs}
     return out | {"averaged": {pair: mean_of(values) for pair, values in known.items()}}
+
+
+def plain_means(name: str, values: Values) -> dict[str, Values]:
+    out: dict[str, Values] = {}
+    for k in (5, 20):
+        mean = per_item(values, lambda known: mean_of(sorted(known)[::-1][:k]))  # noqa: B023
+        out |= min_max(f"{name}_mean_{k}", {(a, b): (mean[a], mean[b]) for a, b in values})
+    return out
+
+
+def plain_ranks(name: str, values: Values) -> dict[str, Values]:
+    ranks = {}
+    for pair, value in values.items():
+        higher = per_item(values, lambda known: sum(v > value for v in known))  # noqa: B023
+        ranks[pair] = [NAN if math.isnan(value) else higher[item] for item in pair]
+    return min_max(f"{name}_rank", ranks)
 
 
 def per_item(values: Values, reduce: Callable[[list[float]], float]) -> list[float]:
@@ -188,9 +197,14 @@ def test_they_are_what_loops_in_float64_compute(seed: int, image: bool, text: bo
     catalogue = Catalogue(seed, image, text)
     computed = catalogue.features().of(slice(None))
     expected = catalogue.plain()
+    pairs = list(zip(catalogue.i.tolist(), catalogue.j.tolist(), strict=True))
+    # Ranks of the computed values: they decide which are equal and which differ in their last bits.
+    for name in ("score", "averaged"):
+        values = dict(zip(pairs, computed[name].tolist(), strict=True))
+        expected |= plain_ranks(name, values)
     assert set(computed) == set(expected) | (set(quantities.FEATURES) if text else set())
     for name, values in expected.items():
-        wanted = np.array([values[p] for p in zip(catalogue.i, catalogue.j, strict=True)], float)
+        wanted = np.array([values[pair] for pair in pairs], float)
         tolerance = 2e-3 if name.startswith("averaged") else 1e-5
         np.testing.assert_allclose(computed[name], wanted, atol=tolerance, err_msg=name)
     if text:
@@ -231,7 +245,9 @@ def test_they_are_symmetric_and_keep_their_values_when_items_are_renumbered() ->
     pd.testing.assert_frame_equal(turned, expected, check_exact=True)
     number = np.random.default_rng(0).permutation(ITEMS)
     other = catalogue.renumbered(number).features().of(slice(None))
-    pd.testing.assert_frame_equal(other, expected, rtol=0, atol=2e-3)
+    # Sums of float16 rows depend on their order, and with them the ranks of what is nearly equal.
+    steady = [name for name in expected if not name.startswith("averaged_rank")]
+    pd.testing.assert_frame_equal(other[steady], expected[steady], rtol=0, atol=2e-3)
 
 
 def test_one_pair_and_none() -> None:

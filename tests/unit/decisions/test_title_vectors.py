@@ -40,7 +40,7 @@ def character_cosines(titles: list[str | None]) -> np.ndarray:
     return dense @ dense.T
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TITLES)
 def test_characters_equal_runs_counted_by_hand(titles):
     vectors = title_vectors(titles).characters
@@ -48,7 +48,7 @@ def test_characters_equal_runs_counted_by_hand(titles):
     np.testing.assert_allclose(found, character_cosines(titles), atol=1e-6)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TITLES)
 def test_rows_are_of_unit_length_or_empty_where_there_is_no_term(titles):
     vectors = title_vectors(titles)
@@ -69,22 +69,14 @@ def test_without_a_common_term_the_vectors_are_empty(titles):
 
 
 def test_misspelt_joined_escaped_and_styled_titles_share_characters():
-    titles = [
-        "Kopi hitam",
-        "kopihitam",
-        "kopi hitem",
-        "𝐊𝐨𝐩𝐢 ｈｉｔａｍ",
-        "caf\\xc3\\xa9",
-        "cafe",
-        "x",
-    ]
+    titles = ["Kopi hitam", "kopihitam", "kopi hitem", "𝐊𝐨𝐩𝐢 ｈｉｔａｍ", "caf\\xc3\\xa9", "cafe"]
     vectors = title_vectors(titles)
     alike = cosines(vectors.characters, np.array([0, 0, 0, 4, 0]), np.array([1, 2, 3, 5, 5]))
     assert (alike[:2] > 0.4).all()
     np.testing.assert_allclose(alike[2:], [1, 1, 0], atol=1e-6)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TITLES.filter(lambda titles: len(titles) > 1))
 def test_cosines_are_the_same_bits_in_blocks_of_any_size(titles):
     i, j = np.triu_indices(len(titles), k=1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -52,6 +52,7 @@ def words_of(title):
     return [word for word in (title or "").lower().split() if word != "🌸"]
 
 
+@settings(deadline=None)
 @given(TITLES, st.sampled_from([0.1, 0.35, 0.8]), st.sampled_from([1, 30, 10_000]))
 def test_title_pairs_equal_all_against_all(titles, floor, at_once):
     with pytest.MonkeyPatch.context() as patch:
@@ -123,6 +124,7 @@ def test_malformed_escapes_stay(title, expected):
     assert readable_title(title) == expected
 
 
+@settings(deadline=None)
 @given(TITLES.filter(lambda titles: len(titles) > 1), st.sampled_from([1, 1_000]))
 def test_scores_of_given_pairs_equal_all_against_all(titles, at_once):
     i, j = np.triu_indices(len(titles), k=1)
