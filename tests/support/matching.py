@@ -46,9 +46,11 @@ def postings(folder: Path, items: int = 700, seed: int = 1) -> pd.DataFrame:
 
 
 def add_photos(table: pd.DataFrame, images: Path, seed: int = 1) -> pd.DataFrame:
-    """The same with a photo for each posting, below `images`, like those of its product."""
+    """The same with a photo for each posting, below `images`; a third are like their product's."""
     rng, product = np.random.default_rng(seed), pd.factorize(table.label_group)[0]
     pattern = rng.integers(0, 256, (product.max() + 1, 6, 6, 3))[product]
+    own = rng.random(len(table)) > 1 / 3
+    pattern[own] = rng.integers(0, 256, (own.sum(), 6, 6, 3))
     pattern = np.clip(pattern + 25 * rng.standard_normal(pattern.shape), 0, 255)
     images.mkdir(parents=True)
     names = [f"{posting_id}.jpg" for posting_id in table.posting_id]
