@@ -51,8 +51,8 @@ def log_label_remarks(database: sqlite3.Connection, table: str, path: Path) -> i
     elif products == 1:
         label = database.execute(LARGEST).fetchone()[0]
         remarks.append(
-            f"all {postings} labelled postings are of one product, {label!r}: without another to "
-            f"tell it from nothing can be learned or scored; {CHECK}"
+            f"all {postings} labelled postings are of one product, {label!r}: without "
+            f"another nothing can be learned or scored; {CHECK}"
         )
     else:
         val, largest_val = database.execute(VAL).fetchone()

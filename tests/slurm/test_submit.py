@@ -145,7 +145,7 @@ def test_dry_run_asks_sbatch(cluster: Cluster, config: Path, folder: Path) -> No
     assert fine.returncode == 0, fine.stderr
     assert "sbatch accepts all" in fine.stdout
     assert not (folder / "dry/slurm/jobs.json").exists()
-    for option, value in (("nodes", 9), ("partition", "nowhere")):
+    for option, value in (("nodes", 12), ("partition", "nowhere")):
         refused = dist_train(cluster, "submit", config, "--dry-run", "--out", folder / "dry",
                              f"--slurm.image.{option}", value)  # fmt: skip
         assert refused.returncode == 2
