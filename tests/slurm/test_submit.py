@@ -61,12 +61,13 @@ def test_the_submitted_pipeline_ends_with_the_matches_of_run(
         *map(list, jobs.items())
     ]
 
-    again = dist_train(cluster, "submit", config)
-    assert again.returncode == 0, again.stderr
-    assert jobs_of(out) == jobs, "a queued job was doubled"
     shown = dist_train(cluster, "status", out)
     assert shown.returncode == 3, shown.stdout + shown.stderr
     assert "waits" in shown.stdout
+
+    again = dist_train(cluster, "submit", config)
+    assert again.returncode == 0, again.stderr
+    assert jobs_of(out) == jobs, "a queued job was doubled"
 
     cluster.wait_for(lambda: not cluster.call("squeue", "-h"), 900, "end of all jobs")
     shown = dist_train(cluster, "status", out)
