@@ -94,9 +94,9 @@ def _threshold_file(path: Path) -> Path:
             raise BadInput(f"{path}: no match directory, and no run that has one (matches/)")
         path = folder / NAME
     if (path.parent / stage_files.STAGE).exists():
-        folder = Folder(path.parent, MATCHES)
-        if path.name in folder.manifest["files"]:
-            return folder.file(path.name)
+        matches = Folder(path.parent, MATCHES)
+        if path.name in matches.manifest["files"]:
+            return matches.file(path.name)
     return path
 
 
