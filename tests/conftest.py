@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from dist_train.synthetic.catalogue import generate
@@ -21,6 +22,10 @@ TINY_VIT = {
         "num_classes": 0, "first_conv": "patch_embed.proj", "classifier": "head",
     },
 }  # fmt: skip
+
+# A busy machine needs seconds for what takes milliseconds; no test is about time.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

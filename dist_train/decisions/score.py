@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from dist_train.decisions.match_lists import iterate_matches, read_matches
+from dist_train.decisions.metrics_file import write_scores
 from dist_train.decisions.threshold import QueryMatches, Threshold
 from dist_train.distributed import stage
 from dist_train.embedding.store import EmbeddingSet
@@ -27,14 +28,7 @@ from dist_train.evaluation.metrics import (
     per_item_scores,
     scores_of_counts,
 )
-from dist_train.evaluation.scores import (
-    Delivered,
-    Difference,
-    Kind,
-    MatcherScore,
-    Scores,
-    write_scores,
-)
+from dist_train.evaluation.scores import Delivered, Difference, Kind, MatcherScore, Scores
 from dist_train.matching.join import pairs_in_memory
 from dist_train.matching.pairs import PairSet
 from dist_train.matching.vectors import ItemVectors, open_vectors, subset

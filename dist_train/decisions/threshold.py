@@ -137,9 +137,9 @@ def _threshold_file(path: Path) -> Path:
 def _as_written(path: Path) -> Path:
     """The file, if it is as the match whose folder it lies in wrote it; else raises Corrupt."""
     if (path.parent / stage_files.STAGE).exists():
-        folder = Folder(path.parent, MATCHES)
-        if path.name in folder.manifest["files"]:
-            return folder.file(path.name)
+        matches = Folder(path.parent, MATCHES)
+        if path.name in matches.manifest["files"]:
+            return matches.file(path.name)
     return path
 
 

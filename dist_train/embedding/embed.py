@@ -88,8 +88,13 @@ def _embed_modality(
     }
     # One loader for all blocks, so that its workers start once.
     all_plans = [plan for _, plans in todo.values() for plan in plans]
-    refused = not config.max_unreadable
-    batches = load(reader, encoder.inputs(), all_plans, config.workers, None, refused)
+    batches = load(
+        reader,
+        encoder.inputs(),
+        all_plans,
+        config.workers,
+        refuse_damaged=not config.max_unreadable,
+    )
     # None shows the progress on a terminal only.
     disable = None if runtime.is_main else True
     progress = tqdm(todo.items(), f"embed {modality}", unit="block", disable=disable)

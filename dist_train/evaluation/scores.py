@@ -1,18 +1,12 @@
-"""What metrics.json holds, how it is written and read, and the same as a table of text.
+"""What metrics.json holds, and the same as a table of text.
 
 Scores are of the files as they are delivered, where test postings are matched with the whole
 catalogue, and then of matchers among the test items alone, as a competition prints them.
 """
 
-from typing import Any, Literal, NotRequired, TypedDict, cast
+from typing import Literal, NotRequired, TypedDict
 
 from dist_train.evaluation.metrics import GroupSizeScore
-from shards.read.location import Folder
-from shards.storage.errors import Corrupt
-from shards.storage.files import read_json, write_json
-from shards.storage.stage_files import is_sealed, sealed
-
-METRICS = "metrics.json"
 
 Kind = Literal["baseline", "modality", "compare", "groups", "ours"]
 """A trivial matcher, one modality of ours, an encoder to compare with, or what was decided."""
@@ -82,30 +76,6 @@ class Scores(TypedDict):
     """Fingerprint of the matches that are scored; added when it is written, as is `sha256`."""
     sha256: NotRequired[str]
     """That of all other keys: the manifest of the matches is older than the scores."""
-
-
-def write_scores(matches: Folder, scores: Scores) -> Scores:
-    """Write metrics.json into a match directory and return what it holds."""
-    known: dict[str, Any] = {**scores, "matches": matches.manifest["fingerprint"]}
-    written = cast(Scores, sealed(known))
-    write_json(matches.path / METRICS, written)
-    return written
-
-
-def read_scores(matches: Folder) -> Scores | None:
-    """metrics.json of a match directory; None where evaluate has not been run.
-
-    Raises Corrupt when it has changed since it was written, or is of other matches.
-    """
-    path = matches.path / METRICS
-    if not path.exists():
-        return None
-    scores = read_json(path)
-    if not isinstance(scores, dict) or not is_sealed(scores):
-        raise Corrupt(f"{path}: differs from its own sha256; run dist-train evaluate again")
-    if scores.get("matches") != matches.manifest["fingerprint"]:
-        raise Corrupt(f"{path}: is of other matches; run dist-train evaluate again")
-    return cast(Scores, scores)
 
 
 def score_table(scores: Scores) -> str:

@@ -64,9 +64,10 @@ def read_faiss(path: Path, width: int, items: int | None = None) -> Any:
     except (RuntimeError, MemoryError) as error:  # FAISS believes the sizes that a file claims
         reason = " ".join(str(error).split())[-150:]
         raise Corrupt(f"{path}: FAISS cannot read it ({reason}); {AGAIN}") from None
-    if index.d != width or items not in (None, index.ntotal):
+    wanted = index.ntotal if items is None else items
+    if (index.ntotal, index.d) != (wanted, width):
         raise Corrupt(
-            f"{path}: holds {index.ntotal} rows of width {index.d}, wanted {items} of {width}; "
+            f"{path}: holds {index.ntotal} rows of width {index.d}, wanted {wanted} of {width}; "
             f"{AGAIN}"
         )
     return index

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from dist_train.decisions.match_lists import read_matches
+from dist_train.decisions.metrics_file import read_scores
 from dist_train.decisions.threshold import Threshold
 from dist_train.distributed.stage import MATCHES, parent
 from dist_train.evaluation.f1_curve import F1Curve
-from dist_train.evaluation.scores import Scores, read_scores
+from dist_train.evaluation.scores import Scores
 from dist_train.matching.pairs import PairSet
 from dist_train.report import charts
 from dist_train.report.galleries import Gallery, choose_pairs, show_pairs

@@ -29,9 +29,9 @@ from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.encoder import save_tensors
 from dist_train.heads.class_parallel import load_head, save_head
 from dist_train.monitor.metrics import Metrics
-from dist_train.training.setup import Training, class_names_digest
+from dist_train.training.setup import Training, class_names_digest, run_to_grow_from
 from shards.order.global_order import check_equal
-from shards.storage.errors import BadInput, Failed
+from shards.storage.errors import BadInput, Corrupt, Failed
 from shards.storage.files import read_json, sha256_file, sync, write_json
 
 FORMAT = 3
@@ -148,7 +148,7 @@ class Checkpoints:
         order, step = training.items.state, 0
         check_equal(self.runtime.all_gather(order.to_json()))
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
-            fault = self.runtime.broadcast(_fault(folder) if self.runtime.is_main else "")
+            fault = self.runtime.broadcast(checkpoint_fault(folder) if self.runtime.is_main else "")
             if not fault:
                 step = self._load(folder, training)
                 break
@@ -187,7 +187,30 @@ class Checkpoints:
         return step
 
 
-def _fault(folder: Path) -> str:
+def grow_centres(training: Training) -> None:
+    """Before the first step: take centres, moments and steps of the classes of an earlier run.
+
+    All ranks call it together; nothing is done unless `head.grow_from` names a run. Raises BadInput
+    for a run over other classes, Corrupt for a checkpoint that is not as it was written.
+    """
+    items, head, runtime = training.items, training.head, training.runtime
+    if items.config.head.grow_from is None:
+        return
+    folder = run_to_grow_from(items.config.head.grow_from)
+    if fault := runtime.broadcast(checkpoint_fault(folder) if runtime.is_main else ""):
+        raise Corrupt(f"{fault}; restore it or grow from another run")
+    state = read_json(folder / "state.json")
+    known = int(state["classes"])
+    if class_names_digest(items.class_names[:known]) != state["class_names"]:
+        raise BadInput(
+            f"{folder}: its {known} classes are not the first of these {head.classes}; grow from a "
+            "run over the same catalogue, whose class ids were only added to"
+        )
+    load_head(folder, head, training.head_optimizer, known)
+    log.info("centres of %d of %d classes taken from %s", known, head.classes, folder)
+
+
+def checkpoint_fault(folder: Path) -> str:
     """How a checkpoint's files differ from its manifest; empty when it is complete."""
     path = folder / "manifest.json"
     try:

@@ -19,7 +19,7 @@ from dist_train.distributed import stage
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import FEW, INTACT, Batch, load
 from dist_train.monitor.metrics import Meter, Metrics
-from dist_train.training.checkpoint import Checkpoints
+from dist_train.training.checkpoint import Checkpoints, grow_centres
 from dist_train.training.data import mix_of_step, training_items
 from dist_train.training.optimisation import clip_head
 from dist_train.training.setup import STATISTICS, Training, set_up, start_centres
@@ -67,6 +67,7 @@ def fit(training: Training, validation: ValidationItems, out: Path) -> None:
         validator = Validator(training, validation, checkpoints, metrics)
         if start == 0 < last:
             start_centres(training)
+            grow_centres(training)
         # Step 0 is validated for comparison; a later one where a signal or a kill came before it.
         if validator.is_due(start):
             validator.validate(start)
@@ -74,8 +75,14 @@ def fit(training: Training, validation: ValidationItems, out: Path) -> None:
             return  # nothing is to be learned, or an earlier attempt ended before the export
 
         plans = items.plans(start, last, runtime.rank, runtime.world)
-        inputs, refused = training.encoder.inputs(config), not config.max_unreadable
-        batches = load(items.reader, inputs, plans, config.workers, items.numbers, refused)
+        batches = load(
+            items.reader,
+            training.encoder.inputs(config),
+            plans,
+            config.workers,
+            stand_ins=items.numbers,
+            refuse_damaged=not config.max_unreadable,
+        )
         meter = Meter(runtime.device)
         stepper = Stepper(training, meter.timed_batches(batches))
         guard = StandstillGuard(training)

@@ -22,13 +22,12 @@ from dist_train.encoders.encoder import Encoder, TextEncoder, new_encoder
 from dist_train.encoders.neck import Neck
 from dist_train.encoders.tokens import check_titles
 from dist_train.heads.centres import RowAdamW
-from dist_train.heads.class_parallel import ClassMeans, MarginHead, load_head, margin_shares
+from dist_train.heads.class_parallel import ClassMeans, MarginHead, margin_shares
 from dist_train.heads.estimate import HeadEstimate
 from dist_train.training.accelerator import new_accelerator
 from dist_train.training.data import TrainingItems
 from dist_train.training.optimisation import Schedule, encoder_optimizer, head_optimizer
-from shards.storage.errors import BadInput, Corrupt, Stopped, Unreadable
-from shards.storage.files import read_json
+from shards.storage.errors import BadInput, Stopped, Unreadable
 
 STATISTICS = (Neck, nn.modules.batchnorm._BatchNorm)
 """Modules whose buffers move in a forward pass in training mode."""
@@ -234,21 +233,23 @@ def class_names_digest(names: np.ndarray) -> str:
 
 
 def start_centres(training: Training) -> None:
-    """Before the first step: set centres to class means or to an earlier run's, if configured.
-
-    Raises BadInput for a run over other classes, and Stopped after a signal.
-    """
+    """Before the first step: set centres to class means, if configured; Stopped after a signal."""
     items, head, runtime = training.items, training.head, training.runtime
-    config, options = items.config, items.config.head
-    if options.start == "means":
+    config = items.config
+    if config.head.start == "means":
         # Every rank computes each W-th batch; the batches, and so the means, are equal for every W.
         encoder, class_ids = training.complete_encoder(), items.reader.records["class_id"]
         size, width = config.batch_size, head.weight.shape[1]
         plans = plan_batches(items.reader, items.numbers, size)
         means = ClassMeans(head)
         encoder.eval()
-        mine, refused = runtime.share(plans), not config.max_unreadable
-        batches = load(items.reader, encoder.inputs(), mine, config.workers, None, refused)
+        batches = load(
+            items.reader,
+            encoder.inputs(),
+            runtime.share(plans),
+            config.workers,
+            refuse_damaged=not config.max_unreadable,
+        )
         # All ranks take equally many rounds; one without a batch in the last adds padding only.
         for _ in range(-(-len(plans) // runtime.world)):
             vectors, labels = torch.zeros(size, width), torch.full((size,), -1)
@@ -261,22 +262,6 @@ def start_centres(training: Training) -> None:
         encoder.train()
         known = runtime.all_reduce_sum(means.write())
         log.info("centres of %d of %d classes start at their mean embedding", known, head.classes)
-    if options.grow_from is not None:
-        # Centres, moments and steps of the classes that the earlier run had are taken over.
-        from dist_train.training.checkpoint import _fault  # which imports this module
-
-        folder = run_to_grow_from(options.grow_from)
-        if fault := runtime.broadcast(_fault(folder) if runtime.is_main else ""):
-            raise Corrupt(f"{fault}; restore it or grow from another run")
-        state = read_json(folder / "state.json")
-        known = int(state["classes"])
-        if class_names_digest(items.class_names[:known]) != state["class_names"]:
-            raise BadInput(
-                f"{folder}: its {known} classes are not the first of these {head.classes}; grow "
-                "from a run over the same catalogue, whose class ids were only added to"
-            )
-        load_head(folder, head, training.head_optimizer, known)
-        log.info("centres of %d of %d classes taken from %s", known, head.classes, folder)
 
 
 def run_to_grow_from(run: Path) -> Path:

@@ -72,8 +72,13 @@ class ValidationItems:
         encoder.eval()
         vectors = np.zeros((len(self.numbers), encoder.width), np.float32)
         plans = plan_batches(self.reader, self.numbers, config.batch_size)
-        mine, refused = runtime.share(plans), not config.max_unreadable
-        batches = load(self.reader, encoder.inputs(), mine, config.workers, None, refused)
+        batches = load(
+            self.reader,
+            encoder.inputs(),
+            runtime.share(plans),
+            config.workers,
+            refuse_damaged=not config.max_unreadable,
+        )
         stopping = False
         for _ in range(-(-len(plans) // runtime.world)):
             for items, unit in unit_vectors(encoder, batches, 1, runtime.device):

@@ -109,7 +109,7 @@ def _check_same(out: Path, wanted: dict[str, Any]) -> None:
     if found.get("format") != FORMAT:
         raise BadInput(f"{out}: format {found.get('format')}, this version writes {FORMAT}")
     if (out / MANIFEST).exists():
-        _check_vouched(
+        _check_intact(
             (out / STAGE).read_bytes(), _read_ours(out / MANIFEST), lambda n: str(out / n)
         )
     if found["kind"] != wanted["kind"]:
@@ -231,11 +231,11 @@ def read_finished(
     if (data := read(MANIFEST)) is None:
         raise Unfinished(f"{folder}: unfinished (no {MANIFEST}); run the same command again")
     manifest = parsed(data, MANIFEST, where(MANIFEST))
-    _check_vouched(stage_bytes, manifest, where)
+    _check_intact(stage_bytes, manifest, where)
     return stage, manifest
 
 
-def _check_vouched(
+def _check_intact(
     stage_bytes: bytes, manifest: Mapping[str, Any], where: Callable[[str], str]
 ) -> None:
     """Raise Corrupt unless stage.json and the manifest are as they were written.
@@ -279,7 +279,7 @@ def faults_of(out: Path) -> list[str]:
     """How stage.json, manifest.json and status.json differ from what was written."""
     manifest = _read_ours(out / MANIFEST)
     try:
-        _check_vouched((out / STAGE).read_bytes(), manifest, lambda name: str(out / name))
+        _check_intact((out / STAGE).read_bytes(), manifest, lambda name: str(out / name))
     except Corrupt as fault:
         return [str(fault)]
     faults = []

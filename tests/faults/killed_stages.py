@@ -8,6 +8,7 @@ undisturbed run: nothing, if all is well.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -27,6 +28,8 @@ TIMED = {"stage.json", "status.json", "manifest.json", "metrics.jsonl"}
 """Files that hold the time, or times; only their names are compared."""
 LONGEST = 4
 """Kills of a chain at most."""
+CHANGED = multiprocessing.Value("q", 0, lock=False)
+"""Changes of the disk by the last attempt."""
 
 
 class Death:
@@ -34,6 +37,7 @@ class Death:
 
     def __init__(self, point: int) -> None:
         self.left = point
+        CHANGED.value = 0
         sys.addaudithook(self._audit)
         fsync = os.fsync
 
@@ -51,6 +55,7 @@ class Death:
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         self.left -= 1
+        CHANGED.value += 1
 
 
 def attempt(words: list[str], point: int = -1) -> int:
@@ -74,21 +79,29 @@ def attempt(words: list[str], point: int = -1) -> int:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Every file by its path; folders end in a slash. TensorBoard's are one for each attempt."""
+    """Every file by its path; folders end in a slash. TensorBoard's are one for each attempt.
+
+    The folder's name is left out of what the files hold: it is the title of a report.
+    """
     return {
         f"{path.relative_to(out)}{'/' if path.is_dir() else ''}": b""
         if path.is_dir() or path.name in TIMED
-        else path.read_bytes()
+        else path.read_bytes().replace(out.name.encode(), b"")
         for path in out.rglob("*")
         if "tensorboard" not in path.relative_to(out).parts
     }
 
 
-def chain(words: list[str], out: Path, undisturbed: dict[str, bytes], draw: random.Random) -> Any:
-    """Kill the verb at random points until it gets through; the points, and what differs."""
+def chain(
+    words: list[str], out: Path, changes: int, undisturbed: dict[str, bytes], draw: random.Random
+) -> Any:
+    """Kill the verb at random points until it gets through; the points, and what differs.
+
+    An undisturbed run makes so many `changes` of the disk.
+    """
     command, points = [word.replace("{out}", str(out)) for word in words], []
     for _ in range(draw.randint(2, LONGEST)):
-        point = draw.randrange(60)
+        point = draw.randrange(changes)
         ended = attempt(command, point)
         if ended == 0:
             break
@@ -108,8 +121,8 @@ def run(plan: Path, chains: int) -> None:
         for out in outs if begun else []:
             shutil.copytree(begun, out)
         assert attempt([word.replace("{out}", str(outs[0])) for word in words]) == 0
-        undisturbed, draw = contents(outs[0]), random.Random(stage)
-        outcomes += [(stage, *chain(words, out, undisturbed, draw)) for out in outs[1:]]
+        undisturbed, changes, draw = contents(outs[0]), CHANGED.value, random.Random(stage)
+        outcomes += [(stage, *chain(words, out, changes, undisturbed, draw)) for out in outs[1:]]
     print(json.dumps(outcomes))
 
 

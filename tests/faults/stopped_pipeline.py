@@ -29,7 +29,7 @@ PLACES = [
     "dist_train.matching.build_pairs:finish",
     "dist_train.decisions.match:_decide",
     "dist_train.decisions.score:per_item_scores",
-    "dist_train.decisions.score:write_json",
+    "dist_train.decisions.score:write_scores",
     "dist_train.report.html:gather",
     "dist_train.report.html:write_atomic",
 ]

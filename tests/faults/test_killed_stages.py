@@ -65,4 +65,5 @@ def test_a_chain_of_kills_leaves_the_same_files(
     outcomes = json.loads(done.stdout.splitlines()[-1])
     assert len(outcomes) == chains * len(some)
     assert [outcome for outcome in outcomes if outcome[2]] == []
+    assert {stage for stage, points, _ in outcomes if points} == set(some)
     assert sum(len(points) for _, points, _ in outcomes) > len(outcomes)  # most were killed

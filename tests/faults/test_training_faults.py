@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dist_train.config.training import HeadOptions, ImageEncoderOptions, ImageTraining
-from dist_train.training.checkpoint import _fault
+from dist_train.training.checkpoint import checkpoint_fault
 from dist_train.training.loop import train
 from tests.support.comparing import largest_difference
 from tests.support.damage import spoil_batch
@@ -142,7 +142,7 @@ def test_a_checkpoint_before_the_first_update_is_whole(
     out = tmp_path / "run"
     finish(start("nan 1 0", shard_set, tiny_vit, out, launcher, every=1))
     first = out / "checkpoints/step-00000001"
-    assert _fault(first) == ""
+    assert checkpoint_fault(first) == ""
     whole = tmp_path / "whole"
     shutil.copytree(out, whole)
     for later in (out / "checkpoints").iterdir():
@@ -185,7 +185,7 @@ def test_a_rank_that_is_killed_ends_all(shard_set: Path, tiny_vit: Path, tmp_pat
     assert len(ours(output)) == 1
     assert "rank 0 lost its connection to another rank, which was killed" in ours(output)[0]
     assert "SIGKILL" in output  # the launcher's report
-    assert _fault(out / "checkpoints/step-00000002") == ""
+    assert checkpoint_fault(out / "checkpoints/step-00000002") == ""
 
 
 def test_a_weight_that_differs_ends_all(shard_set: Path, tiny_vit: Path, tmp_path: Path) -> None:
@@ -219,6 +219,6 @@ def test_a_disk_that_is_full_while_saving(
     assert "File too large" in ours(output)[0]
     assert "newest complete checkpoint is step-00000002; make room" in ours(output)[0]
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000002"]
-    assert _fault(kept) == ""
+    assert checkpoint_fault(kept) == ""
     assert "going on from step 2" in finish(start("none 1 0", shard_set, tiny_vit, out))
     assert largest_difference(out, whole) == 0

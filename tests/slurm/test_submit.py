@@ -61,12 +61,13 @@ def test_the_submitted_pipeline_ends_with_the_matches_of_run(
         *map(list, jobs.items())
     ]
 
-    again = dist_train(cluster, "submit", config)
-    assert again.returncode == 0, again.stderr
-    assert jobs_of(out) == jobs, "a queued job was doubled"
     shown = dist_train(cluster, "status", out)
     assert shown.returncode == 3, shown.stdout + shown.stderr
     assert "waits" in shown.stdout
+
+    again = dist_train(cluster, "submit", config)
+    assert again.returncode == 0, again.stderr
+    assert jobs_of(out) == jobs, "a queued job was doubled"
 
     cluster.wait_for(lambda: not cluster.call("squeue", "-h"), 900, "end of all jobs")
     shown = dist_train(cluster, "status", out)
@@ -145,7 +146,7 @@ def test_dry_run_asks_sbatch(cluster: Cluster, config: Path, folder: Path) -> No
     assert fine.returncode == 0, fine.stderr
     assert "sbatch accepts all" in fine.stdout
     assert not (folder / "dry/slurm/jobs.json").exists()
-    for option, value in (("nodes", 9), ("partition", "nowhere")):
+    for option, value in (("nodes", 12), ("partition", "nowhere")):
         refused = dist_train(cluster, "submit", config, "--dry-run", "--out", folder / "dry",
                              f"--slurm.image.{option}", value)  # fmt: skip
         assert refused.returncode == 2

@@ -7,6 +7,7 @@ make), RANK:SIGNAL:BATCHES (it sends itself that signal with batch number BATCHE
 or none.
 """
 
+import inspect
 import json
 import os
 import signal
@@ -95,8 +96,9 @@ def log_batches(path: str, number: int = 0, batch_of_signal: int = 0) -> None:
             file.write(json.dumps(value) + "\n")
 
     def logged(*arguments: Any, **options: Any) -> Iterator[batches.Batch]:
-        found = load(*arguments, **options)
-        return found if options.get("stand_ins") is None else each(found)
+        found, named = load(*arguments, **options), inspect.signature(load)
+        stand_ins = named.bind(*arguments, **options).arguments.get("stand_ins")
+        return found if stand_ins is None else each(found)  # a training alone has stand-ins
 
     def each(found: Iterator[batches.Batch]) -> Iterator[batches.Batch]:
         for count, batch in enumerate(found, 1):

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from dist_train.decisions.metrics_file import write_scores
 from dist_train.distributed import stage
 from dist_train.distributed.stage import EMBEDDING, MATCHES, parents_for
 from dist_train.evaluation.f1_curve import f1_curve
-from dist_train.evaluation.scores import write_scores
 from dist_train.report import galleries
 from dist_train.report.html import gather, render, write_report
 from shards.pack.pack import pack

@@ -8,7 +8,7 @@ import pytest
 
 from dist_train.distributed.runtime import Runtime
 from dist_train.training import checkpoint as checkpoint_module
-from dist_train.training.checkpoint import FORMAT, Checkpoints, _fault
+from dist_train.training.checkpoint import FORMAT, Checkpoints, checkpoint_fault
 from shards.storage.errors import BadInput
 from shards.storage.files import read_json, sha256_file, write_json
 from tests.support.short_training import checkpoint, image_config, new_training
@@ -27,13 +27,13 @@ def test_one_flipped_bit_anywhere_in_a_manifest_is_found(two):
     folder = checkpoint(two, 7)
     manifest = folder / "manifest.json"
     raw = manifest.read_bytes()
-    assert _fault(folder) == ""
+    assert checkpoint_fault(folder) == ""
     passed = []
     for bit in range(8 * len(raw)):
         flipped = bytearray(raw)
         flipped[bit // 8] ^= 1 << bit % 8
         manifest.write_bytes(flipped)
-        if _fault(folder) == "":  # and whatever it is, nothing is raised
+        if checkpoint_fault(folder) == "":  # and whatever it is, nothing is raised
             passed.append(bit)
     # What passes means the same: another kind of white space.
     for bit in passed:

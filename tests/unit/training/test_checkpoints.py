@@ -21,7 +21,7 @@ from dist_train.config.training import TextEncoderOptions, TextTraining
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.encoder import load_encoder
 from dist_train.monitor.metrics import read_metrics
-from dist_train.training.checkpoint import Checkpoints, _fault
+from dist_train.training.checkpoint import Checkpoints, checkpoint_fault
 from dist_train.training.data import TrainingItems
 from dist_train.training.loop import train
 from shards.storage.errors import BadInput, Failed, Stopped
@@ -147,7 +147,7 @@ def test_what_a_killed_save_left_is_no_checkpoint(finished, tiny_vit, shard_set,
     keeper = Checkpoints(tmp_path, 2, runtime)
     assert keeper.load_newest(training) == 0
     keeper.save(training, 9)
-    assert not _fault(checkpoint(tmp_path, 9))
+    assert not checkpoint_fault(checkpoint(tmp_path, 9))
     assert not (checkpoint(tmp_path, 9) / "head-3-4.safetensors").exists()
     assert keeper.load_newest(training) == 9
 
@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_is_written_again(cut_off, finished, tiny_vit, shar
     remove_checkpoints_after(cut_off, 6)
     train("image", shard_set, cut_off, image_config(tiny_vit))
     for folder in (cut_off / "checkpoints").iterdir():
-        assert _fault(folder) == ""
+        assert checkpoint_fault(folder) == ""
     assert_same_end(finished, cut_off)
 
 
@@ -256,7 +256,7 @@ def stopped(shard_set, tiny_bert, tmp_path_factory) -> dict[str, Path]:
     status = json.loads((out / "stopped/status.json").read_text())
     assert status["status"] == "preempted"
     newest = max((out / "stopped/checkpoints").glob("step-*"))
-    assert _fault(newest) == ""
+    assert checkpoint_fault(newest) == ""
     assert 2 <= int(newest.name[5:]) < 23
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)  # as in a new process, of which no stop was requested

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from dist_train.config.training import HeadOptions, ImageEncoderOptions, ImageTraining
 from dist_train.distributed.runtime import Runtime
 from dist_train.heads.centres import initial_centres
-from dist_train.training.checkpoint import FORMAT
+from dist_train.training.checkpoint import FORMAT, grow_centres
 from dist_train.training.data import training_items
 from dist_train.training.loop import train
 from dist_train.training.setup import class_names_digest, set_up, start_centres
@@ -43,6 +43,7 @@ def started(shards, config):
     runtime, items = Runtime("cpu"), training_items(ShardSet(shards), "image", config, 1)
     training = set_up("image", items, runtime)
     start_centres(training)
+    grow_centres(training)
     return training, items
 
 
