@@ -20,11 +20,13 @@ from dist_train.decisions.linkage import (
 )
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.evaluation.labelled import CatalogueLabels
+from dist_train.matching.pairs import no_pairs
 
 LEAST = 0.01
 """Pairs that are less probable count as 0: means fall by less than this."""
-MOST_PAIRS = 20_000_000
-"""Pairs that are linked by their means: they are held in memory, some 200 bytes each."""
+MOST_PAIRS = 8_000_000
+"""Pairs that are linked by their means: where all are in one component, memory holds some 500 bytes
+of each."""
 HALF = 0.5
 """The cut where no labelled item shows a better one."""
 log = logging.getLogger(__name__)
@@ -79,11 +81,9 @@ def group_rows(
     batches: columns i, j and score, the probability of each pair; queries: (n,) rows of val items;
     labels: of all postings; most: postings of a group, twice those of the largest product if None.
     """
-    found = [batch[batch.score >= LEAST] for batch in batches]
-    i, j, score = (
-        np.concatenate([batch[name].to_numpy() for batch in found] or [np.zeros(0)])
-        for name in ("i", "j", "score")
-    )
+    names = ("i", "j", "score")
+    found = [no_pairs(names), *(batch[batch.score >= LEAST] for batch in batches)]
+    i, j, score = (np.concatenate([batch[name].to_numpy() for batch in found]) for name in names)
     rows = len(labels.codes)
     if len(i) > MOST_PAIRS:
         log.warning(

@@ -350,12 +350,13 @@ def test_a_pair_model_of_another_match_reaches_the_match(verb: Verb, stages: lis
     Path("t.json").write_text(json.dumps(known | {"weights": {"image": 1.0}}))
     columns = {"columns": {"posting_id": "sku", "title": "name"}}
     given = {"catalogue": "c.csv", "out": "o", "encoders": ["image"], "images": "photos"} | columns
-    given |= {"match": {"threshold_from": "t.json"}}
+    given |= {"match": {"threshold_from": "t.json"}, "image": {"epochs": 0}}
     assert verb("run", write(given))[0] == 0
     join, match = (call for call in stages if call.stage in ("build_pairs", "match"))
     assert join.given[3]["max_score_floor"] == 0.7
     assert (match.given[2]["threshold"], match.given[2]["threshold_from"]) == (None, "t.json")
-    assert verb("submit", write(given | {"out": "other"}), "--dry-run")[0] == 0
+    code, *said = verb("submit", write(given | {"out": "other"}), "--dry-run")
+    assert code == 0, said
     written = yaml.safe_load(Path("other/slurm/dry-run/match.yaml").read_text())
     assert (written["threshold_from"], "threshold" in written) == ("t.json", False)
 

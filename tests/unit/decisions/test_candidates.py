@@ -32,7 +32,7 @@ def joined(folder: Path, vectors: dict[str, np.ndarray]) -> tuple[PairSet, ItemV
     build_pairs(folder / "embeddings", folder / "index", folder / "pairs", config)
     pairs = PairSet(folder / "pairs")
     names = [name for name in ("image", "text") if name in pairs.weights]
-    return pairs, open_vectors(EmbeddingSet(pairs.embedding), names, 0.5)
+    return pairs, open_vectors(pairs.embedding, names, 0.5)
 
 
 @pytest.fixture(scope="module")

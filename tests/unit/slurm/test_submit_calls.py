@@ -558,7 +558,8 @@ def test_a_threshold_from_a_file_is_read_when_the_jobs_are_made(scheduler: Sched
         submit(given, dry_run=True)
     Path("t.json").write_text(json.dumps({"threshold": 0.7} | WEIGHTS))
     submit(given, dry_run=True)
-    assert options_in("match") == {"threshold": 0.7}
+    match = options_in("match")
+    assert (match["threshold"], match.get("threshold_from")) == (0.7, None)
     finish("matches", stage.MATCHES, MatchConfig(threshold=0.7))
     submit(given, dry_run=True)
     Path("t.json").write_text(json.dumps({"threshold": 0.5} | WEIGHTS))
