@@ -81,7 +81,7 @@ def run(config: Config) -> Scores | None:
     known that a later stage would, and Stopped after a signal in
     whatever stage; the same call goes on.
     """
-    from dist_train.planning.preflight import check_after_pack, check_batches
+    from dist_train.planning.preflight import check_after_pack, check_batches, check_match_files
 
     if under_launcher():
         raise BadInput("run starts its stages itself; under a launcher start them one by one")
@@ -90,6 +90,7 @@ def run(config: Config) -> Scores | None:
     for stage in stages:
         stage.check_same()
     check_batches(config, dict.fromkeys(config.encoders, 1))
+    check_match_files(config)
     if stages[-2].name != "evaluate":
         log.info("no posting is of a test product, so there is nothing to score on")
     for stage in stages:

@@ -18,7 +18,6 @@ from dist_train.decisions.linkage import (
     merges,
     read_links,
 )
-from dist_train.embedding.store import EmbeddingSet
 from dist_train.evaluation.labelled import CatalogueLabels
 from dist_train.matching.pairs import no_pairs
 
@@ -41,14 +40,14 @@ class Links(NamedTuple):
     """(K, 2) never in one group."""
 
 
-def links_of(embeddings: EmbeddingSet, config: MatchConfig) -> Links:
-    """Read the files of links; BadInput for unknown postings and for contradictions."""
-    if config.must_link is None and config.cannot_link is None:
-        return Links()
-    names = embeddings.read_items(["posting_id"], with_rejected=True).posting_id
+def links_of(posting_ids: pd.Series, config: MatchConfig) -> Links:
+    """Read the files of links between postings (N,).
+
+    Raises BadInput for unknown postings and for contradictions.
+    """
     files = (config.must_link, config.cannot_link)
-    links = Links(*(NO_LINKS if file is None else read_links(file, names) for file in files))
-    check_links(len(names), *links, names)
+    links = Links(*(NO_LINKS if file is None else read_links(file, posting_ids) for file in files))
+    check_links(len(posting_ids), *links, posting_ids)
     return links
 
 

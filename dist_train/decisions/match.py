@@ -78,8 +78,10 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
             f"is {lowest}; join again into a new folder with --max-score-floor {lowest}, or give "
             "a higher threshold"
         )
-    check_columns(pair_set.embedding, config.features)
-    links = links_of(pair_set.embedding, config)
+    embedding = pair_set.embedding
+    check_columns(embedding.path, embedding.carried, config.features)
+    postings = embedding.read_items(["posting_id"], with_rejected=True)
+    links = links_of(postings.posting_id, config)
     # What was read from files, because they may be replaced at any time.
     options: dict[str, Any] = result_options(config) | {
         "threshold": given.threshold,
@@ -124,7 +126,7 @@ def _decide(
         i, j, _ = probable.candidates
         degree = np.bincount(i, minlength=items) + np.bincount(j, minlength=items)
         probable.model.save(out / pair_model.NAME)
-        names += [pair_model.NAME, *write_tables(out, probable, decided, postings)]
+        names += [pair_model.NAME, *write_tables(out, probable, decided, postings, links)]
     elif decided["at_score_floor"]:
         log.warning(
             f"the best threshold lies at the score floor {pair_set.score_floor:.3f} of the pairs: "

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dist_train.decisions.grouping import Links
 from dist_train.decisions.match_lists import Postings
 from dist_train.decisions.probabilities import ProbablePairs
 from dist_train.decisions.threshold import Threshold
@@ -29,17 +30,23 @@ SCORES = ("score", "score_image", "score_text")
 
 
 def write_tables(
-    out: Path, probable: ProbablePairs, decided: Threshold, postings: Postings
+    out: Path, probable: ProbablePairs, decided: Threshold, postings: Postings, links: Links
 ) -> list[str]:
-    """Write reasons.parquet (of all matches), variants.parquet and review.parquet; their names."""
+    """Write reasons.parquet (of all matches), variants.parquet and review.parquet; their names.
+
+    Pairs that the user has linked, as one product or as two, are in none of them.
+    """
     threshold, score_threshold = decided["threshold"], decided["score_threshold"]
     tables = {
         "reasons.parquet": np.flatnonzero(probable.probability >= np.float32(threshold)),
         "variants.parquet": variants(probable, threshold, score_threshold),
         "review.parquet": to_review(probable, len(postings.names), threshold),
     }
+    i, j, _ = probable.candidates
+    linked = np.vstack(links) @ [len(postings.names), 1]
     for name, pairs in tables.items():
-        write_pairs(out / name, probable, pairs, postings)
+        is_linked = np.isin(i[pairs].astype(np.int64) * len(postings.names) + j[pairs], linked)
+        write_pairs(out / name, probable, pairs[~is_linked], postings)
     return list(tables)
 
 

@@ -6,6 +6,7 @@ another match.
 
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,6 @@ from dist_train.decisions.pair_model import (
 )
 from dist_train.decisions.smoothing import smoothed
 from dist_train.decisions.title_vectors import title_vectors
-from dist_train.embedding.store import EmbeddingSet
 from dist_train.evaluation.labelled import CatalogueLabels
 from dist_train.matching.pairs import BATCH, PairSet
 from dist_train.matching.vectors import open_vectors
@@ -57,16 +57,17 @@ class ProbablePairs(NamedTuple):
         return pd.DataFrame({"i": i[pairs], "j": j[pairs], "score": self.probability[pairs]})
 
 
-def check_columns(embeddings: EmbeddingSet, columns: Sequence[str]) -> None:
-    """Raise BadInput for a name of --features that is no column which the user's catalogue adds.
+def check_columns(path: Path, carried: Sequence[str], columns: Sequence[str]) -> None:
+    """Raise BadInput for a name of --features that is none of the columns the catalogue adds.
 
     Ours are none: the label is the answer itself, and the split follows from it.
+    path: the set of shards or embeddings that has the `carried` columns.
     """
     for name in columns:
-        if name not in embeddings.carried:
+        if name not in carried:
             raise BadInput(
-                f"--features {name}: {embeddings.path} has no such column of the catalogue to "
-                f"compare; it has {', '.join(embeddings.carried) or 'none beside the known ones'}"
+                f"--features {name}: {path} has no such column of the catalogue to compare; it has "
+                f"{', '.join(carried) or 'none beside the known ones'}"
             )
 
 

@@ -115,6 +115,11 @@ def _embed_modality(
             np.save(file, vectors, allow_pickle=False)
 
 
+def carried_columns(postings: pd.DataFrame) -> list[str]:
+    """The columns of a shard set's items that are the user's, as an embedding set names them."""
+    return [name for name in set_aside(postings, ["row"]) if name not in NOT_CARRIED]
+
+
 def _finish(shard_set: ShardSet, out: Path, config: EmbedConfig) -> None:
     """On rank 0, when all blocks exist: check them, write items.parquet and the manifest."""
     packed, postings = shard_set.packed, shard_set.items
@@ -122,8 +127,7 @@ def _finish(shard_set: ShardSet, out: Path, config: EmbedConfig) -> None:
     row = postings.posting_id.map(row_of).fillna(-1).astype(np.int64)
     status = postings.status.where(postings.status == "rejected", "embedded")
     table = set_aside(postings, ["row"]).assign(row=row, status=status)
-    carried = [name for name in table if name not in NOT_CARRIED]
-    table = table[[*COLUMNS, *carried]]
+    table = table[[*COLUMNS, *carried_columns(postings)]]
     embedded = table[table.row >= 0].sort_values("row")
     items, files = len(embedded), []
     for modality in MODALITIES:

@@ -27,7 +27,13 @@ from dist_train.decisions.threshold import check_same_score, given_threshold
 from dist_train.distributed.memory import device_peak_bytes, free_memory, reset_peak
 from dist_train.doctor.machine import existing
 from dist_train.matching.blocks import CHUNK, PROGRAM, join_bounds, join_peak
-from dist_train.planning.preflight import Labels, check_batches, check_encoders, check_labels
+from dist_train.planning.preflight import (
+    Labels,
+    check_batches,
+    check_encoders,
+    check_labels,
+    check_match_files,
+)
 from dist_train.training.setup import head_estimate
 from shards.catalogue.columns import COLUMNS, SPLIT
 from shards.catalogue.rows import Carried, Catalogue
@@ -138,6 +144,7 @@ def plan(config: Config, processes: int) -> Plan:
     check_batches(config, dict.fromkeys(config.encoders, ranks))
     given = given_threshold(config.match)
     check_same_score(given, config.match.threshold_from, config.score_weights)
+    check_match_files(config)
     rates: dict[Modality, EncoderRates] = {}
     with TemporaryDirectory(prefix="dist_train-plan-") as folder:
         catalogue = survey(config, Path(folder))

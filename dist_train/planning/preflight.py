@@ -14,12 +14,17 @@ from PIL import Image
 
 from dist_train.config.options import Config, bytes_of
 from dist_train.config.training import Modality, TextTraining, TrainingOptions, check_batch
+from dist_train.decisions.grouping import links_of
+from dist_train.decisions.probabilities import check_columns
+from dist_train.embedding.embed import carried_columns
 from dist_train.encoders.encoder import new_encoder
 from dist_train.evaluation.labelled import labelled_rows, scoring_obstacle
 from dist_train.matching.faiss_library import choose_kind
 from dist_train.training.optimisation import encoder_optimizer
 from dist_train.training.setup import run_to_grow_from
+from shards.catalogue.columns import set_aside
 from shards.catalogue.rows import Carried, Catalogue
+from shards.pack.items import OWN
 from shards.read.shard_set import Item, ShardSet
 from shards.storage.errors import BadInput
 
@@ -98,6 +103,22 @@ def check_labels(config: Config, labels: Labels) -> None:
             "products are val), so only near-certain pairs will match; label more products, or "
             "give match.threshold or match.threshold_from"
         )
+
+
+def check_match_files(config: Config) -> None:
+    """Raise BadInput for links of unknown postings, and for columns to compare that are not there.
+
+    Reads the catalogue where such options are given.
+    """
+    given = config.match
+    if not given.features and given.must_link is None and given.cannot_link is None:
+        return
+    catalogue, carried = Catalogue(config.catalogue, config.columns), Carried()
+    posting_ids = [chunk.posting_id for chunk in catalogue.postings(carried)]
+    links_of(pd.concat(posting_ids, ignore_index=True), given)
+    columns = pd.DataFrame(columns=catalogue.schema(carried.schema()).names)
+    names = carried_columns(set_aside(columns, OWN))
+    check_columns(config.catalogue, names, given.features)
 
 
 def check_after_pack(config: Config, trainings: Mapping[str, TrainingOptions]) -> None:

@@ -97,6 +97,7 @@ def _check_ahead(config: Config, stages: list[Stage], dry_run: bool) -> None:
                 f"{config.slurm.accelerate}: distributed_type {strategy}, which dist_train does "
                 "not do; take MULTI_GPU or DEEPSPEED"
             )
+    preflight.check_match_files(config)
     labels = preflight.labels_of_catalogue(config)
     preflight.check_labels(config, labels)
     if not dry_run:

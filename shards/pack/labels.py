@@ -61,8 +61,9 @@ def log_label_remarks(database: sqlite3.Connection, table: str, path: Path) -> i
             if val > 1:
                 fault = f"none of the {val} val products has two postings"
             remarks.append(
-                f"{fault}: no threshold can be chosen on it, match will need --threshold T; label "
-                "more products, or name their split in a column split"
+                f"{fault}: no threshold can be chosen on it, so match will accept near-certain "
+                "pairs alone or need --threshold T; label more products, or name their split in a "
+                "column split"
             )
         median = database.execute(MEDIAN, (products // 2,)).fetchone()[0]
         if largest >= max(ODD_SHARE * postings, ODD_TIMES * median, ODD_POSTINGS):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -144,7 +145,7 @@ def test_a_second_run_finds_all_done(
     assert {p: p.stat().st_mtime_ns for p in out.glob("*/manifest.json")} == before
 
 
-def test_without_labels_a_threshold_must_be_given(
+def test_without_labels_near_certain_pairs_match_or_a_threshold_is_given(
     shopee: tuple[Path, subprocess.CompletedProcess[str]], catalogue: Path, tmp_path: Path
 ) -> None:
     out, _ = shopee
@@ -162,9 +163,11 @@ def test_without_labels_a_threshold_must_be_given(
     for arguments in steps:
         done = dist_train(*arguments)
         assert done.returncode == 0, done.stderr[-3000:]
-    refused = dist_train("match", pairs, "--out", tmp_path / "m1")
-    assert refused.returncode == 2
-    assert "--threshold" in refused.stderr
+    done = dist_train("match", pairs, "--out", tmp_path / "m1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "only pairs that score 0.95 or more are matches" in done.stderr
+    chosen = json.loads((tmp_path / "m1" / "threshold.json").read_text())
+    assert (chosen["source"], chosen["threshold"]) == ("near-certain", np.float32(0.95))
     known = out / "matches" / "threshold.json"
     done = dist_train("match", pairs, "--out", tmp_path / "m2", "--threshold-from", known)
     assert done.returncode == 0, done.stderr[-3000:]

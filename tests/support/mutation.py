@@ -8,12 +8,15 @@ with --wider a survivor is tried on the wider ones too. A kill counts when the t
 """
 
 import ast
+import importlib
 import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -23,9 +26,12 @@ from typing import Any
 import coverage
 import cyclopts
 import pandas as pd
+import pytest
 
 AREAS, SWAPS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text()).values()
 NEVER_CHANGED = ast.Raise | ast.Assert | ast.Import | ast.ImportFrom | ast.JoinedStr
+LIBRARIES = "torch timm transformers accelerate faiss pyarrow.parquet sklearn lightgbm hypothesis"
+"""Imported once: the tests of a mutant run in a fork, which need not wait for them."""
 Change = tuple[str, int, int, str]
 """Kind, beginning, end, replacement."""
 
@@ -110,25 +116,50 @@ def files(patterns: str, below: str = ".") -> list[str]:
     return sorted({path for paths in found.values() for path in paths})
 
 
-def run_tests(tests: list[str], start: str = "", seconds: int = 1200) -> tuple[str, str]:
-    """survived, killed or timeout, and the test that failed."""
-    limits = f"--timeout {seconds // 10} --timeout-method thread"  # thread: nothing is tried again
-    command = f"timeout -sKILL {seconds} {sys.executable} {start} -m pytest -qx {limits}".split()
-    command += ["-m", "not full", *tests]
-    done = subprocess.run(command, text=True, capture_output=True)
-    failed = re.search(r"^(?:FAILED|ERROR) ([\w/.]+(?:::\w+)?)", done.stdout, re.M)
-    ends = {0: "survived", 1: "killed", 2: "killed", 137: "timeout", -9: "timeout"}
-    return ends.get(done.returncode, "error"), failed[1] if failed else ""
+def run_tests(tests: list[str], seconds: int = 900, record: Path | None = None) -> tuple[str, str]:
+    """survived, killed, timeout or error, and the test that failed.
+
+    record: the file for which test ran which line.
+    """
+    output = Path("../output")
+    if not (child := os.fork()):
+        os.setpgrp()
+        for stream in (1, 2):
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC * (stream == 1)), stream)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+            del sys.modules[name]  # those of the mutated tree are imported
+        sys.path.insert(0, str(Path.cwd()))
+        recorder = coverage.Coverage(record, include=["dist_train/*", "shards/*"])
+        recorder.set_option("run:dynamic_context", "test_function")
+        if record:
+            recorder.start()
+        limits = [f"--timeout={seconds // 5}", "--timeout-method=thread"]
+        code = pytest.main(["-qx", "-m", "not full", *limits, *tests])
+        if record:
+            recorder.stop()
+            recorder.save()
+        sys.stdout.flush()
+        os._exit(code)
+    end = time.monotonic() + seconds
+    while not (done := os.waitpid(child, os.WNOHANG))[0]:
+        time.sleep(0.05)
+        if time.monotonic() > end:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return "timeout", ""
+    failed = re.search(
+        r"^(?:FAILED|ERROR) ([\w/.]+(?:::\w+)?)", output.read_text(errors="replace"), re.M
+    )
+    ends = {0: "survived", 1: "killed", 2: "killed"}
+    return ends.get(os.waitstatus_to_exitcode(done[1]), "error"), failed[1] if failed else ""
 
 
-def tests_of(mutant: dict[str, Any], recorded: Path) -> list[str]:
+def tests_of(mutant: dict[str, Any], record: Path) -> list[str]:
     """The unit tests that run its line; all of the area where it lies in no function."""
     unit = files(AREAS[mutant["area"]][1], "tests")
-    if not recorded.exists():
-        os.environ["COVERAGE_FILE"] = str(recorded)
-        Path(".coveragerc").write_text("[run]\ndynamic_context = test_function\n")
-        run_tests(unit, "-m coverage run", 6000)
-    data = coverage.CoverageData(str(recorded))
+    if not record.exists():
+        run_tests(unit, 6000, record)
+    data = coverage.CoverageData(str(record))
     data.read()
     contexts = data.contexts_by_lineno(str(Path(mutant["file"]).absolute()))
     names = [one.rpartition(".") for one in contexts.get(mutant["line"], ()) if one]
@@ -145,28 +176,29 @@ def main(folder: Path, *, area: tuple[str, ...] = tuple(AREAS), count: int = 34,
     subprocess.run(f"{copying} && ln -sfn $(realpath .venv) {tree}/.venv", shell=True, check=True)
     os.chdir(tree)
     os.environ["PYTHONPATH"], os.environ["PYTHONDONTWRITEBYTECODE"] = str(tree), "1"
+    sys.dont_write_bytecode = True
+    for library in LIBRARIES.split():
+        importlib.import_module(library)
     results.touch()
     known = {(r["file"], r["start"], r["after"]): r for r in map(json.loads, results.open())}
+    passing: set[str] = set()
     for one in [one for name in area for one in draw_mutants(name, count, seed)]:
         key, area_tests = (one["file"], one["start"], one["after"]), AREAS[one["area"]][1:]
-        if (last := known.get(key)) and (
-            last["outcome"] != "survived" or last["wider"] or not wider
-        ):
+        last = known.get(key)
+        if last and (last["outcome"] != "survived" or last["wider"] or not wider):
             continue
         all_tests = [test for patterns in area_tests for test in files(patterns, "tests")]
         tests = all_tests if wider else tests_of(one, results.with_name(one["area"]))
         file, original = Path(one["file"]), Path(one["file"]).read_text()
-        before, rest = (
-            original[: one["start"]],
-            original[one["start"] :].removeprefix(one["before"]),
-        )
-        file.write_text(before + one["after"] + rest)
-        outcome, by = run_tests(tests, seconds=6000 if wider else 1200)
+        rest = original[one["start"] :].removeprefix(one["before"])
+        file.write_text(original[: one["start"]] + one["after"] + rest)
+        outcome, by = run_tests(tests, 6000 if wider else 900)
         if outcome == "survived" and not wider:  # its line may run in a fixture that tests share
             outcome, by = run_tests(files(area_tests[0], "tests"))
         file.write_text(original)
-        if by and run_tests([by])[0] != "survived":
+        if by and by not in passing and run_tests([by])[0] != "survived":
             outcome = "unsound"  # the test fails without the mutant too
+        passing |= {by} if outcome == "killed" else set()
         known[key] = one | {"outcome": outcome, "by": by, "wider": wider}
         results.write_text("".join(json.dumps(row) + "\n" for row in known.values()))
     table = pd.DataFrame(known.values())

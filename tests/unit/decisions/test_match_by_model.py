@@ -404,8 +404,15 @@ def test_links_are_kept(model, again, strangers, tmp_path):
     made.printed()
     assert made.rows()["matches"]["f1"] == pytest.approx(made.means(made.matches)[0], abs=1e-9)
     assert made.rows()["groups"]["f1"] == pytest.approx(made.means(made.groups)[0], abs=1e-9)
-    # Most of the groups are as they would be.
+    # What the user has decided is neither explained nor to be reviewed.
+    linked = [{alone, middle}, {middle, one}, {one, other}]
     base = again(out="base")
+    tables = ("reasons.parquet", "variants.parquet", "review.parquet")
+    for folder, expected in ((made.folder, False), (base.folder, True)):
+        pairs = pd.concat([pd.read_parquet(folder / table) for table in tables])
+        ends = map(set, zip(pairs.posting_id_1, pairs.posting_id_2, strict=True))
+        assert any(pair in linked for pair in ends) is expected
+    # Most of the groups are as they would be.
     same = sum(made.groups[name] == base.groups[name] for name in base.label)
     assert same > 0.9 * len(base.label)
 

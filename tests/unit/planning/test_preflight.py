@@ -103,6 +103,26 @@ def test_a_threshold_of_another_score(config: Config) -> None:
     assert not Path("o").exists()
 
 
+@pytest.mark.parametrize("option", ["must_link", "cannot_link"])
+def test_links_of_a_posting_that_is_not_in_the_catalogue(config: Config, option: str) -> None:
+    Path("links.csv").write_text("posting_id_1,posting_id_2\n0,1\n0,nobody\n")
+    linked = replace(config, match=MatchConfig(**{option: Path("links.csv")}))
+    refused(linked, r"links\.csv: row 2: posting_id_2 'nobody' is not a posting_id")
+    assert not Path("o/shards").exists()
+
+
+def test_a_column_to_compare_that_the_catalogue_lacks(config: Config) -> None:
+    """By its name in the embedding set; our own columns are none to compare."""
+    rows = Path("c.csv").read_text().splitlines()
+    header = rows[0] + ",brand,status"
+    Path("c.csv").write_text("\n".join([header, *(f"{row},x,y" for row in rows[1:])]))
+    for name in ("price", "label_group", "status", "title"):
+        message = f"--features {name}: c.csv has no such .* it has .*brand, catalogue_status"
+        refused(replace(config, match=MatchConfig(features=(name,))), message)
+    known = MatchConfig(features=("brand", "catalogue_status"))
+    submit(replace(config, match=known), dry_run=True)
+
+
 def test_a_batch_of_one_item_a_pass(config: Config) -> None:
     refused(replace(config, text=replace(config.text, accumulation=4)), "text: .*one item a pass")
     assert not Path("o/shards").exists()  # known before the pack
