@@ -7,6 +7,8 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dist_train.decisions.match_lists import read_matches
 from dist_train.decisions.metrics_file import read_scores
@@ -76,6 +78,8 @@ def gather(matches: Path, shards: Location | None = None) -> ReportData:
     listed, grouped = (folder.file(f"{name}.parquet") for name in ("matches", "groups"))
     with corrupt_error(grouped):
         groups = pd.read_parquet(grouped, columns=["posting_id", "group_id"])
+    with corrupt_error(listed):  # a posting itself is the first of its list
+        lengths = pc.list_value_length(pq.read_table(listed, columns=["scores"])["scores"])
     histogram = None
     if shown is None:
         pairs = read_matches(listed, items.posting_id, BEST_OF_A_BATCH)
@@ -101,7 +105,7 @@ def gather(matches: Path, shards: Location | None = None) -> ReportData:
         name=matches.resolve().name,
         created=f"{started.day} {started:%B %Y}",
         postings=len(groups),
-        matched=int(sizes[sizes > 1].sum()),
+        matched=pc.sum(pc.greater(lengths, 1)).as_py(),
         groups=int((sizes > 1).sum()),
         largest_group=int(sizes.max()),
         threshold=folder.json("threshold.json"),

@@ -65,7 +65,7 @@ PIPELINE = {
               "recall_rows": 50},
     "join": {"engine": "gemm", "pairs_per_item": 10.0, "max_score_floor": 0.4, "neighbours": 3,
              "memory": "3GB", "audit_rows": 20, "device": "cpu"},
-    "match": {"threshold": 0.5, "plain": True, "candidates": 30, "features": ["name", "size"],
+    "match": {"threshold": 0.5, "plain": True, "candidates": 30, "features": ["brand", "size"],
               "max_group": 9, "must_link": "same.csv", "cannot_link": "different.csv"},
 }  # fmt: skip
 """Every option of every stage, each with another value than its default."""
@@ -137,7 +137,11 @@ def slurm_options() -> set[str]:
 def verb(monkeypatch: pytest.MonkeyPatch, capfd, tmp_path: Path) -> Verb:
     """Runs a verb in this process, in a folder with a catalogue, where there is no Slurm."""
     monkeypatch.chdir(tmp_path)
-    Path("c.csv").write_text(labelled_text("sku,image,name,product"))
+    header, *rows = labelled_text("sku,image,name,product").splitlines()
+    lines = [f"{header},brand,size", *(f"{row},b,{len(row)}" for row in rows)]
+    Path("c.csv").write_text("\n".join(lines))
+    for number, name in enumerate(("same.csv", "different.csv")):
+        Path(name).write_text(f"posting_id_1,posting_id_2\n{number},{number + 1}\n")
     Path("mine.yaml").write_text("compute_environment: MINE\n")
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
