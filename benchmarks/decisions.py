@@ -139,9 +139,10 @@ class Ladder:
             probability, before = model.probabilities(table[columns], folds), columns
             self.add(name, self.decide(pairs.assign(score=probability), 0.0)[1])
         probability = smoothed(len(self.items), found.i, found.j, probability)
-        self.add("smoothing", self.decide(pairs.assign(score=probability), 0.0)[1])
+        threshold, f1 = self.decide(pairs.assign(score=probability), 0.0)
+        self.add("smoothing", f1)
         batches = ProbablePairs(found, probability, features, model).batches()
-        group, cut = group_rows(batches, self.queries, self.labels, None, Links())
+        group, cut = group_rows(batches, threshold, self.queries, self.labels, None, Links())
         self.add("groups", self.counted(*self.labels.counts_in_groups(self.test, group)))
         alone = np.zeros(len(self.test), np.int64)
         recall = recall_by_source(found, self.labels.codes[: len(self.items)])

@@ -4,7 +4,7 @@ Every column is symmetric in the two items. NaN means unknown: a modality that o
 field that one of them leaves empty.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -163,11 +163,6 @@ class PairFeatures:
             columns |= dict(quantities.features(self._quantities, i, j).items())
         columns |= {name: _compared(field[i], field[j]) for name, field in self._carried.items()}
         return pd.DataFrame({n: np.asarray(c, np.float32) for n, c in columns.items()})
-
-    def blocks(self, size: int) -> Iterator[pd.DataFrame]:
-        """The features of all pairs in order, `size` pairs at a time."""
-        for start in range(0, len(self), size):
-            yield self.of(slice(start, start + size))
 
 
 def _min_max(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +69,7 @@ def linked_matches(batches: Iterable[pd.DataFrame], links: Links) -> Iterator[pd
 
 def group_rows(
     batches: Iterable[pd.DataFrame],
+    accepted: float,
     queries: np.ndarray,
     labels: CatalogueLabels,
     most: int | None,
@@ -76,24 +78,42 @@ def group_rows(
     """Group number (M,) of each posting, the items by vector row first, and the chosen cut.
 
     Average linkage, cut where val queries have the best mean F1 in their groups. Of more than
-    MOST_PAIRS pairs the groups are connected components instead, without a cut.
-    batches: columns i, j and score, the probability of each pair; queries: (n,) rows of val items;
-    labels: of all postings; most: postings of a group, twice those of the largest product if None.
+    MOST_PAIRS pairs the groups are connected components of the matches instead, without a cut.
+    batches: columns i, j and score, the probability of each pair; accepted: that of a match;
+    queries: (n,) rows of val items; labels: of all postings; most: postings of a group, twice those
+    of the largest product if None.
     """
-    names = ("i", "j", "score")
-    found = [no_pairs(names), *(batch[batch.score >= LEAST] for batch in batches)]
+    names, rows, count = ("i", "j", "score"), len(labels.codes), 0
+    found, left = [no_pairs(names)], iter(batches)
+    for batch in left:
+        found.append(batch.loc[batch.score >= LEAST, list(names)])
+        count += len(found[-1])
+        if count > MOST_PAIRS:
+            return _components(chain(found, left), accepted, rows, links), None
     i, j, score = (np.concatenate([batch[name].to_numpy() for batch in found]) for name in names)
-    rows = len(labels.codes)
-    if len(i) > MOST_PAIRS:
-        log.warning(
-            f"groups are connected components: {len(i)} pairs are too many for average linkage; "
-            "give a higher threshold for smaller groups"
-        )
-        groups = Groups(rows)
-        groups.join(np.r_[i, links.together[:, 0]], np.r_[j, links.together[:, 1]])
-        return groups.numbers(), None
     if most is None and labels.sizes.any():
         most = 2 * int(labels.sizes.max())
     done = merges(rows, i, j, score, CUTS[0], most, *links)
     cut = choose_cut(done, queries, labels)[0] if len(queries) else HALF
     return groups_at(done, rows, cut), cut
+
+
+def _components(
+    batches: Iterable[pd.DataFrame], accepted: float, rows: int, links: Links
+) -> np.ndarray:
+    """Group number (M,) of each posting: connected components of the matches and of `together`."""
+    groups, apart = Groups(rows), links.apart @ [rows, 1]
+    groups.join(*links.together.T)
+    for batch in batches:
+        matches = batch[batch.score >= np.float32(accepted)]
+        matches = matches[~np.isin(matches.i * rows + matches.j, apart)]
+        groups.join(matches.i.to_numpy(), matches.j.to_numpy())
+    numbers = groups.numbers()
+    broken = int((numbers[links.apart[:, 0]] == numbers[links.apart[:, 1]]).sum())
+    log.warning(
+        "groups are connected components of the matches, of any size: more than "
+        f"{MOST_PAIRS} pairs are too many for average linkage; give a higher threshold for smaller "
+        "groups"
+        + (f"; {broken} pairs that must not be in one group are, through others" * (broken > 0))
+    )
+    return numbers

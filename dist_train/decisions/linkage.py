@@ -251,16 +251,20 @@ def _read_ids(path: Path) -> pd.DataFrame:
             chunks = text.chunks()
         else:
             chunks = json_chunks(path) if kind == ".jsonl" else parquet_chunks(path)
-        table = pd.concat(chunks, ignore_index=True)
+        table = pd.concat([pd.DataFrame(), *chunks], ignore_index=True)
     except UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BadInput(f"{path}: cannot be read ({reason})") from None
+    if kind == ".jsonl" and table.empty:  # it has no names without a row
+        return pd.DataFrame(columns=LINK_COLUMNS, dtype=str)
     if missing := [name for name in LINK_COLUMNS if name not in table]:
         raise BadInput(
             f"{path}: no column {missing[0]} (found: {', '.join(map(str, table))}); its first "
             f"line is to be {','.join(LINK_COLUMNS)}"
         )
     ids = table[LINK_COLUMNS].astype(object)
+    # Whole numbers that a missing value beside them has made floats are text without ".0".
+    ids = ids.map(lambda one: int(one) if isinstance(one, float) and one.is_integer() else one)
     return ids.where(ids.notna(), "").astype(str)
 
 

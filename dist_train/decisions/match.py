@@ -84,7 +84,7 @@ def match(pairs: Path, out: Path, config: MatchConfig) -> Threshold:
     links = links_of(postings.posting_id, config)
     # What was read from files, because they may be replaced at any time.
     options: dict[str, Any] = result_options(config) | {
-        "threshold": given.threshold,
+        "given_threshold": given.threshold,
         "links": [sha256_json(rows.tolist()) for rows in links],
         "model": None if given.model is None else sha256_json(asdict(given.model)),
     }
@@ -139,8 +139,11 @@ def _decide(
 
     counts = write_lists(linked_matches(accepted(), links), out, postings, degree)
     # By the score alone a match counts as sure: the score of a pair is no probability.
-    linked = probable.batches() if probable else (batch.assign(score=1.0) for batch in accepted())
-    group, decided["groups_cut"] = group_rows(linked, queries, labels, config.max_group, links)
+    batches = probable.batches() if probable else (batch.assign(score=1.0) for batch in accepted())
+    lowest = decided["threshold"] if probable else 1.0
+    group, decided["groups_cut"] = group_rows(
+        batches, lowest, queries, labels, config.max_group, links
+    )
     write_groups(out / "groups.parquet", postings, group)
     if len(blank := postings.names.filter(pc.match_substring_regex(postings.names, r"\s"))):
         log.warning(

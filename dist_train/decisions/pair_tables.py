@@ -16,6 +16,7 @@ from dist_train.decisions.grouping import Links
 from dist_train.decisions.match_lists import Postings
 from dist_train.decisions.probabilities import ProbablePairs
 from dist_train.decisions.threshold import Threshold
+from dist_train.matching.pairs import SCORES
 from shards.storage.files import atomic_path
 
 BLOCK = 20_000
@@ -26,7 +27,6 @@ UNCERTAIN = (0.1, 0.9)
 """Probabilities of the pairs that a person may want to look at."""
 REVIEWED_PER_POSTING = 0.2
 LEAST_REVIEWED = 1000
-SCORES = ("score", "score_image", "score_text")
 
 
 def write_tables(
@@ -37,16 +37,17 @@ def write_tables(
     Pairs that the user has linked, as one product or as two, are in none of them.
     """
     threshold, score_threshold = decided["threshold"], decided["score_threshold"]
-    tables = {
-        "reasons.parquet": np.flatnonzero(probable.probability >= np.float32(threshold)),
-        "variants.parquet": variants(probable, threshold, score_threshold),
-        "review.parquet": to_review(probable, len(postings.names), threshold),
-    }
     i, j, _ = probable.candidates
-    linked = np.vstack(links) @ [len(postings.names), 1]
+    rows = len(postings.names)
+    is_open = ~np.isin(i.astype(np.int64) * rows + j, np.vstack(links) @ [rows, 1])
+    is_match = probable.probability >= np.float32(threshold)
+    tables = {
+        "reasons.parquet": np.flatnonzero(is_match & is_open),
+        "variants.parquet": variants(probable, threshold, score_threshold, is_open),
+        "review.parquet": to_review(probable, rows, threshold, is_open),
+    }
     for name, pairs in tables.items():
-        is_linked = np.isin(i[pairs].astype(np.int64) * len(postings.names) + j[pairs], linked)
-        write_pairs(out / name, probable, pairs[~is_linked], postings)
+        write_pairs(out / name, probable, pairs, postings)
     return list(tables)
 
 
@@ -102,29 +103,35 @@ def _reasons(names: tuple[str, ...], values: np.ndarray, strength: np.ndarray) -
     ]
 
 
-def variants(probable: ProbablePairs, threshold: float, score_threshold: float) -> np.ndarray:
+def variants(
+    probable: ProbablePairs, threshold: float, score_threshold: float, is_open: np.ndarray
+) -> np.ndarray:
     """Numbers (n,) of the pairs that only a conflict between their titles keeps from a match.
 
-    Of the pairs whose score alone would make them a match, those that are none and reach
-    `threshold` where every conflict is left out.
+    Of the pairs is_open (P,) whose score alone would make them a match, those that are none, and
+    to which the boosters give `threshold` or more only where every conflict is left out.
     """
-    found = [np.zeros(0, np.int64)]
-    close = np.flatnonzero(
-        (probable.probability < np.float32(threshold))
-        & (probable.features.score >= np.float32(score_threshold))
-    )
+    found, lowest = [np.zeros(0, np.int64)], np.float32(threshold)
+    is_close = probable.features.score >= np.float32(score_threshold)
+    close = np.flatnonzero(is_open & is_close & (probable.probability < lowest))
     for start in range(0, len(close), BLOCK):
         pairs = close[start : start + BLOCK]
         features = probable.features.of(pairs)
-        conflicts = [name for name in features if name.endswith("_conflicting")]
-        pairs = pairs[(features[conflicts] > 0).any(axis=1).to_numpy()] if conflicts else pairs[:0]
-        features = probable.features.of(pairs).assign(**dict.fromkeys(conflicts, np.float32(0)))
-        found.append(pairs[probable.model.probabilities(features) >= np.float32(threshold)])
+        conflicts = [
+            name
+            for name in features
+            if name.endswith("_conflicting") and not name.startswith("feature_")
+        ]
+        without = features.assign(**dict.fromkeys(conflicts, np.float32(0)))
+        before, after = map(probable.model.probabilities, (features, without))
+        found.append(pairs[(before < lowest) & (after >= lowest)])
     return np.concatenate(found)
 
 
-def to_review(probable: ProbablePairs, postings: int, threshold: float) -> np.ndarray:
-    """Numbers (n,) of uncertain pairs, the highest expected gain in F1 first.
+def to_review(
+    probable: ProbablePairs, postings: int, threshold: float, is_open: np.ndarray
+) -> np.ndarray:
+    """Numbers (n,) of the uncertain pairs is_open (P,), the highest expected gain in F1 first.
 
     A right answer changes the decision with the probability that this is wrong, and then the F1 of
     each of the two postings by about 1 / (its matches, itself included, + 1).
@@ -134,7 +141,8 @@ def to_review(probable: ProbablePairs, postings: int, threshold: float) -> np.nd
     accepted = probability >= np.float32(threshold)
     matches = np.bincount(i[accepted], minlength=postings)
     matches += np.bincount(j[accepted], minlength=postings)
-    pairs = np.flatnonzero((probability >= UNCERTAIN[0]) & (probability <= UNCERTAIN[1]))
+    is_uncertain = (probability >= UNCERTAIN[0]) & (probability <= UNCERTAIN[1])
+    pairs = np.flatnonzero(is_open & is_uncertain)
     wrong = np.where(accepted[pairs], 1 - probability[pairs], probability[pairs])
     gain = wrong * (1 / (2 + matches[i[pairs]]) + 1 / (2 + matches[j[pairs]]))
     most = max(LEAST_REVIEWED, int(REVIEWED_PER_POSTING * postings))

@@ -5,6 +5,7 @@ another match.
 """
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,10 @@ from dist_train.matching.vectors import open_vectors
 from shards.storage.errors import BadInput
 
 BLOCK = 1 << 18
-"""Pairs whose features are in memory at one time."""
+"""Pairs whose features are in memory at one time, but for those that a model is fitted on."""
+MOST_FITTED = 2_000_000
+"""Pairs that a model is fitted on: every k-th where there are more. Memory holds their features,
+some 250 bytes a pair, three times."""
 log = logging.getLogger(__name__)
 
 
@@ -39,7 +43,7 @@ class ProbablePairs(NamedTuple):
 
     candidates: Candidates
     probability: np.ndarray
-    """(P,) float32; of a pair with a val item from boosters that were not fitted on its product."""
+    """(P,) float32, smoothed; of a pair with a val item from boosters that have not seen it."""
     features: PairFeatures
     model: PairModel
 
@@ -130,10 +134,13 @@ def fit_on_queries(
     code_i, code_j = labels.codes[i], labels.codes[j]
     known = ((fold[i] >= 0) | (fold[j] >= 0)) & (code_i >= 0) & (code_j >= 0)
     pairs = np.flatnonzero(known)
+    pairs = pairs[:: -(-len(pairs) // MOST_FITTED) or 1]
     same = code_i[pairs] == code_j[pairs]
     folds = np.stack([fold[i[pairs]], fold[j[pairs]]], axis=1)
     of_queries = labels.codes[: len(fold)][fold >= 0]
     products, sizes = np.unique(of_queries, return_counts=True)
     if obstacle := fitting_obstacle(int((sizes > 1).sum()), same, folds):
         return obstacle
-    return fit(features.of(pairs), same, folds, queries=len(of_queries), products=len(products))
+    counts = {"queries": len(of_queries), "products": len(products)}
+    cores = len(os.sched_getaffinity(0))
+    return fit(features.of(pairs), same, folds, threads=cores, **counts)

@@ -67,7 +67,8 @@ class Threshold(TypedDict):
     groups_cut: float | None
     """Lowest mean probability of the pairs between two groups that were made one."""
     source: Source
-    objective: str
+    objective: str | None
+    """What the threshold was chosen by, None where it was not."""
     split: str
     items: int
     """Labelled items of the split that were matched, of so many products."""
@@ -110,7 +111,9 @@ def given_threshold(config: MatchConfig) -> Given:
         )
     if saved.get("form") != "pair model":
         return Given(float(threshold), "file", weights, float(threshold))
-    by_score = float(saved["score_threshold"])
+    by_score = saved.get("score_threshold")
+    if not isinstance(by_score, float):
+        raise BadInput(f"{path}: holds no score_threshold; give the file as its match wrote it")
     if config.plain:
         return Given(by_score, "file", weights, by_score)
     file = path.with_name(pair_model.NAME)
@@ -234,7 +237,9 @@ def decide_threshold(
             threshold, lowest = found[0], curve.thresholds[-1:]
             at_score_floor = not len(lowest) or bool(threshold <= lowest[0])
     assert threshold is not None
-    objective = "mean per-item F1" if precision is None else f"mean precision {precision}"
+    objective = None
+    if given.source == "chosen":
+        objective = "mean per-item F1" if precision is None else f"mean precision {precision}"
     return {
         "format": FORMAT,
         "threshold": float(np.float32(threshold)),

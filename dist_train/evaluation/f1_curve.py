@@ -151,15 +151,16 @@ def f1_curve_of_queries(
     key = query * levels + level
     order = np.argsort(key)
     key, right = key[order], right[order]
-    item, weight = key // levels, np.where(right, 1.0, times)
-    begins, counted, predicted = np.searchsorted(item, item), np.cumsum(right), np.cumsum(weight)
+    item = key // levels
+    begins, counted = np.searchsorted(item, item), np.cumsum(right)
     right_here = counted - (counted - right)[begins]
-    predicted -= (predicted - weight)[begins]
+    wrong_here = np.arange(1, len(item) + 1) - begins - right_here
     # Of the matches of one query and level the last one counts.
     last = np.diff(key, append=-1) != 0
     item, level = item[last], key[last] % levels
     # With the item itself, which is predicted and right.
-    right_here, predicted = 1 + right_here[last], 1 + predicted[last]
+    right_here = 1 + right_here[last]
+    predicted = right_here + times * wrong_here[last]
     is_first = np.diff(item, prepend=-1) != 0
 
     def means(after: np.ndarray, alone: np.ndarray) -> np.ndarray:

@@ -115,7 +115,7 @@ def check_match_files(config: Config) -> None:
         return
     catalogue, carried = Catalogue(config.catalogue, config.columns), Carried()
     posting_ids = [chunk.posting_id for chunk in catalogue.postings(carried)]
-    links_of(pd.concat(posting_ids, ignore_index=True), given)
+    links_of(pd.concat(posting_ids, ignore_index=True).drop_duplicates(), given)
     columns = pd.DataFrame(columns=catalogue.schema(carried.schema()).names)
     names = carried_columns(set_aside(columns, OWN))
     check_columns(config.catalogue, names, given.features)

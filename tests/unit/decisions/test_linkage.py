@@ -240,14 +240,16 @@ def test_links_are_read_as_rows(tmp_path: Path, suffix: str) -> None:
     found = read_links(write(tmp_path / f"links{suffix}", table), IDS)
     assert found.tolist() == [[0, 3], [1, 2]]
     assert found.dtype == np.int64
-    if suffix != ".jsonl":  # which has no names without a row
-        assert read_links(write(tmp_path / f"none{suffix}", table[:0]), IDS).shape == (0, 2)
+    assert read_links(write(tmp_path / f"none{suffix}", table[:0]), IDS).shape == (0, 2)
 
 
 def test_ids_that_are_numbers_in_parquet_are_read_as_text(tmp_path: Path) -> None:
     table = pd.DataFrame({"posting_id_1": [2**60 + 1], "posting_id_2": [8]})
     ids = pd.Series([str(2**60), str(2**60 + 1), "8"])
     assert read_links(write(tmp_path / "links.parquet", table), ids).tolist() == [[1, 2]]
+    floats = pd.DataFrame({"posting_id_1": [17.0, None], "posting_id_2": ["8", "9"]})
+    with pytest.raises(BadInput, match="row 2: posting_id_1 ''"):
+        read_links(write(tmp_path / "floats.parquet", floats), pd.Series(["17", "8", "9"]))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from dist_train.config.options import IndexConfig, JoinConfig, MatchConfig
+from dist_train.config.training import result_options
 from dist_train.decisions import threshold
 from dist_train.decisions.match import match
 from dist_train.distributed import stage
@@ -228,7 +229,7 @@ def test_the_number_in_a_file_of_a_threshold_is_part_of_the_config(made, tmp_pat
     config = MatchConfig(threshold_from=file)
     file.write_text(json.dumps({"threshold": 0.75} | WEIGHTS))
     match(made / "gemm-pairs", out, config)
-    assert json.loads(read(out, "stage.json"))["config"]["threshold"] == 0.75
+    assert json.loads(read(out, "stage.json"))["config"]["given_threshold"] == 0.75
     assert match(made / "gemm-pairs", out, config)["threshold"] == 0.75
     file.write_text(json.dumps({"threshold": 0.5} | WEIGHTS))
     with pytest.raises(BadInput, match=r"threshold 0\.75 there, 0\.5 requested"):
@@ -249,7 +250,7 @@ def test_a_file_of_a_threshold_that_is_replaced_meanwhile_is_not_read_again(
     monkeypatch.setattr(threshold, "read_json", replaced)
     config = MatchConfig(threshold_from=tmp_path / "t.json")
     assert match(made / "gemm-pairs", tmp_path / "m", config)["threshold"] == np.float32(0.8)
-    assert json.loads(read(tmp_path / "m", "stage.json"))["config"]["threshold"] == 0.8
+    assert json.loads(read(tmp_path / "m", "stage.json"))["config"]["given_threshold"] == 0.8
     assert list(said) == [0.2]
 
 
@@ -393,6 +394,8 @@ def test_without_products_to_tell_apart_only_near_certain_pairs_match(
     assert re.search(said, caplog.text)
     assert (decided["source"], decided["form"]) == ("near-certain", "score")
     assert decided["threshold"] == np.float32(0.95)
+    stored = json.loads(read(tmp_path / "m", "stage.json"))["config"]
+    assert result_options(MatchConfig()).items() <= stored.items()  # so a run goes on with it
     certain = (pairs_of(tmp_path / "pairs").score >= np.float32(0.95)).sum()
     assert json.loads(read(tmp_path / "m", "manifest.json"))["counts"]["matches"] == certain
     given = match(tmp_path / "pairs", tmp_path / "n", MatchConfig(threshold=0.7))

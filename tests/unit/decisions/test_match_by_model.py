@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dist_train.decisions import pair_model
+from dist_train.config.options import MatchConfig
+from dist_train.config.training import result_options
+from dist_train.decisions import pair_model, pair_tables
 from dist_train.decisions.features import FEATURES
 from tests.support.launching import ROOT, command, environment
 from tests.support.matching import add_photos, done, joined, postings, with_splits
@@ -244,6 +246,10 @@ def test_a_catalogue_without_labels_takes_the_model_and_threshold_of_another(mod
     taken = matched(table, found, found.parent / "taken", "--threshold-from", model.folder)
     assert taken.decided["form"] == "pair model"
     assert taken.decided["source"] == "file"
+    assert taken.decided["objective"] is None
+    stored = json.loads((taken.folder / "stage.json").read_text())["config"]
+    given = MatchConfig(threshold_from=model.folder)
+    assert result_options(given).items() <= stored.items()  # so a run goes on with it
     assert taken.decided["threshold"] == model.decided["threshold"]
     assert taken.decided["items"] == 0
     ours, theirs = ((m.folder / "pair_model.json").read_bytes() for m in (taken, model))
@@ -415,6 +421,18 @@ def test_links_are_kept(model, again, strangers, tmp_path):
     # Most of the groups are as they would be.
     same = sum(made.groups[name] == base.groups[name] for name in base.label)
     assert same > 0.9 * len(base.label)
+
+
+def test_answered_pairs_make_room_for_others_to_review(again, tmp_path, monkeypatch):
+    monkeypatch.setattr(pair_tables, "LEAST_REVIEWED", 3)
+    monkeypatch.setattr(pair_tables, "REVIEWED_PER_POSTING", 0)
+    columns = ["posting_id_1", "posting_id_2"]
+    first = pd.read_parquet(again(out="first").folder / "review.parquet")[columns]
+    answers = links(tmp_path / "cannot.csv", *first.itertuples(index=False, name=None))
+    made = again("--cannot-link", answers, out="second")
+    second = pd.read_parquet(made.folder / "review.parquet")[columns]
+    assert len(first) == len(second) == 3
+    assert not len(first.merge(second))
 
 
 def test_an_unknown_posting_in_a_link_is_named_with_its_row(model, strangers, tmp_path):

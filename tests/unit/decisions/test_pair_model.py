@@ -150,13 +150,6 @@ def test_contributions_sum_to_the_log_odds(model: PairModel) -> None:
     assert model.contributions(features[:0]).shape == (0, len(SIGNS))
 
 
-def test_weights_count_pairs_as_often(model: PairModel) -> None:
-    features, same, folds = pairs_of()
-    heavy = fitted(features, same, folds, weight=np.where(same, 3.0, 1.0))
-    assert heavy.probabilities(features).mean() > model.probabilities(features).mean() + 0.03
-    assert fitted(features, same, folds, weight=np.ones(len(same))).boosters == model.boosters
-
-
 def test_a_saved_model_is_the_same_to_the_bit(model: PairModel, tmp_path: Path) -> None:
     path = tmp_path / "pair_model.json"
     model.save(path)

@@ -116,9 +116,8 @@ def test_the_lowest_threshold_of_a_precision_reaches_it(case, precision):
     reached = [score for score in {*pairs.score} if means(items, pairs, score)[1] >= least]
     lowest = min(reached, default=2.0)
     assert means(items, pairs, chosen["threshold"])[1] >= precision - 1e-9
-    counted = (items.label_group[pairs.i] != "").to_numpy() & (
-        items.label_group[pairs.j] != ""
-    ).to_numpy()
+    labelled, val = (items.label_group != "").to_numpy(), (items.split == "val").to_numpy()
+    counted = labelled[pairs.i] & labelled[pairs.j] & (val[pairs.i] | val[pairs.j])
     score = pairs.score[counted]
     accepted, wanted = ((score >= np.float32(t)) for t in (chosen["threshold"], lowest))
     assert accepted.tolist() == wanted.tolist()

@@ -18,7 +18,7 @@ from dist_train.config.training import (
     TextTraining,
 )
 from dist_train.planning.plan import plan
-from dist_train.planning.preflight import check_encoder
+from dist_train.planning.preflight import check_encoder, check_match_files
 from dist_train.slurm.submit import submit
 from dist_train.stage_graph import run
 from shards.storage.errors import BadInput
@@ -87,6 +87,7 @@ def test_a_run_without_labels_ends_with_a_report(
     untrained = replace(config, text=replace(config.text, epochs=0.0))
     assert run(replace(untrained, match=MatchConfig(threshold=given))) is None
     assert Path("o/matches/report.html").exists()
+    assert run(replace(untrained, match=MatchConfig(threshold=given))) is None  # all is done
     reason = "no threshold can be chosen on the val split: no item has a label_group"
     assert (reason in caplog.text) == (given is None)
 
@@ -121,6 +122,14 @@ def test_a_column_to_compare_that_the_catalogue_lacks(config: Config) -> None:
         refused(replace(config, match=MatchConfig(features=(name,))), message)
     known = MatchConfig(features=("brand", "catalogue_status"))
     submit(replace(config, match=known), dry_run=True)
+
+
+def test_a_posting_id_that_stands_twice_is_linked_by_its_first_row(config: Config) -> None:
+    """What else is to be said of it, pack says."""
+    with Path("c.csv").open("a") as file:
+        file.write("9,9.jpg,title 9,1\n")
+    Path("links.csv").write_text("posting_id_1,posting_id_2\n0,9\n")
+    check_match_files(replace(config, match=MatchConfig(must_link=Path("links.csv"))))
 
 
 def test_a_batch_of_one_item_a_pass(config: Config) -> None:
