@@ -68,11 +68,11 @@ class Catalogue:
     def best(self, pairs: pd.DataFrame) -> float:
         """The best threshold of the test items, of the scores of these pairs."""
         found, sizes = self.test_matches(pairs), self.labels.sizes[self.test]
-        return f1_curve_of_queries(sizes, *found, self.labels.times).best()[0]
+        return f1_curve_of_queries(sizes, *found).best()[0]
 
     def f1(self, pairs: pd.DataFrame, threshold: float) -> str:
         sizes = self.labels.sizes[self.test]
-        f1 = self.test_matches(pairs).f1(threshold, sizes, self.labels.times)
+        f1 = self.test_matches(pairs).f1(threshold, sizes)
         return f"{f1.mean():.4f} at {threshold:.4f}"
 
 

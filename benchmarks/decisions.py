@@ -23,7 +23,6 @@ from dist_train.decisions.features import PairFeatures
 from dist_train.decisions.grouping import Links, group_rows
 from dist_train.decisions.pair_model import PairModel, fit, fitting_obstacle, fold_of_products
 from dist_train.decisions.probabilities import ProbablePairs
-from dist_train.decisions.smoothing import smoothed
 from dist_train.decisions.threshold import Given, QueryMatches, decide_threshold, queries_of
 from dist_train.decisions.title_vectors import title_vectors
 from dist_train.evaluation.labelled import CatalogueLabels, labelled_rows
@@ -95,12 +94,12 @@ class Ladder:
         given = Given(None, "chosen")
         decided = decide_threshold(self.queries, self.labels, of_val, score_floor, given)
         of_test = QueryMatches.of(self.test, self.labels, pairs)
-        f1 = of_test.f1(decided["threshold"], self.sizes, self.labels.times)
+        f1 = of_test.f1(decided["threshold"], self.sizes)
         return decided["threshold"], f1
 
     def counted(self, right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
         """F1 (n,) of the test postings by their right and wrong matches (n,)."""
-        return scores_of_counts(right, wrong, self.sizes, self.labels.times)[0]
+        return scores_of_counts(right, wrong, self.sizes)[0]
 
     def candidates(self) -> tuple[Candidates, PairFeatures]:
         """The candidate pairs and their features, after the row of the score alone."""
@@ -137,10 +136,8 @@ class Ladder:
                 continue  # this catalogue has no source of what the step adds
             model = self.fitted(table[columns], found, folds)
             probability, before = model.probabilities(table[columns], folds), columns
-            self.add(name, self.decide(pairs.assign(score=probability), 0.0)[1])
-        probability = smoothed(len(self.items), found.i, found.j, probability)
-        threshold, f1 = self.decide(pairs.assign(score=probability), 0.0)
-        self.add("smoothing", f1)
+            threshold, f1 = self.decide(pairs.assign(score=probability), 0.0)
+            self.add(name, f1)
         batches = ProbablePairs(found, probability, features, model).batches()
         group, cut = group_rows(batches, threshold, self.queries, self.labels, None, Links())
         self.add("groups", self.counted(*self.labels.counts_in_groups(self.test, group)))

@@ -4,7 +4,7 @@ Every column is symmetric in the two items. NaN means unknown: a modality that o
 field that one of them leaves empty.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,6 @@ from scipy import sparse
 from sklearn.preprocessing import normalize
 
 from dist_train.decisions import quantities
-from dist_train.decisions.smoothing import row_blocks
 from dist_train.decisions.title_vectors import TitleVectors, cosines
 from dist_train.matching.nearest import ranks
 from dist_train.matching.vectors import ItemVectors, ModalityVectors, read_rows
@@ -285,6 +284,17 @@ def _ranks_and_means(
         shared[order] = np.where(known, place[np.flatnonzero(lower)][np.cumsum(lower) - 1], np.nan)
         rank[0, here[0]], rank[1, here[1]] = np.split(shared, [len(here[0])])
     return rank, means
+
+
+def row_blocks(cost: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into blocks (start, stop) whose cost (N,) sums to at most `most`, or of one row."""
+    total = np.r_[0, np.cumsum(cost)]
+    start = 0
+    while start < len(cost):
+        stop = int(np.searchsorted(total, total[start] + most, side="right")) - 1
+        stop = max(start + 1, stop)
+        yield start, stop
+        start = stop
 
 
 def _photo_hashes(phash: pd.Series) -> tuple[np.ndarray, np.ndarray] | None:

@@ -209,7 +209,7 @@ def choose_cut(merges: Merges, queries: np.ndarray, labels: CatalogueLabels) -> 
         if _rounded(cut) >= merges.least:
             group = groups_at(merges, len(labels.codes), cut)
             right, wrong = labels.counts_in_groups(queries, group)
-            scores = scores_of_counts(right, wrong, labels.sizes[queries], labels.times)
+            scores = scores_of_counts(right, wrong, labels.sizes[queries])
             rated.append((float(scores[0].mean()), cut))
     f1, cut = max(rated)
     return cut, f1

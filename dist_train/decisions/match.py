@@ -187,7 +187,7 @@ def decide_by_model(
     sizes, groups, gain = labels.sizes[queries], labels.codes[queries], None
     if len(queries):
         ours, theirs = (
-            matches.f1(F1Curve.from_json(curve).best()[0], sizes, labels.times)
+            matches.f1(F1Curve.from_json(curve).best()[0], sizes)
             for matches, curve in ((pairs, by_model["curve"]), (scored, decided["curve"]))
             if curve is not None
         )

@@ -23,7 +23,6 @@ from dist_train.decisions.pair_model import (
     fitting_obstacle,
     fold_of_products,
 )
-from dist_train.decisions.smoothing import smoothed
 from dist_train.decisions.title_vectors import title_vectors
 from dist_train.evaluation.labelled import CatalogueLabels
 from dist_train.matching.pairs import BATCH, PairSet
@@ -43,7 +42,7 @@ class ProbablePairs(NamedTuple):
 
     candidates: Candidates
     probability: np.ndarray
-    """(P,) float32, smoothed; of a pair with a val item from boosters that have not seen it."""
+    """(P,) float32; of a pair with a val item from boosters that have not seen it."""
     features: PairFeatures
     model: PairModel
 
@@ -117,7 +116,7 @@ def probable_pairs(
         cut = slice(start, start + BLOCK)
         folds = np.stack([fold[i[cut]], fold[j[cut]]], axis=1)
         probability[cut] = model.probabilities(features.of(cut), folds)
-    return ProbablePairs(found, smoothed(len(items), i, j, probability), features, model)
+    return ProbablePairs(found, probability, features, model)
 
 
 def fit_on_queries(

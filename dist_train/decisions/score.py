@@ -1,7 +1,7 @@
 """The stage evaluate: matches on the test products, beside baselines and other encoders."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from dist_train.decisions.match_lists import iterate_matches, read_matches
 from dist_train.decisions.metrics_file import write_scores
-from dist_train.decisions.threshold import QueryMatches, Threshold
+from dist_train.decisions.threshold import Threshold
 from dist_train.distributed import stage
 from dist_train.embedding.store import EmbeddingSet
 from dist_train.evaluation.baselines import same_photo_pairs, title_pairs, title_scores
@@ -132,28 +132,34 @@ def score_delivered(
     labels, queries = CatalogueLabels.of(postings.label_group), labelled_rows(postings, "test")
     sizes, place = labels.sizes[queries], np.full(len(postings), -1)
     place[queries] = np.arange(len(queries))
-    right, wrong = np.zeros((2, len(queries)), np.int64)
-    for found in iterate_matches(matches.file("matches.parquet"), postings.posting_id):
-        # A match with a posting without a label is counted by the labelled ones.
-        found = found[(found.i != found.j) & (place[found.i] >= 0) & (labels.codes[found.j] >= 0)]
-        is_right = labels.codes[found.i] == labels.codes[found.j]
-        np.add.at(right, place[found.i[is_right]], 1)
-        np.add.at(wrong, place[found.i[~is_right]], 1)
-    by_score: dict[str, tuple[Kind, tuple[np.ndarray, np.ndarray]]] = {}
-    if decided["form"] != "score":
-        counts_by_score = np.zeros((2, len(queries)), np.int64)
+
+    def counted(batches: Iterable[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
+        """Right and wrong matches (n,) of the queries; batches: columns i of queries and j."""
+        kinds = np.zeros((3, len(queries)), np.int64)
+        for found in batches:
+            found = found[(found.i != found.j) & (place[found.i] >= 0)]
+            code = labels.codes[found.j]
+            kind = np.where(code < 0, 2, code != labels.codes[found.i])
+            np.add.at(kinds, (kind, place[found.i]), 1)
+        right, wrong, unknown = kinds
+        return right, labels.with_unknown(wrong, unknown)
+
+    def from_both_sides() -> Iterator[pd.DataFrame]:
         for pairs in pair_set.batches():
             pairs = pairs[pairs.score >= np.float32(decided["score_threshold"])]
-            found = QueryMatches.of(queries, labels, pairs)
-            np.add.at(counts_by_score, ((~found.right).astype(int), found.query), 1)
-        by_score["score alone"] = ("baseline", (counts_by_score[0], counts_by_score[1]))
+            yield from (pairs, pairs.rename(columns={"i": "j", "j": "i"}))
+
+    by_score: dict[str, tuple[Kind, tuple[np.ndarray, np.ndarray]]] = {}
+    if decided["form"] != "score":
+        by_score["score alone"] = ("baseline", counted(from_both_sides()))
+    listed = iterate_matches(matches.file("matches.parquet"), postings.posting_id)
     with corrupt_error(matches.file("groups.parquet")) as path:
         table = pd.read_parquet(path)
     group = table.set_index("posting_id").group_id.reindex(postings.posting_id).to_numpy()
     photo = pd.factorize(postings.phash.where(postings.phash != ""))[0]
     alone = np.full(len(postings), -1)
     counts: dict[str, tuple[Kind, tuple[np.ndarray, np.ndarray]]] = {
-        "matches": ("ours", (right, wrong)),
+        "matches": ("ours", counted(listed)),
         "groups": ("groups", labels.counts_in_groups(queries, group)),
         **by_score,
         "same photo": ("baseline", labels.counts_in_groups(queries, photo)),
@@ -161,7 +167,7 @@ def score_delivered(
     }
     rows, f1 = [], {}
     for name, (kind, of_kind) in counts.items() if len(queries) else ():
-        scores = scores_of_counts(*of_kind, sizes, labels.times)
+        scores = scores_of_counts(*of_kind, sizes)
         rows.append(matcher_score(name, kind, scores, labels.codes[queries]))
         f1[name] = scores[0]
     thresholds = {"matches": decided["threshold"], "score alone": decided["score_threshold"]}
@@ -170,7 +176,6 @@ def score_delivered(
     return {
         "postings": len(postings),
         "labelled": int((labels.codes >= 0).sum()),
-        "times": labels.times,
         "items": len(queries),
         "products": len(np.unique(labels.codes[queries])),
         "largest_group": int(np.bincount(group).max()),

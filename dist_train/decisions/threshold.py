@@ -28,6 +28,9 @@ FORMAT = 5
 NAME = "threshold.json"
 Source = Literal["given", "file", "chosen", "near-certain"]
 Form = Literal["score", "pair model"]
+MOST_RANGES, LEAST_OF_A_RANGE = 20, 200
+"""Ranges of the score for each of which the part of matches with postings without a label that is
+wrong is estimated, and how many such matches a range holds, but for a single one."""
 
 
 class CandidateFacts(TypedDict):
@@ -181,12 +184,15 @@ def queries_of(items: pd.DataFrame, pairs: int) -> np.ndarray:
 
 
 class QueryMatches(NamedTuple):
-    """Pairs of queries with labelled postings, one from the side of each query."""
+    """Pairs of queries with other postings, one from the side of each query."""
 
     query: np.ndarray
     """(P,) 0 to n - 1."""
     right: np.ndarray
-    """(P,) bool: both are of one product."""
+    """(P,) bool: both have the same label."""
+    wrong: np.ndarray
+    """(P,) float64: by how much the pair counts as wrong. 1 where the labels differ; where the
+    other posting has none, the part of such pairs of similar score that is wrong."""
     score: np.ndarray
     """(P,) float32."""
 
@@ -200,17 +206,30 @@ class QueryMatches(NamedTuple):
         """
         ends = pairs[["i", "j"]].to_numpy().T
         query, answer = pd.Index(queries).get_indexer(ends.ravel()), ends[::-1].ravel()
-        counted = (query >= 0) & (labels.codes[answer] >= 0)
-        query, answer = query[counted], answer[counted]
-        right = labels.codes[queries[query]] == labels.codes[answer]
-        return cls(query, right, np.tile(pairs.score.to_numpy(), 2)[counted])
+        of_query = query >= 0
+        query, code = query[of_query], labels.codes[answer[of_query]]
+        score = np.tile(pairs.score.to_numpy(), 2)[of_query]
+        right, unknown = code == labels.codes[queries[query]], code < 0
+        wrong = (~right & ~unknown).astype(np.float64)
+        if unknown.any():
+            # Strangers and unlabelled partners differ by their scores.
+            parts = np.linspace(0, 1, 1 + min(MOST_RANGES, 1 + unknown.sum() // LEAST_OF_A_RANGE))
+            edges = np.quantile(score[unknown], parts[1:-1])
+            place = np.searchsorted(edges, score, side="right")
+            known_wrong = np.bincount(place[wrong > 0], minlength=len(parts) - 1)
+            strangers = np.bincount(place[unknown], minlength=len(parts) - 1)
+            shares = [
+                labels.wrong_share(*map(int, n)) for n in zip(known_wrong, strangers, strict=True)
+            ]
+            wrong[unknown] = np.asarray(shares)[place[unknown]]
+        return cls(query, right, wrong, score)
 
-    def f1(self, threshold: float, sizes: np.ndarray, times: float) -> np.ndarray:
-        """F1 (n,) of every query; sizes: (n,) of their products; times: as CatalogueLabels has."""
+    def f1(self, threshold: float, sizes: np.ndarray) -> np.ndarray:
+        """F1 (n,) of every query; sizes: (n,) of their products."""
         kept = self.score >= np.float32(threshold)
         right = np.bincount(self.query[kept & self.right], minlength=len(sizes))
-        wrong = np.bincount(self.query[kept & ~self.right], minlength=len(sizes))
-        return scores_of_counts(right, wrong, sizes, times)[0]
+        wrong = np.bincount(self.query[kept], self.wrong[kept], minlength=len(sizes))
+        return scores_of_counts(right, wrong, sizes)[0]
 
 
 def decide_threshold(
@@ -231,7 +250,7 @@ def decide_threshold(
     threshold, curve, at_score_floor = given.threshold, None, False
     if len(queries):
         sizes = labels.sizes[queries]
-        curve = f1_curve_of_queries(sizes, pairs.query, pairs.right, pairs.score, labels.times)
+        curve = f1_curve_of_queries(sizes, *pairs)
         if threshold is None:
             found = curve.best() if precision is None else curve.precise(precision)
             threshold, lowest = found[0], curve.thresholds[-1:]

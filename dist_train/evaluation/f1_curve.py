@@ -124,11 +124,11 @@ def f1_curve(groups: np.ndarray, i: np.ndarray, j: np.ndarray, scores: np.ndarra
     """
     codes, sizes = group_codes(groups)
     right = np.tile(codes[i] == codes[j], 2)
-    return f1_curve_of_queries(sizes, np.concatenate([i, j]), right, np.tile(scores, 2))
+    return f1_curve_of_queries(sizes, np.concatenate([i, j]), right, ~right, np.tile(scores, 2))
 
 
 def f1_curve_of_queries(
-    sizes: np.ndarray, query: np.ndarray, right: np.ndarray, scores: np.ndarray, times: float = 1.0
+    sizes: np.ndarray, query: np.ndarray, right: np.ndarray, wrong: np.ndarray, scores: np.ndarray
 ) -> F1Curve:
     """The exact curve, over every distinct score, of items that are matched with a catalogue.
 
@@ -137,8 +137,9 @@ def f1_curve_of_queries(
     scores. Matches of equal score enter together. The result does not depend on their order.
 
     sizes: (n,) postings of the product of each query, itself included; query: (P,) int64, the
-    query of a match, 0 to n - 1; right: (P,) bool; scores: (P,), rounded to float32; times: by how
-    many a wrong match counts. O(P log P) time. Raises ValueError as `f1_curve` does.
+    query of a match, 0 to n - 1; right: (P,) bool; wrong: (P,) by how much it counts as wrong, in
+    multiples of 2^-20, whose sums are exact; scores: (P,), rounded to float32. O(P log P) time.
+    Raises ValueError as `f1_curve` does.
     """
     scores = np.asarray(scores, dtype=np.float32)
     if not len(sizes):
@@ -150,17 +151,21 @@ def f1_curve_of_queries(
     # Sorted by query and within a query by level.
     key = query * levels + level
     order = np.argsort(key)
-    key, right = key[order], right[order]
+    key = key[order]
     item = key // levels
-    begins, counted = np.searchsorted(item, item), np.cumsum(right)
-    right_here = counted - (counted - right)[begins]
-    wrong_here = np.arange(1, len(item) + 1) - begins - right_here
+    begins = np.searchsorted(item, item)
+
+    def sums(counts: np.ndarray) -> np.ndarray:
+        total = np.cumsum(counts)
+        return total - (total - counts)[begins]
+
+    right_here, wrong_here = sums(right[order]), sums(wrong[order])
     # Of the matches of one query and level the last one counts.
     last = np.diff(key, append=-1) != 0
     item, level = item[last], key[last] % levels
     # With the item itself, which is predicted and right.
     right_here = 1 + right_here[last]
-    predicted = right_here + times * wrong_here[last]
+    predicted = right_here + wrong_here[last]
     is_first = np.diff(item, prepend=-1) != 0
 
     def means(after: np.ndarray, alone: np.ndarray) -> np.ndarray:

@@ -51,9 +51,9 @@ def scoring_obstacle(groups: np.ndarray) -> str:
 class CatalogueLabels:
     """The labels of all M postings of a catalogue, against which delivered matches are counted.
 
-    A match with a posting of another label is wrong, in whatever split that is. Nothing is known
-    of a match with a posting without a label. Such matches are not counted; instead every wrong
-    match with a labelled posting counts `times`, as many as are to be expected of all postings.
+    A match with a posting of another label is wrong, in whatever split that is. Of matches with
+    postings without a label only their number is known: as many of them count as wrong as the
+    wrong matches with labelled postings lead to expect, and no other counts at all.
     """
 
     codes: np.ndarray
@@ -72,10 +72,16 @@ class CatalogueLabels:
         counts = np.bincount(self.codes[known], minlength=1)
         return np.where(known, counts[self.codes], 0)
 
-    @cached_property
-    def times(self) -> float:
-        """By how many a wrong match with a labelled posting counts: postings / labelled ones."""
-        return len(self.codes) / max(int((self.codes >= 0).sum()), 1)
+    def wrong_share(self, wrong: int, unknown: int) -> float:
+        """The part of some matches with postings without a label that counts as wrong, 0 to 1.
+
+        For each of the `wrong` matches with a labelled posting there are as many wrong ones with
+        others as there are such postings to a labelled one, unless there are only fewer matches.
+        wrong, unknown: matches of the same items. A multiple of 2^-20, so that sums are exact.
+        """
+        labelled = max(int((self.codes >= 0).sum()), 1)
+        expected = wrong * (len(self.codes) - labelled) / labelled
+        return round(min(expected / unknown, 1.0) * 2**20) / 2**20 if unknown else 0.0
 
     def counts_in_groups(
         self, queries: np.ndarray, group: np.ndarray
@@ -83,11 +89,20 @@ class CatalogueLabels:
         """Right and wrong matches (n,) of labelled postings when equal groups are matches.
 
         queries: (n,) postings; group: (M,) int64 of every posting, below 0 for a posting alone.
-        Matches with postings without a label are neither.
         """
-        counted = (self.codes >= 0) & (group >= 0)
-        table = pd.DataFrame({"group": group, "code": self.codes})[counted]
+        table = pd.DataFrame({"group": group, "code": self.codes})[group >= 0]
         alike = table.groupby(["group", "code"]).code.transform("size")
         together = table.groupby("group").code.transform("size")
-        right = alike.reindex(queries, fill_value=1).to_numpy() - 1
-        return right, together.reindex(queries, fill_value=1).to_numpy() - 1 - right
+        labelled = (table.code >= 0).groupby(table.group).transform("sum")
+        right, known, every = (
+            column.reindex(queries, fill_value=1).to_numpy() - 1
+            for column in (alike, labelled, together)
+        )
+        return right, self.with_unknown(known - right, every - known)
+
+    def with_unknown(self, wrong: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+        """Wrong matches (n,) of items, those with postings without a label among them.
+
+        wrong: (n,) those with labelled postings; unknown: (n,) all with others.
+        """
+        return wrong + self.wrong_share(int(wrong.sum()), int(unknown.sum())) * unknown

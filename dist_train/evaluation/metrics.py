@@ -61,17 +61,17 @@ def per_item_scores(
 
 
 def scores_of_counts(
-    right: np.ndarray, wrong: np.ndarray, sizes: np.ndarray, times: float = 1.0
+    right: np.ndarray, wrong: np.ndarray, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """F1, precision and recall of items by their right and wrong matches, (n,) float64 each.
 
     2 * right / (predicted + size), right / predicted and right / size, where the item itself is
     predicted and right.
     right, wrong: (n,) matches beside the item itself; sizes: (n,) items of its product, itself
-    included; times: by how many a wrong match counts.
+    included.
     """
     right = right + 1
-    predicted = right + times * wrong
+    predicted = right + wrong
     return 2.0 * right / (predicted + sizes), right / predicted, right / sizes
 
 

@@ -44,9 +44,8 @@ class Delivered(TypedDict):
 
     postings: int
     labelled: int
-    """Postings with a label. Where there are others nothing is known of matches with them; a wrong
-    match with a labelled posting counts `times` instead, which is postings / labelled."""
-    times: float
+    """Postings with a label. Of matches with others as many count as wrong as the wrong matches
+    with labelled ones lead to expect."""
     items: int
     """Labelled test postings, of so many products."""
     products: int
@@ -92,8 +91,8 @@ def score_table(scores: Scores) -> str:
     ]
     if unknown:
         lines.append(
-            f"  {unknown} postings have no label: a wrong match with a labelled one counts "
-            f"{found['times']:.2f} times instead"
+            f"  {unknown} postings have no label: of matches with them as many count as wrong as "
+            "the wrong ones with labelled postings lead to expect"
         )
     lines += [
         "",

@@ -223,6 +223,12 @@ def test_every_column_is_documented_float32_and_in_names() -> None:
     assert set(table) - set(carried) == set(FEATURES) - {"feature_COLUMN"}
 
 
+def test_rows_are_cut_by_their_cost() -> None:
+    cost = np.array([3, 0, 4, 9, 1, 1])
+    assert list(features.row_blocks(cost, 7)) == [(0, 3), (3, 4), (4, 6)]
+    assert list(features.row_blocks(cost[:0], 7)) == []
+
+
 def test_the_bits_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue = Catalogue(1)
     computed = catalogue.features()

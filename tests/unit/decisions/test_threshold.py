@@ -47,22 +47,28 @@ def decide(
 def means(items: pd.DataFrame, pairs: pd.DataFrame, threshold: float) -> tuple[float, float]:
     """Mean F1 and precision of the val items, each matched with every labelled posting, by sets.
 
-    Where postings have no label a wrong match counts as many times as there are postings for each
-    labelled one.
+    Of all pairs with a posting without a label, whatever their scores, the part that is wrong is
+    the one that the labelled ones lead to expect.
     """
     labels = items.label_group
     labelled = set(np.flatnonzero(labels != ""))
     val = {n for n in labelled if items.split[n] == "val"}
-    said: dict[int, set[int]] = {n: set() for n in labelled}
-    for i, j, score in zip(pairs.i, pairs.j, pairs.score, strict=True):
-        if {i, j} <= labelled and score >= np.float32(threshold):
-            said[i].add(j)
-            said[j].add(i)
+    said: dict[int, set[int]] = {n: set() for n in range(len(items))}
+    wrong = unknown = 0
+    for one, other, score in zip(pairs.i, pairs.j, pairs.score, strict=True):
+        for i, j in ((one, other), (other, one)):
+            wrong += i in val and j in labelled and labels[i] != labels[j]
+            unknown += i in val and j not in labelled
+            if score >= np.float32(threshold):
+                said[i].add(j)
+    expected = wrong * (len(items) - len(labelled)) / len(labelled)
+    share = min(1, expected / max(unknown, 1))
     found = []
     for n in val:
         product = {m for m in labelled if labels[m] == labels[n]}
         right = 1 + len(said[n] & product)
-        predicted = right + len(said[n] - product) * len(items) / len(labelled)
+        strangers = said[n] - labelled
+        predicted = right + len(said[n] - product - strangers) + share * len(strangers)
         found.append((2 * right / (predicted + len(product)), right / predicted))
     f1, precision = np.mean(found, axis=0)
     return float(f1), float(precision)
@@ -96,8 +102,8 @@ def test_the_chosen_threshold_is_the_best_over_distinct_scores(case):
     chosen = decide(items, pairs, 0.1, CHOOSE)
     distinct = [*np.unique(pairs.score), 2.0]
     best = max(mean_f1(items, pairs, score) for score in distinct)
-    assert chosen["f1"] == pytest.approx(best, abs=1e-9)
-    assert mean_f1(items, pairs, chosen["threshold"]) == pytest.approx(best, abs=1e-9)
+    assert chosen["f1"] == pytest.approx(best, abs=1e-5)
+    assert mean_f1(items, pairs, chosen["threshold"]) == pytest.approx(best, abs=1e-5)
     assert chosen["source"] == "chosen"
     val = (items.split == "val") & (items.label_group != "")
     assert chosen["postings"] == len(items)
@@ -121,7 +127,7 @@ def test_the_lowest_threshold_of_a_precision_reaches_it(case, precision):
     score = pairs.score[counted]
     accepted, wanted = ((score >= np.float32(t)) for t in (chosen["threshold"], lowest))
     assert accepted.tolist() == wanted.tolist()
-    assert chosen["f1"] == pytest.approx(mean_f1(items, pairs, lowest), abs=1e-9)
+    assert chosen["f1"] == pytest.approx(mean_f1(items, pairs, lowest), abs=1e-5)
     assert (chosen["source"], chosen["objective"]) == ("chosen", f"mean precision {precision}")
 
 
@@ -130,9 +136,9 @@ def test_the_lowest_threshold_of_a_precision_reaches_it(case, precision):
 def test_f1_of_each_query_at_a_threshold_has_the_mean_that_is_chosen_by(case, threshold):
     items, pairs = case
     labels, queries = CatalogueLabels.of(items.label_group), queries_of(items, len(pairs))
-    f1 = QueryMatches.of(queries, labels, pairs).f1(threshold, labels.sizes[queries], labels.times)
+    f1 = QueryMatches.of(queries, labels, pairs).f1(threshold, labels.sizes[queries])
     assert f1.shape == queries.shape
-    assert f1.mean() == pytest.approx(mean_f1(items, pairs, threshold))
+    assert f1.mean() == pytest.approx(mean_f1(items, pairs, threshold), abs=1e-5)
 
 
 def test_the_curve_in_the_file_says_the_same():
