@@ -88,6 +88,13 @@ class ImageEncoder(nn.Module):
         with source.opened():
             backbone, loads = open_timm(source, options)
         self.backbone: Any = backbone
+        # On CPUs torch 2.14 writes outside its memory, and dies, in the backward pass of a strided
+        # 1 x 1 convolution of photos whose channels come last (the stem of fastvit has one).
+        breaks = any(
+            isinstance(m, nn.Conv2d) and (m.in_channels, m.kernel_size) == (3, (1, 1))
+            for m in self.backbone.modules()
+        )
+        self.memory_format = torch.contiguous_format if breaks else torch.channels_last
         if options.pooling == "cls" and not getattr(self.backbone, "num_prefix_tokens", 0):
             raise BadInput(f"encoder.pooling cls: {options.model} has no class token")
         check_finite(source, self.backbone)
@@ -138,7 +145,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (b, 3, S, S) float32, normalised, to float32 (b, D)."""
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        pixels = pixels.contiguous(memory_format=self.memory_format)
         with autocast(self.precision, pixels.device):
             pooled = self._pooled(pixels)
         return self.neck(pooled.float())

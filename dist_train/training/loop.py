@@ -48,7 +48,7 @@ def train(modality: Modality, shards: Location, out: Path, config: TrainingOptio
             log.info("%s: already trained", out)
             return
         items = training_items(shard_set, modality, config, runtime.world)
-        training = set_up(modality, items, runtime)
+        training = set_up(items, runtime)
         fit(training, ValidationItems(shard_set, modality), out)
         export(training, modality, out)
 

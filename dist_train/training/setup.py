@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from dist_train.config.training import Modality, TrainingOptions
+from dist_train.config.training import TrainingOptions
 from dist_train.distributed.runtime import Runtime
 from dist_train.encoders.batches import load, plan_batches, unit_vectors
-from dist_train.encoders.encoder import Encoder, TextEncoder, new_encoder
+from dist_train.encoders.encoder import Encoder, ImageEncoder, TextEncoder, new_encoder
 from dist_train.encoders.neck import Neck
 from dist_train.encoders.tokens import check_titles
 from dist_train.heads.centres import RowAdamW
@@ -110,7 +110,7 @@ class Training:
         return self.complete_encoder() if self.average is None else self.average.module
 
 
-def set_up(modality: Modality, items: TrainingItems, runtime: Runtime) -> Training:
+def set_up(items: TrainingItems, runtime: Runtime) -> Training:
     """Build everything before the first step, the same for every number of ranks.
 
     Raises BadInput for a launcher or option that would give wrong weights.
@@ -123,9 +123,9 @@ def set_up(modality: Modality, items: TrainingItems, runtime: Runtime) -> Traini
         check_titles(encoder.tokenizer, first_titles(items), config.encoder.model)
     # Set inside the encoder: DeepSpeed's engine switches an autocast around it off.
     encoder.precision = config.precision
-    if modality == "image" and plugin is None:
-        # DeepSpeed broadcasts weights as rows of bytes and cannot handle this layout.
-        encoder.to(memory_format=torch.channels_last)
+    if isinstance(encoder, ImageEncoder) and plugin is None:
+        # DeepSpeed broadcasts weights as rows of bytes and cannot handle channels that come last.
+        encoder.to(memory_format=encoder.memory_format)
     bare_optimizer = encoder_optimizer(encoder, config)
     gathered = copy.deepcopy(encoder) if plugin is not None and plugin.zero_stage == 3 else None
     # The warm-up follows closely at first: after t updates at most 1 - (1 + t)^(-2/3) is kept.

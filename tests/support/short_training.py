@@ -51,7 +51,7 @@ def text_config(tiny_bert: Path, **options) -> TextTraining:
 def new_training(shard_set: Path, config):
     """A training before its first step."""
     runtime = Runtime("cpu")
-    return set_up("image", training_items(ShardSet(shard_set), "image", config, 1), runtime)
+    return set_up(training_items(ShardSet(shard_set), "image", config, 1), runtime)
 
 
 def stepper_of(shard_set, config, steps: int = 4, spoilt: tuple[int, ...] = ()) -> Stepper:
@@ -59,7 +59,7 @@ def stepper_of(shard_set, config, steps: int = 4, spoilt: tuple[int, ...] = ()) 
     modality = "image" if isinstance(config, ImageTraining) else "text"
     runtime = Runtime("cpu")
     items = training_items(ShardSet(shard_set), modality, config, 1)
-    training = set_up(modality, items, runtime)
+    training = set_up(items, runtime)
     inputs = training.encoder.inputs(config)
     batches = list(load(items.reader, inputs, items.plans(0, steps, 0, 1), 0))
     for number in spoilt:

@@ -26,7 +26,14 @@ from shards.storage.files import write_json
 from tests.support.launching import LAUNCHERS, run
 from tests.support.tiny_models import ARCHITECTURES, CAUSAL, save_model
 
-FEW_IMAGES = ("convnext", "mobilenetv3", "naflexvit", "swin_transformer", "vision_transformer")
+FEW_IMAGES = (
+    "convnext",
+    "fastvit",
+    "mobilenetv3",
+    "naflexvit",
+    "swin_transformer",
+    "vision_transformer",
+)
 FEW_TEXTS = ("albert", "deberta-v2", "gpt2", "qwen2", "xlnet")
 REFUSED = ("convbert", "funnel")
 """Their convolutions and poolings read the padding: a vector would depend on its batch."""

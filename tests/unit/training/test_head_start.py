@@ -41,7 +41,7 @@ def earlier(shard_set, tiny_vit, tmp_path_factory):
 
 def started(shards, config):
     runtime, items = Runtime("cpu"), training_items(ShardSet(shards), "image", config, 1)
-    training = set_up("image", items, runtime)
+    training = set_up(items, runtime)
     start_centres(training)
     grow_centres(training)
     return training, items
