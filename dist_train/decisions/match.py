@@ -175,6 +175,9 @@ def decide_by_model(
     says why not. One that the user gives decides in any case.
     """
     score_threshold = decided["score_threshold"]
+    if config.precision is not None and decided["curve"] is not None:
+        # Of so strict a threshold few items would have neighbours.
+        score_threshold = float(np.float32(F1Curve.from_json(decided["curve"]).best()[0]))
     probable = probable_pairs(pair_set, queries, labels, score_threshold, config, given.model)
     if isinstance(probable, str):
         log.info(f"the score alone decides: {probable}")

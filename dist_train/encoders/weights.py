@@ -95,7 +95,14 @@ def recorded_loads() -> Iterator[list[Load]]:
 def check_finite(source: Source, part: nn.Module) -> None:
     """BadInput when weights or statistics of `part` of an encoder hold NaN or Inf."""
     state = [(name, one) for name, one in part.state_dict().items() if one.is_floating_point()]
-    broken = [name for name, tensor in state if not torch.isfinite(tensor).all()]
+    weights = {name for name, _ in part.named_parameters()}
+    broken = [
+        name
+        for name, tensor in state
+        # Other buffers may be infinite, as masks and bounds are.
+        if tensor.isnan().any()
+        or (tensor.isinf().any() and (name in weights or "running_" in name))
+    ]
     if broken:
         raise BadInput(
             f"{source}: {len(broken)} of its {len(state)} tensors hold NaN or Inf, the first "
