@@ -41,6 +41,14 @@ SMALL = ("test_", "atto", "femto", "pico", "050", "035", "_nano", "_n0", "zepto"
          "tiny", "_t0", "_t", "_s", "small", "18", "19", "_b0", "_0", "_1", "mobile")  # fmt: skip
 """What small models are called, the smallest first."""
 SHRUNK: dict[str, dict[str, object]] = {
+    "deepseek_vit": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "gemma4_vit": {
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 64,
+    },
     "naflexvit": {"embed_dim": 32, "depth": 2, "num_heads": 2},
     "swin_transformer": {"embed_dim": 16, "depths": [1] * 4, "num_heads": [1, 1, 2, 2]},
 }
