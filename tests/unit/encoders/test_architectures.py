@@ -50,6 +50,7 @@ SHRUNK: dict[str, dict[str, object]] = {
         "intermediate_size": 64,
     },
     "naflexvit": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "qwen3_vit": {"embed_dim": 32, "depth": 2, "num_heads": 2},
     "swin_transformer": {"embed_dim": 16, "depths": [1] * 4, "num_heads": [1, 1, 2, 2]},
 }
 """Arguments of families whose smallest model is large."""
