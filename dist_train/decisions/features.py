@@ -4,7 +4,7 @@ Every column is symmetric in the two items. NaN means unknown: a modality that o
 field that one of them leaves empty.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,8 @@ from scipy import sparse
 from sklearn.preprocessing import normalize
 
 from dist_train.decisions import quantities
-from dist_train.decisions.title_vectors import TitleVectors, cosines
+from dist_train.decisions.title_vectors import TitleVectors
+from dist_train.evaluation.baselines import blocks_of_cost, cosines
 from dist_train.matching.nearest import ranks
 from dist_train.matching.vectors import ItemVectors, ModalityVectors, read_rows
 from shards.catalogue.titles import readable_title
@@ -266,7 +267,7 @@ def _ranks_and_means(
     rank = np.empty((2, len(i)), np.float32)
     means = {k: np.empty(items, np.float32) for k in BEST}
     degree = np.bincount(i, minlength=items) + np.bincount(j, minlength=items)
-    for start, stop in row_blocks(degree, ENTRIES):
+    for start, stop in blocks_of_cost(degree, ENTRIES):
         here = [np.flatnonzero((side >= start) & (side < stop)) for side in (i, j)]
         item = np.concatenate([i[here[0]], j[here[1]]]) - start
         values = np.concatenate([value[pairs] for pairs in here])
@@ -284,17 +285,6 @@ def _ranks_and_means(
         shared[order] = np.where(known, place[np.flatnonzero(lower)][np.cumsum(lower) - 1], np.nan)
         rank[0, here[0]], rank[1, here[1]] = np.split(shared, [len(here[0])])
     return rank, means
-
-
-def row_blocks(cost: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """Cut rows into blocks (start, stop) whose cost (N,) sums to at most `most`, or of one row."""
-    total = np.r_[0, np.cumsum(cost)]
-    start = 0
-    while start < len(cost):
-        stop = int(np.searchsorted(total, total[start] + most, side="right")) - 1
-        stop = max(start + 1, stop)
-        yield start, stop
-        start = stop
 
 
 def _photo_hashes(phash: pd.Series) -> tuple[np.ndarray, np.ndarray] | None:

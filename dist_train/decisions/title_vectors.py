@@ -8,9 +8,7 @@ from typing import NamedTuple
 from scipy import sparse
 from sklearn.feature_extraction.text import strip_accents_unicode
 
-from dist_train.evaluation.baselines import Titles, cosines, term_vectors, word_vectors
-
-__all__ = ["TitleVectors", "cosines", "title_vectors"]
+from dist_train.evaluation.baselines import Titles, term_vectors, word_vectors
 
 
 class TitleVectors(NamedTuple):

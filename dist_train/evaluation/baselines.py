@@ -48,7 +48,9 @@ def title_pairs(titles: Titles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     words = word_vectors(titles)
     nothing = np.empty(0, np.int64)
     found = [(nothing, nothing, np.empty(0, np.float32))]
-    for start, stop in _blocks(words):
+    titles_with = np.bincount(words.indices, minlength=words.shape[1])
+    products = words.astype(bool) @ titles_with
+    for start, stop in blocks_of_cost(products, PRODUCTS_AT_ONCE):
         cosine = (words[start:stop] @ words[start:].T).tocoo()
         i, j = cosine.row.astype(np.int64) + start, cosine.col.astype(np.int64) + start
         kept = (j > i) & (cosine.data >= np.float32(SCORE_FLOOR))
@@ -99,13 +101,11 @@ def term_vectors(titles: Titles, **options: Any) -> sparse.csr_matrix:
     return sparse.csr_matrix(found)
 
 
-def _blocks(words: sparse.csr_matrix) -> Iterator[tuple[int, int]]:
-    """Cut the rows so that no block makes more than PRODUCTS_AT_ONCE (one row alone may)."""
-    titles_with = np.bincount(words.indices, minlength=words.shape[1])
-    products = np.r_[0, np.cumsum(words.astype(bool) @ titles_with)]
-    start = 0
-    while start < words.shape[0]:
-        limit = products[start] + PRODUCTS_AT_ONCE
-        stop = max(start + 1, int(np.searchsorted(products, limit, side="right")) - 1)
+def blocks_of_cost(cost: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into blocks (start, stop) whose cost (N,) sums to at most `most`, or of one row."""
+    total, start = np.r_[0, np.cumsum(cost)], 0
+    while start < len(cost):
+        stop = int(np.searchsorted(total, total[start] + most, side="right")) - 1
+        stop = max(start + 1, stop)
         yield start, stop
         start = stop

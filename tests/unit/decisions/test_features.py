@@ -12,6 +12,7 @@ from dist_train.decisions import features, quantities
 from dist_train.decisions.features import FEATURES, PairFeatures
 from dist_train.decisions.title_vectors import title_vectors
 from dist_train.embedding.store import Rows
+from dist_train.evaluation.baselines import blocks_of_cost
 from dist_train.matching.vectors import ItemVectors, ModalityVectors
 from shards.storage.errors import BadInput
 
@@ -225,8 +226,8 @@ def test_every_column_is_documented_float32_and_in_names() -> None:
 
 def test_rows_are_cut_by_their_cost() -> None:
     cost = np.array([3, 0, 4, 9, 1, 1])
-    assert list(features.row_blocks(cost, 7)) == [(0, 3), (3, 4), (4, 6)]
-    assert list(features.row_blocks(cost[:0], 7)) == []
+    assert list(blocks_of_cost(cost, 7)) == [(0, 3), (3, 4), (4, 6)]
+    assert list(blocks_of_cost(cost[:0], 7)) == []
 
 
 def test_the_bits_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_train.decisions.title_vectors import cosines, title_vectors
+from dist_train.decisions.title_vectors import title_vectors
 from dist_train.evaluation import baselines
+from dist_train.evaluation.baselines import cosines
 
 WORDS = ["red", "Red", "shoe", "XL", "5", "250gr", "kopi", "kopi-kopi", "🌸"]
 TITLES = st.lists(

@@ -74,14 +74,20 @@ def test_title_pairs_equal_all_against_all(titles, floor, at_once):
 
 def test_no_more_products_are_held_at_once_than_may_be():
     titles = ["kopi hitam", "kopi", "teh", "kopi susu", "gula kopi"] * 20
-    vectors, held = baselines.word_vectors(titles), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines, "PRODUCTS_AT_ONCE", 500)
-        for start, stop in baselines._blocks(vectors):
+    vectors, held, blocks_of_cost = baselines.word_vectors(titles), [], baselines.blocks_of_cost
+
+    def watched(cost, most):
+        for start, stop in blocks_of_cost(cost, most):
             # One product for each word of a row and each title that has this word.
             titles_with = (vectors > 0).sum(axis=0)
             held.append(int((vectors[start:stop] > 0).dot(titles_with.T).sum()))
             assert held[-1] <= 500
+            yield start, stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "PRODUCTS_AT_ONCE", 500)
+        patch.setattr(baselines, "blocks_of_cost", watched)
+        title_pairs(titles)
     assert sum(held) == 20 * (4 * 80 + 4 * 20)
     assert max(held) > 250
 
