@@ -106,7 +106,7 @@ def in_memory(
 ) -> Callable:
     """The same steps on `found`: gives their wall and CPU seconds, after the warm ones."""
     items = training_items(ShardSet(shards), modality, config, 1)
-    parts = set_up(modality, items, Runtime("cpu"))
+    parts = set_up(items, Runtime("cpu"))
     weights = [p for p in parts.encoder.parameters() if p.requires_grad]
 
     def step(batch: Batch) -> None:

@@ -167,7 +167,7 @@ def stepper_of(shards: Path, modality: str, config: TrainingOptions) -> Stepper:
     """A training before its first step, with the batches of this rank."""
     runtime = Runtime("cpu")
     items = training_items(ShardSet(shards), modality, config, runtime.world)
-    training: Training = set_up(modality, items, runtime)
+    training: Training = set_up(items, runtime)
     inputs = training.encoder.inputs(config)
     plans = items.plans(0, 3, runtime.rank, runtime.world)
     return Stepper(training, load(items.reader, inputs, plans, 0))
@@ -263,7 +263,7 @@ def begun(rank: int, world: int, shards: Path, config: ImageTraining) -> tuple[n
     as_launched(rank, world)
     runtime = Runtime("cpu")
     items = training_items(ShardSet(shards), "image", config, runtime.world)
-    training = set_up("image", items, runtime)
+    training = set_up(items, runtime)
     start_centres(training)
     modes = {module.training for module in training.encoder.modules()}
     return training.head.weight.detach().numpy(), modes == {True}

@@ -21,10 +21,11 @@ from tests.support.planted import planted, write_set
 N, D, K = 300, 16, 4
 COPIES = np.arange(0, N, 50)
 """Rows with the same vectors: fewer than K + SPARE, so that ties go to the lower row."""
+Joined = tuple[PairSet, ItemVectors]
 WORDS = ["red", "blue", "shoe", "bag", "XL", "5", "250gr", "500gr", "kopi", "susu", "teh", "🌸"]
 
 
-def joined(folder: Path, vectors: dict[str, np.ndarray]) -> tuple[PairSet, ItemVectors]:
+def joined(folder: Path, vectors: dict[str, np.ndarray]) -> Joined:
     """A set on disk, its join with the best fifth of all pairs, and the vectors of that join."""
     write_set(folder / "embeddings", vectors)
     build_index(folder / "embeddings", folder / "index", IndexConfig(recall_rows=0))
@@ -87,13 +88,13 @@ def joined_scores(pairs: PairSet) -> np.ndarray:
     return scores
 
 
-def test_the_join_holds_more_and_fewer_than_k_pairs_of_an_item(both):
+def test_the_join_holds_more_and_fewer_than_k_pairs_of_an_item(both: Joined):
     degree = (~np.isnan(joined_scores(both[0]))).sum(axis=1)
     assert degree.min() < K < degree.max()
 
 
 @pytest.mark.parametrize("k", [1, K, N])
-def test_every_source_finds_the_best_k_of_every_item(both, titles, photo_group, k):
+def test_every_source_finds_the_best_k_of_every_item(both: Joined, titles, photo_group, k):
     pairs, vectors = both
     found = find_candidates(pairs, vectors, titles, photo_group, k)
     assert pairs_of(found, "score") == best_pairs(joined_scores(pairs), k)
@@ -127,7 +128,7 @@ def check_titles(found: set[tuple[int, int]], cosine: np.ndarray, k: int) -> Non
     assert (degree >= np.minimum((cosine > lowest + 1e-6).sum(axis=1), k)).all()
 
 
-def test_candidates_are_sorted_and_each_once(both, titles, photo_group):
+def test_candidates_are_sorted_and_each_once(both: Joined, titles, photo_group):
     found = find_candidates(*both, titles, photo_group, K)
     keys = found.i.astype(np.int64) * N + found.j
     assert (np.diff(keys) > 0).all()
@@ -137,7 +138,7 @@ def test_candidates_are_sorted_and_each_once(both, titles, photo_group):
     assert len(found.i) == len(set().union(*(pairs_of(found, name) for name in SOURCES)))
 
 
-def test_sizes_of_blocks_and_threads_change_nothing(both, titles, photo_group, monkeypatch):
+def test_sizes_of_blocks_and_threads_change_nothing(both: Joined, titles, photo_group, monkeypatch):
     expected = find_candidates(*both, titles, photo_group, K)
     monkeypatch.setattr(pairs_module, "BATCH", 77)
     for name, size in {"ADDED": 64, "QUERIES": 7, "TITLES": 11}.items():
@@ -150,7 +151,7 @@ def test_sizes_of_blocks_and_threads_change_nothing(both, titles, photo_group, m
         assert np.array_equal(column, other)
 
 
-def test_items_without_a_modality_are_found_by_the_others_alone(both, titles, photo_group):
+def test_items_without_a_modality_are_found_by_the_others_alone(both: Joined, titles, photo_group):
     pairs, vectors = both
     found = find_candidates(pairs, vectors, titles, photo_group, K)
     for name, modality in vectors.modalities.items():
@@ -158,24 +159,24 @@ def test_items_without_a_modality_are_found_by_the_others_alone(both, titles, ph
         assert set(rows.tolist()) == set(np.flatnonzero(modality.present).tolist())
 
 
-def test_with_one_modality_its_nearest_are_those_of_the_score(image):
+def test_with_one_modality_its_nearest_are_those_of_the_score(image: Joined):
     found = find_candidates(*image, None, np.full(N, -1), K)
     assert pairs_of(found, "score") == best_pairs(joined_scores(image[0]))
     assert (found.sources == 1).all()
 
 
-def test_titles_without_a_word_find_nothing(image):
+def test_titles_without_a_word_find_nothing(image: Joined):
     found = find_candidates(*image, title_vectors([""] * N), np.full(N, -1), K)
     assert (found.sources == 1).all()
 
 
-def test_one_photo_of_all_items_gives_each_its_next_k(image):
+def test_one_photo_of_all_items_gives_each_its_next_k(image: Joined):
     found = find_candidates(*image, None, np.zeros(N, int), K)
     expected = {(i, j) for i in range(N) for j in range(i + 1, min(i + 1 + K, N))}
     assert pairs_of(found, "photo") == expected
 
 
-def test_terms_of_very_many_titles_find_no_neighbours(image, monkeypatch):
+def test_terms_of_very_many_titles_find_no_neighbours(image: Joined, monkeypatch):
     vectors = title_vectors([f"sale {n // 2}" for n in range(N)])
     monkeypatch.setattr(candidates, "COMMON", 2)
     found = find_candidates(*image, vectors, np.full(N, -1), K)
@@ -199,7 +200,7 @@ def test_more_items_are_searched_by_lists(tmp_path, monkeypatch):
     assert (modality.present[i] & modality.present[j] & (i < j)).all()
 
 
-def test_recall_is_the_share_of_all_labelled_pairs(both, titles, photo_group):
+def test_recall_is_the_share_of_all_labelled_pairs(both: Joined, titles, photo_group):
     rng = np.random.default_rng(2)
     codes = rng.integers(-1, 60, N)
     found = find_candidates(*both, titles, photo_group, K)
@@ -213,7 +214,9 @@ def test_recall_is_the_share_of_all_labelled_pairs(both, titles, photo_group):
     assert recall.keys() == {*SOURCES, "all"}
 
 
-def test_recall_counts_in_blocks_and_names_only_sources_that_found_a_pair(image, monkeypatch):
+def test_recall_counts_in_blocks_and_names_only_sources_that_found_a_pair(
+    image: Joined, monkeypatch
+):
     found, codes = find_candidates(*image, None, np.full(N, -1), K), np.arange(N) // 4
     recall = recall_by_source(found, codes)
     assert recall.keys() == {"score", "all"}

@@ -84,9 +84,9 @@ def test_a_product_leaves_all_that_is_wanted_and_little_else(name, kind):
     rows, kernel = hard_rows(kind), KERNELS[name]
     truth, seen = rows.astype(np.float64) @ rows.T.astype(np.float64), CoarsePassStats()
     forms: tuple[Form, ...] = ("query", "database")
-    sides = [Chunk(np.arange(200), kernel.prepare(rows, form), [(1.0, rows)]) for form in forms]
+    one, two = (Chunk(np.arange(200), kernel.prepare(rows, form), [(1.0, rows)]) for form in forms)
     for floor in np.quantile(truth, [0.5, 0.99, 1.0]):
-        at, by, values = candidates_of(kernel, *sides, True, float(floor), None, seen)
+        at, by, values = candidates_of(kernel, one, two, True, float(floor), None, seen)
         found = set(zip(at.tolist(), by.tolist(), strict=True))
         assert len(found) == len(at) == len(values)
         i, j = np.triu_indices(200, 1)

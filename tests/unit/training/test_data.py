@@ -255,7 +255,7 @@ def schedule_of(steps: int, **options):
     config = ImageTraining(head=of_head, **options)
     linear = torch.nn.Linear(3, 3)
     head = MarginHead(classes=4, width=3, loss="arcface", scale=8, chunk=4, seed=0)
-    optimizers = [encoder_optimizer(linear, config), head_optimizer(head, config)]
+    optimizers = encoder_optimizer(linear, config), head_optimizer(head, config)
     return Schedule(*optimizers, config, steps), optimizers, config
 
 

@@ -167,7 +167,8 @@ def test_recomputed_activations_change_no_bit(shard_set, tiny_vit, tiny_bert, mo
     make = {"image": image_config, "text": text_config}[modality]
     config = make({"image": tiny_vit, "text": tiny_bert}[modality])
     if modality == "text":
-        config = replace(config, encoder=replace(config.encoder, dropout=0.2))
+        encoder = replace(config.encoder, dropout=0.2)  # pyrefly: ignore [unexpected-keyword]
+        config = replace(config, encoder=encoder)
     states = []
     for recomputing in (False, True):
         stepper = stepper_of(shard_set, replace(config, gradient_checkpointing=recomputing))
