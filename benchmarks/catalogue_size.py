@@ -3,8 +3,8 @@
     python -m benchmarks.catalogue_size runs/large/pairs
 
 Of a catalogue of N postings an eighth, n, keeps its labels, by products. Beside them stand 0, n,
-3 n and 7 n further postings, whose labels are not shown. Scored are the test postings among the
-first n, as delivered in the catalogue of that size, by all labels. Three thresholds of the score
+3 n and 7 n further postings, whose labels are not shown. Scored are all test postings as delivered
+in the catalogue of that size, by all labels. Three thresholds of the score
 alone: chosen among the val items of the n alone, chosen by matching these with the catalogue as
 `match` does, and the best one of the test postings themselves, which nobody could know. Then, for
 all N postings, the second and the third of the pair model, fitted on the labels of the n.
@@ -42,10 +42,8 @@ class Catalogue:
         self.is_shown = place[self.rows] < shown
         self.labels = CatalogueLabels.of(self.items.label_group)
         self.shown_labels = CatalogueLabels(np.where(self.is_shown, self.labels.codes, -1))
-        self.val, self.test = (
-            rows[self.is_shown[rows]]
-            for rows in (labelled_rows(self.items, split) for split in ("val", "test"))
-        )
+        self.val, self.test = (labelled_rows(self.items, split) for split in ("val", "test"))
+        self.val = self.val[self.is_shown[self.val]]
 
     def chosen_alone(self) -> float:
         """The best threshold of the val items among themselves."""

@@ -132,15 +132,21 @@ def _decide(
             f"the best threshold lies at the score floor {pair_set.score_floor:.3f} of the pairs: "
             "join again with more --pairs-per-item, a better one may lie below"
         )
+    difference = decided["over_self_match"]
+    if difference is not None and decided["source"] == "chosen" and difference["low"] <= 0:
+        log.warning(
+            f"{pair_set.embedding.path}: the matches may be no better than no match at all: on "
+            f"{decided['items']} val items the gain in mean F1 is {difference['f1']:+.4f} "
+            f"({difference['low']:+.4f} to {difference['high']:+.4f}); train longer, label more "
+            "products, or give --precision"
+        )
 
     def accepted() -> Iterator[pd.DataFrame]:
         for batch in (probable or pair_set).batches():
             yield batch[batch.score >= np.float32(decided["threshold"])]
 
     counts = write_lists(linked_matches(accepted(), links), out, postings, degree)
-    # By the score alone a match counts as sure: the score of a pair is no probability.
-    batches = probable.batches() if probable else (batch.assign(score=1.0) for batch in accepted())
-    lowest = decided["threshold"] if probable else 1.0
+    batches, lowest = pairs_to_group(pair_set, probable, scored, decided)
     group, decided["groups_cut"] = group_rows(
         batches, lowest, queries, labels, config.max_group, links
     )
@@ -157,6 +163,36 @@ def _decide(
         f"{decided['threshold']:.4f} of the {decided['form']} "
         f"({SOURCES[decided['source']].format(**decided)})"
     )
+
+
+def pairs_to_group(
+    pair_set: PairSet,
+    probable: ProbablePairs | None,
+    scored: QueryMatches,
+    decided: Threshold,
+) -> tuple[Iterator[pd.DataFrame], float]:
+    """Pairs with their probabilities as columns i, j and score, and the lowest that a match has.
+
+    By the score alone they are those of the val items' pairs of that score, where the threshold was
+    chosen on these. Else a match counts as sure and there are no other pairs.
+    """
+    threshold = np.float32(decided["threshold"])
+    if probable is not None:
+        return probable.batches(), decided["threshold"]
+    if decided["source"] != "chosen":
+        matches = (batch[batch.score >= threshold] for batch in pair_set.batches())
+        return (batch.assign(score=1.0) for batch in matches), 1.0
+    scores, known = scored.probabilities()
+    lowest = np.float32(np.interp(threshold, scores, known))
+
+    def batches() -> Iterator[pd.DataFrame]:
+        for batch in pair_set.batches():
+            probability = np.interp(batch.score, scores, known).astype(np.float32)
+            # Pairs below the threshold may have the same probability, and are no matches.
+            others = np.minimum(probability, np.nextafter(lowest, np.float32(0)))
+            yield batch.assign(score=np.where(batch.score >= threshold, probability, others))
+
+    return batches(), float(lowest)
 
 
 def decide_by_model(

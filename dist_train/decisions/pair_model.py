@@ -155,6 +155,7 @@ def fit(
     features: pd.DataFrame,
     same: np.ndarray,
     folds: np.ndarray,
+    weight: np.ndarray | None = None,
     *,
     queries: int,
     products: int,
@@ -164,8 +165,8 @@ def fit(
 
     features: (n, F) float32, NaN for unknown, no two names alike; same: (n,) bool; folds: (n, 2)
     int8 fold of each end, -1 for an end that is no val query; pairs without a val query are left
-    out; queries, products: how many val queries these are, to be kept; threads: how many boosters
-    are fitted at once, which changes no bit.
+    out; weight: (n,) how much each pair counts, 1 if None; queries, products: how many val queries
+    these are, to be kept; threads: how many boosters are fitted at once, which changes no bit.
     Raises ValueError where a booster would see no pair of one product, or no other.
     """
     names = tuple(map(str, features.columns))
@@ -176,7 +177,9 @@ def fit(
         rows = _outside(folds, fold)
         if len(np.unique(labels[rows])) < 2:
             raise ValueError(f"fold {fold} leaves no pair of one product, or only such pairs")
-        data = lightgbm.Dataset(table[rows], labels[rows])
+        data = lightgbm.Dataset(
+            table[rows], labels[rows], weight=None if weight is None else weight[rows]
+        )
         fitted = lightgbm.train(PARAMETERS | {"monotone_constraints": monotone}, data, ROUNDS)
         return booster_text.render(booster_text.trees_of(fitted.model_to_string()), monotone)
 

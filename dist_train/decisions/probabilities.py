@@ -126,20 +126,25 @@ def fit_on_queries(
     fold: np.ndarray,
     labels: CatalogueLabels,
 ) -> PairModel | str:
-    """A model of the pairs whose answer is known, or why there is none.
+    """A model of the pairs of queries, or why there is none.
 
+    A pair with a posting without a label counts as two products, by the part of such pairs of its
+    score that is expected to be wrong: without them the model would know too few strangers.
     i, j: (P,) rows; fold: (N,) of a query, -1 of every other item.
     """
-    code_i, code_j = labels.codes[i], labels.codes[j]
-    known = ((fold[i] >= 0) | (fold[j] >= 0)) & (code_i >= 0) & (code_j >= 0)
-    pairs = np.flatnonzero(known)
+    pairs = np.flatnonzero((fold[i] >= 0) | (fold[j] >= 0))
     pairs = pairs[:: -(-len(pairs) // MOST_FITTED) or 1]
-    same = code_i[pairs] == code_j[pairs]
+    codes = np.stack([labels.codes[i[pairs]], labels.codes[j[pairs]]])
+    unknown = codes.min(axis=0) < 0
+    same = (codes[0] == codes[1]) & ~unknown
     folds = np.stack([fold[i[pairs]], fold[j[pairs]]], axis=1)
     of_queries = labels.codes[: len(fold)][fold >= 0]
     products, sizes = np.unique(of_queries, return_counts=True)
-    if obstacle := fitting_obstacle(int((sizes > 1).sum()), same, folds):
+    several = int((sizes > 1).sum())
+    if obstacle := fitting_obstacle(several, same[~unknown], folds[~unknown]):
         return obstacle
+    weight = np.ones(len(pairs))
+    weight[unknown] = labels.wrong_shares(features.score[pairs], ~same & ~unknown, unknown)
     counts = {"queries": len(of_queries), "products": len(products)}
     cores = len(os.sched_getaffinity(0))
-    return fit(features.of(pairs), same, folds, threads=cores, **counts)
+    return fit(features.of(pairs), same, folds, weight, threads=cores, **counts)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import isotonic_regression
 
 from dist_train.config.options import MatchConfig
 from dist_train.decisions import pair_model
@@ -17,7 +18,7 @@ from dist_train.decisions.pair_model import PairModel
 from dist_train.distributed.stage import MATCHES
 from dist_train.evaluation.f1_curve import MOST_PAIRS, SavedCurve, f1_curve_of_queries
 from dist_train.evaluation.labelled import CatalogueLabels, labelled_rows
-from dist_train.evaluation.metrics import scores_of_counts
+from dist_train.evaluation.metrics import paired_difference, scores_of_counts
 from dist_train.evaluation.scores import Difference
 from shards.read.location import Folder
 from shards.storage import stage_files
@@ -28,9 +29,6 @@ FORMAT = 5
 NAME = "threshold.json"
 Source = Literal["given", "file", "chosen", "near-certain"]
 Form = Literal["score", "pair model"]
-MOST_RANGES, LEAST_OF_A_RANGE = 20, 200
-"""Ranges of the score for each of which the part of matches with postings without a label that is
-wrong is estimated, and how many such matches a range holds, but for a single one."""
 
 
 class CandidateFacts(TypedDict):
@@ -65,6 +63,8 @@ class Threshold(TypedDict):
     """Why the score alone decides."""
     gain: Difference | None
     """Mean F1 of the val items by the pair model over that by the score alone."""
+    over_self_match: Difference | None
+    """Mean F1 of the val items at the best threshold over that of matching nothing."""
     candidates: CandidateFacts | None
     """What the pair model compared."""
     groups_cut: float | None
@@ -192,7 +192,7 @@ class QueryMatches(NamedTuple):
     """(P,) bool: both have the same label."""
     wrong: np.ndarray
     """(P,) float64: by how much the pair counts as wrong. 1 where the labels differ; where the
-    other posting has none, the part of such pairs of similar score that is wrong."""
+    other posting has none, the part of such pairs that `wrong_shares` expects to be wrong."""
     score: np.ndarray
     """(P,) float32."""
 
@@ -211,18 +211,19 @@ class QueryMatches(NamedTuple):
         score = np.tile(pairs.score.to_numpy(), 2)[of_query]
         right, unknown = code == labels.codes[queries[query]], code < 0
         wrong = (~right & ~unknown).astype(np.float64)
-        if unknown.any():
-            # Strangers and unlabelled partners differ by their scores.
-            parts = np.linspace(0, 1, 1 + min(MOST_RANGES, 1 + unknown.sum() // LEAST_OF_A_RANGE))
-            edges = np.quantile(score[unknown], parts[1:-1])
-            place = np.searchsorted(edges, score, side="right")
-            known_wrong = np.bincount(place[wrong > 0], minlength=len(parts) - 1)
-            strangers = np.bincount(place[unknown], minlength=len(parts) - 1)
-            shares = [
-                labels.wrong_share(*map(int, n)) for n in zip(known_wrong, strangers, strict=True)
-            ]
-            wrong[unknown] = np.asarray(shares)[place[unknown]]
+        wrong[unknown] = labels.wrong_shares(score, wrong > 0, unknown)
         return cls(query, right, wrong, score)
+
+    def probabilities(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (K,), ascending, and the probability (K,) that a pair of each is one product.
+
+        Isotonic regression: the probability never falls with the score.
+        """
+        counted = np.flatnonzero(self.right | (self.wrong > 0))
+        scores, place = np.unique(self.score[counted], return_inverse=True)
+        right = np.bincount(place, self.right[counted], len(scores))
+        weight = right + np.bincount(place, self.wrong[counted], len(scores))
+        return scores, isotonic_regression(right / weight, weights=weight).x
 
     def f1(self, threshold: float, sizes: np.ndarray) -> np.ndarray:
         """F1 (n,) of every query; sizes: (n,) of their products."""
@@ -248,6 +249,7 @@ def decide_threshold(
     there are queries.
     """
     threshold, curve, at_score_floor = given.threshold, None, False
+    over_self_match: Difference | None = None
     if len(queries):
         sizes = labels.sizes[queries]
         curve = f1_curve_of_queries(sizes, *pairs)
@@ -255,6 +257,15 @@ def decide_threshold(
             found = curve.best() if precision is None else curve.precise(precision)
             threshold, lowest = found[0], curve.thresholds[-1:]
             at_score_floor = not len(lowest) or bool(threshold <= lowest[0])
+        ours, alone = pairs.f1(curve.best()[0], sizes), 2.0 / (1.0 + sizes)
+        f1, low, high = paired_difference(ours, alone, labels.codes[queries])
+        over_self_match = {
+            "f1": f1,
+            "low": low,
+            "high": high,
+            "of": "matches",
+            "over": "self-match",
+        }
     assert threshold is not None
     objective = None
     if given.source == "chosen":
@@ -266,6 +277,7 @@ def decide_threshold(
         "score_threshold": float(np.float32(threshold)),
         "no_model": None,
         "gain": None,
+        "over_self_match": over_self_match,
         "candidates": None,
         "groups_cut": None,
         "source": given.source,

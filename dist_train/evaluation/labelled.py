@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import isotonic_regression
 
 from shards.pack.items import UNLEARNED
 
@@ -72,16 +73,32 @@ class CatalogueLabels:
         counts = np.bincount(self.codes[known], minlength=1)
         return np.where(known, counts[self.codes], 0)
 
-    def wrong_share(self, wrong: int, unknown: int) -> float:
-        """The part of some matches with postings without a label that counts as wrong, 0 to 1.
+    @cached_property
+    def unlabelled_to_labelled(self) -> float:
+        """Postings without a label to one with a label."""
+        labelled = int((self.codes >= 0).sum())
+        return (len(self.codes) - labelled) / max(labelled, 1)
 
-        For each of the `wrong` matches with a labelled posting there are as many wrong ones with
-        others as there are such postings to a labelled one, unless there are only fewer matches.
-        wrong, unknown: matches of the same items. A multiple of 2^-20, so that sums are exact.
+    def wrong_shares(self, score: np.ndarray, wrong: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+        """The part (U,) of each match with a posting without a label that counts as wrong, 0 to 1.
+
+        For each wrong match with a labelled posting as many with others are expected to be wrong as
+        there are such postings to a labelled one. The part that is wrong never rises with the
+        score: isotonic regression of what is seen from the highest score down.
+        score, wrong, unknown: (P,) of matches of the same items; wrong, unknown: bool, with a
+        posting of another label, and with one of the U without. Multiples of 2^-20, so that sums
+        are exact.
         """
-        labelled = max(int((self.codes >= 0).sum()), 1)
-        expected = wrong * (len(self.codes) - labelled) / labelled
-        return round(min(expected / unknown, 1.0) * 2**20) / 2**20 if unknown else 0.0
+        if not unknown.any():
+            return np.zeros(0)
+        seen = wrong | unknown
+        level = np.unique(-score[seen], return_inverse=True)[1]  # 0 is the highest score
+        seen_here = np.bincount(level)
+        wrong_here = np.bincount(level, wrong[seen])
+        known = isotonic_regression(wrong_here / seen_here, weights=seen_here).x
+        # Where all that is seen is known to be wrong, there is no other match.
+        expected = known * self.unlabelled_to_labelled / np.maximum(1 - known, 1e-9)
+        return np.round(np.minimum(expected, 1)[level][unknown[seen]] * 2**20) / 2**20
 
     def counts_in_groups(
         self, queries: np.ndarray, group: np.ndarray
@@ -103,6 +120,8 @@ class CatalogueLabels:
     def with_unknown(self, wrong: np.ndarray, unknown: np.ndarray) -> np.ndarray:
         """Wrong matches (n,) of items, those with postings without a label among them.
 
-        wrong: (n,) those with labelled postings; unknown: (n,) all with others.
+        wrong: (n,) those with labelled postings; unknown: (n,) all with others, of which the same
+        part counts as wrong whatever their scores.
         """
-        return wrong + self.wrong_share(int(wrong.sum()), int(unknown.sum())) * unknown
+        expected = wrong.sum() * self.unlabelled_to_labelled / max(unknown.sum(), 1)
+        return wrong + round(min(expected, 1) * 2**20) / 2**20 * unknown

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.isotonic import IsotonicRegression
 
 from dist_train.config.options import IndexConfig, JoinConfig, MatchConfig
 from dist_train.config.training import result_options
@@ -287,55 +288,77 @@ def test_too_few_val_products_for_a_pair_model_cost_no_more_reads(made, tmp_path
     assert sum(batches) == 3 * counts["pairs"]
 
 
-def by_average_linkage(matches: pd.Series, most: int, cut: float) -> dict[str, set[str]]:
+def by_average_linkage(
+    names: dict[int, str], probability: dict[tuple[int, int], float], most: int, cut: float
+) -> dict[str, set[str]]:
     """The group of each posting: the closest two groups are merged, over and over.
 
-    Two are as close as the share of their pairs that match; of equally close ones those with the
-    first vector rows. matches: the list of each posting, pN being vector row N.
+    Two are as close as the mean probability of the pairs between them; of equally close ones those
+    with the first vector rows. names: by vector row; probability: of each pair, 0 of all others.
     """
-    row = {name: int(name[1:]) for name in matches.index if name[0] == "p"}
-    group = {number: {name} for name, number in row.items()}
-    between = Counter(
-        (row[one], row[other]) for one in row for other in matches[one] if row[one] < row[other]
-    )
-    least = round(cut * 2**24) / 2**24  # as the probabilities are rounded
+
+    def rounded(value: float) -> float:
+        return round(value * 2**24) / 2**24
+
+    group = {row: {name} for row, name in names.items()}
+    between = Counter({pair: rounded(value) for pair, value in probability.items()})
     while True:
         close = [
-            (-count / (len(group[a]) * len(group[b])), a, b)
-            for (a, b), count in between.items()
+            (-total / (len(group[a]) * len(group[b])), a, b)
+            for (a, b), total in between.items()
             if len(group[a]) + len(group[b]) <= most
         ]
         mean, a, b = min(close, default=(0.0, 0, 0))
-        if -mean < least:
-            return {name: {name} for name in matches.index} | {
-                name: members for members in group.values() for name in members
-            }
+        if -mean < rounded(cut):
+            return {name: members for members in group.values() for name in members}
         group[a] |= group.pop(b)
         merged: Counter = Counter()
-        for ends, count in between.items():
+        for ends, total in between.items():
             x, y = sorted(a if end == b else end for end in ends)
-            merged[x, y] += count if x != y else 0
-        between = Counter({ends: count for ends, count in merged.items() if count})
+            merged[x, y] += total if x != y else 0
+        between = Counter({ends: total for ends, total in merged.items() if total})
 
 
-def test_groups_are_those_of_average_linkage_in_the_catalogue_s_order(made):
-    """Of the matches, at the cut that is best for the val postings."""
-    decided = json.loads(read(made / "gemm", "threshold.json"))
-    matches = read(made / "gemm", "matches.parquet").set_index("posting_id").matches
+@pytest.mark.parametrize("chosen", [True, False])
+def test_groups_are_those_of_average_linkage_in_the_catalogue_s_order(made, chosen, tmp_path):
+    """At the cut that is best for the val postings.
+
+    A match counts 1 where the threshold is given; else every pair has the probability of its score
+    among the val postings' pairs.
+    """
+    folder, best = made / "gemm", json.loads(read(made / "gemm", "threshold.json"))["threshold"]
+    if not chosen:
+        folder, config = tmp_path / "m", MatchConfig(threshold=best)
+        match(made / "gemm-pairs", folder, config)
+    decided, pairs = json.loads(read(folder, "threshold.json")), pairs_of(made / "gemm-pairs")
     items = read(made / "emb", "items.parquet").set_index("posting_id")
+    label = items.label_group.to_dict()
+    names = {int(name[1:]): name for name in items.index if name[0] == "p"}
+    val = [name for name in names.values() if items.split[name] == "val"]
+    probability = (pairs.score >= np.float32(decided["threshold"])).astype(float)
+    if chosen:
+        ends = [(names[i], names[j]) for i, j in zip(pairs.i, pairs.j, strict=True)]
+        seen = [{*val} & {*both} for both in ends]
+        # A pair of two val postings is seen from both.
+        same = [label[one] == label[other] for one, other in ends]
+        known = IsotonicRegression(out_of_bounds="clip")
+        known.fit(pairs.score.astype(float), same, sample_weight=[len(one) for one in seen])
+        probability = known.predict(pairs.score.astype(float)).astype(np.float32)
+        probability[probability < 0.01] = 0
+    weights = dict(zip(zip(pairs.i, pairs.j, strict=True), map(float, probability), strict=True))
+    weights = {ends: weight for ends, weight in weights.items() if weight}
     product = items.groupby("label_group").groups
-    val = items.index[(items.split == "val") & (items.status == "embedded")]
     f1 = {}
     for cut in [step / 20 for step in range(1, 19)]:
-        found = by_average_linkage(matches, 2 * (EACH + 1), cut)
-        true = {name: set(product[items.label_group[name]]) for name in val}
+        found = by_average_linkage(names, weights, 2 * (EACH + 1), cut)
+        true = {name: set(product[label[name]]) for name in val}
         scores = [2 * len(found[n] & true[n]) / (len(found[n]) + len(true[n])) for n in val]
         f1[cut] = round(float(np.mean(scores)), 12)
         if cut == decided["groups_cut"]:
-            wanted = found
+            wanted = {name: {name} for name in items.index} | found
     assert decided["groups_cut"] == max(f1, key=lambda cut: (f1[cut], cut))
-    groups = read(made / "gemm", "groups.parquet")
-    assert groups.posting_id.tolist() == matches.index.tolist()
+    groups = read(folder, "groups.parquet")
+    assert groups.posting_id.tolist() == read(folder, "matches.parquet").posting_id.tolist()
     number: dict[str, int] = {}
     for name in groups.posting_id:
         fresh = max(number.values(), default=-1) + 1

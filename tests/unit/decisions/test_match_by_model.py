@@ -16,6 +16,9 @@ from dist_train.config.options import MatchConfig
 from dist_train.config.training import result_options
 from dist_train.decisions import pair_model, pair_tables
 from dist_train.decisions.features import FEATURES
+from dist_train.decisions.probabilities import probable_pairs
+from dist_train.evaluation.labelled import CatalogueLabels
+from dist_train.matching.pairs import PairSet
 from tests.support.launching import ROOT, command, environment
 from tests.support.matching import add_photos, done, joined, postings, with_splits
 from tests.support.verbs import call
@@ -180,10 +183,41 @@ def test_the_model_decides_where_val_products_show_a_gain(model, plain):
     assert model.decided["form"] == "pair model"
     assert model.decided["no_model"] is None
     assert model.decided["gain"]["low"] > 0
+    alone = model.means({one: {one} for one in model.label}, "val")[0]
+    over = model.decided["over_self_match"]
+    assert over["f1"] == pytest.approx(model.decided["f1"] - alone, abs=1e-9)
+    assert 0 < over["low"] < over["f1"] < over["high"]
     gained = model.decided["f1"] - plain.decided["f1"]
     assert model.decided["gain"]["f1"] == pytest.approx(gained, abs=1e-9)
     assert model.means(model.matches)[0] > plain.means(plain.matches)[0]
     assert model.means(model.groups)[0] > plain.means(plain.groups)[0]
+
+
+def test_pairs_with_unlabelled_postings_are_fitted_as_other_products(partly):
+    """By the part of them that counts as wrong at their score; of the rest nothing is known."""
+    pair_set, accepted = PairSet(partly.pairs), partly.decided["score_threshold"]
+    items = pair_set.embedding.read_items(["posting_id", "label_group", "split"])
+    labels = CatalogueLabels.of(items.label_group)
+    queries = np.flatnonzero((items.split == "val") & (items.label_group != ""))
+    found = probable_pairs(pair_set, queries, labels, accepted, MatchConfig(), None)
+    assert not isinstance(found, str)
+    fold = np.full(len(items), -1)
+    fold[queries] = pair_model.fold_of_products(items.label_group[queries].to_numpy(str))
+    pairs, rows = [*zip(*found.candidates[:2], strict=True)], []
+    for row, (i, j) in enumerate(pairs):
+        if max(fold[i], fold[j]) >= 0:
+            one, other = items.label_group[i], items.label_group[j]
+            rows.append((row, one == other, not (one and other), fold[i], fold[j]))
+    row, same, unknown, *folds = (np.array(column) for column in zip(*rows, strict=True))
+    assert 100 < unknown.sum() < len(row)
+    weight = np.ones(len(row))
+    weight[unknown] = labels.wrong_shares(found.features.score[row], ~same & ~unknown, unknown)
+    assert weight.min() < 0.5
+    counts = found.model.fitted_on["queries"], found.model.fitted_on["products"]
+    table, ends = found.features.of(row), np.stack(folds, axis=1)
+    wanted = pair_model.fit(table, same, ends, weight, queries=counts[0], products=counts[1])
+    written = pair_model.load(partly.folder / "pair_model.json")
+    assert wanted == found.model == written
 
 
 def test_plain_is_one_threshold_on_the_score(model, plain):
@@ -524,11 +558,15 @@ def test_from_labels_by_chance_nothing_is_gained(table, folder):
     shuffled[is_val] = drawn
     by_chance = split.assign(label_group=shuffled)
     found = joined(by_chance, folder / "chance", folder / "images", labels_of(split))
-    made = matched(by_chance, found, folder / "chance" / "matches")
+    said = done("match", found, "--out", folder / "chance" / "matches").text
+    made = Matched(folder / "chance" / "matches", found, labels_of(by_chance))
     assert made.decided["form"] == "score"
     assert "no better" in made.decided["no_model"]
     alone = made.means({one: {one} for one in made.label}, "val")[0]
     assert made.decided["f1"] == pytest.approx(alone, abs=0.02)
+    # Nor is any threshold better than no match at all.
+    assert made.decided["over_self_match"]["low"] <= 0
+    assert "the matches may be no better than no match at all" in said
 
 
 def test_the_booster_of_a_fold_has_seen_no_label_of_its_products(table, folder):

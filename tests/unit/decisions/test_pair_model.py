@@ -42,13 +42,24 @@ def pairs_of(count: int = 1500, seed: int = 0):
     return features, same, folds
 
 
-def fitted(features: pd.DataFrame, same: np.ndarray, folds: np.ndarray, **options) -> PairModel:
-    return fit(features, same, folds, queries=40, products=20, **options)
+def fitted(
+    features: pd.DataFrame, same: np.ndarray, folds: np.ndarray, weight=None, **options
+) -> PairModel:
+    return fit(features, same, folds, weight, queries=40, products=20, **options)
 
 
 @pytest.fixture(scope="module")
 def model() -> PairModel:
     return fitted(*pairs_of())
+
+
+def test_a_pair_counts_by_its_weight(model: PairModel) -> None:
+    features, same, folds = pairs_of()
+    assert fitted(features, same, folds, weight=np.ones(len(same))).boosters == model.boosters
+    draw = np.random.default_rng(1)
+    by_chance = draw.random(len(same)) < 0.5
+    tripled = fitted(features, by_chance, folds, weight=np.where(by_chance, 1.0, 3.0))
+    assert abs(tripled.probabilities(features, folds).mean() - 0.25) < 0.03
 
 
 def test_a_pair_has_no_part_in_its_probability(model: PairModel) -> None:

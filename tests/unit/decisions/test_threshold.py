@@ -44,31 +44,53 @@ def decide(
     return decide_threshold(queries, labels, matches, score_floor, given, precision)
 
 
+def wrong_shares(seen: dict[float, list[int]], ratio: float) -> dict[float, float]:
+    """The part of unknown matches of each score that counts as wrong, never rising with the score.
+
+    The parts of matches known to be wrong by the min-max formula of isotonic regression: of a score
+    the highest of the lowest means over ranges of scores that hold it.
+    seen: for each score how many matches are wrong, and how many unknown; ratio: postings without
+    a label to one with a label.
+    """
+    scores = sorted(seen, reverse=True)
+
+    def mean(first: int, last: int) -> float:
+        wrong, unknown = np.sum([seen[scores[n]] for n in range(first, last + 1)], axis=0)
+        return wrong / max(wrong + unknown, 1)
+
+    shares = {}
+    for k, score in enumerate(scores):
+        part = max(min(mean(a, b) for b in range(k, len(scores))) for a in range(k + 1))
+        shares[score] = min(1, ratio * part / (1 - part)) if part < 1 else 1
+    return shares
+
+
 def means(items: pd.DataFrame, pairs: pd.DataFrame, threshold: float) -> tuple[float, float]:
     """Mean F1 and precision of the val items, each matched with every labelled posting, by sets.
 
-    Of all pairs with a posting without a label, whatever their scores, the part that is wrong is
-    the one that the labelled ones lead to expect.
+    Of pairs with a posting without a label the part counts as wrong that the labelled ones lead to
+    expect at that score.
     """
     labels = items.label_group
     labelled = set(np.flatnonzero(labels != ""))
     val = {n for n in labelled if items.split[n] == "val"}
-    said: dict[int, set[int]] = {n: set() for n in range(len(items))}
-    wrong = unknown = 0
+    said: dict[int, dict[int, float]] = {n: {} for n in range(len(items))}
+    seen: dict[float, list[int]] = {}
     for one, other, score in zip(pairs.i, pairs.j, pairs.score, strict=True):
         for i, j in ((one, other), (other, one)):
-            wrong += i in val and j in labelled and labels[i] != labels[j]
-            unknown += i in val and j not in labelled
+            if i in val and (j not in labelled or labels[i] != labels[j]):
+                seen.setdefault(score, [0, 0])[j not in labelled] += 1
             if score >= np.float32(threshold):
-                said[i].add(j)
-    expected = wrong * (len(items) - len(labelled)) / len(labelled)
-    share = min(1, expected / max(unknown, 1))
+                said[i][j] = score
+    some_unknown = len(labelled) < len(items)
+    shares = wrong_shares(seen, len(items) / len(labelled) - 1) if some_unknown else {}
     found = []
     for n in val:
         product = {m for m in labelled if labels[m] == labels[n]}
-        right = 1 + len(said[n] & product)
-        strangers = said[n] - labelled
-        predicted = right + len(said[n] - product - strangers) + share * len(strangers)
+        right = 1 + len(said[n].keys() & product)
+        wrong = len(said[n].keys() & labelled - product)
+        strangers = sum(shares[score] for m, score in said[n].items() if m not in labelled)
+        predicted = right + wrong + strangers
         found.append((2 * right / (predicted + len(product)), right / predicted))
     f1, precision = np.mean(found, axis=0)
     return float(f1), float(precision)
@@ -102,9 +124,12 @@ def test_the_chosen_threshold_is_the_best_over_distinct_scores(case):
     chosen = decide(items, pairs, 0.1, CHOOSE)
     distinct = [*np.unique(pairs.score), 2.0]
     best = max(mean_f1(items, pairs, score) for score in distinct)
+    difference = chosen["over_self_match"]
+    assert difference["f1"] == pytest.approx(best - mean_f1(items, pairs, 2.0), abs=1e-5)
+    assert difference["low"] <= difference["f1"] + 1e-9 <= difference["high"] + 2e-9
+    assert chosen["source"] == "chosen"
     assert chosen["f1"] == pytest.approx(best, abs=1e-5)
     assert mean_f1(items, pairs, chosen["threshold"]) == pytest.approx(best, abs=1e-5)
-    assert chosen["source"] == "chosen"
     val = (items.split == "val") & (items.label_group != "")
     assert chosen["postings"] == len(items)
     assert chosen["labelled"] == (items.label_group != "").sum()
