@@ -22,7 +22,7 @@ from dist_train.config.training import (
 )
 from dist_train.distributed.runtime import row_blocks
 from dist_train.embedding.embed import embed
-from dist_train.embedding.store import EmbeddingSet, Rows
+from dist_train.embedding.store import EmbeddingSet, Rows, open_rows
 from dist_train.encoders.batches import Batch, plan_batches, unit_vectors
 from dist_train.encoders.encoder import load_encoder
 from dist_train.matching.vectors import ItemVectors, ModalityVectors, read_rows
@@ -381,3 +381,15 @@ def test_rows_over_several_parts():
     assert taken.dtype == np.float64
     np.testing.assert_array_equal(taken, whole[some].astype(np.float64))
     assert vectors.stored_rows("image", np.zeros(0, np.int64)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "part", [np.zeros(4, np.float32), np.zeros((4, 2)), np.zeros((4, 0), np.float16)]
+)
+def test_a_file_that_is_no_block_of_vectors_is_named(part, tmp_path):
+    np.save(tmp_path / "good.npy", np.zeros((3, 2), np.float32))
+    np.save(tmp_path / "bad.npy", part)
+    good = open_rows([tmp_path / "good.npy"])
+    assert (len(good), good.width) == (3, 2)
+    with pytest.raises(Corrupt, match=r"bad\.npy: .* is no block of vectors"):
+        open_rows([tmp_path / "bad.npy", tmp_path / "good.npy"])

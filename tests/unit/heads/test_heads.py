@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dist_train.heads.centres import initial_centres
 from dist_train.heads.class_parallel import ClassMeans, MarginHead, arcface, cosface, margin_shares
+from shards.storage.errors import BadInput
 
 LOSSES = ("arcface", "cosface")
 
@@ -173,6 +174,13 @@ def test_what_is_no_number_is_not_hidden(bad, which):
     else:
         head.weight.data[5, 0] = bad
     assert not torch.isfinite(head(embeddings, torch.tensor([1, 2, 3]), 0.3))
+
+
+@pytest.mark.parametrize("bad", [-1, 9])
+def test_a_class_that_the_head_lacks_is_named_with_its_row(bad):
+    head = make_head("arcface", 9, 4, 32.0, 5)
+    with pytest.raises(BadInput, match=f"row 1 of the global batch: class {bad}, there are 9"):
+        head(torch.randn(3, 4), torch.tensor([8, bad, 0]), 0.3)
 
 
 def partial_fc(cosine: torch.Tensor, labels: torch.Tensor, scale: float, margin: float):
