@@ -174,15 +174,15 @@ def pairs_to_group(
     """Pairs with their probabilities as columns i, j and score, and the lowest that a match has.
 
     By the score alone they are those of the val items' pairs of that score, where the threshold was
-    chosen on these. Else a match counts as sure and there are no other pairs.
+    chosen on these, if there are any. Else a match counts as sure and there are no other pairs.
     """
     threshold = np.float32(decided["threshold"])
     if probable is not None:
         return probable.batches(), decided["threshold"]
-    if decided["source"] != "chosen":
+    scores, known = scored.probabilities()
+    if decided["source"] != "chosen" or not len(scores):
         matches = (batch[batch.score >= threshold] for batch in pair_set.batches())
         return (batch.assign(score=1.0) for batch in matches), 1.0
-    scores, known = scored.probabilities()
     lowest = np.float32(np.interp(threshold, scores, known))
 
     def batches() -> Iterator[pd.DataFrame]:
