@@ -4,10 +4,10 @@
 
 Of a catalogue of N postings an eighth, n, keeps its labels, by products. Beside them stand 0, n,
 3 n and 7 n further postings, whose labels are not shown. Scored are all test postings as delivered
-in the catalogue of that size, by all labels. Three thresholds of the score
-alone: chosen among the val items of the n alone, chosen by matching these with the catalogue as
-`match` does, and the best one of the test postings themselves, which nobody could know. Then, for
-all N postings, the second and the third of the pair model, fitted on the labels of the n.
+in the catalogue of that size, by all labels. Three thresholds of the score alone: chosen among the
+val items of the n alone, chosen by matching these with the catalogue as `match` does, and the best
+one of the test postings themselves, which nobody could know. Then, for all N postings, the second
+and the third of the pair model, fitted on the labels of the n.
 """
 
 import argparse

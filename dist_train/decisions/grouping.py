@@ -78,17 +78,20 @@ def group_rows(
     """Group number (M,) of each posting, the items by vector row first, and the chosen cut.
 
     Average linkage, cut where val queries have the best mean F1 in their groups. Of more than
-    MOST_PAIRS pairs the groups are connected components of the matches instead, without a cut.
+    MOST_PAIRS pairs only the matches count; where these are more too, the groups are their
+    connected components, without a cut.
     batches: columns i, j and score, the probability of each pair; accepted: that of a match;
     queries: (n,) rows of val items; labels: of all postings; most: postings of a group, twice those
     of the largest product if None.
     """
-    names, rows, count = ("i", "j", "score"), len(labels.codes), 0
+    names, rows, least = ("i", "j", "score"), len(labels.codes), LEAST
     found, left = [no_pairs(names)], iter(batches)
     for batch in left:
-        found.append(batch.loc[batch.score >= LEAST, list(names)])
-        count += len(found[-1])
-        if count > MOST_PAIRS:
+        found.append(batch.loc[batch.score >= np.float32(least), list(names)])
+        if sum(map(len, found)) > MOST_PAIRS and least < accepted:
+            least = accepted
+            found = [kept[kept.score >= np.float32(least)] for kept in found]
+        if sum(map(len, found)) > MOST_PAIRS:
             return _components(chain(found, left), accepted, rows, links), None
     i, j, score = (np.concatenate([batch[name].to_numpy() for batch in found]) for name in names)
     if most is None and labels.sizes.any():

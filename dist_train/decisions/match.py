@@ -32,6 +32,7 @@ from dist_train.distributed.runtime import Runtime
 from dist_train.embedding.store import ITEMS
 from dist_train.evaluation.f1_curve import F1Curve
 from dist_train.evaluation.labelled import CatalogueLabels, scoring_obstacle
+from dist_train.evaluation.scores import difference
 from dist_train.matching.pairs import PairSet, no_pairs
 from shards.read.location import Folder
 from shards.storage import stage_files
@@ -132,12 +133,12 @@ def _decide(
             f"the best threshold lies at the score floor {pair_set.score_floor:.3f} of the pairs: "
             "join again with more --pairs-per-item, a better one may lie below"
         )
-    difference = decided["over_self_match"]
-    if difference is not None and decided["source"] == "chosen" and difference["low"] <= 0:
+    gain, by_f1 = decided["over_self_match"], given.source == "chosen" and config.precision is None
+    if by_f1 and gain is not None and gain["low"] <= 0:
         log.warning(
             f"{pair_set.embedding.path}: the matches may be no better than no match at all: on "
-            f"{decided['items']} val items the gain in mean F1 is {difference['f1']:+.4f} "
-            f"({difference['low']:+.4f} to {difference['high']:+.4f}); train longer, label more "
+            f"{decided['items']} val items the gain in mean F1 is {gain['f1']:+.4f} "
+            f"({gain['low']:+.4f} to {gain['high']:+.4f}); train longer, label more "
             "products, or give --precision"
         )
 
@@ -230,7 +231,7 @@ def decide_by_model(
             for matches, curve in ((pairs, by_model["curve"]), (scored, decided["curve"]))
             if curve is not None
         )
-        gain = pair_model.gain(ours, theirs, groups)
+        gain = difference(ours, theirs, groups, "pair model", "plain score")
     if given.model is None and gain is not None and gain["low"] <= 0:
         decided["no_model"] = (
             f"the pair model is no better on {len(queries)} val items: its gain in mean F1 is "

@@ -18,8 +18,6 @@ import numpy as np
 import pandas as pd
 
 from dist_train.decisions import booster_text
-from dist_train.evaluation.metrics import paired_difference
-from dist_train.evaluation.scores import Difference
 from shards.storage.errors import BadInput, Corrupt
 from shards.storage.files import read_json, sha256_json, write_json
 
@@ -249,15 +247,6 @@ Kind = TypeVar("Kind")
 def _all(values: Any, kind: type[Kind]) -> TypeGuard[list[Kind]]:
     """Whether this is a list of values of just this type; true and false are no integers."""
     return isinstance(values, list) and all(type(value) is kind for value in values)
-
-
-def gain(f1_model: np.ndarray, f1_plain: np.ndarray, groups: np.ndarray) -> Difference:
-    """What the pair model gains in F1 on the same val queries (n,), with its 95 % interval.
-
-    groups: (n,) their products. The model is worth using where `low` is above 0.
-    """
-    f1, low, high = paired_difference(f1_model, f1_plain, groups)
-    return {"f1": f1, "low": low, "high": high, "of": "pair model", "over": "plain score"}
 
 
 def fitting_obstacle(products: int, same: np.ndarray, folds: np.ndarray) -> str:

@@ -24,11 +24,17 @@ from dist_train.evaluation.labelled import CatalogueLabels, labelled_rows, scori
 from dist_train.evaluation.metrics import (
     bootstrap_interval,
     by_group_size,
-    paired_difference,
     per_item_scores,
     scores_of_counts,
 )
-from dist_train.evaluation.scores import Delivered, Difference, Kind, MatcherScore, Scores
+from dist_train.evaluation.scores import (
+    Delivered,
+    Difference,
+    Kind,
+    MatcherScore,
+    Scores,
+    difference,
+)
 from dist_train.matching.join import pairs_in_memory
 from dist_train.matching.pairs import PairSet
 from dist_train.matching.vectors import ItemVectors, open_vectors, subset
@@ -182,7 +188,7 @@ def score_delivered(
         "largest_product": int(labels.sizes.max()),
         "rows": rows,
         "differences": [
-            difference(f1, "matches", over, labels.codes[queries])
+            difference(f1["matches"], f1[over], labels.codes[queries], "matches", over)
             for over in ("score alone", "self-match", "same photo", "groups")
             if over in f1
         ],
@@ -206,12 +212,6 @@ def matcher_score(
         "threshold": threshold,
         "items": len(f1),
     }
-
-
-def difference(f1: Mapping[str, np.ndarray], of: str, over: str, groups: np.ndarray) -> Difference:
-    """The gain of one matcher over another by the F1 (n,) of each on the same items."""
-    gain, low, high = paired_difference(f1[of], f1[over], groups)
-    return {"f1": gain, "low": low, "high": high, "of": of, "over": over}
 
 
 class Comparison:
@@ -316,4 +316,8 @@ def _differences(comparison: Comparison, rows: list[MatcherScore]) -> list[Diffe
     pairs += [(name.rsplit(": ", 1)[-1], name) for name in others]
     pairs += [(WITH_TFIDF, name) for name in (TFIDF, "text")]
     groups = comparison.groups["test"]
-    return [difference(f1, *pair, groups) for pair in pairs if f1.keys() >= set(pair)]
+    return [
+        difference(f1[of], f1[over], groups, of, over)
+        for of, over in pairs
+        if f1.keys() >= {of, over}
+    ]

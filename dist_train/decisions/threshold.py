@@ -18,8 +18,8 @@ from dist_train.decisions.pair_model import PairModel
 from dist_train.distributed.stage import MATCHES
 from dist_train.evaluation.f1_curve import MOST_PAIRS, SavedCurve, f1_curve_of_queries
 from dist_train.evaluation.labelled import CatalogueLabels, labelled_rows
-from dist_train.evaluation.metrics import paired_difference, scores_of_counts
-from dist_train.evaluation.scores import Difference
+from dist_train.evaluation.metrics import scores_of_counts
+from dist_train.evaluation.scores import Difference, difference
 from shards.read.location import Folder
 from shards.storage import stage_files
 from shards.storage.errors import BadInput
@@ -258,14 +258,8 @@ def decide_threshold(
             threshold, lowest = found[0], curve.thresholds[-1:]
             at_score_floor = not len(lowest) or bool(threshold <= lowest[0])
         ours, alone = pairs.f1(curve.best()[0], sizes), 2.0 / (1.0 + sizes)
-        f1, low, high = paired_difference(ours, alone, labels.codes[queries])
-        over_self_match = {
-            "f1": f1,
-            "low": low,
-            "high": high,
-            "of": "matches",
-            "over": "self-match",
-        }
+        products = labels.codes[queries]
+        over_self_match = difference(ours, alone, products, "matches", "self-match")
     assert threshold is not None
     objective = None
     if given.source == "chosen":

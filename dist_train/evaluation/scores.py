@@ -6,7 +6,9 @@ catalogue, and then of matchers among the test items alone, as a competition pri
 
 from typing import Literal, NotRequired, TypedDict
 
-from dist_train.evaluation.metrics import GroupSizeScore
+import numpy as np
+
+from dist_train.evaluation.metrics import GroupSizeScore, paired_difference
 
 Kind = Literal["baseline", "modality", "compare", "groups", "ours"]
 """A trivial matcher, one modality of ours, an encoder to compare with, or what was decided."""
@@ -37,6 +39,17 @@ class Difference(TypedDict):
     high: float
     of: str
     over: str
+
+
+def difference(
+    ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray, of: str, over: str
+) -> Difference:
+    """The gain of the matcher `of` over the matcher `over` on the same items.
+
+    ours, theirs: (n,) F1 of each; groups: (n,) products of the items, which the interval draws.
+    """
+    f1, low, high = paired_difference(ours, theirs, groups)
+    return {"f1": f1, "low": low, "high": high, "of": of, "over": over}
 
 
 class Delivered(TypedDict):

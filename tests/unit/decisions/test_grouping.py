@@ -35,6 +35,13 @@ def test_of_too_many_pairs_the_matches_alone_are_joined(sizes, monkeypatch, capl
     assert "must not" not in caplog.text
 
 
+@pytest.mark.parametrize("sizes", [(6,), (1, 2, 3), (4, 0, 2)])
+def test_before_that_the_pairs_that_are_no_matches_are_left_out(sizes, monkeypatch, caplog):
+    monkeypatch.setattr(grouping, "MOST_PAIRS", 4)  # five have 0.01 or more, four are matches
+    assert groups(*sizes) == ([0, 0, 0, 1, 1, 2, 3], grouping.HALF)
+    assert "components" not in caplog.text
+
+
 def test_links_of_too_many_pairs(monkeypatch, caplog):
     """A pair that is never in one group is not joined itself; if others join it, that is said."""
     monkeypatch.setattr(grouping, "MOST_PAIRS", 2)

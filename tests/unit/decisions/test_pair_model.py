@@ -18,7 +18,6 @@ from dist_train.decisions.pair_model import (
     fit,
     fitting_obstacle,
     fold_of_products,
-    gain,
     load,
     monotone_of,
 )
@@ -341,15 +340,6 @@ def test_folds_are_even_whatever_another_hash_has_chosen() -> None:
     labels = np.array([f"{n:x}" for n in range(20_000)], object)
     chosen = labels[pd.util.hash_array(labels) % 5 == 0]
     assert np.bincount(fold_of_products(chosen), minlength=FOLDS).min() > 700
-
-
-def test_gain_is_paired() -> None:
-    draw = np.random.default_rng(0)
-    plain = draw.uniform(0.2, 0.9, 300)
-    found = gain(plain + 0.05, plain, np.repeat(np.arange(100), 3))
-    assert found["low"] > 0.049
-    assert found["f1"] == pytest.approx(0.05)
-    assert gain(plain, plain, np.arange(300))["low"] == 0
 
 
 def test_too_few_labels_are_explained() -> None:

@@ -13,6 +13,7 @@ from dist_train.evaluation.metrics import (
     per_item_scores,
     recall_at_1,
 )
+from dist_train.evaluation.scores import difference
 
 
 @st.composite
@@ -169,3 +170,13 @@ def test_group_sizes_have_the_named_bands():
     bands = table[["size_from", "size_to"]].to_numpy().tolist()
     assert bands == [[1, 1], [2, 2], [3, 4], [5, 9], [10, 19], [20, 33]]
     assert table["items"].tolist() == [1, 2, 7, 14, 29, 53]
+
+
+def test_a_difference_is_paired() -> None:
+    draw = np.random.default_rng(0)
+    plain = draw.uniform(0.2, 0.9, 300)
+    found = difference(plain + 0.05, plain, np.repeat(np.arange(100), 3), "one", "other")
+    assert found["low"] > 0.049
+    assert found["f1"] == pytest.approx(0.05)
+    assert (found["of"], found["over"]) == ("one", "other")
+    assert difference(plain, plain, np.arange(300), "one", "other")["low"] == 0
